@@ -1,0 +1,391 @@
+"""Shards -> batches of views: reading, drawing, rendering ahead of the consumer, from any position.
+
+Here: the loader and its counters. It is told where to stand (`seek`), never asked.
+Not here: the order (order.py), the draws (crops.py, colour.py), the pixels (render_*.py), the index (shards.py).
+"""
+
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from wherefrom.pipeline.colour import draw_colour
+from wherefrom.pipeline.crops import DrawnGeometry, Keys, draw_geometry
+from wherefrom.pipeline.draws import check_family_names, family_word
+from wherefrom.pipeline.order import Order, OrderMode
+from wherefrom.pipeline.reader import ShardReader
+from wherefrom.pipeline.recipe import Recipe
+from wherefrom.pipeline.render import Renderer, RendererName, make_renderer
+from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
+
+log = logging.getLogger(__name__)
+
+MAX_BAD_SHARE = 1e-4  # of the samples; at least MAX_BAD_LEAST may turn out undecodable before a run stops
+MAX_BAD_LEAST = 10
+
+
+class TooManyBadError(ValueError):
+    """More samples would not decode than `max_bad` allows."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoaderStats:
+    """What a loader did so far. Seconds are summed over the threads that did it; `wait_s` is the consumer's."""
+
+    pictures: int = 0
+    batches: int = 0
+    replaced: int = 0  # unsound pictures that another stood in for
+    invalid_views: int = 0
+    read_bytes: int = 0
+    pixel_bytes: int = 0
+    read_s: float = 0.0
+    draw_s: float = 0.0
+    decode_s: float = 0.0  # 0 where the renderer can't tell it from rendering
+    render_s: float = 0.0
+    make_s: float = 0.0  # whole batches, from ids to views
+    copy_s: float = 0.0
+    wait_s: float = 0.0
+    accepted: dict[str, float] = field(default_factory=dict)  # a family's share of views that kept their law without a fallback
+    drawn: dict[str, int] = field(default_factory=dict)  # views behind that share
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where a run stands and what it was made from; everything a saved position must agree on."""
+
+    dataset: str  # the index's fingerprint
+    recipe: str  # the recipe's fingerprint
+    seed: int
+    global_batch: int
+    order: str
+    updates: int  # completed
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+class Loader:
+    """Batches of views, in an order and with draws that depend on (seed, epoch, sample, view) and the recipe alone.
+
+    Iterating gives the micro-batches of the rest of the epoch; `forever` goes on into the next ones. Threads live until `close`,
+    or until the loader is dropped. Prefetch is bounded: `prefetch` batches, `prefetch_bytes` of pixels.
+    """
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        recipe: Recipe,
+        order: Order,
+        renderer: Renderer,
+        *,
+        device: str | torch.device = "cpu",
+        threads: int | None = None,
+        prefetch: int = 2,
+        max_bad: int | None = None,
+    ) -> None:
+        if prefetch < 1:
+            raise ValueError(f"prefetch={prefetch}: needs at least 1 batch")
+        check_family_names([family.name for family in recipe.families])
+        self.index = index
+        self.recipe = recipe
+        self.order = order
+        self.renderer = renderer
+        self.device = torch.device(device)
+        self.prefetch = prefetch
+        self.max_bad = max(MAX_BAD_LEAST, int(MAX_BAD_SHARE * len(index))) if max_bad is None else max_bad
+        self.updates = 0  # the position
+        self._reader = ShardReader(index)
+        self._makers = ThreadPoolExecutor(min(2, prefetch), "wherefrom-make") if threads != 0 else None
+        self._stats = LoaderStats()
+        self._lock = threading.Lock()
+        self._bad: dict[int, str] = {}
+        self._copying: deque[tuple[torch.cuda.Event, Batch]] = deque()
+
+    def __len__(self) -> int:
+        """Micro-batches of one whole epoch on this rank."""
+        return self.order.updates_per_epoch * self.order.accumulation
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimiser steps of one epoch."""
+        return self.order.updates_per_epoch
+
+    @property
+    def prefetch_bytes(self) -> int:
+        """The pixels that are made ahead, in bytes, at most."""
+        pictures = -(-self.order.global_batch // (self.order.ranks * self.order.accumulation))
+        values = sum(3 * family.views * family.size_px[0] * family.size_px[1] for family in self.recipe.families)
+        return self.prefetch * pictures * values * getattr(torch, self.recipe.pixels).itemsize
+
+    def seek(self, updates: int) -> None:
+        """Stand after `updates` completed optimiser steps, wherever that is: nothing is read or skipped."""
+        if updates < 0:
+            raise ValueError(f"updates={updates}: needs 0 or more")
+        self.updates = updates
+
+    def position(self, updates: int | None = None) -> dict[str, Any]:
+        """Return the position after `updates` steps (default: where the loader stands) as plain data."""
+        return Position(
+            dataset=self.index.fingerprint,
+            recipe=self.recipe.fingerprint,
+            seed=self.order.seed,
+            global_batch=self.order.global_batch,
+            order=self.order.mode,
+            updates=self.updates if updates is None else updates,
+        ).as_dict()
+
+    def resume(self, position: dict[str, Any]) -> None:
+        """Stand where a saved position says.
+
+        Raises: ValueError naming the field if it is a position of another dataset, recipe, seed, batch or order.
+        """
+        here = self.position()
+        for name in here:
+            if name not in position:
+                raise ValueError(f"position lacks {name!r}; it was not written by this library")
+            if name != "updates" and position[name] != here[name]:
+                raise ValueError(f"position has {name}={position[name]!r}, this loader has {here[name]!r}; resume with the same {name}")
+        self.seek(position["updates"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the micro-batches of the rest of this epoch; afterwards the loader stands at the next."""
+        epoch, step = divmod(self.updates, self.updates_per_epoch)
+        per_step = self.order.accumulation
+        yield from self._stream((epoch, s, m) for s in range(step, self.updates_per_epoch) for m in range(per_step))
+        self.updates = (epoch + 1) * self.updates_per_epoch
+
+    def forever(self) -> Iterator[Batch]:
+        """Yield micro-batches without end from the position, making ahead across epochs."""
+        steps = (divmod(updates, self.updates_per_epoch) for updates in itertools.count(self.updates))
+        yield from self._stream((epoch, step, m) for epoch, step in steps for m in range(self.order.accumulation))
+
+    def batch(self, sample: ArrayLike, drawn_for: ArrayLike | None = None, epoch: int = 0) -> Batch:
+        """Return the views of these pictures, with the draws of `drawn_for` (default: their own), here and now.
+
+        Shapes: sample (B,), drawn_for (B,). Replays what a run saw; cuts a picture as another was cut.
+        """
+        shown = np.asarray(sample, np.int64)
+        for name, ids in (("sample", shown), ("drawn_for", np.asarray(shown if drawn_for is None else drawn_for, np.int64))):
+            if ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(self.index))):
+                raise IndexError(
+                    f"{name} {ids.tolist() if ids.size < 9 else ids.shape}: ids are a row of numbers from 0 to {len(self.index) - 1}"
+                )
+        return self._handed_over(self._make(shown, shown if drawn_for is None else np.asarray(drawn_for, np.int64), epoch))
+
+    def stats(self) -> LoaderStats:
+        """Return the counters so far."""
+        with self._lock:
+            copy = LoaderStats(**{item.name: getattr(self._stats, item.name) for item in fields(LoaderStats)})
+            copy.accepted, copy.drawn = dict(self._stats.accepted), dict(self._stats.drawn)
+        return copy
+
+    def close(self) -> None:
+        """End all threads and close all files; twice is fine."""
+        if self._makers is not None:
+            self._makers.shutdown(wait=True, cancel_futures=True)
+        self.renderer.close()
+        self._reader.close()
+        self._copying.clear()
+
+    def _stream(self, places: Iterator[tuple[int, int, int]]) -> Iterator[Batch]:
+        """Yield one batch a place (epoch, step, micro-batch), in order, at most `prefetch` made ahead."""
+        if self._makers is None:
+            for epoch, step, micro in places:
+                yield self._timed_wait(lambda e=epoch, s=step, m=micro: self._make_at(e, s, m))  # type: ignore[misc]
+            return
+        ahead: deque[Future[Batch]] = deque()
+        try:
+            while True:
+                for place in itertools.islice(places, self.prefetch - len(ahead)):
+                    ahead.append(self._makers.submit(self._make_at, *place))
+                if not ahead:
+                    return
+                yield self._timed_wait(ahead.popleft().result)
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def _timed_wait(self, get: Any) -> Batch:
+        start = time.perf_counter()
+        batch = get()
+        with self._lock:
+            self._stats.wait_s += time.perf_counter() - start
+        return self._handed_over(batch)
+
+    def _handed_over(self, batch: Batch) -> Batch:
+        """Move a batch to the device without waiting; its pinned memory is kept until the copy is done."""
+        if self.device.type != "cuda":
+            return batch
+        start = time.perf_counter()
+        moved = batch.to(self.device, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._copying.append((event, batch))
+        while self._copying and self._copying[0][0].query():
+            self._copying.popleft()
+        with self._lock:
+            self._stats.copy_s += time.perf_counter() - start
+        return moved
+
+    def _make_at(self, epoch: int, step: int, micro: int) -> Batch:
+        ids = self.order.micro_batch(epoch, step, micro)
+        return self._make(ids, ids, epoch)
+
+    def _make(self, wanted: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int) -> Batch:
+        """Read, draw and render; pictures that will not decode are condemned and replaced until all do."""
+        start = time.perf_counter()
+        sample = self.index.replacement(wanted)
+        with self._stage("read"):
+            encoded = [self._reader.read(int(i)) for i in sample]
+        read = time.perf_counter()
+        with self._stage("draw"):
+            drawn, records = self._draw(sample, drawn_for, epoch)
+        draw_s = time.perf_counter() - read
+        with self._stage("render"):
+            rendered = self.renderer.render(encoded, records)
+        decode_s, render_s, failed = rendered.decode_s, rendered.render_s, rendered.failed
+        if failed:
+            sample = sample.copy()
+        while failed:
+            where = np.fromiter(failed, np.int64)
+            self._condemn({int(sample[position]): reason for position, reason in failed.items()})
+            sample[where] = self.index.replacement(wanted[where])
+            drawn, records = self._draw(sample, drawn_for, epoch)
+            chosen = [(geometry[where.tolist()], photometric[where.tolist()]) for geometry, photometric in records]
+            again = self.renderer.render([self._reader.read(int(i)) for i in sample[where]], chosen)
+            for pixels, part in zip(rendered.pixels, again.pixels, strict=True):
+                pixels[torch.from_numpy(where).to(pixels.device)] = part
+            failed = {int(where[position]): reason for position, reason in again.failed.items()}
+
+        batch = self._assemble(sample, drawn_for, rendered.pixels, drawn, records)
+        with self._lock:
+            stats = self._stats
+            stats.pictures += len(sample)
+            stats.batches += 1
+            stats.replaced += int((sample != wanted).sum())
+            stats.read_bytes += sum(len(item) for item in encoded)
+            stats.pixel_bytes += sum(pixels.nbytes for pixels in rendered.pixels)
+            stats.read_s += read - start
+            stats.draw_s += draw_s
+            stats.decode_s += decode_s
+            stats.render_s += render_s
+            stats.make_s += time.perf_counter() - start
+            for item in drawn:
+                name, views = item.geometry.family, item.accepted.numel()
+                before = stats.drawn.get(name, 0)
+                kept = stats.accepted.get(name, 0.0) * before + float(item.accepted.sum())
+                stats.drawn[name], stats.accepted[name] = before + views, kept / max(before + views, 1)
+                stats.invalid_views += int((~item.valid).sum())
+        return batch
+
+    def _draw(
+        self, sample: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int
+    ) -> tuple[tuple[DrawnGeometry, ...], list[tuple[ViewGeometry, Photometric]]]:
+        seed = self.order.seed
+        drawn = draw_geometry(
+            self.recipe,
+            seed=seed,
+            epoch=epoch,
+            drawn_for=drawn_for,
+            sample=sample,
+            source_size=self.index.source_size[sample],
+            stored_orientation=self.index.orientation[sample],
+        )
+        keys = [Keys(seed=seed, epoch=epoch, drawn_for=drawn_for, family=family_word(family.name)) for family in self.recipe.families]
+        colours = [draw_colour(family, key) for family, key in zip(self.recipe.families, keys, strict=True)]
+        return drawn, [(item.geometry, colour) for item, colour in zip(drawn, colours, strict=True)]
+
+    def _assemble(
+        self,
+        sample: NDArray[np.int64],
+        drawn_for: NDArray[np.int64],
+        pixels: Sequence[torch.Tensor],
+        drawn: Sequence[DrawnGeometry],
+        records: Sequence[tuple[ViewGeometry, Photometric]],
+    ) -> Batch:
+        views = tuple(
+            Views(pixels=tensor, geometry=geometry, valid=item.valid, photometric=photometric)
+            for tensor, item, (geometry, photometric) in zip(pixels, drawn, records, strict=True)
+        )
+        return Batch(
+            sample=torch.from_numpy(sample),
+            drawn_for=torch.from_numpy(drawn_for),
+            label=torch.from_numpy(self.index.label[sample]),
+            source_size=torch.from_numpy(self.index.source_size[sample]),
+            views=views,
+        )
+
+    def _condemn(self, bad: dict[int, str]) -> None:
+        """Mark samples as unsound from now on, aloud; stop when there are too many."""
+        with self._lock:
+            for i, reason in bad.items():
+                if i not in self._bad:
+                    self._bad[i] = reason
+                    self.index.condemn(i, reason)
+                    log.warning("sample %d (%s) will not decode and is replaced: %s", i, self.index.key(i), reason)
+            if len(self._bad) > self.max_bad:
+                listed = ", ".join(f"{i} ({self.index.key(i)})" for i in sorted(self._bad)[:20])
+                raise TooManyBadError(
+                    f"{len(self._bad)} samples would not decode, max_bad={self.max_bad}: {listed}; audit with wherefrom index --decode"
+                )
+
+    def _stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Return an NVTX range where there is a profiler to see it."""
+        if self.device.type == "cuda":
+            return torch.cuda.nvtx.range(f"wherefrom/{name}")
+        return contextlib.nullcontext()
+
+
+def make_loader(
+    index: ShardIndex | str,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    global_batch: int = 256,
+    rank: int = 0,
+    ranks: int = 1,
+    accumulation: int = 1,
+    order: OrderMode = "shuffled",
+    renderer: RendererName = "auto",
+    threads: int | None = None,
+    prefetch: int = 2,
+    device: str | torch.device = "cpu",
+    max_bad: int | None = None,
+) -> Loader:
+    """Build a loader over an index, or over the shards that a pattern names.
+
+    global_batch: samples of one optimiser step over all ranks; each rank takes a contiguous slice, in `accumulation` micro-batches.
+    order:        "shuffled", "block" (for media that want sequential reads) or "sequential" (evaluation: every sample once).
+    threads:      that decode and render; None: one a core; 0: everything in the caller's thread.
+    """
+    opened = ShardIndex.open(index) if isinstance(index, str) else index
+    plan = Order(
+        samples=len(opened),
+        global_batch=global_batch,
+        seed=seed,
+        rank=rank,
+        ranks=ranks,
+        accumulation=accumulation,
+        mode=order,
+        shard_lengths=tuple(opened.shard_lengths.tolist()) if order == "block" else (),
+    )
+    made = make_renderer(recipe, renderer, device=device, threads=threads, prefetch=prefetch)
+    return Loader(opened, recipe, plan, made, device=device, threads=threads, prefetch=prefetch, max_bad=max_bad)

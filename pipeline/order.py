@@ -1,0 +1,137 @@
+"""Which rank takes which sample at which step: a keyed permutation that is computed, never stored.
+
+Here: ids as a function of (seed, epoch, position), and the slices of ranks and micro-batches.
+Not here: reading (loader.py). The loop's count of completed updates is the only truth: epoch, step = divmod(updates, updates_per_epoch).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wherefrom.pipeline.draws import PICTURE, Purpose, random_words
+
+OrderMode = Literal["shuffled", "block", "sequential"]
+
+_ROUNDS = 10
+
+
+def permute(positions: NDArray[np.int64], count: int, keys: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Return a keyed bijection of [0, count) at some positions: a Feistel network on the next power of two, with cycle walking.
+
+    Shapes: positions (n,), keys (rounds,) uint32 -> (n,). Takes no memory beyond the positions, and under two walks a position on average.
+    Source: Black and Rogaway, CT-RSA 2002; the round function is MurmurHash3's 32-bit finaliser.
+    """
+    if count == 1:
+        return np.zeros_like(positions)
+    bits = max(2, int(count - 1).bit_length())
+    low_bits = bits // 2
+    low_mask, high_mask = np.uint64((1 << low_bits) - 1), np.uint64((1 << (bits - low_bits)) - 1)
+    shift = np.uint64(low_bits)
+
+    def mixed(half: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+        x = ((half ^ np.uint64(key)) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
+        x = ((x ^ (x >> np.uint64(15))) * np.uint64(0x85EBCA6B)) & np.uint64(0xFFFFFFFF)
+        x = ((x ^ (x >> np.uint64(13))) * np.uint64(0xC2B2AE35)) & np.uint64(0xFFFFFFFF)
+        return x ^ (x >> np.uint64(16))
+
+    def once(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        high, low = values >> shift, values & low_mask
+        for number in range(0, len(keys) - 1, 2):
+            high = high ^ (mixed(low, int(keys[number])) & high_mask)
+            low = low ^ (mixed(high, int(keys[number + 1])) & low_mask)
+        return high << shift | low
+
+    result = once(positions.astype(np.uint64))
+    outside = np.flatnonzero(result >= count)
+    while len(outside):
+        result[outside] = once(result[outside])
+        outside = outside[result[outside] >= count]
+    return result.astype(np.int64)
+
+
+def _keys(seed: int, epoch: int, what: int) -> NDArray[np.uint32]:
+    """Return the round keys of the permutation numbered `what`: 0 the samples or shards, k + 1 the k-th window of shards."""
+    return random_words(seed, epoch, what, PICTURE, 0, Purpose.ORDER, np.arange(-(-_ROUNDS // 4))).reshape(-1)[:_ROUNDS]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """The order of all samples, and the part of it that one rank sees.
+
+    `shuffled`: one permutation of all samples; `block`: shards permuted, then samples within windows of `window` shards;
+    `sequential`: as they lie, every sample once, the last batch short (ranks may get none).
+    Raises: ValueError if ranks and accumulation do not divide the global batch, or there are fewer samples than a batch.
+    """
+
+    samples: int
+    global_batch: int  # samples of one optimiser step, over all ranks
+    seed: int = 0
+    rank: int = 0
+    ranks: int = 1
+    accumulation: int = 1  # micro-batches a step on each rank
+    mode: OrderMode = "shuffled"
+    shard_lengths: tuple[int, ...] = ()  # for `block`
+    window: int = 8  # shards mixed together in `block`
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.global_batch < 1:
+            raise ValueError(f"samples={self.samples}, global_batch={self.global_batch}: needs at least 1 of each")
+        if not 0 <= self.rank < self.ranks or self.accumulation < 1:
+            raise ValueError(
+                f"rank={self.rank} of {self.ranks}, accumulation={self.accumulation}: needs 0 <= rank < ranks, accumulation >= 1"
+            )
+        if self.global_batch % (self.ranks * self.accumulation):
+            raise ValueError(
+                f"global_batch={self.global_batch} is not divided by {self.ranks} ranks x accumulation {self.accumulation}; "
+                f"take {self._divided()}"
+            )
+        if self.mode != "sequential" and self.samples < self.global_batch:
+            raise ValueError(
+                f"{self.samples} samples are fewer than one batch; take global_batch <= {self.samples}, now {self.global_batch}"
+            )
+        if self.mode == "block" and (sum(self.shard_lengths) != self.samples or self.window < 1):
+            raise ValueError(f"block order: shard_lengths sum to {sum(self.shard_lengths)} of {self.samples} samples, window={self.window}")
+
+    def _divided(self) -> int:
+        parts = self.ranks * self.accumulation
+        return max(parts, self.global_batch // parts * parts)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimiser steps of one epoch; the remainder is dropped, but in `sequential`."""
+        whole, rest = divmod(self.samples, self.global_batch)
+        return whole + (self.mode == "sequential" and rest > 0)
+
+    def ids(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the sample ids (n,) at positions (n,) of an epoch's order."""
+        if self.mode == "sequential":
+            return positions.astype(np.int64)
+        if self.mode == "shuffled":
+            return permute(positions, self.samples, _keys(self.seed, epoch, 0))
+        return self._block_ids(epoch, positions)
+
+    def _block_ids(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        lengths = np.asarray(self.shard_lengths, np.int64)
+        shards = permute(np.arange(len(lengths)), len(lengths), _keys(self.seed, epoch, 0))
+        ends = lengths[shards].cumsum()  # of the permuted shards, in positions
+        window_ends = np.append(ends[self.window - 1 : -1 : self.window], self.samples)
+        mixed = np.empty_like(positions)
+        window_of = np.searchsorted(window_ends, positions, side="right")
+        for window in np.unique(window_of):
+            start = window_ends[window - 1] if window else 0
+            inside = window_of == window
+            mixed[inside] = start + permute(
+                positions[inside] - start, int(window_ends[window] - start), _keys(self.seed, epoch, int(window) + 1)
+            )
+        slot = np.searchsorted(ends, mixed, side="right")
+        shard_starts = lengths.cumsum() - lengths
+        return shard_starts[shards[slot]] + mixed - (ends[slot] - lengths[shards[slot]])
+
+    def micro_batch(self, epoch: int, step: int, micro: int) -> NDArray[np.int64]:
+        """Return this rank's sample ids of one micro-batch: contiguous slices of the global batch by rank, then by micro-batch."""
+        per_rank = self.global_batch // self.ranks
+        per_micro = per_rank // self.accumulation
+        start = step * self.global_batch + self.rank * per_rank + micro * per_micro
+        return self.ids(epoch, np.arange(min(start, self.samples), min(start + per_micro, self.samples)))

@@ -1,0 +1,46 @@
+"""Where files of ours lie on a user's machine.
+
+Here: the user's cache folder, by each system's own custom; made on demand.
+Not here: what is kept in it (shard indexes, demo pictures); their owners name their own sub-folders.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["user_cache_folder"]
+
+OVERRIDE = "WHEREFROM_CACHE"
+
+
+def user_cache_folder() -> Path:
+    """Return the user's cache folder for wherefrom; it exists and can be written.
+
+    It is $WHEREFROM_CACHE where that is set, else `wherefrom` in the system's own place: $XDG_CACHE_HOME or ~/.cache, ~/Library/Caches
+    (macOS), %LOCALAPPDATA% (Windows).
+    Raises: OSError in one line if the folder cannot be made or written.
+    Source: XDG Base Directory Specification 0.8 (a relative $XDG_CACHE_HOME is to be ignored).
+    """
+    folder = _customary_folder(os.environ, sys.platform)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cache folder {folder} cannot be written ({error.strerror}); set {OVERRIDE} to a folder that can") from error
+    return folder
+
+
+def _customary_folder(environment: Mapping[str, str], platform: str) -> Path:
+    if named := environment.get(OVERRIDE):
+        return Path(named).expanduser().absolute()
+    if platform == "win32":
+        base = environment.get("LOCALAPPDATA", "") or Path.home() / "AppData" / "Local"
+    elif platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        xdg = environment.get("XDG_CACHE_HOME", "")
+        base = xdg if Path(xdg).is_absolute() else Path.home() / ".cache"
+    return Path(base) / "wherefrom"

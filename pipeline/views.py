@@ -1,0 +1,233 @@
+"""What the loader hands over: views, the record of where each came from, and the numbers that changed its colour.
+
+Here: containers that check their tensors once, on construction, and slice and move them together.
+Not here: how any of it is drawn (crops.py, colour.py) or rendered (render_*.py).
+Indexing `views[b, v]` takes slices, lists, tensors or numbers for samples and views; a number keeps its axis, so axes never vanish.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wherefrom.pipeline import geometry
+
+Index = int | slice | Sequence[int] | Tensor
+
+
+def _kept(index: Index) -> slice | Tensor:
+    """Return an index that keeps its axis."""
+    if isinstance(index, int):
+        return slice(index, index + 1 or None)
+    return index if isinstance(index, slice) else torch.as_tensor(index)
+
+
+def _split(index: Index | tuple[Index, ...]) -> tuple[slice | Tensor, slice | Tensor]:
+    parts = index if isinstance(index, tuple) else (index,)
+    if len(parts) > 2:
+        raise IndexError(f"index with {len(parts)} parts, views have two axes: samples and views")
+    return _kept(parts[0]), _kept(parts[1]) if len(parts) == 2 else slice(None)
+
+
+def _check(owner: str, name: str, value: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> None:
+    fits = value.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, value.shape, strict=True))
+    if not fits:
+        raise ValueError(f"{owner}.{name} has shape {tuple(value.shape)}, expected {shape} (None: any)")
+    if dtype is not None and value.dtype != dtype:
+        raise ValueError(f"{owner}.{name} is {value.dtype}, expected {dtype}")
+
+
+def _moved(container: Any, device: torch.device | str, non_blocking: bool) -> dict[str, Any]:
+    return {
+        field.name: value.to(device, non_blocking=non_blocking)
+        for field in fields(container)
+        if isinstance(value := getattr(container, field.name), Tensor)
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Photometric:
+    """The colour numbers of every view, as drawn: all (B, V). From them `colour.colour_matrix` gives the matrix that is applied."""
+
+    brightness: Tensor  # float32 factor, 1 leaves as is
+    contrast: Tensor  # float32 factor, about 128
+    saturation: Tensor  # float32 factor, in YIQ
+    hue_rad: Tensor  # float32, in YIQ
+    grey: Tensor  # bool
+    blur_sigma_px: Tensor  # float32, pixels of the finished view; 0: none
+    solarised: Tensor  # bool
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.brightness.shape)
+        _check("Photometric", "brightness", self.brightness, (None, None), torch.float32)
+        for name in ("contrast", "saturation", "hue_rad", "blur_sigma_px"):
+            _check("Photometric", name, getattr(self, name), shape, torch.float32)
+        for name in ("grey", "solarised"):
+            _check("Photometric", name, getattr(self, name), shape, torch.bool)
+
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> "Photometric":
+        b, v = _split(index)
+        return Photometric(**{field.name: getattr(self, field.name)[b][:, v] for field in fields(self)})
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Photometric":
+        """Return the same on another device."""
+        return replace(self, **_moved(self, device, non_blocking))
+
+    @staticmethod
+    def unchanged(samples: int, views: int) -> "Photometric":
+        """Return the numbers that leave colour alone."""
+        one, no = torch.ones(samples, views), torch.zeros(samples, views, dtype=torch.bool)
+        nought = torch.zeros(samples, views)
+        return Photometric(brightness=one, contrast=one, saturation=one, hue_rad=nought, grey=no, blur_sigma_px=nought, solarised=no)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ViewGeometry:
+    """Where every view of one family came from: with the picture's bytes enough to render it again, without a generator."""
+
+    boxes: Tensor  # (B, V, 4) float32, xyxy, source pixels, as cut
+    flipped: Tensor  # (B, V) bool, mirrored left-right after resizing
+    quarter_turns: Tensor  # (B, V) int64, 0 to 3, counter-clockwise, after the mirror
+    source_size: Tensor  # (B, 2) int32, (height, width), upright
+    stored_orientation: Tensor  # (B,) uint8, the file's EXIF orientation, 1 to 8, already undone in the source frame
+    sample: Tensor  # (B,) int64, the picture shown
+    drawn_for: Tensor  # (B,) int64, the sample whose draws these are; differs from `sample` where an unsound one was replaced
+    view: Tensor  # (V,) int64, number within the family
+    family: str
+    size_px: tuple[int, int]  # (height, width) of the finished view
+    seed: int
+    epoch: int
+
+    def __post_init__(self) -> None:
+        _check("ViewGeometry", "boxes", self.boxes, (None, None, 4), torch.float32)
+        b, v = self.boxes.shape[:2]
+        _check("ViewGeometry", "flipped", self.flipped, (b, v), torch.bool)
+        _check("ViewGeometry", "quarter_turns", self.quarter_turns, (b, v), torch.int64)
+        _check("ViewGeometry", "source_size", self.source_size, (b, 2), torch.int32)
+        _check("ViewGeometry", "stored_orientation", self.stored_orientation, (b,), torch.uint8)
+        _check("ViewGeometry", "sample", self.sample, (b,), torch.int64)
+        _check("ViewGeometry", "drawn_for", self.drawn_for, (b,), torch.int64)
+        _check("ViewGeometry", "view", self.view, (v,), torch.int64)
+
+    def __len__(self) -> int:
+        return self.boxes.shape[0]
+
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> "ViewGeometry":
+        b, v = _split(index)
+        both = {name: getattr(self, name)[b][:, v] for name in ("boxes", "flipped", "quarter_turns")}
+        each = {name: getattr(self, name)[b] for name in ("source_size", "stored_orientation", "sample", "drawn_for")}
+        return replace(self, **both, **each, view=self.view[v])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "ViewGeometry":
+        """Return the same on another device."""
+        return replace(self, **_moved(self, device, non_blocking))
+
+    @property
+    def view_to_source(self) -> Tensor:
+        """(B, V, 2, 3) float64: continuous view coordinates in [0, width] x [0, height] -> source pixels."""
+        return geometry.view_to_source(self.boxes, self.flipped, self.quarter_turns, self.size_px)
+
+    @property
+    def source_to_view(self) -> Tensor:
+        """(B, V, 2, 3) float64: source pixels -> view pixels."""
+        return geometry.invert(self.view_to_source)
+
+    def seen_from(self, other: "ViewGeometry") -> Tensor:
+        """Return every view's box in every view of `other`, in that view's own pixels, mirrored and turned with it; nothing is clamped.
+
+        Shapes: self (B, V), other (B, W) of the same pictures -> (B, V, W, 4) float64, xyxy.
+        """
+        maps = other.source_to_view.unsqueeze(1)  # (B, 1, W, 2, 3)
+        return geometry.map_boxes(maps, self.boxes[:, :, None, None]).squeeze(-2)
+
+    def overlap_area(self, other: "ViewGeometry") -> Tensor:
+        """Return the source area shared by every view and every view of `other`: (B, V, W) float64, square source pixels."""
+        return geometry.overlap_area(self.boxes[:, :, None], other.boxes[:, None])
+
+    def iou(self, other: "ViewGeometry") -> Tensor:
+        """Return intersection over union with every view of `other`: (B, V, W) float64."""
+        return geometry.iou(self.boxes[:, :, None], other.boxes[:, None])
+
+    def token_boxes(self, grid: tuple[int, int]) -> Tensor:
+        """Return where every token cell lies in the source: (B, V, rows * cols, 4) float64, n = row * cols + col."""
+        return geometry.token_boxes(self.view_to_source, self.size_px, grid)
+
+    def tokens_seen_from(self, other: "ViewGeometry", grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return every token cell in the pixels of every view of `other`, and which part of it that view shows.
+
+        Shapes: grid (rows, cols) of N cells -> boxes (B, V, W, N, 4) float64 and fraction (B, V, W, N) float64.
+        """
+        cells = geometry.map_boxes(other.source_to_view.unsqueeze(1), self.token_boxes(grid).unsqueeze(2))
+        return cells, geometry.visible_fraction(cells, other.size_px)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Views:
+    """The views of one family: pixels with their records."""
+
+    pixels: Tensor  # (B, V, C, H, W) uint8, or normalised float
+    geometry: ViewGeometry
+    valid: Tensor  # (B, V) bool; False: the picture was too small for the law and stands whole
+    photometric: Photometric
+
+    def __post_init__(self) -> None:
+        b, v = self.geometry.boxes.shape[:2]
+        _check("Views", "pixels", self.pixels, (b, v, None, *self.geometry.size_px))
+        _check("Views", "valid", self.valid, (b, v), torch.bool)
+        _check("Views", "photometric", self.photometric.brightness, (b, v))
+
+    def __len__(self) -> int:
+        return self.pixels.shape[0]
+
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> "Views":
+        b, v = _split(index)
+        return Views(
+            pixels=self.pixels[b][:, v], geometry=self.geometry[b, v], valid=self.valid[b][:, v], photometric=self.photometric[b, v]
+        )
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Views":
+        """Return the same on another device."""
+        moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in ("pixels", "geometry", "valid", "photometric")}
+        return Views(**moved)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Batch:
+    """One micro-batch: which samples, and their views, a family after the other in the recipe's order."""
+
+    sample: Tensor  # (B,) int64, the pictures shown
+    drawn_for: Tensor  # (B,) int64, the samples whose draws these are
+    label: Tensor  # (B,) int64, -1: none
+    source_size: Tensor  # (B, 2) int32, (height, width), upright
+    views: tuple[Views, ...]
+
+    def __post_init__(self) -> None:
+        _check("Batch", "sample", self.sample, (None,), torch.int64)
+        b = len(self.sample)
+        _check("Batch", "drawn_for", self.drawn_for, (b,), torch.int64)
+        _check("Batch", "label", self.label, (b,), torch.int64)
+        _check("Batch", "source_size", self.source_size, (b, 2), torch.int32)
+        for views in self.views:
+            _check("Batch", f"views[{views.geometry.family!r}].pixels", views.pixels, (b, None, None, None, None))
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def __getitem__(self, index: Index) -> "Batch":
+        b = _kept(index)
+        each = {name: getattr(self, name)[b] for name in ("sample", "drawn_for", "label", "source_size")}
+        return Batch(**each, views=tuple(views[b, :] for views in self.views))  # type: ignore[index]
+
+    def family(self, name: str) -> Views:
+        """Return the views of the family called `name`."""
+        for views in self.views:
+            if views.geometry.family == name:
+                return views
+        raise KeyError(f"family {name!r}: this batch holds {[views.geometry.family for views in self.views]}")
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """Return the same on another device."""
+        moved = _moved(self, device, non_blocking)
+        return replace(self, **moved, views=tuple(views.to(device, non_blocking=non_blocking) for views in self.views))
