@@ -1,0 +1,94 @@
+"""Fixtures shared by the tests: where the real photographs are, and small pictures and shards made on the spot."""
+
+import io
+import os
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is not a fault
+hypothesis.settings.load_profile("no deadline")
+
+SKIPPED_FOR_PHOTOGRAPHS: list[str] = []
+
+
+def photographs_folder() -> Path | None:
+    """Return the folder of real photographs, or None: $WHEREFROM_TEST_DATA, else shared/data beside the repository."""
+    named = os.environ.get("WHEREFROM_TEST_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    return folder if (folder / "imagenet-sample").is_dir() else None
+
+
+@pytest.fixture
+def photographs(request: pytest.FixtureRequest) -> Path:
+    """The folder that holds imagenet-sample/ and imagenette/; skips, counted, where there is none."""
+    folder = photographs_folder()
+    if folder is None:
+        SKIPPED_FOR_PHOTOGRAPHS.append(request.node.nodeid)
+        pytest.skip("no photographs; point WHEREFROM_TEST_DATA at a folder with imagenet-sample/")
+    return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say aloud how many tests did not run because the photographs are missing."""
+    if SKIPPED_FOR_PHOTOGRAPHS:
+        terminalreporter.write_line(f"{len(SKIPPED_FOR_PHOTOGRAPHS)} tests need real photographs and were skipped; set WHEREFROM_TEST_DATA")
+
+
+def write_shard(path: Path, samples: Sequence[tuple[str, Mapping[str, bytes]]]) -> Path:
+    """Write a tar at `path` whose members are `key.extension` for every (key, {extension: bytes}), in that order; return `path`."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, members in samples:
+            for extension, content in members.items():
+                header = tarfile.TarInfo(f"{key}.{extension}")
+                header.size = len(content)
+                tar.addfile(header, io.BytesIO(content))
+    return path
+
+
+def encode_jpeg(array: NDArray[np.uint8], quality: int = 95, exif_orientation: int = 1) -> bytes:
+    """Encode (H, W) or (H, W, 3) uint8 as a JPEG without chroma subsampling; orientation 1 writes no EXIF at all."""
+    exif = Image.Exif()
+    exif[0x0112] = exif_orientation
+    encoded = io.BytesIO()
+    tags = exif.tobytes() if exif_orientation != 1 else b""
+    Image.fromarray(array).save(encoded, "JPEG", quality=quality, subsampling=0, exif=tags)
+    return encoded.getvalue()
+
+
+@pytest.fixture
+def make_shard() -> Callable[..., Path]:
+    """`make_shard(path, [(key, {"jpg": bytes, "cls": b"3"}), ...]) -> path` writes a tar shard."""
+    return write_shard
+
+
+@pytest.fixture
+def jpeg_bytes() -> Callable[..., bytes]:
+    """`jpeg_bytes(array, quality=95, exif_orientation=1) -> bytes` encodes a small picture."""
+    return encode_jpeg
+
+
+def smooth_picture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
+    """Return a picture of soft blobs, (H, W, 3): something to look at in every part, and small as a JPEG."""
+    small = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
+    return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.tar (40 labelled pictures) and val.tar (16)."""
+    folder = tmp_path_factory.mktemp("tiny-shards")
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 40), ("val", 16)):
+        pictures = [smooth_picture(rng, int(rng.integers(64, 96)), int(rng.integers(64, 96))) for _ in range(count)]
+        write_shard(
+            folder / f"{name}.tar",
+            [(f"{name}{i:03d}", {"jpg": encode_jpeg(picture), "cls": str(i % 4).encode()}) for i, picture in enumerate(pictures)],
+        )
+    return folder
