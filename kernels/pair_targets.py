@@ -4,7 +4,7 @@ Here: plain tensors in, plain tensors out, the definition in float64.
 Not here: which views form pairs, and which of them count (wherefrom.train.objectives).
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -36,17 +36,17 @@ def pair_targets(
     Shapes: boxes (..., N, 4) xyxy, pairs (P, 2) of (reference, target) or None for all ordered pairs, flipped and quarter_turns (..., N),
             picture_hw (..., 2) -> (..., P, C) or (..., N, N, C) float32, C = 3 or 4; mean and std (C,) standardise.
     Units:  boxes in source pixels; position in the unit of `position`; scale in nats or as a ratio.
-    Raises: ValueError if shapes do not fit, or position="picture" comes without picture_hw.
+    Raises: ValueError if shapes do not fit, an option is unknown, or position="picture" comes without picture_hw.
     """
-    if boxes.ndim < 2 or boxes.shape[-1] != 4:
-        raise ValueError(f"boxes has shape {tuple(boxes.shape)}, expected (..., N, 4)")
+    _check(boxes, pairs, flipped, quarter_turns, picture_hw)
+    for name, chosen, known in (("position", position, Position), ("scale", scale, Scale), ("axes", axes, Axes)):
+        if chosen not in get_args(known):
+            raise ValueError(f"{name}={chosen!r}: take one of {', '.join(get_args(known))}")
     if position == "picture" and picture_hw is None:
         raise ValueError('picture_hw is None, position="picture" divides by it; pass picture_hw=source_size')
-    for name, value in (("flipped", flipped), ("quarter_turns", quarter_turns)):
-        if value is not None and value.shape != boxes.shape[:-1]:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(boxes.shape[:-1])} as boxes")
-    if pairs is not None and (pairs.ndim != 2 or pairs.shape[-1] != 2):
-        raise ValueError(f"pairs has shape {tuple(pairs.shape)}, expected (P, 2)")
+    for name, value in (("mean", mean), ("std", std)):
+        if value is not None and value.shape != (3 if scale == "log_area" else 4,):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {(3 if scale == 'log_area' else 4,)}, one a channel")
 
     exact = boxes.double()
     centre = (exact[..., :2] + exact[..., 2:]) / 2
@@ -87,3 +87,15 @@ def pair_targets(
     if std is not None:
         channels = channels / std.to(channels)
     return channels.float()
+
+
+def _check(boxes: Tensor, pairs: Tensor | None, flipped: Tensor | None, quarter_turns: Tensor | None, picture_hw: Tensor | None) -> None:
+    if boxes.ndim < 2 or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes has shape {tuple(boxes.shape)}, expected (..., N, 4)")
+    for name, value in (("flipped", flipped), ("quarter_turns", quarter_turns)):
+        if value is not None and value.shape != boxes.shape[:-1]:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(boxes.shape[:-1])} as boxes")
+    if pairs is not None and (pairs.ndim != 2 or pairs.shape[-1] != 2):
+        raise ValueError(f"pairs has shape {tuple(pairs.shape)}, expected (P, 2)")
+    if picture_hw is not None and picture_hw.shape != (*boxes.shape[:-2], 2):
+        raise ValueError(f"picture_hw has shape {tuple(picture_hw.shape)}, expected {(*boxes.shape[:-2], 2)}")

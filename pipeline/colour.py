@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wherefrom.pipeline.crops import Keys
-from wherefrom.pipeline.draws import Purpose, uniform
-from wherefrom.pipeline.recipe import ViewFamily
+from wherefrom.pipeline.draws import Purpose, family_word, uniform
+from wherefrom.pipeline.recipe import Recipe, ViewFamily
 from wherefrom.pipeline.views import Photometric
 
 QUANTUM = 2.0**-20  # recorded numbers are multiples of it, so no processor's last bit shows
@@ -46,6 +46,15 @@ def draw_colour(family: ViewFamily, keys: Keys) -> Photometric:
         grey=torch.from_numpy(chance[..., 1] < law.grey_prob),
         blur_sigma_px=recorded(low + (high - low) * blur, blurred, 0),
         solarised=torch.from_numpy(chance[..., 2] < law.solarise_prob),
+    )
+
+
+def draw_colours(recipe: Recipe, *, seed: int, epoch: int, drawn_for: NDArray[np.int64]) -> tuple[Photometric, ...]:
+    """Draw the photometric numbers of every family for a batch: drawn_for (B,) -> one (B, V) a family, in the recipe's order."""
+    words = [family_word(family.name) for family in recipe.families]
+    return tuple(
+        draw_colour(family, Keys(seed=seed, epoch=epoch, drawn_for=drawn_for, family=word))
+        for family, word in zip(recipe.families, words, strict=True)
     )
 
 

@@ -120,10 +120,12 @@ def draw_boxes(family: ViewFamily, keys: Keys, source_size: NDArray[np.int32], d
         always = np.ones(cut.shape[:2], bool)
         return Boxes(boxes=cut, valid=always, accepted=always)
 
-    small = np.minimum(law.smallest_side_px(source_size), size.min(-1)) < family.min_side_px
-    size = np.where(small[:, None], 256.0, size)  # any size will do: these rows are overwritten
+    containing = drawn[law.of][:, np.arange(views) % drawn[law.of].shape[1]] if isinstance(law, Inside) else None  # (B, V, 4)
+    asked = size[:, None] if containing is None else (containing[..., 2:] - containing[..., :2])[..., ::-1]
+    small = np.minimum(law.smallest_side_px(asked), asked.min(-1)) < family.min_side_px  # (B, 1), inside a family (B, V)
+    size = np.where(small[:, :1], 256.0, size)  # any size will do: these rows are overwritten
     if isinstance(law, Independent):
-        boxes = _independent(law, keys, size, views, snap)
+        boxes = _independent(law, keys, np.repeat(size[:, None, ::-1], views, axis=1), snap)
         made = Boxes(boxes=boxes, valid=np.ones(boxes.shape[:2], bool), accepted=np.ones(boxes.shape[:2], bool))
     elif isinstance(law, Paired):
         boxes = snap_boxes(draw_pairs(law, keys, size), size, snap)
@@ -133,11 +135,11 @@ def draw_boxes(family: ViewFamily, keys: Keys, source_size: NDArray[np.int32], d
     elif isinstance(law, Overlapping):
         made = _overlapping(law, keys, size, views, snap, None if law.of == family.name else drawn[law.of])
     else:
-        made = _inside(law, keys, drawn[law.of], views, snap)
+        assert containing is not None
+        made = _inside(law, keys, containing, snap)
     whole = np.zeros((len(small), 1, 4))
     whole[:, 0, 2:] = source_size[:, ::-1]
-    chosen = np.where(small[:, None, None], whole, made.boxes)
-    return Boxes(boxes=chosen, valid=made.valid & ~small[:, None], accepted=made.accepted & ~small[:, None])
+    return Boxes(boxes=np.where(small[..., None], whole, made.boxes), valid=made.valid & ~small, accepted=made.accepted & ~small)
 
 
 def snap_boxes(boxes: NDArray[np.float64], source_size: NDArray[np.float64], snap: Snap) -> NDArray[np.float64]:
@@ -155,7 +157,7 @@ def snap_boxes(boxes: NDArray[np.float64], source_size: NDArray[np.float64], sna
 def _sized(
     words: NDArray[np.uint32], area_frac: tuple[float, float], aspect: tuple[float, float], frame: NDArray[np.float64], snap: Snap
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return sides (..., 2) as (width, height), uniform in area and log-uniform in aspect, and whether they fit; frame (..., 2) likewise."""
+    """Return sides (..., 2) as (width, height), uniform in area and log-uniform in aspect, and whether they fit; frame as sides."""
     u = uniform(words[..., :2])
     area = frame[..., 0] * frame[..., 1] * (area_frac[0] + u[..., 0] * (area_frac[1] - area_frac[0]))
     ratio = np.exp(np.log(aspect[0]) + u[..., 1] * (np.log(aspect[1]) - np.log(aspect[0])))
@@ -198,12 +200,8 @@ def _shared(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float6
     return np.maximum(sides, 0).prod(-1)
 
 
-def _independent(
-    law: Independent | Inside, keys: Keys, size: NDArray[np.float64], views: int, snap: Snap, frame: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
-    """Draw RandomResizedCrop boxes (B, V, 4) in frames (B, V, 2) as (width, height), by default the pictures."""
-    if frame is None:
-        frame = np.repeat(size[:, None, ::-1], views, axis=1)
+def _independent(law: Independent | Inside, keys: Keys, frame: NDArray[np.float64], snap: Snap) -> NDArray[np.float64]:
+    """Draw RandomResizedCrop boxes (B, V, 4) in frames (B, V, 2) as (width, height)."""
     boxes = _fallback(law.aspect, frame, snap)
     rows, cols = np.indices(frame.shape[:2]).reshape(2, -1)
     for attempt in range(law.tries):
@@ -226,7 +224,7 @@ def draw_pairs(law: Paired, keys: Keys, source_size: NDArray[np.float64]) -> NDA
     a, d = law.position_max, law.position_min
     share = a / (a + d)  # of the ring's area in the two strips |x| >= d, which reach over all y
     beside = u[:, 0] < share
-    across = np.where(beside, u[:, 0] / share, (u[:, 0] - share) / (1 - share) if d > 0 else 0.5)  # uniform again, given the strip
+    across = np.where(beside, u[:, 0] / share, (u[:, 0] - share) / (1 - share) if share < 1 else 0.5)  # uniform again, given the strip
     signed = 2 * np.where(beside, across, u[:, 1]) - 1  # along the strip's thickness, with its side
     outer = np.sign(signed) * (d + (a - d) * np.abs(signed))
     inner = np.where(beside, a * (2 * u[:, 1] - 1), d * (2 * across - 1))
@@ -295,12 +293,11 @@ def _overlapping(
     return Boxes(boxes=boxes, valid=valid, accepted=accepted)
 
 
-def _inside(law: Inside, keys: Keys, outer: NDArray[np.float64], views: int, snap: Snap) -> Boxes:
+def _inside(law: Inside, keys: Keys, around: NDArray[np.float64], snap: Snap) -> Boxes:
     cells = 1 if snap == "pixel" else SUBPIXELS
-    around = outer[:, np.arange(views) % outer.shape[1]]
     corner = np.ceil(around[..., :2] * cells) / cells
     frame = np.maximum(np.floor(around[..., 2:] * cells) / cells - corner, 0)
-    boxes = _independent(law, keys, frame[:, 0, ::-1], views, snap, frame) + np.concatenate([corner, corner], -1)
+    boxes = _independent(law, keys, frame, snap) + np.concatenate([corner, corner], -1)
     kept = ((boxes[..., :2] >= around[..., :2]) & (boxes[..., 2:] <= around[..., 2:])).all(-1)
     return Boxes(boxes=np.where(kept[..., None], boxes, around), valid=kept, accepted=kept)
 

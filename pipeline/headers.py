@@ -154,6 +154,8 @@ def _scan_png(data: bytes) -> tuple[int, int, int]:
         length, name = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (2**32, b"")
         if at + 12 + length > len(data):
             raise Unsound("is cut short before its IEND chunk")
+        if zlib.crc32(data[at + 4 : at + 8 + length]) != int.from_bytes(data[at + 8 + length : at + 12 + length], "big"):
+            raise Unsound(f"has a chunk {name!r} with a wrong checksum")  # DALI refuses it, Pillow does not always
         if name == b"IEND":
             if not pixels_seen:
                 raise Unsound("has no IDAT chunk")

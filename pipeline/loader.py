@@ -9,6 +9,7 @@ import itertools
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,9 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from wherefrom.pipeline.colour import draw_colour
-from wherefrom.pipeline.crops import DrawnGeometry, Keys, draw_geometry
-from wherefrom.pipeline.draws import check_family_names, family_word
+from wherefrom.pipeline.colour import draw_colours
+from wherefrom.pipeline.crops import DrawnGeometry, draw_geometry
 from wherefrom.pipeline.order import Order, OrderMode
 from wherefrom.pipeline.reader import ShardReader
 from wherefrom.pipeline.recipe import Recipe
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 MAX_BAD_SHARE = 1e-4  # of the samples; at least MAX_BAD_LEAST may turn out undecodable before a run stops
 MAX_BAD_LEAST = 10
+CLOSED = "the loader is closed; make another with make_loader"
 
 
 class TooManyBadError(ValueError):
@@ -80,7 +81,7 @@ class Loader:
     """Batches of views, in an order and with draws that depend on (seed, epoch, sample, view) and the recipe alone.
 
     Iterating gives the micro-batches of the rest of the epoch; `forever` goes on into the next ones. Threads live until `close`,
-    or until the loader is dropped. Prefetch is bounded: `prefetch` batches, `prefetch_bytes` of pixels.
+    or until the loader is dropped. Prefetch is bounded: `prefetch` batches beside the one in the caller's hands, `prefetch_bytes`.
     """
 
     def __init__(
@@ -97,7 +98,6 @@ class Loader:
     ) -> None:
         if prefetch < 1:
             raise ValueError(f"prefetch={prefetch}: needs at least 1 batch")
-        check_family_names([family.name for family in recipe.families])
         self.index = index
         self.recipe = recipe
         self.order = order
@@ -107,10 +107,12 @@ class Loader:
         self.max_bad = max(MAX_BAD_LEAST, int(MAX_BAD_SHARE * len(index))) if max_bad is None else max_bad
         self.updates = 0  # the position
         self._reader = ShardReader(index)
+        weakref.finalize(self, self._reader.close)  # a dropped loader leaves no file open
         self._makers = ThreadPoolExecutor(min(2, prefetch), "wherefrom-make") if threads != 0 else None
         self._stats = LoaderStats()
         self._lock = threading.Lock()
         self._bad: dict[int, str] = {}
+        self._closed = False
         self._copying: deque[tuple[torch.cuda.Event, Batch]] = deque()
 
     def __len__(self) -> int:
@@ -163,6 +165,8 @@ class Loader:
                 raise ValueError(f"position lacks {name!r}; it was not written by this library")
             if name != "updates" and position[name] != here[name]:
                 raise ValueError(f"position has {name}={position[name]!r}, this loader has {here[name]!r}; resume with the same {name}")
+        if not isinstance(position["updates"], int):
+            raise ValueError(f"position has updates={position['updates']!r}: needs a whole number")
         self.seek(position["updates"])
 
     def __iter__(self) -> Iterator[Batch]:
@@ -183,12 +187,15 @@ class Loader:
         Shapes: sample (B,), drawn_for (B,). Replays what a run saw; cuts a picture as another was cut.
         """
         shown = np.asarray(sample, np.int64)
-        for name, ids in (("sample", shown), ("drawn_for", np.asarray(shown if drawn_for is None else drawn_for, np.int64))):
+        keyed = shown if drawn_for is None else np.asarray(drawn_for, np.int64)
+        for name, ids in (("sample", shown), ("drawn_for", keyed)):
             if ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(self.index))):
                 raise IndexError(
                     f"{name} {ids.tolist() if ids.size < 9 else ids.shape}: ids are a row of numbers from 0 to {len(self.index) - 1}"
                 )
-        return self._handed_over(self._make(shown, shown if drawn_for is None else np.asarray(drawn_for, np.int64), epoch))
+        if len(keyed) != len(shown):
+            raise ValueError(f"drawn_for has {len(keyed)} ids, sample has {len(shown)}; give one for every sample")
+        return self._handed_over(self._make(shown, keyed, epoch))
 
     def stats(self) -> LoaderStats:
         """Return the counters so far."""
@@ -199,6 +206,7 @@ class Loader:
 
     def close(self) -> None:
         """End all threads and close all files; twice is fine."""
+        self._closed = True
         if self._makers is not None:
             self._makers.shutdown(wait=True, cancel_futures=True)
         self.renderer.close()
@@ -206,19 +214,20 @@ class Loader:
         self._copying.clear()
 
     def _stream(self, places: Iterator[tuple[int, int, int]]) -> Iterator[Batch]:
-        """Yield one batch a place (epoch, step, micro-batch), in order, at most `prefetch` made ahead."""
+        """Yield one batch a place (epoch, step, micro-batch), in order, at most `prefetch` made ahead of the one in the caller's hands."""
         if self._makers is None:
             for epoch, step, micro in places:
                 yield self._timed_wait(lambda e=epoch, s=step, m=micro: self._make_at(e, s, m))  # type: ignore[misc]
             return
         ahead: deque[Future[Batch]] = deque()
         try:
-            while True:
-                for place in itertools.islice(places, self.prefetch - len(ahead)):
+            while not self._closed:
+                for place in itertools.islice(places, self.prefetch + 1 - len(ahead)):  # the next one, and those ahead of it
                     ahead.append(self._makers.submit(self._make_at, *place))
                 if not ahead:
                     return
                 yield self._timed_wait(ahead.popleft().result)
+            raise ValueError(CLOSED)
         finally:
             for future in ahead:
                 future.cancel()
@@ -251,6 +260,8 @@ class Loader:
 
     def _make(self, wanted: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int) -> Batch:
         """Read, draw and render; pictures that will not decode are condemned and replaced until all do."""
+        if self._closed:
+            raise ValueError(CLOSED)
         start = time.perf_counter()
         sample = self.index.replacement(wanted)
         with self._stage("read"):
@@ -309,8 +320,7 @@ class Loader:
             source_size=self.index.source_size[sample],
             stored_orientation=self.index.orientation[sample],
         )
-        keys = [Keys(seed=seed, epoch=epoch, drawn_for=drawn_for, family=family_word(family.name)) for family in self.recipe.families]
-        colours = [draw_colour(family, key) for family, key in zip(self.recipe.families, keys, strict=True)]
+        colours = draw_colours(self.recipe, seed=seed, epoch=epoch, drawn_for=drawn_for)
         return drawn, [(item.geometry, colour) for item, colour in zip(drawn, colours, strict=True)]
 
     def _assemble(
@@ -340,9 +350,9 @@ class Loader:
                 if i not in self._bad:
                     self._bad[i] = reason
                     self.index.condemn(i, reason)
-                    log.warning("sample %d (%s) will not decode and is replaced: %s", i, self.index.key(i), reason)
+                    log.warning("sample %d (%s) will not decode and is replaced: %s", i, self.index.name(i), reason)
             if len(self._bad) > self.max_bad:
-                listed = ", ".join(f"{i} ({self.index.key(i)})" for i in sorted(self._bad)[:20])
+                listed = ", ".join(f"{i} ({self.index.name(i)})" for i in sorted(self._bad)[:20])
                 raise TooManyBadError(
                     f"{len(self._bad)} samples would not decode, max_bad={self.max_bad}: {listed}; audit with wherefrom index --decode"
                 )

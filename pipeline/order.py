@@ -5,7 +5,7 @@ Not here: reading (loader.py). The loop's count of completed updates is the only
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +14,27 @@ from wherefrom.pipeline.draws import PICTURE, Purpose, random_words
 
 OrderMode = Literal["shuffled", "block", "sequential"]
 
-_ROUNDS = 10
+MAX_SAMPLES = 2**40  # what the counter of draws.py holds
+
+_KEYS = 32  # round keys of a permutation
+_ROUNDS = 10  # enough from _MIXING_BITS on; smaller networks use every key: ten rounds of three bits gave the identity twice too often
+_MIXING_BITS = 8
 
 
 def permute(positions: NDArray[np.int64], count: int, keys: NDArray[np.uint32]) -> NDArray[np.int64]:
     """Return a keyed bijection of [0, count) at some positions: a Feistel network on the next power of two, with cycle walking.
 
-    Shapes: positions (n,), keys (rounds,) uint32 -> (n,). Takes no memory beyond the positions, and under two walks a position on average.
+    Shapes: positions (n,), keys (32,) uint32 -> (n,). Takes no memory beyond the positions, and under two walks a position on average.
+    Raises: IndexError if a position lies outside: its walk might never end.
     Source: Black and Rogaway, CT-RSA 2002; the round function is MurmurHash3's 32-bit finaliser.
     """
+    if positions.size and not (positions.min() >= 0 and positions.max() < count):
+        outside = positions.min() if positions.min() < 0 else positions.max()
+        raise IndexError(f"position {outside} of {count}; positions are numbered 0 to {count - 1}")
     if count == 1:
         return np.zeros_like(positions)
     bits = max(2, int(count - 1).bit_length())
+    rounds = keys[:_ROUNDS] if bits >= _MIXING_BITS else keys
     low_bits = bits // 2
     low_mask, high_mask = np.uint64((1 << low_bits) - 1), np.uint64((1 << (bits - low_bits)) - 1)
     shift = np.uint64(low_bits)
@@ -38,9 +47,9 @@ def permute(positions: NDArray[np.int64], count: int, keys: NDArray[np.uint32]) 
 
     def once(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         high, low = values >> shift, values & low_mask
-        for number in range(0, len(keys) - 1, 2):
-            high = high ^ (mixed(low, int(keys[number])) & high_mask)
-            low = low ^ (mixed(high, int(keys[number + 1])) & low_mask)
+        for first, second in rounds.reshape(-1, 2).tolist():
+            high = high ^ (mixed(low, first) & high_mask)
+            low = low ^ (mixed(high, second) & low_mask)
         return high << shift | low
 
     result = once(positions.astype(np.uint64))
@@ -53,7 +62,7 @@ def permute(positions: NDArray[np.int64], count: int, keys: NDArray[np.uint32]) 
 
 def _keys(seed: int, epoch: int, what: int) -> NDArray[np.uint32]:
     """Return the round keys of the permutation numbered `what`: 0 the samples or shards, k + 1 the k-th window of shards."""
-    return random_words(seed, epoch, what, PICTURE, 0, Purpose.ORDER, np.arange(-(-_ROUNDS // 4))).reshape(-1)[:_ROUNDS]
+    return random_words(seed, epoch, what, PICTURE, 0, Purpose.ORDER, np.arange(_KEYS // 4)).reshape(-1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +85,12 @@ class Order:
     window: int = 8  # shards mixed together in `block`
 
     def __post_init__(self) -> None:
+        if self.mode not in get_args(OrderMode):
+            raise ValueError(f"mode={self.mode!r}: take one of {', '.join(get_args(OrderMode))}")
         if self.samples < 1 or self.global_batch < 1:
             raise ValueError(f"samples={self.samples}, global_batch={self.global_batch}: needs at least 1 of each")
+        if self.samples > MAX_SAMPLES:
+            raise ValueError(f"samples={self.samples}: draws are keyed by at most 2**40 samples; split the data")
         if not 0 <= self.rank < self.ranks or self.accumulation < 1:
             raise ValueError(
                 f"rank={self.rank} of {self.ranks}, accumulation={self.accumulation}: needs 0 <= rank < ranks, accumulation >= 1"
@@ -130,7 +143,13 @@ class Order:
         return shard_starts[shards[slot]] + mixed - (ends[slot] - lengths[shards[slot]])
 
     def micro_batch(self, epoch: int, step: int, micro: int) -> NDArray[np.int64]:
-        """Return this rank's sample ids of one micro-batch: contiguous slices of the global batch by rank, then by micro-batch."""
+        """Return this rank's sample ids of one micro-batch: contiguous slices of the global batch by rank, then by micro-batch.
+
+        Raises: IndexError if there is no such step or micro-batch.
+        """
+        for name, number, count in (("step", step, self.updates_per_epoch), ("micro-batch", micro, self.accumulation)):
+            if not 0 <= number < count:
+                raise IndexError(f"{name} {number} of {count}; {name}s are numbered 0 to {count - 1}")
         per_rank = self.global_batch // self.ranks
         per_micro = per_rank // self.accumulation
         start = step * self.global_batch + self.rank * per_rank + micro * per_micro

@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from wherefrom.pipeline.draws import check_family_names
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -46,9 +48,11 @@ class Independent:
     def __post_init__(self) -> None:
         _check_range("area_frac", self.area_frac, 1)
         _check_range("aspect", self.aspect)
+        if self.tries < 1:
+            raise ValueError(f"tries={self.tries}: needs at least 1")
 
     def smallest_side_px(self, source_size: NDArray) -> NDArray:
-        """Return the shortest side that this law asks for: source_size (B, 2) (height, width) -> (B,) float64, pixels."""
+        """Return the shortest side that this law asks for: source_size (..., 2) (height, width) -> (...) float64, pixels."""
         return _smallest_side_px(self.area_frac[0], self.aspect, source_size)
 
 
@@ -58,7 +62,8 @@ class Paired:
 
     p, in reference sides, is uniform on the square of half side `position_max` less the centre of half side `position_min`;
     ln s is uniform in +-`log_scale_max`; the reference's side, a fraction of the short side, is log-uniform in `side_frac`.
-    Raises: ValueError if some draw would not fit: the upper side must not exceed (1 - 2 border) / (a + s_max j / 2 + 1/2).
+    Raises: ValueError if some draw would not fit: the upper side must not exceed (1 - 2 border) / (a + s_max j / 2 + 1/2), nor
+            (1 - 2 border) / (s_max j).
     Source: the law is ours; the paper's rejection sampler is known from secondary descriptions only (arXiv:2605.09963).
     """
 
@@ -66,7 +71,7 @@ class Paired:
     position_min: float = 0.5
     log_scale_max: float = math.log(2)
     side_frac: tuple[float, float] | None = None  # None: (0.10, the smaller of 0.33 and the largest that always fits)
-    aspect_jitter: float = 1.0  # the target's width / height is stretched by up to this factor, either way
+    aspect_jitter: float = 1.0  # the target's width is stretched by up to this factor and its height shrunk by it, or the other way
     border_frac: float = 0.0  # of the short side, kept free on every side
 
     def __post_init__(self) -> None:
@@ -87,7 +92,8 @@ class Paired:
     @property
     def largest_side_frac(self) -> float:
         """The largest reference side, as a fraction of the short side, with which every draw of (p, s) fits."""
-        reach = self.position_max + math.exp(self.log_scale_max) * self.aspect_jitter / 2 + 0.5
+        largest_target = math.exp(self.log_scale_max) * self.aspect_jitter
+        reach = max(self.position_max + largest_target / 2 + 0.5, largest_target)  # the second: it sticks out of the reference both ways
         return (1 - 2 * self.border_frac) / reach
 
     @property
@@ -106,7 +112,7 @@ class Paired:
         return self.log_scale_max / math.sqrt(3)
 
     def smallest_side_px(self, source_size: NDArray) -> NDArray:
-        """Return the shortest reference side that this law asks for: source_size (B, 2) (height, width) -> (B,) float64, pixels."""
+        """Return the shortest reference side asked for: source_size (..., 2) (height, width) -> (...) float64, pixels."""
         return source_size.min(-1) * self.side_bounds[0]
 
 
@@ -129,7 +135,7 @@ class Disjoint:
             raise ValueError(f"tries={self.tries}, min_gap_frac={self.min_gap_frac}: needs tries >= 1 and min_gap_frac >= 0")
 
     def smallest_side_px(self, source_size: NDArray) -> NDArray:
-        """Return the shortest side that this law asks for: source_size (B, 2) (height, width) -> (B,) float64, pixels."""
+        """Return the shortest side that this law asks for: source_size (..., 2) (height, width) -> (...) float64, pixels."""
         return _smallest_side_px(self.area_frac[0], self.aspect, source_size)
 
 
@@ -155,7 +161,7 @@ class Overlapping:
             raise ValueError(f"tries={self.tries}, min_shared_frac={self.min_shared_frac}: needs tries >= 1 and 0 < min_shared_frac <= 1")
 
     def smallest_side_px(self, source_size: NDArray) -> NDArray:
-        """Return the shortest side that this law asks for: source_size (B, 2) (height, width) -> (B,) float64, pixels."""
+        """Return the shortest side that this law asks for: source_size (..., 2) (height, width) -> (...) float64, pixels."""
         return _smallest_side_px(self.area_frac[0], self.aspect, source_size)
 
 
@@ -174,10 +180,12 @@ class Inside:
     def __post_init__(self) -> None:
         _check_range("area_frac", self.area_frac, 1)
         _check_range("aspect", self.aspect)
+        if self.tries < 1:
+            raise ValueError(f"tries={self.tries}: needs at least 1")
 
-    def smallest_side_px(self, source_size: NDArray) -> NDArray:
-        """Return no bound, (B,): how small a box gets follows from the containing family."""
-        return np.full(len(source_size), math.inf)
+    def smallest_side_px(self, containing: NDArray) -> NDArray:
+        """Return the shortest side asked for in boxes of these sizes: containing (..., 2) (height, width) -> (...) float64, pixels."""
+        return _smallest_side_px(self.area_frac[0], self.aspect, containing)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -277,6 +285,7 @@ class Recipe:
         names = [family.name for family in self.families]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"families {names}: needs at least one, each name once")
+        check_family_names(names)
         for number, family in enumerate(self.families):
             earlier = names[: number + isinstance(family.law, Overlapping)]
             if isinstance(family.law, Overlapping | Inside) and family.law.of not in earlier:

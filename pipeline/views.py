@@ -17,18 +17,24 @@ from wherefrom.pipeline import geometry
 Index = int | slice | Sequence[int] | Tensor
 
 
-def _kept(index: Index) -> slice | Tensor:
-    """Return an index that keeps its axis."""
-    if isinstance(index, int):
-        return slice(index, index + 1 or None)
-    return index if isinstance(index, slice) else torch.as_tensor(index)
+def _kept(index: Index, length: int, what: str) -> slice | Tensor:
+    """Return an index that keeps its axis, of `length` samples or views."""
+    if isinstance(index, slice):
+        return index
+    listed = torch.as_tensor(index)
+    if listed.ndim:
+        return listed
+    number = int(listed)
+    if not -length <= number < length:
+        raise IndexError(f"{what} {number} of {length}; {what}s are numbered 0 to {length - 1}")
+    return slice(number % length, number % length + 1)
 
 
-def _split(index: Index | tuple[Index, ...]) -> tuple[slice | Tensor, slice | Tensor]:
-    parts = index if isinstance(index, tuple) else (index,)
-    if len(parts) > 2:
+def _split(index: Index | tuple[Index, ...], shape: tuple[int, ...]) -> tuple[slice | Tensor, slice | Tensor]:
+    parts = index if isinstance(index, tuple) else (index, slice(None))
+    if len(parts) != 2:
         raise IndexError(f"index with {len(parts)} parts, views have two axes: samples and views")
-    return _kept(parts[0]), _kept(parts[1]) if len(parts) == 2 else slice(None)
+    return _kept(parts[0], shape[0], "sample"), _kept(parts[1], shape[1], "view")
 
 
 def _check(owner: str, name: str, value: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> None:
@@ -45,6 +51,25 @@ def _moved(container: Any, device: torch.device | str, non_blocking: bool) -> di
         for field in fields(container)
         if isinstance(value := getattr(container, field.name), Tensor)
     }
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Return containers of one kind joined along their samples; whatever has no sample axis must be the same in all."""
+    joined: dict[str, Any] = {}
+    for field in reversed(fields(parts[0])):  # settings stand last: a difference in them is named before shapes clash
+        values = [getattr(part, field.name) for part in parts]
+        if isinstance(values[0], ViewGeometry | Photometric):
+            joined[field.name] = _joined(values)
+        elif isinstance(values[0], Tensor) and field.name != "view":
+            joined[field.name] = torch.cat(values)
+        else:
+            plain = [value.tolist() if isinstance(value, Tensor) else value for value in values]
+            for other in plain:
+                if other != plain[0]:
+                    raise ValueError(
+                        f"{field.name} is {plain[0]!r} in one batch and {other!r} in another; join batches of one {field.name}"
+                    )
+    return replace(parts[0], **joined)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -68,7 +93,7 @@ class Photometric:
             _check("Photometric", name, getattr(self, name), shape, torch.bool)
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "Photometric":
-        b, v = _split(index)
+        b, v = _split(index, self.grey.shape)
         return Photometric(**{field.name: getattr(self, field.name)[b][:, v] for field in fields(self)})
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Photometric":
@@ -115,7 +140,7 @@ class ViewGeometry:
         return self.boxes.shape[0]
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "ViewGeometry":
-        b, v = _split(index)
+        b, v = _split(index, self.flipped.shape)
         both = {name: getattr(self, name)[b][:, v] for name in ("boxes", "flipped", "quarter_turns")}
         each = {name: getattr(self, name)[b] for name in ("source_size", "stored_orientation", "sample", "drawn_for")}
         return replace(self, **both, **each, view=self.view[v])
@@ -182,7 +207,7 @@ class Views:
         return self.pixels.shape[0]
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "Views":
-        b, v = _split(index)
+        b, v = _split(index, self.valid.shape)
         return Views(
             pixels=self.pixels[b][:, v], geometry=self.geometry[b, v], valid=self.valid[b][:, v], photometric=self.photometric[b, v]
         )
@@ -216,7 +241,7 @@ class Batch:
         return len(self.sample)
 
     def __getitem__(self, index: Index) -> "Batch":
-        b = _kept(index)
+        b = _kept(index, len(self), "sample")
         each = {name: getattr(self, name)[b] for name in ("sample", "drawn_for", "label", "source_size")}
         return Batch(**each, views=tuple(views[b, :] for views in self.views))  # type: ignore[index]
 
@@ -231,3 +256,18 @@ class Batch:
         """Return the same on another device."""
         moved = _moved(self, device, non_blocking)
         return replace(self, **moved, views=tuple(views.to(device, non_blocking=non_blocking) for views in self.views))
+
+    @staticmethod
+    def concatenate(batches: Sequence["Batch"]) -> "Batch":
+        """Return batches of one recipe, seed and epoch as one, their samples in the given order.
+
+        Raises: ValueError if there are none, or they differ in family, view, size, seed or epoch: a record holds one of each.
+        """
+        if not batches:
+            raise ValueError("no batches to concatenate; give at least one")
+        counts = {len(batch.views) for batch in batches}
+        if len(counts) > 1:
+            raise ValueError(f"batches hold {sorted(counts)} families; join batches of one recipe")
+        names = ("sample", "drawn_for", "label", "source_size")
+        each = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in names}
+        return Batch(**each, views=tuple(_joined(parts) for parts in zip(*(batch.views for batch in batches), strict=True)))

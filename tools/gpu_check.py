@@ -1,0 +1,170 @@
+"""Checks and times the `dali` renderer on a machine with a CUDA GPU: `python -m wherefrom.tools.gpu_check SHARDS`.
+
+Here: the pixel proof, the float64 reference, the CPU's pixels, slots and batch sizes, each with the hardware decoder's share 0 and 1;
+then pictures a second of the loader alone. A red check prints no time. One JSON file and a short table.
+Not here: training (wherefrom train), other loaders (wherefrom bench loader).
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wherefrom.pipeline.colour import draw_colours
+from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.pipeline.decode import decode_picture
+from wherefrom.pipeline.loader import make_loader
+from wherefrom.pipeline.parity import away_from_borders, level_errors, levels, reference_levels
+from wherefrom.pipeline.proof import proof_cases, prove
+from wherefrom.pipeline.reader import ShardReader
+from wherefrom.pipeline.recipe import ColourLaw, Independent, PixelType, Recipe, ViewFamily
+from wherefrom.pipeline.render_dali import DaliRenderer
+from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.pipeline.views import Photometric, ViewGeometry
+
+HARDWARE_SHARES = (0.0, 1.0)  # of JPEGs that go to the hardware decoder
+BATCHES = (1, 2, 3, 8, 64, 256)
+DECODER_BAR = 1.0  # levels, mean: a GPU's decoder rounds its own way, the resize and the rest are held tighter by the proof
+Files = Sequence[NDArray[np.uint8]]
+Records = list[tuple[ViewGeometry, Photometric]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One line of the outcome."""
+
+    name: str
+    passed: bool
+    found: str
+
+
+def gpu_check(
+    shards: str, *, out: Path = Path("gpu_check.json"), pictures: int = 32, batch: int = 256, seconds: float = 20.0, quick: bool = False
+) -> int:
+    """Check, then time; return 0, or 1 if a check is red.
+
+    Args:
+        shards: the pattern of the shards whose photographs are rendered.
+        out: where the outcome is written, as JSON.
+        pictures: how many photographs are compared with the reference.
+        batch: samples a batch when timing.
+        seconds: how long each of three timed rounds lasts.
+        quick: a short cut through the proof.
+    Raises: ValueError without a CUDA GPU.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError("torch sees no CUDA GPU here; wherefrom prove checks the renderers on the CPU")
+    index = ShardIndex.open(shards)
+    checks = []
+    for check in _checks(index, pictures, quick):
+        checks.append(check)
+        print(f"{'holds' if check.passed else 'RED  '}  {check.name}: {check.found}", flush=True)
+    passed = all(check.passed for check in checks)
+    speeds = _speeds(index, batch, seconds) if passed else {}
+    for name, rates in speeds.items():
+        print(f"{statistics.median(rates):9.0f} pictures/s  {name} ({min(rates):.0f} to {max(rates):.0f}, n = {len(rates)})")
+    free, total = torch.cuda.mem_get_info()
+    machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "memory_used_bytes": total - free}
+    out.write_text(json.dumps({"machine": machine, "checks": [asdict(check) for check in checks], "pictures_per_s": speeds}, indent=1))
+    return 0 if passed else 1
+
+
+def _recipe(colour: ColourLaw | None = None, pixels: PixelType = "float32") -> Recipe:
+    large, small = Independent(area_frac=(0.4, 1)), Independent(area_frac=(0.05, 0.4))
+    return Recipe(
+        families=(
+            ViewFamily(name="global", views=2, size_px=(224, 224), law=large, mirror="view", colour=colour),
+            ViewFamily(name="local", views=8, size_px=(96, 96), law=small, mirror="view", turns=colour is not None, colour=colour),
+        ),
+        pixels=pixels,
+    )
+
+
+def _draw(index: ShardIndex, recipe: Recipe, ids: NDArray[np.int64]) -> Records:
+    size, orientation = index.source_size[ids], index.orientation[ids]
+    drawn = draw_geometry(recipe, seed=0, epoch=0, drawn_for=ids, source_size=size, stored_orientation=orientation)
+    return [(one.geometry, colour) for one, colour in zip(drawn, draw_colours(recipe, seed=0, epoch=0, drawn_for=ids), strict=True)]
+
+
+def _checks(index: ShardIndex, pictures: int, quick: bool) -> Iterator[Check]:
+    for share in HARDWARE_SHARES:
+        renderer = partial(DaliRenderer, device="cuda", hw_decoder_load=share)
+        report = prove(renderer, cases=proof_cases(quick=quick))
+        worst = max(row.worst_px for row in report.rows)
+        yield Check(name=f"pixel proof, hardware share {share:g}", passed=report.passed, found=f"{worst:.3f} source px worst")
+    reader = ShardReader(index)
+    ids = index.replacement(np.arange(min(pictures, len(index))))
+    files = [reader.read(int(i)) for i in ids]
+    for colour in (None, ColourLaw(blur_prob=0.5, solarise_prob=0.3)):
+        recipe = _recipe(colour)
+        records = _draw(index, recipe, ids)
+        shown = {
+            share: DaliRenderer(recipe, device="cuda", hw_decoder_load=share).render(files, records).pixels for share in HARDWARE_SHARES
+        }
+        cpu = DaliRenderer(recipe).render(files, records).pixels
+        stored = [decode_picture(file) for file in files]
+        for number, record in enumerate(records):
+            inside = away_from_borders(*record)
+            others = {"the reference": reference_levels(stored, *record), "the CPU": levels(cpu[number], recipe)}
+            for share, pixels in shown.items():
+                for name, other in others.items():
+                    error = level_errors(levels(pixels[number], recipe), other, inside)
+                    found = f"mean {error.inside_mean:.4f} inside, {error.border_mean:.4f} at borders; worst {error.inside_worst:.2f}"
+                    told = f"{record[0].family}, {'all photometrics' if colour else 'geometry'}, hardware share {share:g}, against {name}"
+                    yield Check(name=told, passed=error.inside_mean <= DECODER_BAR, found=found + " levels")
+    for share in HARDWARE_SHARES:
+        recipe = _recipe(ColourLaw(blur_prob=0.5))
+        yield from _slots(recipe, files[0], _draw(index, recipe, ids[:1]), share)
+
+
+def _slots(recipe: Recipe, file: NDArray[np.uint8], records: Records, share: float) -> Iterator[Check]:
+    """Render one picture in every slot of every batch size."""
+    renderer = DaliRenderer(recipe, device="cuda", hw_decoder_load=share)
+    alone = renderer.render([file], records).pixels
+    for batch in BATCHES:
+        repeated = [(geometry[[0] * batch], photometric[[0] * batch]) for geometry, photometric in records]
+        pixels = renderer.render([file] * batch, repeated).pixels
+        other = sum(int((one != first).flatten(1).any(1).sum()) for one, first in zip(pixels, alone, strict=True))
+        yield Check(
+            name=f"one picture in {batch} slots, hardware share {share:g}", passed=other == 0, found=f"{other} slots with other bits"
+        )
+
+
+def _speeds(index: ShardIndex, batch: int, seconds: float) -> dict[str, list[float]]:
+    """Return pictures a second of the loader alone, three interleaved rounds."""
+    contenders = {
+        f"loader, dali on cuda, {pixels}, {'all photometrics' if colour else 'geometry'}": _recipe(colour, pixels)
+        for pixels in ("float16", "float32")
+        for colour in (None, ColourLaw(blur_prob=0.5, solarise_prob=0.2))
+    }
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(3):
+        for name, recipe in contenders.items():
+            with make_loader(index, recipe, global_batch=min(batch, len(index)), renderer="dali", device="cuda") as loader:
+                batches = loader.forever()
+                for _ in islice(batches, 3):  # until everything is built
+                    torch.cuda.synchronize()
+                started, shown = time.perf_counter(), 0
+                while time.perf_counter() - started < seconds:
+                    shown += len(next(batches))
+                torch.cuda.synchronize()
+                rates[name].append(shown / (time.perf_counter() - started))
+    return rates
+
+
+if __name__ == "__main__":
+    import tyro
+
+    try:
+        sys.exit(tyro.cli(gpu_check, config=(tyro.conf.PositionalRequiredArgs,)))
+    except (ValueError, OSError) as problem:
+        sys.exit(f"wherefrom: {problem}")

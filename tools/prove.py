@@ -1,0 +1,146 @@
+"""The command `wherefrom prove`: the pixel proof of every renderer on this machine, as a table.
+
+Here: which renderers there are, how the proof's rows are folded into a table, progress.
+Not here: the proof itself (pipeline/proof.py), parsing the command line (cli.py).
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from wherefrom.pipeline import render_dali
+from wherefrom.pipeline.proof import FLOAT_WORST_PX, ROUNDED_MEAN_PX, ROUNDED_WORST_PX, ProofReport, ProofRow, proof_cases, prove
+from wherefrom.pipeline.recipe import Snap
+from wherefrom.pipeline.render import make_renderer
+
+__all__ = ["prove_command"]
+
+SNAPS: dict[str, tuple[Snap, ...]] = {"dali": ("pixel", "none"), "torch": ("pixel",)}  # the boxes that each renderer can cut
+QUIET_S = 5.0  # off a terminal: at most one line of progress in this time
+
+
+def prove_command(
+    renderer: Literal["all", "dali", "torch"] = "all", *, device: Literal["cpu", "cuda"] | None = None, quick: bool = False
+) -> int:
+    """Prove by pixels that the records of the renderers here are true; return 0 if all is proven, else 1.
+
+    Args:
+        renderer: which renderer; all: every one that is installed.
+        device: cpu or cuda; default: both, where there is a GPU.
+        quick: a short cut through the cases.
+    Raises: ValueError of one line for a device or renderer that is not here.
+    """
+    console = Console()
+    proven = True
+    for name, place in _contenders(console, renderer, device):
+        cases = proof_cases(SNAPS[name], quick=quick)
+        started = time.perf_counter()
+        with _progress(console, f"{name} on {place}") as progress:
+            report = prove(partial(make_renderer, name=name, device=place), cases=cases, progress=progress)
+        _print_report(console, report, f"{name} on {place}", time.perf_counter() - started)
+        proven &= report.passed
+    _say(console, "proven" if proven else "NOT proven: see the rows marked RED", "bold green" if proven else "bold red")
+    return 0 if proven else 1
+
+
+def _contenders(
+    console: Console, renderer: Literal["all", "dali", "torch"], device: Literal["cpu", "cuda"] | None
+) -> list[tuple[Literal["dali", "torch"], str]]:
+    """Return every (renderer, device) to prove; say what is left out and why."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: torch sees no CUDA GPU here; use --device cpu")
+    found: list[tuple[Literal["dali", "torch"], str]] = []
+    if renderer in ("all", "dali"):
+        if not render_dali.installed():
+            if renderer == "dali":
+                raise ValueError("renderer 'dali': NVIDIA DALI is not installed here; pip install nvidia-dali-cuda130")
+            _say(console, "dali is left out: NVIDIA DALI is not installed here")
+        else:
+            found += [
+                ("dali", place) for place in ("cpu", "cuda") if device in (None, place) and (place == "cpu" or torch.cuda.is_available())
+            ]
+    if renderer in ("all", "torch"):
+        if device == "cuda":
+            _say(console, "torch is left out: it renders on the CPU whatever the device")
+        else:
+            found.append(("torch", "cpu"))
+    if not found:
+        raise ValueError(f"renderer {renderer!r} does not run on device {device!r}; leave out --device")
+    return found
+
+
+def _print_report(console: Console, report: ProofReport, title: str, seconds: float) -> None:
+    """Print one line a law and view size, then the mistakes made on purpose."""
+    lines = []
+    for law, size in dict.fromkeys((row.law, row.case.size_px) for row in report.rows):
+        rows = [row for row in report.rows if (row.law, row.case.size_px) == (law, size)]
+        cells = [cell for rounded in (False, True) for cell in _cells([row for row in rows if row.rounded == rounded])]
+        lines.append(
+            [law, f"{size[0]} x {size[1]}", *cells, f"{sum(row.points for row in rows):,}", _verdict(all(row.passed for row in rows))]
+        )
+    heads = ["law", "view", "float mean", "worst", "8-bit mean", "worst", "points read", ""]
+    _say(console, f"{title}: errors in source pixels; {seconds:.0f} s", "bold")
+    _print_lines(console, heads, lines)
+    _say(console, f"bars: worst {FLOAT_WORST_PX} on float pixels; mean {ROUNDED_MEAN_PX}, worst {ROUNDED_WORST_PX} on 8-bit ones")
+    controls = [
+        [
+            control.mistake,
+            f"{control.mildest_mean_px:.3f}",
+            f"{control.mildest_worst_px:.3f}",
+            "fails as it must" if control.caught else "RED: it passes",
+        ]
+        for control in report.controls
+    ]
+    _print_lines(console, ["mistake made on purpose", "mean, where mildest", "worst, where mildest", ""], controls)
+
+
+def _cells(rows: Sequence[ProofRow]) -> list[str]:
+    return [f"{max(row.mean_px for row in rows):.4f}", f"{max(row.worst_px for row in rows):.4f}"] if rows else ["-", "-"]
+
+
+def _verdict(passed: bool) -> str:
+    return "holds" if passed else "RED"
+
+
+def _print_lines(console: Console, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    if not console.is_terminal:
+        widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
+        for line in [heads, *lines]:
+            _say(console, "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        return
+    table = Table(*heads)
+    for line in lines:
+        table.add_row(*(Text(cell, style="red" if cell.startswith("RED") else "") for cell in line))
+    console.print(table)
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+@contextmanager
+def _progress(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show cases done: a bar on a terminal, else a line now and then."""
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(title, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        return
+    said = time.monotonic()
+
+    def say(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > QUIET_S:
+            said = time.monotonic()
+            _say(console, f"{title}: {done} of {total} cases")
+
+    yield say
