@@ -1,0 +1,392 @@
+"""Evaluation against plain NumPy, and every control with a case in which it fires.
+
+The encoder of the controls is a stub that reads where a view lies from its pixels, of pictures drawn for the test: red shows x, green y.
+So what a control must say follows from how the pictures are made, without any training.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.pipeline.geometry import map_points
+from wherefrom.pipeline.recipe import Recipe
+from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.pipeline.views import Batch, Photometric, Views
+from wherefrom.train import pair_controls
+from wherefrom.train.encoder import Encoder, Features, ModelSettings
+from wherefrom.train.evaluate import (
+    KNN_PROTOCOL,
+    PROBE_PROTOCOL,
+    ShardPictures,
+    evaluate_labels,
+    nearest_neighbours,
+    ridge_probe,
+    ridge_weights,
+    spread,
+)
+from wherefrom.train.objective import random_scope
+from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings, ordered_pairs
+from wherefrom.train.pair_controls import control_heads, one_view_oracle, r2_with_interval, structure_gates, train_heads
+from wherefrom.train.pair_geometry import PairReport, evaluate_pairs, pair_r2
+
+SIDE_PX, VIEW_PX = 200, 32
+DISJOINT = SpatialSettings(
+    law="disjoint", views=4, size_px=VIEW_PX, area_frac=(0.04, 0.12), aspect=(0.8, 1.25), mirror="none", colour=None, scale="log_sides"
+)
+
+
+class Drawn:
+    """Pictures whose colour tells the place, computed from the record: red = x, green = y, shifted by a picture's own `offset`."""
+
+    def __init__(self, number: int, *, offset: float = 0.0, sharpness: bool = False, leak: bool = False, blind: bool = False) -> None:
+        self.number, self.offset, self.sharpness, self.leak, self.blind = number, offset, sharpness, leak, blind
+
+    def __len__(self) -> int:
+        return self.number
+
+    def views(self, recipe: Recipe, sample: NDArray[np.int64], drawn_for: NDArray[np.int64] | None = None, epoch: int = 0) -> Batch:
+        (family,) = recipe.families
+        size = np.full((len(sample), 2), SIDE_PX, np.int32)
+        keys = sample if drawn_for is None else drawn_for
+        (drawn,) = draw_geometry(recipe, seed=0, epoch=epoch, drawn_for=keys, source_size=size, sample=sample)
+        record, (height, width) = drawn.geometry, family.size_px
+        y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        places = map_points(record.view_to_source, torch.stack([x, y], -1).flatten(0, 1)).float() / SIDE_PX
+        red, green = (place.reshape(len(sample), family.views, height, width) for place in places.unbind(-1))
+        shift = torch.tensor(np.random.default_rng(3).uniform(-1, 1, (self.number, 2))[sample], dtype=torch.float32)[..., None, None, None]
+        pixels = torch.stack([red + self.offset * shift[:, 0], green + self.offset * shift[:, 1], torch.zeros_like(red)], 2)
+        if self.blind:
+            pixels = torch.zeros_like(pixels)
+        if self.sharpness:
+            # the finest detail of the finished view, as strong as the box is wide
+            stripes = torch.where(torch.arange(width) % 2 == 0, 0.5, -0.5)
+            extent = (record.boxes[..., 2] - record.boxes[..., 0]) / SIDE_PX
+            pixels[:, :, 2] = extent[..., None, None] * stripes
+        sizes = torch.from_numpy(size)
+        ids = torch.from_numpy(sample)
+        views = Views(pixels=pixels, geometry=record, valid=drawn.valid, photometric=Photometric.unchanged(len(ids), family.views))
+        return Batch(sample=ids, drawn_for=torch.from_numpy(keys), label=ids % 3, source_size=sizes, views=(views,))
+
+    def plain_views(self, recipe: Recipe, sample: NDArray[np.int64]) -> Batch:
+        batch = self.views(recipe, sample)
+        views = batch.views[0]
+        return batch if self.leak else replace(batch, views=(replace(views, pixels=torch.zeros_like(views.pixels)),))
+
+
+class Reading(nn.Module):
+    """An encoder without weights: centre and sides of a view's box, read from its colours, or the width from its stripes."""
+
+    width = 4
+
+    def __init__(self, *, sharpness: bool = False) -> None:
+        super().__init__()
+        self.sharpness = sharpness
+
+    def encode(self, views: Views) -> Features:
+        x, y, stripes = views.pixels.unbind(2)
+        wide = stripes.diff(dim=-1).abs().mean((-2, -1)) if self.sharpness else _extent(x.mean(-2))
+        read = torch.stack([x.mean((-2, -1)), y.mean((-2, -1)), wide, _extent(y.mean(-1))], -1)
+        return Features(summary=read, tokens=read[:, :, None, None])
+
+
+def _extent(ramp: Tensor) -> Tensor:
+    number = ramp.shape[-1]
+    return (ramp[..., number // 2 :].mean(-1) - ramp[..., : number // 2].mean(-1)) * 2
+
+
+class Comparing(nn.Module):
+    """The formula of the targets, on what `Reading` read; one_view=True takes the target to lie in the picture's middle."""
+
+    def __init__(self, objective: SpatialPrediction, *, one_view: bool = False) -> None:
+        super().__init__()
+        self.objective, self.one_view = (objective,), one_view
+
+    def forward(self, features: Features, pairs: Tensor, **_: object) -> tuple[Tensor, dict[str, Tensor]]:
+        reference, target = (features.summary[:, side] for side in pairs.unbind(-1))
+        if self.one_view:
+            target = torch.tensor([0.5, 0.5, 0.25, 0.25]).expand_as(target)
+        small = 0.15  # no box is narrower
+        position = (target[..., :2] - reference[..., :2]) / reference[..., 2:].clamp(min=small)
+        scale = (target[..., 2:].clamp(min=small) / reference[..., 2:].clamp(min=small)).log()
+        (objective,) = self.objective
+        return (torch.cat([position, scale], -1) - objective.target_mean) / objective.target_std, {}
+
+
+def objective_with(head: Callable[[SpatialPrediction], nn.Module] = Comparing, settings: SpatialSettings = DISJOINT) -> SpatialPrediction:
+    objective = SpatialPrediction(settings)
+    objective.setup(Reading())  # type: ignore[arg-type]
+    objective.head = head(objective)  # type: ignore[assignment]
+    return objective
+
+
+def report(
+    held_out: Drawn, *, encoder: Reading | None = None, head: Callable[[SpatialPrediction], nn.Module] = Comparing, **options: Any
+) -> PairReport:
+    settings: dict[str, Any] = {"pictures": 150, "train_pictures": 100, "head_steps": 5, "equalise_px": 8} | options
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair_controls, "ORACLE_PAIRS", 2000)  # it has a test of its own
+        return evaluate_pairs(encoder or Reading(), objective_with(head), Drawn(100), held_out, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def honest() -> PairReport:
+    """Pictures that each have an offset of their own: only a comparison of two views tells anything."""
+    return report(Drawn(150, offset=3.0))
+
+
+@pytest.fixture(scope="module")
+def absolute() -> PairReport:
+    """Pictures in which every place has its colour: each view tells where it lies by itself."""
+    return report(Drawn(150))
+
+
+def test_a_reader_of_places_reaches_r2_of_1_and_beats_the_constant(honest: PairReport) -> None:
+    assert min(honest.row("held-out pairs").r2) > 0.99
+    assert honest.loss < 0.01 * honest.constant_loss
+    assert honest.position_distance < 0.1 * honest.constant_position_distance
+    assert honest.law == "disjoint"
+    assert (honest.pictures, honest.pairs + honest.left_out) == (150, 150 * 12)
+    blind = report(Drawn(150, blind=True))
+    assert max(blind.row("held-out pairs").r2) < 0.01
+    assert blind.loss > 0.95 * blind.constant_loss
+
+
+def test_targets_of_another_picture_destroy_what_was_predicted(honest: PairReport) -> None:
+    assert max(honest.row("targets of the next picture").r2) < 0
+
+
+def test_pairs_across_pictures_tell_absolute_places_from_comparison(honest: PairReport, absolute: PairReport) -> None:
+    assert min(absolute.row("pairs across pictures").r2[:2]) > 0.99
+    assert max(honest.row("pairs across pictures").r2[:2]) < 0
+
+
+def test_one_view_is_not_enough_for_a_head_that_ignores_the_other() -> None:
+    ignoring = report(Drawn(150), head=lambda objective: Comparing(objective, one_view=True))
+    held_out, across = ignoring.row("held-out pairs"), ignoring.row("pairs across pictures")
+    assert 0.2 < min(held_out.r2[:2]) <= max(held_out.r2[:2]) < 0.8
+    assert held_out.r2 == across.r2
+
+
+def test_equalised_sharpness_unmasks_a_reader_of_sharpness(honest: PairReport) -> None:
+    name = "sharpness equalised at 8 px"
+    assert min(honest.row(name).r2) > 0.97
+    sharp = report(Drawn(150, sharpness=True), encoder=Reading(sharpness=True))
+    assert sharp.row("held-out pairs").r2[2] > 0.99
+    assert sharp.row(name).r2[0] < 0.5
+
+
+def test_content_free_pictures_give_nothing_unless_the_pipeline_leaks(honest: PairReport) -> None:
+    assert max(honest.row("content-free pictures").r2) < 0.02
+    leaking = report(Drawn(150, leak=True))
+    assert min(leaking.row("content-free pictures").r2[:2]) > 0.2
+
+
+def test_gates_are_0_for_the_formula_and_not_for_a_head_that_looks_at_one_view(honest: PairReport) -> None:
+    assert set(honest.gates) == {"identity_position", "identity_scale", "symmetry", "composition"}
+    assert max(honest.gates.values()) < 0.02
+    objective = objective_with(lambda objective: Comparing(objective, one_view=True))
+    features = Reading().encode(Drawn(20).views(Recipe(families=objective.families), np.arange(20)).views[0])
+    assert min(structure_gates(objective, features).values()) > 0.1
+
+
+@pytest.mark.parametrize("position", ["reference", "picture", "mean"])
+def test_gates_follow_the_unit_of_position(position: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(DISJOINT, position=position)
+    objective = objective_with(settings=settings)
+    record = Drawn(20).views(Recipe(families=objective.families), np.arange(20)).views[0].geometry
+    each = torch.arange(4)
+    right = objective.targets(record, torch.cartesian_prod(each, each))
+    monkeypatch.setattr(objective, "predict", lambda *_: (right, {}))
+    features = Features(summary=torch.zeros(20, 4, 4), tokens=torch.zeros(20, 4, 1, 1, 4))
+    assert max(structure_gates(objective, features).values()) < 1e-5
+
+
+def test_control_heads_reach_what_their_view_of_the_pair_allows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    code = torch.randn(600, 4, 4, generator=generator)
+    features = Features(summary=code, tokens=code[:, :, None, None])
+    pairs = ordered_pairs(4)
+    reference, target = (code[:, side] for side in pairs.unbind(-1))
+    worlds = {
+        "reference-only head": reference[..., :2].tanh(),
+        "target-only head": target[..., :2].tanh(),
+        "additive head f(r) + g(t)": reference[..., :2].tanh() - target[..., 1:3].tanh(),
+        "fresh full head": torch.stack([reference[..., 0] * target[..., 0], reference[..., 1] * target[..., 1]], -1),
+    }
+    learned = (torch.arange(600) < 500).unsqueeze(1).expand(600, 12)
+    reached = {}
+    for world, wanted in worlds.items():
+        wanted = torch.cat([wanted, wanted], -1)
+        heads = control_heads(objective_with(settings=replace(DISJOINT, hidden=256)), 4, seed=0)
+        train_heads(list(heads.values()), features, wanted, learned, pairs, steps=200)
+        with torch.no_grad():
+            reached[world] = {name: min(r2_with_interval(head(features, pairs)[0], wanted, ~learned).value) for name, head in heads.items()}
+    alone, other, added, full = worlds
+    assert reached[alone][alone] > 0.9 > 0.1 > reached[alone][other]
+    assert reached[other][other] > 0.9 > 0.1 > reached[other][alone]
+    assert reached[added][added] > 0.8 > 0.6 > max(reached[added][alone], reached[added][other])
+    assert max(reached[full][name] for name in (alone, other, added)) < 0.05
+    assert reached[full][full] > 0.3
+
+
+def test_r2_is_one_minus_error_over_variance_of_the_pairs_that_count() -> None:
+    rng = np.random.default_rng(0)
+    wanted, predicted = rng.normal(2, 1, (20, 6, 3)), rng.normal(2, 1, (20, 6, 3))
+    counted = rng.random((20, 6)) < 0.7
+    found = r2_with_interval(*(torch.from_numpy(array) for array in (predicted, wanted, counted)))
+    for channel in range(3):
+        said, true = predicted[..., channel][counted], wanted[..., channel][counted]
+        assert found.value[channel] == pytest.approx(1 - ((said - true) ** 2).mean() / true.var(), abs=1e-12)
+        assert found.low[channel] < found.value[channel] < found.high[channel]
+
+
+def test_the_interval_is_as_wide_as_fresh_pictures_make_it_spread() -> None:
+    rng = np.random.default_rng(1)
+
+    def drawn() -> tuple[Tensor, Tensor]:
+        wanted = rng.normal(size=(150, 10, 1))
+        error = rng.normal(size=(150, 1, 1)) + 0.1 * rng.normal(size=(150, 10, 1))  # nearly one error a picture
+        return torch.from_numpy(wanted + 0.5 * error), torch.from_numpy(wanted)
+
+    everything = torch.ones(150, 10, dtype=torch.bool)
+    found = [r2_with_interval(*drawn(), everything) for _ in range(60)]
+    spread = 2 * 1.96 * float(np.std([each.value[0] for each in found]))
+    width = float(np.mean([each.high[0] - each.low[0] for each in found]))
+    assert 0.75 < width / spread < 1.35
+    as_if_pairs_were_pictures = r2_with_interval(*(part.flatten(0, 1).unsqueeze(1) for part in drawn()), everything.flatten().unsqueeze(1))
+    assert as_if_pairs_were_pictures.high[0] - as_if_pairs_were_pictures.low[0] < 0.6 * spread
+
+
+@pytest.mark.parametrize(
+    ("settings", "reference", "target"),
+    [
+        (SpatialSettings(side_frac=(0.10, 0.33), border_frac=0.0), (0.24, 0.24, 0.0), (0.19, 0.19, 0.56)),
+        (SpatialSettings(law="independent", views=2, area_frac=(0.05, 0.25)), (0.53, 0.53, None), (0.44, 0.44, None)),
+    ],
+    ids=["paired", "independent"],
+)
+def test_the_oracle_of_one_view_gives_the_known_ceilings(
+    settings: SpatialSettings, reference: tuple[float | None, ...], target: tuple[float | None, ...]
+) -> None:
+    """The numbers are those of 400,000 draws of a sampler written apart from ours (METHODS sheet, 1.10)."""
+    objective = SpatialPrediction(settings)
+    found = one_view_oracle(objective)
+    for name, known in (("reference", reference), ("target", target)):
+        for value, expected in zip(found[name], known, strict=True):
+            assert expected is None or value == pytest.approx(expected, abs=0.03)
+
+
+def test_neighbours_vote_as_brute_force_says() -> None:
+    rng = np.random.default_rng(2)
+    train, asked = rng.normal(size=(60, 5)), rng.normal(size=(1500, 5))
+    labels = rng.integers(0, 4, 60)
+    found = nearest_neighbours(*(torch.from_numpy(array) for array in (train, labels, asked)), classes=4, k=7, temperature=0.1)
+    cosine = (asked / np.linalg.norm(asked, axis=1, keepdims=True)) @ (train / np.linalg.norm(train, axis=1, keepdims=True)).T
+    for row, said in zip(cosine, found.tolist(), strict=True):
+        nearest = np.argsort(-row)[:7]
+        votes = np.bincount(labels[nearest], np.exp(row[nearest] / 0.1), 4)
+        assert said == votes.argmax()
+    unweighted = [np.bincount(labels[np.argsort(-row)[:7]], minlength=4).argmax() for row in cosine]
+    assert unweighted != found.tolist()
+
+
+def test_ridge_solves_its_normal_equations() -> None:
+    rng = np.random.default_rng(4)
+    features, wanted = rng.normal(1, 2, (50, 6)), rng.normal(size=(50, 3))
+    for penalty, weights in zip((0.0, 0.3), ridge_weights(torch.from_numpy(features), torch.from_numpy(wanted), (0.0, 0.3)), strict=True):
+        design = np.hstack([features, np.ones((50, 1))])
+        shrunk = np.diag([penalty * 50] * 6 + [0])
+        np.testing.assert_allclose(weights.numpy(), np.linalg.solve(design.T @ design + shrunk, design.T @ wanted), atol=1e-10)
+
+
+def test_the_probe_learns_what_is_linear_and_not_what_is_noise() -> None:
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 3, 400)
+    told = np.eye(3)[labels] + 0.3 * rng.normal(size=(400, 3))
+    features = torch.from_numpy(np.hstack([told, rng.normal(size=(400, 30))]))
+    said = ridge_probe(features[:300], torch.from_numpy(labels[:300]), features[300:], classes=3)
+    assert (said.numpy() == labels[300:]).mean() > 0.85
+    said = ridge_probe(features[:300, 3:], torch.from_numpy(labels[:300]), features[300:, 3:], classes=3)
+    assert (said.numpy() == labels[300:]).mean() < 0.5
+
+
+MODEL = ModelSettings(view_size_px=16, patch_size_px=8, width=16, depth=1, heads=1)
+
+
+@pytest.fixture
+def shards(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> Callable[..., ShardIndex]:
+    """Two kinds of pictures: bright above, or bright below; the label says which, if asked for."""
+
+    def made(*, labelled: bool = True, number: int = 24) -> ShardIndex:
+        rng = np.random.default_rng(6)
+        samples = []
+        for i in range(number):
+            picture = rng.integers(0, 90, (64 + i, 80, 3))
+            picture[: len(picture) // 2] += 120
+            picture = (picture if i % 2 == 0 else picture[::-1]).astype(np.uint8)
+            members = {"jpg": jpeg_bytes(picture)} | ({"cls": str(i % 2).encode()} if labelled else {})
+            samples.append((f"{i:04d}", members))
+        return ShardIndex.open(str(make_shard(tmp_path / f"{labelled}.tar", samples)))
+
+    return made
+
+
+def test_labels_are_judged_beside_pixels_and_chance(shards: Callable[..., ShardIndex]) -> None:
+    with random_scope(1, "encoder"):
+        encoder = Encoder(MODEL)
+    said = []
+    with ShardPictures(shards(), renderer="torch", threads=1) as pictures:
+        found = evaluate_labels(encoder, pictures, pictures, view_px=16, limit=18, progress=lambda *progress: said.append(progress))
+    assert found is not None
+    assert (found.train, found.held_out, found.classes) == (18, 24, 2)
+    assert found.accuracy(PROBE_PROTOCOL, "raw pixels") == 1
+    assert {(score.protocol, score.features) for score in found.scores} == {
+        (protocol, features) for protocol in (KNN_PROTOCOL, PROBE_PROTOCOL) for features in ("encoder", "random encoder", "raw pixels")
+    }
+    assert found.table()[0][1:] == ("encoder", "random encoder", "raw pixels")
+    assert said[-1] == ("features for labels: train", 18, 18)
+    assert encoder.training
+
+
+def test_a_part_of_the_pictures_is_spread_evenly_over_them() -> None:
+    assert spread(Drawn(10), 4).tolist() == [0, 2, 5, 7]
+    assert spread(Drawn(3), 8).tolist() == spread(Drawn(3), None).tolist() == [0, 1, 2]
+
+
+def test_without_labels_there_is_no_score(shards: Callable[..., ShardIndex]) -> None:
+    with ShardPictures(shards(labelled=False, number=4), renderer="torch", threads=1) as pictures:
+        assert evaluate_labels(Encoder(MODEL), pictures, pictures, view_px=16) is None
+
+
+def test_pairs_of_real_shards_are_judged_from_end_to_end(shards: Callable[..., ShardIndex]) -> None:
+    encoder, objective = Encoder(MODEL), SpatialPrediction(replace(DISJOINT, size_px=16, min_side_px=8, mirror="picture"))
+    objective.setup(encoder)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with ShardPictures(shards(), renderer="torch", threads=1) as pictures:
+        full = evaluate_pairs(encoder, objective, pictures, pictures, pictures=20, train_pictures=20, head_steps=3, equalise_px=8)
+        short = pair_r2(encoder, objective, pictures, pictures=20)
+    assert short.r2 == full.row("held-out pairs").r2
+    names = [row.name for row in full.rows]
+    assert len(set(names)) == len(names) == 11
+    assert full.as_dict()["rows"][0]["name"] == "held-out pairs"
+    assert {len(row) for row in full.table()} == {2 + len(full.channels)}
+    assert "disjoint" in full.table()[0][0]
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_plain_views_have_the_records_of_the_real_ones_and_one_colour_each(shards: Callable[..., ShardIndex]) -> None:
+    recipe = Recipe(families=(DISJOINT.family("spatial"),))
+    with ShardPictures(shards(), renderer="torch", threads=1) as pictures:
+        real, plain = pictures.views(recipe, np.arange(6)), pictures.plain_views(recipe, np.arange(6))
+    assert torch.equal(real.views[0].geometry.boxes, plain.views[0].geometry.boxes)
+    spread = [float(batch.views[0].pixels.std((1, 3, 4)).max()) for batch in (plain, real)]
+    assert spread[0] < 0.02 < 0.3 < spread[1]
+    assert len(plain.views[0].pixels.mean((1, 3, 4)).unique(dim=0)) == 6

@@ -1,0 +1,313 @@
+"""A run as a whole, in this process, on a tiny model and tiny shards: what it writes, when it stops, what it refuses."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.train import checkpoint
+from wherefrom.train.encoder import Encoder, ModelSettings
+from wherefrom.train.loop import accelerator_for, run
+from wherefrom.train.objectives.spatial import SpatialSettings
+from wherefrom.train.optimiser import gated_step, make_optimiser
+from wherefrom.train.recipes import recipe
+from wherefrom.train.reporting import LogRecord, Silent
+from wherefrom.train.run_folder import RunFolder, read_metrics
+from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings
+from wherefrom.train.trainer import Trainer
+
+
+def tiny(shards: Path, *, updates: int = 6, **changes: Any) -> TrainSettings:
+    """Return the settings of a run that takes about a second."""
+    settings = TrainSettings(
+        recipe="demo",
+        data=str(shards / "train.tar"),
+        global_batch=8,
+        updates=updates,
+        model=ModelSettings(view_size_px=24, patch_size_px=12, width=32, depth=1, heads=2),
+        spatial=SpatialSettings(law="disjoint", views=3, size_px=24, area_frac=(0.06, 0.16), colour=None, min_side_px=4),
+        evaluation=EvaluationSettings(every=0, pictures=16, head_pictures=16, knn_pictures=40, short_pictures=8, short_knn_pictures=20),
+        runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=1, checkpoint_every=2, keep=2),
+    )
+    return dataclasses.replace(settings, **changes)
+
+
+def evaluated(shards: Path) -> TrainSettings:
+    """Return the same run, with held-out pictures: what it learns does not depend on them."""
+    settings = tiny(shards, val=str(shards / "val.tar"))
+    return dataclasses.replace(settings, evaluation=dataclasses.replace(settings.evaluation, every=4))
+
+
+def losses(folder: Path) -> dict[int, Any]:
+    """Return what every logging step said, without speeds."""
+    logged = [record for record in read_metrics(RunFolder(folder)) if record["kind"] == "train"]
+    return {record["update"]: (record["loss"], record["losses"], record["gradients"], record["lr"]) for record in logged}
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of the newest checkpoint."""
+    newest = checkpoint.latest(RunFolder(folder).checkpoints)
+    assert newest is not None
+    return load_file(newest / "weights.safetensors")
+
+
+def assert_same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of six updates that nothing disturbed, with held-out pictures."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run(evaluated(tiny_shards), reporter=Silent(), out=out)
+    return out
+
+
+class _Sends(Silent):
+    """A reporter that sends this process a signal at one update."""
+
+    def __init__(self, number: signal.Signals, at: int) -> None:
+        self.number, self.at = number, at
+
+    def logged(self, record: LogRecord) -> None:
+        if record.update == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+def test_a_run_folder_holds_settings_log_checkpoints_and_encoder(finished: Path, tiny_shards: Path) -> None:
+    folder = RunFolder(finished)
+    assert read_settings(folder.settings, recipe("imagenet_sp_vits16")) == evaluated(tiny_shards)
+    assert list(losses(finished)) == [1, 2, 3, 4, 5, 6]
+    assert all(json.loads(text) for text in folder.metrics.read_text().splitlines())
+    assert any((finished / "tensorboard").iterdir())
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["latest", "update-00000004", "update-00000006"]
+    for left in finished.rglob(".*"):
+        raise AssertionError(f"left over: {left}")
+
+
+def test_evaluations_are_in_the_log_and_the_full_one_in_a_file_of_its_own(finished: Path) -> None:
+    folder = RunFolder(finished)
+    short, full = (record for record in read_metrics(folder) if record["kind"] == "evaluation")
+    assert ((short["update"], short["full"]), (full["update"], full["full"])) == ((4, False), (6, True))
+    for record in (short, full):
+        names = {"spatial/r2_x", "spatial/r2_y", "spatial/r2_scale", "k-NN encoder", "k-NN random encoder", "k-NN raw pixels"}
+        assert names <= record["curves"].keys()
+            "curves"
+        ].keys()
+    report = json.loads(folder.evaluation.read_text())
+    assert report["spatial"]["rows"][0]["r2"][0] == full["curves"]["spatial/r2_x"]
+    assert report["labels"]["classes"] == 4
+
+
+def test_timm_loads_the_exported_encoder(finished: Path, tiny_shards: Path) -> None:
+    folder = RunFolder(finished)
+    ours = Encoder(tiny(tiny_shards).model).eval()
+    ours.model.load_state_dict(load_file(folder.encoder))
+    theirs = timm.create_model(f"local-dir:{folder.model}", pretrained=True).eval()
+    pixels = torch.randn(2, 3, 24, 24)
+    assert torch.equal(ours(pixels)[0], theirs(pixels))
+    trained = {
+        name.removeprefix("encoder.model."): tensor for name, tensor in weights(finished).items() if name.startswith("encoder.model.")
+    }
+    assert_same_weights(load_file(folder.encoder), trained)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_it_had_not(
+    number: signal.Signals, finished: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    before = signal.getsignal(number)
+    out = tmp_path / "run"
+    summary = run(tiny(tiny_shards), reporter=_Sends(number, at=3), out=out)
+    assert (summary.stopped_by, summary.update) == (number.name, 4)  # the update that was under way is made and saved
+    assert signal.getsignal(number) is before
+    assert list(losses(out)) == [1, 2, 3, 4]
+    summary = run(tiny(tiny_shards), reporter=Silent(), out=out, resume=True)
+    assert (summary.stopped_by, summary.update) == (None, 6)
+    assert losses(out) == losses(finished)
+    assert_same_weights(weights(out), weights(finished))
+
+
+def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_path: Path) -> None:
+    """Checkpoints fall between the lines of the log; the updates before them count all the same."""
+    runtime = RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=5, checkpoint_every=3)
+    settings = tiny(tiny_shards, updates=10, runtime=runtime)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(settings, reporter=Silent(), out=whole)
+    run(settings, reporter=_Sends(signal.SIGTERM, at=5), out=parts)
+    checkpoints = RunFolder(parts).checkpoints
+    (checkpoints / checkpoint.LATEST).write_text("update-00000003\n")  # as if killed before the sixth update was saved
+    run(settings, reporter=Silent(), out=parts, resume=True)
+    assert list(losses(whole)) == [5, 10]
+    assert losses(parts) == losses(whole)
+
+
+def test_a_broken_loss_changes_no_weight_and_stops_the_run_at_the_log(tiny_shards: Path) -> None:
+    index = ShardIndex.open(str(tiny_shards / "train.tar"))
+    settings = tiny(tiny_shards)
+    trainer = Trainer(settings, index, accelerator_for(settings))
+    try:
+        trainer.update()
+        trainer.update()
+        sound = {name: tensor.clone() for name, tensor in trainer.step.state_dict().items()}
+        state = [tensor.clone() for held in trainer.optimiser.state.values() for tensor in held.values()]
+        hook = trainer.step.objectives["spatial"].head.register_forward_hook(lambda _, __, out: (out[0] * math.nan, out[1]))
+        trainer.update()
+        hook.remove()
+        trainer.update()  # what follows is sound again, and changes nothing either
+        assert_same_weights(dict(trainer.step.state_dict()), sound)
+        assert all(map(torch.equal, state, [tensor for held in trainer.optimiser.state.values() for tensor in held.values()]))
+        with pytest.raises(FloatingPointError) as stopped:
+            trainer.log()
+        ids = trainer.loader.order.micro_batch(0, 2, 0).tolist()
+        assert str(stopped.value).startswith("update 3: spatial/position is nan, spatial/scale is nan on rank 0, samples ")
+        assert f"samples {', '.join(map(str, ids))};" in str(stopped.value)
+    finally:
+        trainer.close()
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "muon"])
+def test_a_gated_step_is_a_step_or_nothing(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimiser = make_optimiser(model, OptimSettings(name=name, lr=0.1))
+    for sound in (True, False, True):
+        optimiser.zero_grad()
+        model(torch.ones(3, 4)).square().sum().backward()
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        if not sound:
+            for parameter in model.parameters():
+                assert parameter.grad is not None
+                parameter.grad.fill_(math.nan)
+        gated_step(optimiser, torch.tensor(sound))
+        for parameter, old in zip(model.parameters(), before, strict=True):
+            assert torch.equal(parameter, old) != sound
+            assert parameter.isfinite().all()
+
+
+def test_weights_decay_in_matrices_only(tiny_shards: Path) -> None:
+    encoder = Encoder(tiny(tiny_shards).model)
+    optimiser = make_optimiser(encoder, OptimSettings(weight_decay=0.3))
+    names = {id(parameter): name for name, parameter in encoder.named_parameters()}
+    decayed = {names[id(p)] for group in optimiser.param_groups if group["weight_decay"] == 0.3 for p in group["params"]}
+    assert decayed == {name for name, p in encoder.named_parameters() if p.ndim >= 2 and not name.endswith(("cls_token", "pos_embed"))}
+    assert decayed
+    with pytest.raises(ValueError, match="it has adam"):
+        make_optimiser(encoder, OptimSettings(name="adamv"))
+
+
+def test_micro_batches_change_no_loss_and_no_update(tiny_shards: Path, tmp_path: Path) -> None:
+    found = {}
+    for accumulation in (1, 2, 4):
+        settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, accumulation=accumulation))
+        run(settings, reporter=Silent(), out=tmp_path / str(accumulation))
+        found[accumulation] = losses(tmp_path / str(accumulation))
+    for accumulation in (2, 4):
+        for update, (loss, _, gradients, _) in found[accumulation].items():
+            assert loss == pytest.approx(found[1][update][0], abs=1e-5)
+            assert gradients["spatial"] == pytest.approx(found[1][update][2]["spatial"], rel=1e-4)
+    # control: another batch is another loss
+    assert abs(found[1][1][0] - found[1][2][0]) > 1e-4
+
+
+REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
+    "fewer samples than a batch": (lambda _: {"global_batch": 64}, "40 samples|samples=40|fewer samples"),
+    "ranks and micro-batches that do not divide": (lambda s: {"runtime": RuntimeSettings(device="cpu", accumulation=3)}, "accumulation"),
+    "no such shards": (lambda s: {"data": str(s / "none-{000000..000003}.tar")}, "none-000000.tar"),
+    "no such optimiser": (lambda _: {"optim": OptimSettings(name="adamv")}, "adamv"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_run_is_refused_before_anything_is_written(case: str, tiny_shards: Path, tmp_path: Path) -> None:
+    changes, message = REFUSED[case]
+    with pytest.raises((ValueError, OSError), match=message) as refused:
+        run(tiny(tiny_shards, **changes(tiny_shards)), reporter=Silent(), out=tmp_path / "run")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_runs_folder_is_refused_unless_it_goes_on(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    settings = tiny(tiny_shards)
+    with pytest.raises(ValueError, match="holds another run; go on with it by --resume"):
+        run(settings, reporter=Silent(), out=finished)
+    (tmp_path / "notes.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="is not empty"):
+            run(settings, reporter=Silent(), out=tmp_path, resume=resume)
+    with pytest.raises(ValueError, match="is a file"):
+        run(settings, reporter=Silent(), out=tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match="resume without out"):
+        run(settings, reporter=Silent(), resume=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_the_field_that_differs(finished: Path, tiny_shards: Path) -> None:
+    settings = tiny(tiny_shards)
+    others = {
+        "seed=5": dataclasses.replace(settings, seed=5),
+        "global_batch=4": dataclasses.replace(settings, global_batch=4),
+        "recipe='imagenette_sp'": dataclasses.replace(settings, recipe="imagenette_sp"),
+        "model.depth=2": dataclasses.replace(settings, model=dataclasses.replace(settings.model, depth=2)),
+        "spatial.views=2": dataclasses.replace(settings, spatial=dataclasses.replace(settings.spatial, views=2)),
+        "dataset=": dataclasses.replace(settings, data=str(tiny_shards / "val.tar")),
+    }
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    for field, other in others.items():
+        with pytest.raises(ValueError, match=field):
+            run(other, reporter=Silent(), out=finished, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_without_out_the_next_free_number_is_taken(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(2):
+        assert run(tiny(tiny_shards, updates=1), reporter=Silent()).folder == Path("runs") / f"demo-{number}"
+
+
+def test_only_the_newest_checkpoints_are_kept_whatever_a_kill_left(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    optimiser = make_optimiser(model, OptimSettings())
+    folder = tmp_path / "checkpoints"
+
+    def saved(update: int) -> None:
+        state = checkpoint.State(update=update, settings={}, position={}, unlogged=[], seconds={})
+        checkpoint.save(folder, state, model, optimiser, keep=2)
+
+    for update in (1, 2, 3):
+        saved(update)
+    # a kill between two renamings: complete, and not in `latest`; another amid writing, another amid removing
+    for name in ("update-00000009", "update-00000004", checkpoint.WRITING, checkpoint.REMOVING):
+        (folder / name).mkdir()
+        (folder / name / "half").touch()
+    newest = checkpoint.latest(folder)
+    assert newest is not None
+    assert newest.name == "update-00000003"
+    saved(4)
+    assert sorted(path.name for path in folder.glob("update-*")) == ["update-00000003", "update-00000004"]
+    assert checkpoint.read_state(folder / "update-00000004").update == 4
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "update-00000001").mkdir()
+    (tmp_path / checkpoint.LATEST).write_text("update-00000001\n")
+    with pytest.raises(ValueError, match="which is not there"):
+        checkpoint.latest(tmp_path)
+    state = tmp_path / "update-00000001" / "state.json"
+    for text, message in (('{"format": 1', "damaged"), ('{"format": 99}', "of format 99"), ("[]", "damaged"), ('{"format": 1}', "damaged")):
+        state.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            checkpoint.read_state(tmp_path / "update-00000001")

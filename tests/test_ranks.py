@@ -1,0 +1,130 @@
+"""Two processes that share every batch over gloo, against one that has it whole: the same samples, views and losses."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.pipeline.views import Batch
+from wherefrom.train.loop import accelerator_for
+from wherefrom.train.recipes import recipe
+from wherefrom.train.settings import read_settings
+from wherefrom.train.trainer import Trainer
+
+SETTINGS = """
+data: {data}
+global_batch: 8
+updates: 10
+model: {{view_size_px: 24, patch_size_px: 12, width: 32, depth: 1, heads: 2}}
+spatial: {{views: 3, size_px: 24, min_side_px: 4}}
+runtime: {{device: cpu, renderer: torch, threads: 1, prefetch: 1, accumulation: {accumulation}}}
+"""
+
+
+def watch(folder: Path, updates: int) -> None:
+    """Make the first updates of a run as the rank that the environment says, and write down what this rank saw."""
+    settings = read_settings(folder / "settings.yaml", recipe("demo"))
+    accelerator = accelerator_for(settings)
+    assert settings.data is not None
+    trainer = Trainer(settings, ShardIndex.open(settings.data), accelerator)
+    deliver, seen = trainer.loader.forever, []
+
+    def watched() -> Iterator[Batch]:
+        for batch in deliver():
+            views = batch.views[0]
+            seen.append((batch.sample.tolist(), views.geometry.boxes.tolist(), views.pixels.double().sum().item()))
+            yield batch
+
+    trainer.loader.forever = watched  # type: ignore[method-assign]
+    rows = []
+    for _ in range(updates):
+        trainer.update()
+        rows.append(trainer.window.take())
+    trainer.close()
+    weights = {name: tensor.double().abs().sum().item() for name, tensor in trainer.step.state_dict().items()}
+    found = {"seen": seen[: updates * settings.runtime.accumulation], "rows": rows, "weights": weights}
+    (folder / f"found.{accelerator.process_index}").write_text(json.dumps(found))
+    accelerator.end_training()
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def written(folder: Path, accumulation: int, shards: Path) -> Path:
+    """Make a folder with the settings of a run in it."""
+    folder.mkdir()
+    (folder / "settings.yaml").write_text(SETTINGS.format(data=shards / "train.tar", accumulation=accumulation))
+    return folder
+
+
+def seen_alone(shards: Path, folder: Path, updates: int) -> dict[str, Any]:
+    """Return what one process, this one, sees."""
+    watch(written(folder, 1, shards), updates)
+    return json.loads((folder / "found.0").read_text())
+
+
+def seen_by(ranks: int, accumulation: int, shards: Path, folder: Path, updates: int) -> list[dict[str, Any]]:
+    """Return what every one of `ranks` processes saw, each started with the environment that torchrun gives it."""
+    written(folder, accumulation, shards)
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder), str(updates)],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        _, complaint = process.communicate(timeout=300)
+        assert process.returncode == 0, complaint.decode()[-2000:]
+    return [json.loads((folder / f"found.{rank}").read_text()) for rank in range(ranks)]
+
+
+def assert_ranks_agree(alone: dict[str, Any], ranks: list[dict[str, Any]], *, micro: int, updates: int) -> None:
+    """Compare one process that saw whole batches with ranks that saw `micro` micro-batches of each."""
+    for update in range(updates):
+        samples, boxes, pixels = alone["seen"][update]
+        parts = [rank["seen"][update * micro + number] for rank in ranks for number in range(micro)]
+        assert [sample for part in parts for sample in part[0]] == samples
+        assert [box for part in parts for box in part[1]] == boxes
+        assert sum(part[2] for part in parts) == pytest.approx(pixels, rel=1e-9, abs=1e-6)
+        for rank in ranks:
+            assert rank["rows"][update]["loss"] == pytest.approx(alone["rows"][update]["loss"], abs=1e-5)
+            assert rank["rows"][update]["gradient:spatial"] == pytest.approx(alone["rows"][update]["gradient:spatial"], rel=1e-3)
+    for rank in ranks:
+        assert rank["weights"] == pytest.approx(alone["weights"], rel=1e-4)
+    assert all(rank["weights"] == ranks[0]["weights"] for rank in ranks)
+
+
+def test_two_ranks_see_the_batches_of_one_and_agree_on_the_loss(tiny_shards: Path, tmp_path: Path) -> None:
+    alone = seen_alone(tiny_shards, tmp_path / "one", updates=6)
+    two = seen_by(2, 1, tiny_shards, tmp_path / "two", updates=6)
+    assert_ranks_agree(alone, two, micro=1, updates=6)
+    # control: ranks in the wrong order, and another update's loss, are seen
+    with pytest.raises(AssertionError):
+        assert_ranks_agree(alone, two[::-1], micro=1, updates=6)
+    assert abs(alone["rows"][0]["loss"] - alone["rows"][1]["loss"]) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "accumulation"), [(2, 2), (4, 1), (4, 2)])
+def test_any_split_of_the_batch_gives_the_same_losses(ranks: int, accumulation: int, tiny_shards: Path, tmp_path: Path) -> None:
+    alone = seen_alone(tiny_shards, tmp_path / "one", updates=10)
+    split = seen_by(ranks, accumulation, tiny_shards, tmp_path / "split", updates=10)
+    assert_ranks_agree(alone, split, micro=accumulation, updates=10)
+
+
+if __name__ == "__main__":
+    watch(Path(sys.argv[1]), int(sys.argv[2]))

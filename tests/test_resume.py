@@ -1,0 +1,136 @@
+"""A run that is killed and goes on, against one that was never killed: the same losses and the same weights, bit for bit, on the CPU.
+
+The killed runs are processes of their own, started by the command line; SIGKILL leaves them no moment to tidy up.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wherefrom.train import checkpoint
+from wherefrom.train.encoder import ModelSettings
+from wherefrom.train.loop import run
+from wherefrom.train.objectives.spatial import SpatialSettings
+from wherefrom.train.reporting import Silent
+from wherefrom.train.run_folder import RunFolder, read_metrics
+from wherefrom.train.settings import RuntimeSettings, TrainSettings, write_settings
+
+PATIENCE_S = 120
+
+
+def tiny(shards: Path, updates: int) -> TrainSettings:
+    """Return a run whose drop-path, colours, epochs and teacher-free loss leave nothing to chance but what the seed decides."""
+    return TrainSettings(
+        recipe="demo",
+        data=str(shards / "train.tar"),
+        global_batch=8,
+        updates=updates,
+        model=ModelSettings(view_size_px=24, patch_size_px=12, width=32, depth=2, heads=2, drop_path=0.3),
+        spatial=SpatialSettings(law="disjoint", views=3, size_px=24, area_frac=(0.06, 0.16), min_side_px=4),
+        runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=2, checkpoint_every=3, keep=2),
+    )
+
+
+def start(settings: Path, out: Path) -> subprocess.Popen[bytes]:
+    """Start `wherefrom train` in a process of its own, with as many threads as this one computes with."""
+    command = [sys.executable, "-c", "import sys; from wherefrom.tools.cli import main; sys.exit(main())"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    arguments = ["train", "--config", str(settings), "--out", str(out), "--resume"]
+    return subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def kill_when(process: subprocess.Popen[bytes], ripe: Callable[[], bool]) -> bool:
+    """Kill the process as soon as it is ripe; return whether it lived that long."""
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until and process.poll() is None:
+        if ripe():
+            process.kill()
+            process.communicate()
+            return True
+        time.sleep(0.0002)
+    process.kill()
+    _, complaint = process.communicate()
+    assert process.returncode == 0, complaint.decode()  # it was faster than the question; nothing else may end it
+    return False
+
+
+def logged_after(out: Path, update: int) -> Callable[[], bool]:
+    """Return the question whether anything after `update` has been logged."""
+    return lambda: any(record["update"] > update for record in read_metrics(RunFolder(out)))
+
+
+def amid_a_write(out: Path) -> Callable[[], bool]:
+    """Return the question whether a checkpoint is being written right now."""
+    writing = RunFolder(out).checkpoints / checkpoint.WRITING
+    return writing.exists
+
+
+def result(out: Path) -> tuple[list[Any], dict[str, torch.Tensor]]:
+    """Return all that was logged, without speeds, and the final weights."""
+    newest = checkpoint.latest(RunFolder(out).checkpoints)
+    assert newest is not None
+    keys = ("update", "loss", "losses", "meters", "gradients", "lr")
+    return [[record[key] for key in keys] for record in read_metrics(RunFolder(out))], load_file(newest / "weights.safetensors")
+
+
+def assert_same(out: Path, reference: Path) -> None:
+    logged, weights = result(out)
+    expected, expected_weights = result(reference)
+    assert len(logged) == len(expected)
+    assert [ours for ours, theirs in zip(logged, expected, strict=True) if ours != theirs] == []
+    assert weights.keys() == expected_weights.keys()
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, expected_weights[name]), name
+
+
+def test_killed_at_a_step_and_amid_a_write_a_run_goes_on_bit_for_bit(tiny_shards: Path, tmp_path: Path) -> None:
+    settings = tiny(tiny_shards, updates=150)
+    write_settings(tmp_path / "settings.yaml", settings)
+    reference, out = tmp_path / "reference", tmp_path / "killed"
+    run(settings, reporter=Silent(), out=reference)
+
+    killed = kill_when(start(tmp_path / "settings.yaml", out), logged_after(out, random.Random(time.time_ns()).randrange(2, 20)))
+    assert killed
+    before = len(read_metrics(RunFolder(out)))
+    killed = kill_when(start(tmp_path / "settings.yaml", out), lambda: len(read_metrics(RunFolder(out))) > before and amid_a_write(out)())
+    assert killed
+    assert amid_a_write(out)(), "the kill came after the write"
+    assert 0 < len(read_metrics(RunFolder(out))) < 75, "it was over before the second kill"
+
+    run(settings, reporter=Silent(), out=out, resume=True)
+    assert_same(out, reference)
+    # control: four updates alone are another run
+    other = tmp_path / "other"
+    run(tiny(tiny_shards, updates=4), reporter=Silent(), out=other)
+    with pytest.raises(AssertionError):
+        assert_same(other, reference)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_a_run_goes_on_bit_for_bit(tiny_shards: Path, tmp_path: Path) -> None:
+    settings = tiny(tiny_shards, updates=600)
+    write_settings(tmp_path / "settings.yaml", settings)
+    reference, out = tmp_path / "reference", tmp_path / "killed"
+    run(settings, reporter=Silent(), out=reference)
+    chance = random.Random(time.time_ns())
+    amid_writes = 0
+    for kill in range(12):
+        before = max((record["update"] for record in read_metrics(RunFolder(out))), default=0)
+        later = logged_after(out, before + chance.randrange(1, 30))
+        writing = amid_a_write(out)
+        ripe = (lambda later=later, writing=writing: later() and writing()) if kill % 2 else later
+        if not kill_when(start(tmp_path / "settings.yaml", out), ripe):
+            break
+        amid_writes += writing()
+    assert amid_writes >= 3
+    run(settings, reporter=Silent(), out=out, resume=True)
+    assert_same(out, reference)

@@ -1,0 +1,41 @@
+"""The learning rate over a run, against its definition: rises to the peak, falls to the end, and has no memory."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wherefrom.train.schedule import Shape, warmed_up
+
+RUNS = st.integers(2, 5000).flatmap(lambda updates: st.tuples(st.just(updates), st.integers(0, updates - 1)))
+
+
+@given(run=RUNS, peak=st.floats(1e-6, 10.0), final=st.floats(0, 1), shape=st.sampled_from(["cosine", "constant"]))
+def test_peak_is_reached_once_the_warm_up_is_over(run: tuple[int, int], peak: float, final: float, shape: Shape) -> None:
+    updates, warmup = run
+    value = warmed_up(warmup, updates=updates, peak=peak, warmup=warmup, final=final * peak, shape=shape)
+    assert value == pytest.approx(peak, rel=1e-12)
+
+
+@given(run=RUNS, final=st.floats(0, 1))
+def test_it_rises_in_the_warm_up_and_never_rises_after_it(run: tuple[int, int], final: float) -> None:
+    updates, warmup = run
+    values = [warmed_up(update, updates=updates, peak=1.0, warmup=warmup, final=final) for update in range(updates)]
+    steps = [after - before for before, after in zip(values, values[1:], strict=False)]
+    assert all(step > 0 for step in steps[:warmup])
+    assert all(step <= 0 for step in steps[warmup:])
+    assert min(values) > 0 or (final == 0 and values.index(min(values)) == updates - 1)
+    if warmup < updates - 1:
+        assert values[-1] == pytest.approx(final, abs=1e-12)
+
+
+def test_half_way_down_the_cosine_is_the_mean_of_both_ends() -> None:
+    assert warmed_up(60, updates=101, peak=3.0, warmup=20, final=1.0) == pytest.approx(2.0)
+    assert warmed_up(40, updates=101, peak=3.0, warmup=20, final=1.0) == pytest.approx(1 + 2 * (1 + math.sqrt(0.5)) / 2)
+
+
+@pytest.mark.parametrize(("update", "warmup"), [(-1, 0), (10, 0), (0, 10), (0, -1)])
+def test_what_lies_outside_the_run_is_refused(update: int, warmup: int) -> None:
+    with pytest.raises(ValueError, match="needs 0 <="):
+        warmed_up(update, updates=10, peak=1.0, warmup=warmup)

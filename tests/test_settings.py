@@ -1,0 +1,127 @@
+"""Settings as files: what is written comes back the same, and what cannot be meant is refused in one line that names the field."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wherefrom.pipeline.recipe import Centre, ColourLaw, Paired, ViewFamily
+from wherefrom.train.encoder import ModelSettings
+from wherefrom.train.objectives.spatial import SpatialSettings
+from wherefrom.train.plain import differences, from_plain, to_plain
+from wherefrom.train.recipes import RECIPES, recipe
+from wherefrom.train.settings import OptimSettings, TrainSettings, check_same_run, read_settings, write_settings
+
+CHANGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "seed": st.integers(0, 2**64 - 1),
+        "updates": st.none() | st.integers(1, 10**9),
+        "data": st.none() | st.text(min_size=1),
+        "order": st.sampled_from(["shuffled", "block"]),
+        "optim": st.builds(
+            OptimSettings, lr=st.floats(1e-12, 1e3), clip_norm=st.none() | st.floats(1e-6, 1e6), weight_decay=st.floats(0, 1)
+        ),
+        "spatial": st.builds(SpatialSettings, colour=st.none() | st.builds(ColourLaw, hue=st.floats(0, 0.5)), turns=st.booleans()),
+        "model": st.builds(ModelSettings, depth=st.none() | st.integers(1, 12), summary=st.sampled_from(["auto", "mean"])),
+    },
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(name=st.sampled_from(sorted(RECIPES)), changes=CHANGES)
+def test_what_is_written_comes_back_the_same(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
+    changed = dataclasses.replace(recipe(name), **changes)
+    path = tmp_path / "settings.yaml"
+    write_settings(path, changed)
+    # the start has other values everywhere, none of which may show through
+    for start in (recipe("demo"), recipe("imagenet_sp_vits16")):
+        assert read_settings(path, start) == changed
+    assert from_plain(recipe("demo"), json.loads(json.dumps(to_plain(changed)))) == changed
+
+
+def test_a_file_of_some_settings_leaves_the_others_alone(tmp_path: Path) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text("global_batch: 32\noptim:\n  lr: 1e-3\nspatial: {colour: {hue: 0.2}}\n")
+    base = recipe("demo")
+    read = read_settings(path, base)
+    assert (read.global_batch, read.optim.lr, read.spatial.colour) == (32, 1e-3, ColourLaw(hue=0.2))
+    assert {where for where, _, _ in differences(to_plain(read), to_plain(base))} == {"global_batch", "optim.lr", "spatial.colour"}
+
+
+@pytest.mark.parametrize("law", [Paired(position_max=1.2), Centre()])
+def test_a_field_that_may_hold_several_kinds_says_which(law: Paired | Centre) -> None:
+    family = ViewFamily(name="views", views=2, size_px=(96, 64), law=law)
+    plain = to_plain(family)
+    assert plain["law"]["kind"] == type(law).__name__
+    assert from_plain(ViewFamily(name="other", views=1, size_px=(1, 1)), plain) == family
+
+
+BROKEN = {
+    "optim: {lrr: 1.0}": r"optim\.lrr: no such setting; did you mean optim\.lr\?",
+    "sed: 1": r"sed: no such setting; did you mean seed\?",
+    "zzzz: 1": "zzzz: no such setting; there are recipe, ",
+    "optim: {lr: fast}": "optim.lr='fast': needs a number",
+    "optim: {lr: true}": "optim.lr=True: needs a number",
+    "optim: {lr: -1}": "optim: lr=-1.0, final_lr=0.0: needs lr > 0",
+    "optim: {betas: [0.9]}": r"optim\.betas=\[0\.9\]: needs 2 values",
+    "optim: {betas: [0.9, x]}": r"optim\.betas\[1\]='x': needs a number",
+    "optim: 3": "optim=3: needs named fields",
+    "seed: 1.5": "seed=1.5: needs a whole number",
+    "seed: -1": r"seed=-1: needs 0 <= seed < 2\*\*64",
+    "precision: float8": "precision='float8': needs one of float32, bfloat16",
+    "seed: null": "seed=None: needs a value",
+    "spatial: {turns: 1}": "spatial.turns=1: needs true or false",
+    "spatial: {colour: {hue: 0.7}}": "spatial.colour: hue=0.7: needs 0 to 0.5",
+    "model: {name: vit_tiny_patchx}": "model: model 'vit_tiny_patchx'",
+    "val: shards.tar": "val='shards.tar' without data",
+    "[1, 2]": "holds list, expected named settings",
+    "a: [": "no settings file",
+    "!!python/object/apply:os.getcwd []": "no settings file",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN.items())
+def test_a_broken_file_is_refused_in_one_line_that_names_file_and_field(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as refused:
+        read_settings(path, recipe("demo"))
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_only_runtime_and_places_may_differ_from_the_run_to_go_on_with() -> None:
+    run = recipe("demo")
+    saved = yaml.safe_load(yaml.safe_dump(to_plain(run)))
+    check_same_run(dataclasses.replace(run, data="elsewhere.tar", runtime=dataclasses.replace(run.runtime, log_every=3, prefetch=7)), saved)
+    for changes, where in (
+        ({"seed": 1}, "seed=1"),
+        ({"optim": dataclasses.replace(run.optim, lr=1.0)}, "optim.lr=1.0"),
+        ({"model": dataclasses.replace(run.model, depth=5)}, "model.depth=5"),
+        ({"updates": 7}, "updates=7"),
+    ):
+        with pytest.raises(ValueError, match=where):
+            check_same_run(dataclasses.replace(run, **changes), saved)
+
+
+def test_every_recipe_is_complete_and_known_by_its_name() -> None:
+    for name in RECIPES:
+        settled = recipe(name)
+        assert isinstance(settled, TrainSettings)
+        assert settled.recipe == name
+    with pytest.raises(ValueError, match="did you mean imagenette_sp"):
+        recipe("imagenete_sp")
+
+
+def test_the_learning_rate_peaks_at_lr_after_the_warm_up() -> None:
+    run = recipe("imagenet_sp_vits16")
+    rates = [run.learning_rate(update, 1000) for update in range(1000)]
+    assert max(rates) == run.optim.lr
+    assert rates.index(max(rates)) == int(run.optim.warmup_frac * 1000)
+    assert rates[-1] == pytest.approx(run.optim.final_lr, abs=1e-12)

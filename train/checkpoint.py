@@ -1,0 +1,140 @@
+"""Checkpoints: the whole state after an update, whole on disk or not there at all.
+
+Here: writing aside, syncing, renaming, then the name in `latest`; the newest k are kept; loading into what has the same shape.
+Not here: when (loop.py); the run folder around them (run_folder.py).
+A checkpoint is a folder `update-00000500`: weights.safetensors, optimiser.pt (tensors and numbers only), state.json.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from wherefrom.train.plain import Plain
+
+FORMAT = 1  # of state.json; a checkpoint of another format is refused
+LATEST = "latest"
+WRITING = ".writing"  # the folder that a save is made in; whatever is left in it was never finished
+REMOVING = ".removing"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """What a run needs to go on, besides tensors; all of it plain data."""
+
+    update: int  # completed updates
+    settings: Plain  # of the run, as `to_plain` gives them
+    position: Plain  # of the loader: fingerprints of data and views, seed, batch
+    unlogged: list[dict[str, float]]  # losses and meters of the updates since the last line of the log, oldest first
+    seconds: dict[str, float]  # spent so far, by what on
+
+
+def save(folder: Path, state: State, weights: nn.Module, optimiser: torch.optim.Optimizer, *, keep: int) -> Path:
+    """Save into `folder`, point `latest` at it, remove all but the newest `keep`; return the checkpoint's path.
+
+    Killed at any moment, `latest` names a complete checkpoint or is not there.
+    """
+    folder.mkdir(exist_ok=True)
+    aside = folder / WRITING
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.state_dict().items()}, aside / "weights.safetensors")
+    torch.save(optimiser.state_dict(), aside / "optimiser.pt")
+    plain = {"format": FORMAT} | {name: getattr(state, name) for name in State.__slots__}
+    (aside / "state.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    for path in (*aside.iterdir(), aside):
+        _sync(path)
+    final = folder / f"update-{state.update:08d}"
+    _remove(final)  # one that a kill kept out of `latest`
+    os.rename(aside, final)
+    _sync(folder)
+    _point_to(folder, final.name)
+    saved = _checkpoints(folder)
+    newest = saved.index(final) + 1
+    for other in saved[: max(0, newest - keep)] + saved[newest:]:  # later ones were kept out of `latest`, too
+        _remove(other)
+    return final
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint, or None.
+
+    Raises: ValueError if `latest` names one that is not there.
+    """
+    pointer = folder / LATEST
+    if not pointer.is_file():
+        return None
+    path = folder / pointer.read_text(encoding="utf-8").strip()
+    if not (path / "state.json").is_file():
+        raise ValueError(f"{pointer}: names {path.name}, which is not there; write the name of one that is into it")
+    return path
+
+
+def read_state(checkpoint: Path) -> State:
+    """Return a checkpoint's state.
+
+    Raises: ValueError if it is of another format, or damaged.
+    """
+    path = checkpoint / "state.json"
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        version = plain.pop("format")
+        if version != FORMAT:
+            raise ValueError(f"{path}: is of format {version}, this wherefrom reads format {FORMAT}; use the version that wrote it")
+        return State(**plain)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as problem:
+        raise ValueError(f"{path}: damaged ({problem}); go back to an older checkpoint by writing its name into {LATEST}") from None
+
+
+def load(checkpoint: Path, weights: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Load weights and optimiser state in place.
+
+    Raises: ValueError that names the first weight that differs in shape, or is on one side only.
+    """
+    stored = load_file(checkpoint / "weights.safetensors")
+    own = weights.state_dict()
+    for name in sorted(own.keys() | stored.keys()):
+        here, there = (_shape(tensors.get(name)) for tensors in (own, stored))
+        if here != there:
+            raise ValueError(f"{name} is {here} in this model and {there} in {checkpoint.name}; the model's settings differ")
+    weights.load_state_dict(stored)
+    optimiser.load_state_dict(torch.load(checkpoint / "optimiser.pt", map_location="cpu", weights_only=True))
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else str(tuple(tensor.shape))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("update-*"))
+
+
+def _point_to(folder: Path, name: str) -> None:
+    aside = folder / f".{LATEST}.writing"
+    aside.write_text(name + "\n", encoding="utf-8")
+    _sync(aside)
+    os.replace(aside, folder / LATEST)
+    _sync(folder)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, so that none is ever seen in part."""
+    if checkpoint.exists():
+        aside = checkpoint.with_name(REMOVING)
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(checkpoint, aside)
+        shutil.rmtree(aside)
+
+
+def _sync(path: Path) -> None:
+    handle: Any = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

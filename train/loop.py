@@ -1,0 +1,248 @@
+"""A run from settings to a trained encoder: update after update, logged, checkpointed, evaluated, stopped when asked.
+
+Here: `run`, and the order in which things are checked, made, and written.
+Not here: one update and what is remembered of it (trainer.py), what a checkpoint is (checkpoint.py), how a run looks (tools/terminal.py).
+The count of completed updates is the only truth: position, learning rate, random streams and epoch follow from it.
+"""
+
+import contextlib
+import signal
+import threading
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
+
+from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.train import checkpoint
+from wherefrom.train.demo_data import demo_shards
+from wherefrom.train.evaluate import ShardPictures
+from wherefrom.train.reporting import Reporter, RunFacts, Silent, Summary
+from wherefrom.train.run_evaluation import evaluate_run
+from wherefrom.train.run_folder import RunFolder, append_metrics, claim, cut_metrics, refuse_if_taken, write_encoder, write_evaluation
+from wherefrom.train.settings import TrainSettings, check_same_run, read_plain_settings, write_settings
+from wherefrom.train.trainer import Trainer
+
+
+def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None, resume: bool = False) -> Summary:
+    """Train as the settings say, in `out` (default: the next free runs/RECIPE-NUMBER).
+
+    `resume` goes on from the newest checkpoint in `out`, bit for bit on the same machine; where there is none yet, from the start.
+    Raises: ValueError or OSError before anything is written, if settings, data, folder or checkpoint do not fit;
+    FloatingPointError if a loss or a gradient is not finite: the weights are kept as they were before it, and not saved.
+    """
+    newest = _checked_folder(settings, out, resume)
+    accelerator = accelerator_for(settings)
+    reporter = reporter if accelerator.is_main_process else Silent()
+    with contextlib.ExitStack() as stack:
+        stack.callback(reporter.closed)
+        train, val = _open_data(settings, accelerator, reporter)
+        trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator)))
+        if trainer.frozen:
+            reporter.said(f"frozen, no objective reaches them: {', '.join(trainer.frozen)}")
+        if newest is not None:
+            trainer.restore(newest)
+        folder = _claimed(out, settings, accelerator, resume=resume)
+        if accelerator.is_main_process:
+            write_settings(folder.settings, settings)
+            cut_metrics(folder, trainer.done)
+        accelerator.project_configuration.logging_dir = str(folder.path)
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.done + 1}})
+        stack.callback(accelerator.end_training)
+        reporter.started(_facts(trainer, folder))
+        if val is None:
+            reporter.said("no held-out pictures: neither R2 nor k-NN will be measured; name some shards by --val")
+        hosts = _hosts(accelerator)
+        stopped_by = _train(trainer, folder, val, hosts, reporter)
+        if stopped_by is None:
+            _finish(trainer, folder, val, hosts, reporter)
+        summary = trainer.summary(folder.path, stopped_by)
+        reporter.finished(summary)
+        return summary
+
+
+def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, hosts: dist.ProcessGroup | None, reporter: Reporter) -> str | None:
+    """Make the updates that are left; return the name of the signal that ended it before, or None."""
+    runtime, every = trainer.settings.runtime, trainer.settings.evaluation.every
+    with _Signals(hosts) as signals:
+        while trainer.done < trainer.updates:
+            trainer.update()
+            done, last = trainer.done, trainer.done == trainer.updates
+            stopped_by = signals.asked()
+            with trainer.clock.spending("writing"):
+                if done % runtime.log_every == 0 or last:
+                    record = trainer.log()
+                    if trainer.accelerator.is_main_process:
+                        append_metrics(folder, {"kind": "train"} | asdict(record))
+                    trainer.accelerator.log(record.curves(), step=done)
+                    reporter.logged(record)
+                if done % runtime.checkpoint_every == 0 or last or stopped_by is not None:
+                    trainer.save(folder.checkpoints)
+            if stopped_by is not None and not last:
+                return stopped_by
+            if every and done % every == 0 and not last:
+                _evaluate(trainer, folder, val, hosts, reporter, full=False)
+    return None
+
+
+def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, hosts: dist.ProcessGroup | None, reporter: Reporter) -> None:
+    """Write the trained encoder for others, and measure it with every control."""
+    if trainer.accelerator.is_main_process:
+        write_encoder(folder, trainer.step.encoder, trainer.loader.recipe)
+    _evaluate(trainer, folder, val, hosts, reporter, full=True)
+
+
+def _evaluate(
+    trainer: Trainer, folder: RunFolder, val: ShardIndex | None, hosts: dist.ProcessGroup | None, reporter: Reporter, *, full: bool
+) -> None:
+    """Evaluate on the first rank while the others wait."""
+    with trainer.clock.spending("evaluating"):
+        if trainer.accelerator.is_main_process and val is not None:
+            runtime = trainer.settings.runtime
+            options = {"renderer": runtime.renderer, "threads": runtime.threads, "device": trainer.accelerator.device}
+            with ShardPictures(trainer.loader.index, **options) as train, ShardPictures(val, **options) as held_out:
+                results = evaluate_run(
+                    trainer.step,
+                    train,
+                    held_out,
+                    trainer.settings.evaluation,
+                    view_px=trainer.settings.spatial.size_px,
+                    update=trainer.done,
+                    full=full,
+                    progress=reporter.progressed,
+                )
+            append_metrics(folder, {"kind": "evaluation", "update": trainer.done, "full": full, "curves": results.curves})
+            if full:
+                write_evaluation(folder, results.report)
+            trainer.accelerator.log({f"evaluation/{name}": value for name, value in results.curves.items()}, step=trainer.done)
+            reporter.evaluated(results)
+        if hosts is not None:
+            dist.barrier(hosts)
+
+
+def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> Path | None:
+    """Return the checkpoint to go on from, or None; nothing is touched yet.
+
+    Raises: ValueError if `out` may not be written into, or holds a run of other settings.
+    """
+    if not resume:
+        if out is not None:
+            refuse_if_taken(out)
+        return None
+    if out is None:
+        raise ValueError("resume without out: say which run to go on with, e.g. --out runs/demo-0 --resume")
+    folder = RunFolder(out)
+    if not folder.settings.is_file():
+        refuse_if_taken(out)
+        return None
+    check_same_run(settings, read_plain_settings(folder.settings))
+    return checkpoint.latest(folder.checkpoints)
+
+
+def accelerator_for(settings: TrainSettings) -> Accelerator:
+    """Return the machine: devices, ranks, precision.
+
+    Raises: ValueError if a device is asked for that is not there.
+    """
+    device = settings.runtime.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("runtime.device='cuda': torch sees no CUDA device here; use 'auto' or 'cpu'")
+    return Accelerator(
+        cpu=device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision="bf16" if settings.precision == "bfloat16" else "no",
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(project_dir=".", logging_dir="."),  # the run's folder, once it is known
+    )
+
+
+def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Reporter) -> tuple[ShardIndex, ShardIndex | None]:
+    """Return the indexes of training and held-out pictures; one rank of a machine renders and indexes, the others find it done."""
+
+    def told(what: str, done: int, total: int) -> None:
+        reporter.progressed(what, done, total)
+
+    with accelerator.local_main_process_first():
+        if settings.data is None:
+            demo = demo_shards(progress=lambda done, total: told("rendering demo pictures", done, total))
+            train, val = demo.train, demo.val
+        else:
+            train, val = settings.data, settings.val
+        opened = ShardIndex.open(train, progress=lambda done, total: told("indexing shards", done, total))
+        return opened, None if val is None else ShardIndex.open(
+            val, progress=lambda done, total: told("indexing held-out shards", done, total)
+        )
+
+
+def _claimed(out: Path | None, settings: TrainSettings, accelerator: Accelerator, *, resume: bool) -> RunFolder:
+    """Return the run's folder, which the first rank makes and all the others take."""
+    answer: list[str | OSError | ValueError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            answer = [str(claim(out, settings.recipe, resume=resume).path)]
+        except (OSError, ValueError) as problem:
+            answer = [problem]
+    broadcast_object_list(answer)
+    if isinstance(answer[0], OSError | ValueError):
+        raise answer[0]
+    return RunFolder(Path(str(answer[0])))
+
+
+def _hosts(accelerator: Accelerator) -> dist.ProcessGroup | None:
+    """Return the ranks' processes as a group of their own, which does not wait for devices and has patience; None: there is one."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=1)) if accelerator.num_processes > 1 else None
+
+
+def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
+    return RunFacts(
+        recipe=trainer.settings.recipe,
+        folder=folder.path,
+        device=str(trainer.accelerator.device),
+        ranks=trainer.accelerator.num_processes,
+        parameters=sum(p.numel() for p in trainer.step.parameters() if p.requires_grad),
+        samples=len(trainer.loader.index),
+        global_batch=trainer.settings.global_batch,
+        updates=trainer.updates,
+        updates_per_epoch=trainer.loader.updates_per_epoch,
+        resumed_at=trainer.done,
+        loader=trainer.loader,
+    )
+
+
+class _Signals:
+    """SIGTERM, and SIGINT once, as a question that all ranks answer alike at the end of an update; a second one is not caught."""
+
+    def __init__(self, hosts: dist.ProcessGroup | None) -> None:
+        self._hosts = hosts
+        self._came = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def asked(self) -> str | None:
+        """Return the name of the signal that any rank has had, or None."""
+        came = self._came
+        if self._hosts is not None:
+            highest = torch.tensor(came)
+            dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._hosts)
+            came = int(highest)
+        return signal.Signals(came).name if came else None
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._came = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before = {}

@@ -1,0 +1,211 @@
+"""What an objective is, and the one module that computes all of them in a step.
+
+Here: the interface, the random scope that each objective runs in, and `Step`, which DDP, FSDP and compile wrap.
+Not here: any particular objective (objectives/), optimiser and loop (loop.py).
+Promise: a plug-in leaves its host, the first objective, alone; at weight 0 it is absent, bit for bit, and is only logged.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from wherefrom.pipeline.recipe import ViewFamily
+from wherefrom.pipeline.views import Batch, Views
+from wherefrom.train.encoder import Encoder, Features
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Terms:
+    """What an objective says about a batch: named scalar losses, and numbers to look at that carry no gradient."""
+
+    losses: Mapping[str, Tensor]
+    meters: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where training stands: `update` of `updates` are done."""
+
+    update: int
+    updates: int
+
+
+class Encode(Protocol):
+    """Encode the views of one family with the network that is trained.
+
+    Without arguments, and for a family of the batch as it came, the result is computed once a step, whoever asks.
+    """
+
+    def __call__(self, views: Views, *, keep: Tensor | None = None, positions: bool = True) -> Features: ...
+
+
+class Objective(nn.Module):
+    """A task learned from views. It owns its heads and teachers; forward leaves no trace, state changes in `after_step` alone."""
+
+    name: str  # an identifier, stable: names its random streams and its state
+    families: tuple[ViewFamily, ...]  # what the loader must deliver
+    weight: float = 1.0  # of the whole objective; 0: computed without gradient, and logged
+    weights: Mapping[str, float] = MappingProxyType({})  # of its terms, 1 where not named
+
+    def setup(self, encoder: Encoder) -> None:
+        """Build what depends on the encoder: heads, a teacher (without gradient)."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, encode: Encode) -> Terms:
+        """Return the terms; the objective's loss is their sum weighted by `weights`."""
+        raise NotImplementedError
+
+    def after_step(self, encoder: Encoder, progress: Progress) -> None:
+        """Do what follows an update, once a step: moving averages, centres, queues."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StepOutput:
+    """The loss to be minimised, with gradient; every term ("objective/term", as the objective gave it) and meter, without."""
+
+    loss: Tensor
+    losses: dict[str, Tensor]
+    meters: dict[str, Tensor]
+
+
+@contextmanager
+def random_scope(*words: int | str, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Run with torch's generators, of the processor and of `device`, set from the words; put them back after.
+
+    So the draws inside are a function of the words, and no draw outside depends on them: there is nothing to save.
+    """
+    device = torch.device(device)
+    seed = int.from_bytes(hashlib.blake2b("\0".join(map(str, words)).encode(), digest_size=8).digest(), "big")
+    cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Let BatchNorm layers in training normalise by the batch without remembering it."""
+    remembering = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    for layer in remembering:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in remembering:
+            layer.track_running_stats = True
+
+
+class Step(nn.Module):
+    """An encoder and its objectives as one module: a batch in, all terms out. The first objective is the host, the others are plug-ins.
+
+    Every objective runs in its own random scope, keyed by (seed, update, rank, micro-batch, name), a shared encoding in one keyed
+    by its family; only the host's encodings update BatchNorm statistics. So a plug-in gives its host a gradient, and changes nothing else.
+    Raises: ValueError if names clash or are no identifiers, no weight is positive, or families of one name differ.
+    """
+
+    def __init__(self, encoder: Encoder, objectives: Sequence[Objective], *, seed: int) -> None:
+        super().__init__()
+        names = [objective.name for objective in objectives]
+        if not names or len(set(names)) != len(names) or not all(name.isidentifier() for name in names):
+            raise ValueError(f"objectives {names}: needs at least one, each with an identifier of its own as name")
+        if min(objective.weight for objective in objectives) < 0 or max(objective.weight for objective in objectives) == 0:
+            raise ValueError(
+                f"weights {[objective.weight for objective in objectives]} of {names}: none may be negative, one must be positive"
+            )
+        self.seed = seed
+        self.encoder = encoder
+        for objective in objectives:
+            with random_scope(seed, "setup", objective.name):
+                objective.setup(encoder)
+        self.objectives = nn.ModuleDict({objective.name: objective for objective in objectives})
+        self.families = _united(objectives)
+
+    def forward(self, batch: Batch, *, update: int, rank: int = 0, micro: int = 0) -> StepOutput:
+        """Compute every objective on a micro-batch, the `micro`-th of this rank in this update."""
+        device = batch.sample.device
+        key = (self.seed, update, rank, micro)
+        shared: dict[int, Features] = {}
+        loss = torch.zeros((), device=device)
+        losses: dict[str, Tensor] = {}
+        meters: dict[str, Tensor] = {}
+        for number, (name, objective) in enumerate(self._named()):
+            learns = torch.is_grad_enabled() and objective.weight > 0
+            encode = self._encode(batch, shared, host=number == 0, key=key)
+            with random_scope(*key, name, device=device), torch.set_grad_enabled(learns):
+                terms: Terms = objective(batch, encode)
+            for term, value in terms.losses.items():
+                losses[f"{name}/{term}"] = value.detach()
+                if objective.weight > 0:
+                    loss = loss + objective.weight * objective.weights.get(term, 1.0) * value
+            meters |= {f"{name}/{meter}": value.detach() for meter, value in terms.meters.items()}
+        return StepOutput(loss=loss, losses=losses, meters=meters)
+
+    def after_step(self, progress: Progress, *, rank: int = 0) -> None:
+        """Let every objective follow an update."""
+        device = next(self.encoder.parameters()).device
+        for name, objective in self._named():
+            with random_scope(self.seed, progress.update, rank, "after", name, device=device), torch.no_grad():
+                objective.after_step(self.encoder, progress)
+
+    def clip_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return which gradients are clipped by one norm: the encoder with the host's head, and each plug-in's head alone.
+
+        One backward pass sums every objective's gradient into the encoder, where they cannot be told apart; so the encoder counts once,
+        with the host, and a plug-in's head never enters that norm: with its gradient into the encoder stopped it leaves the host's step be.
+        """
+        groups = {name: [p for p in objective.parameters() if p.requires_grad] for name, objective in self._named()}
+        host = next(iter(groups))
+        groups[host] = [p for p in self.encoder.parameters() if p.requires_grad] + groups[host]
+        return {name: parameters for name, parameters in groups.items() if parameters}
+
+    def freeze_unreached(self, batch: Batch) -> tuple[str, ...]:
+        """Freeze the parameters that no objective reaches, found by one dry backward, and return their names; nothing else changes."""
+        candidates = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        with statistics_kept(self):
+            loss = self(batch, update=0).loss
+        gradients = torch.autograd.grad(loss, list(candidates.values()), allow_unused=True)
+        unreached = tuple(name for name, gradient in zip(candidates, gradients, strict=True) if gradient is None)
+        for name in unreached:
+            candidates[name].requires_grad_(False)
+        return unreached
+
+    def _named(self) -> Iterator[tuple[str, Objective]]:
+        for name, objective in self.objectives.items():
+            assert isinstance(objective, Objective)
+            yield name, objective
+
+    def _encode(self, batch: Batch, shared: dict[int, Features], *, host: bool, key: tuple[int, int, int, int]) -> Encode:
+        def computed(views: Views, keep: Tensor | None, positions: bool) -> Features:
+            with nullcontext() if host else statistics_kept(self.encoder):
+                return self.encoder.encode(views, keep=keep, positions=positions)
+
+        def encode(views: Views, *, keep: Tensor | None = None, positions: bool = True) -> Features:
+            place = next((place for place, own in enumerate(batch.views) if own is views), None)
+            if place is None or keep is not None or not positions:
+                return computed(views, keep, positions)
+            known = shared.get(place)
+            if known is None or (torch.is_grad_enabled() and not known.summary.requires_grad):
+                with random_scope(*key, "family", views.geometry.family, device=views.pixels.device):
+                    known = shared[place] = computed(views, None, True)
+            return known
+
+        return encode
+
+
+def _united(objectives: Sequence[Objective]) -> tuple[ViewFamily, ...]:
+    """Return the families of all objectives, each name once."""
+    families: dict[str, ViewFamily] = {}
+    for objective in objectives:
+        for family in objective.families:
+            if families.setdefault(family.name, family) != family:
+                raise ValueError(f"family {family.name!r} of objective {objective.name!r} differs from another of that name; rename one")
+    return tuple(families.values())

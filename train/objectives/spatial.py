@@ -1,0 +1,307 @@
+"""SP: predict where one view of a picture lies relative to another, and how much larger it is.
+
+Here: the settings (every choice that the paper leaves open is a field), the heads, and the objective.
+Not here: the targets' definition (wherefrom.kernels.pair_targets), the laws (pipeline/recipe.py), how it is judged (train/evaluate.py).
+Source: re-implemented from secondary descriptions of arXiv 2605.09963; what they do not say is our choice.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wherefrom.kernels.pair_targets import Axes, Position, Scale, pair_targets
+from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.pipeline.recipe import ColourLaw, Disjoint, Independent, Law, Mirror, Paired, Recipe, ViewFamily
+from wherefrom.pipeline.views import Batch, ViewGeometry, Views
+from wherefrom.train.encoder import Encoder, Features
+from wherefrom.train.objective import Encode, Objective, Terms
+
+LawName = Literal["paired", "disjoint", "independent"]
+HeadName = Literal["attend", "additive"]
+Loss = Literal["squared", "smooth_l1"]
+Stop = Literal["none", "reference", "encoder"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpatialSettings:
+    """Every choice of SP. `paired` cuts one pair a picture, the others `views` views, all ordered pairs of which count.
+
+    Raises: ValueError if upright axes are asked for while views are mirrored or turned: the network cannot see which way is up.
+    """
+
+    law: LawName = "paired"
+    views: int = 6  # disjoint and independent
+    size_px: int = 96  # side of the finished, square view
+    position_max: float = 1.5  # paired, as the next five: p uniform on +-this, in reference sides, ...
+    position_min: float = 0.5  # ... less the centre of this half side
+    log_scale_max: float = math.log(2)  # ln s uniform in +-this
+    side_frac: tuple[float, float] | None = None  # reference side over the picture's short side; None: (0.10, the largest that always fits)
+    aspect_jitter: float = 1.0
+    border_frac: float = 0.02  # of the short side, kept free: frames and watermarks tell the place
+    both_orders: bool = False  # count each pair from both sides; the other laws always do
+    area_frac: tuple[float, float] = (0.05, 0.12)  # disjoint and independent, as the next
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    min_gap_frac: float = 0.0  # disjoint, of the short side
+    min_side_px: int = 16
+    mirror: Mirror = "picture"
+    turns: bool = False
+    colour: ColourLaw | None = field(default_factory=ColourLaw)
+    equalise_px: int | None = None  # render at this side, then enlarge to size_px: both views lose the same detail
+
+    position: Position = "reference"
+    scale: Scale = "log_area"
+    axes: Axes = "view"
+    standardise: bool = True  # by the law's mean and standard deviation
+
+    head: HeadName = "attend"
+    hidden: int | None = None  # None: the encoder's width
+    temperature: float | None = None  # of the attention; None: sqrt of the encoder's width
+    projections: bool = False  # learn linear maps of query, keys and values
+    loss: Loss = "squared"  # summed over a term's channels
+    smooth_l1_beta: float = 0.5
+    weight_position: float = 0.1
+    weight_scale: float = 0.1
+    stop: Stop = "none"  # where no gradient goes: into the reference view, or into the encoder at all
+
+    def __post_init__(self) -> None:
+        if self.axes == "source" and (self.mirror != "none" or self.turns):
+            raise ValueError(
+                f"axes='source' with mirror={self.mirror!r}, turns={self.turns}: no view shows which way is up; use axes='view'"
+            )
+        if self.law != "paired" and self.views < 2:
+            raise ValueError(f"views={self.views}: a pair needs 2")
+        if self.equalise_px is not None and not 0 < self.equalise_px <= self.size_px:
+            raise ValueError(f"equalise_px={self.equalise_px}: needs 1 to size_px={self.size_px}")
+        if min(self.weight_position, self.weight_scale) < 0:
+            raise ValueError(f"weight_position={self.weight_position}, weight_scale={self.weight_scale}: weights cannot be negative")
+        _ = self.family("spatial")  # the law checks its own numbers
+
+    def family(self, name: str) -> ViewFamily:
+        """Return the views that these settings ask the loader for."""
+        side = self.equalise_px or self.size_px
+        views = 2 if self.law == "paired" else self.views
+        return ViewFamily(
+            name=name,
+            views=views,
+            size_px=(side, side),
+            law=self._law(),
+            mirror=self.mirror,
+            turns=self.turns,
+            colour=self.colour,
+            min_side_px=self.min_side_px,
+        )
+
+    def channels(self) -> tuple[str, ...]:
+        """Return the names of what is predicted, in order."""
+        return ("x", "y", "scale") if self.scale == "log_area" else ("x", "y", "width", "height")
+
+    def _law(self) -> Law:
+        if self.law == "disjoint":
+            return Disjoint(area_frac=self.area_frac, aspect=self.aspect, min_gap_frac=self.min_gap_frac)
+        if self.law == "independent":
+            return Independent(area_frac=self.area_frac, aspect=self.aspect)
+        return Paired(
+            position_max=self.position_max,
+            position_min=self.position_min,
+            log_scale_max=self.log_scale_max,
+            side_frac=self.side_frac,
+            aspect_jitter=self.aspect_jitter,
+            border_frac=self.border_frac,
+        )
+
+
+class AttendHead(nn.Module):
+    """The reference's summary looks at the tokens of both views; what it finds in each goes through a two-layer MLP.
+
+    h_v = softmax(z_r Z_v' / t) Z_v for v = r and t, with logits in float32; output = MLP([h_r; h_t]).
+    """
+
+    def __init__(self, width: int, hidden: int, channels: int, *, temperature: float | None, projections: bool) -> None:
+        super().__init__()
+        self.temperature = math.sqrt(width) if temperature is None else temperature
+        self.query, self.key, self.value = (nn.Linear(width, width) if projections else nn.Identity() for _ in range(3))
+        self.mlp = nn.Sequential(nn.Linear(2 * width, hidden), nn.GELU(), nn.Linear(hidden, channels))
+
+    def forward(self, features: Features, pairs: Tensor, *, stop_reference: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """Predict every pair, and say how the attention went.
+
+        Shapes: features of V views, pairs (P, 2) of (reference, target) -> (B, P, C); all P in one product, whatever P is.
+        """
+        tokens = features.tokens.flatten(2, -2)  # (B, V, N, D)
+        query = self.query(features.summary.detach() if stop_reference else features.summary)
+        key, value = self.key(tokens), self.value(tokens)
+        with torch.autocast(query.device.type, enabled=False):
+            logits = query.float().unsqueeze(1) @ key.float().mT / self.temperature  # (B, V looked at, V that look, N)
+            attention = logits.softmax(-1)
+            found = attention @ value.float()
+        reference, target = pairs.unbind(-1)
+        own = found[:, reference, reference]
+        output = self.mlp(torch.cat([own.detach() if stop_reference else own, found[:, target, reference]], -1))
+        with torch.no_grad():
+            uniform = math.log(max(2, tokens.shape[2]))
+            meters = {"logit_max": logits.abs().max(), "attention_entropy": torch.special.entr(attention).sum(-1).mean() / uniform}
+        return output, meters
+
+
+class AdditiveHead(nn.Module):
+    """act(a_r + b_t + bias) W + c over all pairs, with a and b linear in the summaries.
+
+    This is the two-layer MLP on [z_r; z_t]: a linear map of a concatenation is the sum of two, each computed once a view, not once a pair.
+    """
+
+    def __init__(self, width: int, hidden: int, channels: int) -> None:
+        super().__init__()
+        self.of_reference = nn.Linear(width, hidden)
+        self.of_target = nn.Linear(width, hidden, bias=False)
+        self.out = nn.Linear(hidden, channels)
+
+    def forward(self, features: Features, pairs: Tensor, *, stop_reference: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """Predict every pair; shapes as `AttendHead`, and no meters."""
+        summary = features.summary
+        of_reference = self.of_reference(summary.detach() if stop_reference else summary)
+        hidden = of_reference[:, pairs[:, 0]] + self.of_target(summary)[:, pairs[:, 1]]
+        return self.out(F.gelu(hidden)), {}
+
+
+class SpatialPrediction(Objective):
+    """SP as an objective: two terms, position and scale, of standardised targets."""
+
+    target_mean: Tensor
+    target_std: Tensor
+    pairs: Tensor
+
+    def __init__(self, settings: SpatialSettings, *, name: str = "spatial", weight: float = 1.0) -> None:
+        super().__init__()
+        self.settings = settings
+        self.name = name
+        self.weight = weight
+        self.weights = {"position": settings.weight_position, "scale": settings.weight_scale}
+        self.families = (settings.family(name),)
+        self.channels = settings.channels()
+        one_way = settings.law == "paired" and not settings.both_orders
+        self.register_buffer("pairs", torch.tensor([[0, 1]]) if one_way else ordered_pairs(self.families[0].views), persistent=False)
+
+    def setup(self, encoder: Encoder) -> None:
+        """Build the head; its weights are drawn from torch's generator."""
+        self.head = self.new_head(encoder.width)
+        mean, std = self.standardisation()
+        self.register_buffer("target_mean", mean)
+        self.register_buffer("target_std", std)
+
+    def new_head(self, width: int) -> AttendHead | AdditiveHead:
+        """Return a fresh head for features of `width`."""
+        settings = self.settings
+        hidden, channels = settings.hidden or width, len(self.channels)
+        if settings.head == "additive":
+            return AdditiveHead(width, hidden, channels)
+        return AttendHead(width, hidden, channels, temperature=settings.temperature, projections=settings.projections)
+
+    def forward(self, batch: Batch, encode: Encode) -> Terms:
+        views = batch.family(self.name)
+        if self.settings.equalise_px is not None:
+            views = enlarged(views, self.settings.size_px)
+        features = encode(views)
+        predicted, meters = self.predict(features)
+        wanted = self.targets(views.geometry)
+        counted = views.valid[:, self.pairs].all(-1)  # (B, P)
+        error = self._error(predicted.float(), wanted) * counted.unsqueeze(-1)
+        each = error.sum((0, 1)) / counted.sum().clamp(min=1)
+        with torch.no_grad():
+            meters |= {f"r2_{name}": value for name, value in zip(self.channels, r2(predicted.float(), wanted, counted), strict=True)}
+            meters["pairs_left_out"] = 1 - counted.float().mean()
+        return Terms(losses={"position": each[:2].sum(), "scale": each[2:].sum()}, meters=meters)
+
+    def predict(self, features: Features, pairs: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return standardised predictions (B, P, C) for `pairs` (P, 2), by default those that are learned, and meters."""
+        stop = self.settings.stop
+        seen = features.detach() if stop == "encoder" else features
+        return self.head(seen, self.pairs if pairs is None else pairs, stop_reference=stop == "reference")
+
+    def evaluation_family(self) -> ViewFamily:
+        """Return the views to judge by: the same boxes, neither coloured, mirrored nor turned."""
+        return replace(self.families[0], colour=None, mirror="none", turns=False)
+
+    def targets(self, record: ViewGeometry, pairs: Tensor | None = None, *, standardised: bool = True) -> Tensor:
+        """Return what is to be predicted, (B, P, C) float32, of the boxes as cut."""
+        settings = self.settings
+        return pair_targets(
+            record.boxes,
+            self.pairs if pairs is None else pairs,
+            flipped=record.flipped,
+            quarter_turns=record.quarter_turns,
+            position=settings.position,
+            scale=settings.scale,
+            axes=settings.axes,
+            picture_hw=record.source_size,
+            mean=self.target_mean if standardised else None,
+            std=self.target_std if standardised else None,
+        )
+
+    def standardisation(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of every channel under the law, (C,) float32.
+
+        In closed form where the law has one, else from 8192 pictures' draws on a square of 1024 pixels, always the same.
+        """
+        settings, channels = self.settings, len(self.channels)
+        law = self.families[0].law
+        if not settings.standardise:
+            return torch.zeros(channels), torch.ones(channels)
+        plain = not settings.both_orders and settings.position == "reference" and settings.scale != "ratio"
+        if isinstance(law, Paired) and law.aspect_jitter == 1 and law.log_scale_max > 0 and plain:
+            return torch.zeros(channels), torch.tensor([law.position_std] * 2 + [law.log_scale_std] * (channels - 2))
+        record = drawn_records(self.families[0], pictures=8192)
+        drawn = pair_targets(
+            record.boxes,
+            self.pairs.cpu(),
+            flipped=record.flipped,
+            quarter_turns=record.quarter_turns,
+            position=settings.position,
+            scale=settings.scale,
+            axes=settings.axes,
+            picture_hw=record.source_size,
+        ).flatten(0, 1)
+        return drawn.double().mean(0).float(), drawn.double().std(0).clamp(min=1e-6).float()
+
+    def _error(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        if self.settings.loss == "smooth_l1":
+            return F.smooth_l1_loss(predicted, wanted, reduction="none", beta=self.settings.smooth_l1_beta)
+        return (predicted - wanted).square()
+
+
+def ordered_pairs(views: int) -> Tensor:
+    """Return all (reference, target) of different views, (V (V - 1), 2) int64."""
+    each = torch.arange(views)
+    pairs = torch.cartesian_prod(each, each)
+    return pairs[pairs[:, 0] != pairs[:, 1]]
+
+
+def drawn_records(family: ViewFamily, *, pictures: int, side_px: int = 1024, seed: int = 0) -> ViewGeometry:
+    """Return the records that a family's law gives for square pictures 0, 1, ...; pixels are not needed for what the law alone knows."""
+    size = np.full((pictures, 2), side_px, np.int32)
+    (drawn,) = draw_geometry(Recipe(families=(family,)), seed=seed, epoch=0, drawn_for=np.arange(pictures), source_size=size)
+    return drawn.geometry
+
+
+def enlarged(views: Views, side_px: int) -> Views:
+    """Return the same views with more, but no new, pixels: what was rendered small loses the same detail whatever its box."""
+    small = views.pixels
+    large = F.interpolate(small.flatten(0, 1).float(), size=(side_px, side_px), mode="bilinear", align_corners=False)
+    geometry = replace(views.geometry, size_px=(side_px, side_px))
+    return replace(views, pixels=large.to(small.dtype).unflatten(0, small.shape[:2]), geometry=geometry)
+
+
+def r2(predicted: Tensor, wanted: Tensor, counted: Tensor) -> Tensor:
+    """Return 1 - squared error / variance of the targets, over the pairs that count; not finite where the targets do not vary.
+
+    Shapes: predicted and wanted (B, P, C), counted (B, P) bool -> (C,).
+    """
+    weight = counted.to(wanted.dtype).unsqueeze(-1)
+    total = weight.sum((0, 1))
+    mean = (wanted * weight).sum((0, 1)) / total
+    residual = ((predicted - wanted).square() * weight).sum((0, 1))
+    return 1 - residual / ((wanted - mean).square() * weight).sum((0, 1))

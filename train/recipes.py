@@ -1,0 +1,95 @@
+"""Runs that have been tried, by name: complete settings, of which the command line changes what it is told.
+
+Here: `demo`, which needs no data of yours; `imagenette_sp`, on photographs and a processor; `imagenet_sp_vits16`, the real thing.
+Not here: what the settings mean (settings.py, objectives/spatial.py), how they were chosen (the closing notes name the runs).
+"""
+
+import difflib
+from collections.abc import Callable
+
+from wherefrom.train.encoder import ModelSettings
+from wherefrom.train.objectives.spatial import SpatialSettings
+from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings
+
+DEFAULT = "demo"
+
+
+def demo() -> TrainSettings:
+    """Six disjoint views of drawn scenes, all pairs, a small ViT: minutes on two cores.
+
+    Neither mirror nor colour change: in these scenes left and right, and the light, belong to what is to be learned.
+    """
+    return TrainSettings(
+        recipe="demo",
+        global_batch=16,
+        updates=2500,
+        model=_small_vit(),
+        spatial=_six_disjoint_views(mirror="none"),
+        optim=OptimSettings(lr=1.5e-3),
+    )
+
+
+def imagenette_sp() -> TrainSettings:
+    """The demo's model on photographs, mirrored as a whole: half an hour and more on two cores."""
+    return TrainSettings(
+        recipe="imagenette_sp",
+        global_batch=16,
+        updates=9000,
+        model=_small_vit(),
+        spatial=_six_disjoint_views(mirror="picture"),
+        optim=OptimSettings(lr=1e-3, warmup_frac=0.02),
+        evaluation=EvaluationSettings(every=1500),
+        runtime=RuntimeSettings(checkpoint_every=1000),
+    )
+
+
+def imagenet_sp_vits16() -> TrainSettings:
+    """SP alone on ImageNet-1k: ViT-S/16, one pair of 96 px views a picture by the paired law, 100 epochs on 8 GPUs.
+
+    Epochs and optimiser as the likeliest reading of the paper (100 epochs, AdamW, cosine); its batch of 256 is for one host's crops, while
+    two small views a picture leave 8 GPUs idle: 1024, with the learning rate of ViT-S recipes at that batch (5e-4 * 1024 / 256 / 2).
+    """
+    return TrainSettings(
+        recipe="imagenet_sp_vits16",
+        global_batch=1024,
+        epochs=100,
+        precision="bfloat16",
+        model=ModelSettings(name="vit_small_patch16_224", view_size_px=96, drop_path=0.1),
+        spatial=SpatialSettings(law="paired", size_px=96, both_orders=True, weight_position=1.0, weight_scale=1.0),
+        optim=OptimSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup_frac=0.1),
+        evaluation=EvaluationSettings(every=12500, knn_pictures=50000, pictures=2000),
+        runtime=RuntimeSettings(log_every=50, checkpoint_every=1250, prefetch=3),
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainSettings]] = {recipe.__name__: recipe for recipe in (demo, imagenette_sp, imagenet_sp_vits16)}
+
+
+def recipe(name: str) -> TrainSettings:
+    """Return the settings of the recipe called `name`.
+
+    Raises: ValueError if there is none, with the nearest name.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, 1)
+        raise ValueError(f"recipe {name!r}: there is none; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"))
+    return RECIPES[name]()
+
+
+def _small_vit() -> ModelSettings:
+    """Return 0.8 million parameters: 16 patches of 12 px, four blocks of width 128."""
+    return ModelSettings(name="vit_small_patch16_224", view_size_px=48, patch_size_px=12, width=128, depth=4, heads=4)
+
+
+def _six_disjoint_views(*, mirror: str) -> SpatialSettings:
+    return SpatialSettings(
+        law="disjoint",
+        views=6,
+        size_px=48,
+        area_frac=(0.06, 0.16),
+        aspect=(1.15**-0.5, 1.15**0.5),
+        mirror="picture" if mirror == "picture" else "none",
+        colour=None,
+        weight_position=1.0,  # 0.1 is for a plug-in beside a host's loss
+        weight_scale=1.0,
+    )

@@ -1,0 +1,127 @@
+"""What a run tells whoever watches: facts at the start, one record a logging step, evaluations, a summary.
+
+Here: the Reporter protocol, the records it is handed, and a reporter that says nothing.
+Not here: terminals and pictures (tools/terminal.py, tools/plots.py); the log on disk (run_folder.py).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from wherefrom.pipeline.loader import Loader
+from wherefrom.train.plain import Plain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RunFacts:
+    """A run as it starts."""
+
+    recipe: str
+    folder: Path
+    device: str
+    ranks: int
+    parameters: int  # that learn
+    samples: int  # of the training data
+    global_batch: int
+    updates: int
+    updates_per_epoch: int
+    resumed_at: int  # completed updates; 0: a new run
+    loader: Loader
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogRecord:
+    """A logging step: means over the updates since the one before."""
+
+    update: int  # completed
+    updates: int
+    epoch: float
+    loss: float
+    losses: dict[str, float]  # by "objective/term", as they come, before their weights
+    meters: dict[str, float]
+    gradients: dict[str, float]  # norms before clipping, by group
+    lr: float
+    images_per_s: float
+    waiting_frac: float  # of the time: for data
+    seconds_left: float
+
+    def curves(self) -> dict[str, float]:
+        """Return what is worth a curve, by a path for each."""
+        grouped = {"losses": self.losses, "meters": self.meters, "gradients": self.gradients}
+        paths = {f"{group}/{name}": value for group, values in grouped.items() for name, value in values.items()}
+        alone = {name: getattr(self, name) for name in ("loss", "lr", "epoch", "images_per_s", "waiting_frac")}
+        return alone | paths
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """An evaluation's results."""
+
+    update: int
+    full: bool  # with every control, at the end of the run
+    report: dict[str, Plain]  # all of it, as evaluation.json holds it
+    curves: dict[str, float]  # what is worth a curve, by name
+    tables: tuple[tuple[tuple[str, ...], ...], ...]  # for eyes, each with its heading first
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """A run as it ends."""
+
+    folder: Path
+    update: int
+    updates: int
+    stopped_by: str | None  # the signal's name
+    seconds: Mapping[str, float]  # training, and of it waiting and writing; evaluating apart
+    images_per_s: float
+
+
+class Reporter(Protocol):
+    """Whoever watches a run; only the first rank's is called."""
+
+    def started(self, facts: RunFacts) -> None:
+        """The first update is about to be made."""
+
+    def logged(self, record: LogRecord) -> None:
+        """A logging step."""
+
+    def evaluated(self, results: Evaluated) -> None:
+        """An evaluation is done."""
+
+    def said(self, line: str) -> None:
+        """Something worth a line."""
+
+    def progressed(self, what: str, done: int, total: int) -> None:
+        """Work beside training goes on: `done` of `total`."""
+
+    def finished(self, summary: Summary) -> None:
+        """The run is over, or was stopped and saved."""
+
+    def closed(self) -> None:
+        """Nothing more will come, whatever happened."""
+
+
+class Silent:
+    """A reporter that says nothing: tests, and all ranks but the first."""
+
+    def started(self, facts: RunFacts) -> None:
+        """Say nothing."""
+
+    def logged(self, record: LogRecord) -> None:
+        """Say nothing."""
+
+    def evaluated(self, results: Evaluated) -> None:
+        """Say nothing."""
+
+    def said(self, line: str) -> None:
+        """Say nothing."""
+
+    def progressed(self, what: str, done: int, total: int) -> None:
+        """Say nothing."""
+
+    def finished(self, summary: Summary) -> None:
+        """Say nothing."""
+
+    def closed(self) -> None:
+        """Say nothing."""

@@ -1,0 +1,94 @@
+"""What a run measures of itself: a short evaluation now and then, the full one with every control at its end.
+
+Here: which pictures are looked at, and both evaluations as one report, tables and curves.
+Not here: how anything is measured (pair_geometry.py, evaluate.py), when (loop.py).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wherefrom.pipeline.recipe import Recipe
+from wherefrom.pipeline.views import Batch
+from wherefrom.train.evaluate import KNN_PROTOCOL, PROBE_PROTOCOL, Pictures, Progress, Table, evaluate_labels
+from wherefrom.train.objective import Step
+from wherefrom.train.objectives.spatial import SpatialPrediction
+from wherefrom.train.pair_geometry import PAIRS_PROTOCOL, PairRow, evaluate_pairs, pair_r2
+from wherefrom.train.plain import Plain
+from wherefrom.train.reporting import Evaluated
+from wherefrom.train.settings import EvaluationSettings
+
+SHORT_NAMES = {KNN_PROTOCOL: "k-NN", PROBE_PROTOCOL: "linear probe"}
+
+
+class Fewer:
+    """Some pictures of a set, evenly spread over it: shards are often sorted by class."""
+
+    def __init__(self, pictures: Pictures, number: int) -> None:
+        number = min(number, len(pictures))
+        self._pictures = pictures
+        self._ids = np.arange(number) * len(pictures) // max(number, 1)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def views(self, recipe: Recipe, sample: NDArray[np.int64], drawn_for: NDArray[np.int64] | None = None, epoch: int = 0) -> Batch:
+        """Return the views of these pictures by the draws of `drawn_for` (default: their own)."""
+        return self._pictures.views(recipe, self._ids[sample], None if drawn_for is None else self._ids[drawn_for], epoch)
+
+
+def evaluate_run(
+    step: Step,
+    train: Pictures,
+    held_out: Pictures,
+    settings: EvaluationSettings,
+    *,
+    view_px: int,
+    update: int,
+    full: bool,
+    progress: Progress | None = None,
+) -> Evaluated:
+    """Measure a run after `update` updates: pairs of held-out pictures, and labels, by views of side `view_px`, where there are any.
+
+    The short form looks at fewer pictures and at no control; its k-NN has a smaller bank, so it compares with other short ones only.
+    """
+    held_out = held_out if full else Fewer(held_out, settings.short_pictures)
+    report: dict[str, Plain] = {"update": update, "full": full}
+    curves: dict[str, float] = {}
+    tables: list[Table] = []
+    for name, objective in step.objectives.items():
+        if not isinstance(objective, SpatialPrediction):
+            continue
+        if full:
+            pairs = evaluate_pairs(
+                step.encoder,
+                objective,
+                train,
+                held_out,
+                pictures=settings.pictures,
+                train_pictures=settings.head_pictures,
+                progress=progress,
+            )
+            row = pairs.rows[0]
+            report[name] = pairs.as_dict()
+            tables.append(pairs.table())
+        else:
+            row = pair_r2(step.encoder, objective, held_out, pictures=settings.short_pictures)
+            report[name] = {"protocol": PAIRS_PROTOCOL, "r2": dict(zip(objective.channels, row.r2, strict=True))}
+            tables.append(_short_table(name, objective.channels, row))
+        curves |= {f"{name}/r2_{channel}": value for channel, value in zip(objective.channels, row.r2, strict=True)}
+    limit = settings.knn_pictures if full else settings.short_knn_pictures
+    if limit:
+        labels = evaluate_labels(step.encoder, train, held_out, view_px=view_px, limit=limit, probe=full, progress=progress)
+        if labels is None:
+            tables.append((("labels: the pictures have none, so there is neither k-NN nor linear probe",),))
+        else:
+            report["labels"] = labels.as_dict()
+            tables.append(labels.table())
+            curves |= {f"{SHORT_NAMES[score.protocol]} {score.features}": score.accuracy for score in labels.scores}
+    return Evaluated(update=update, full=full, report=report, curves=curves, tables=tuple(tables))
+
+
+def _short_table(name: str, channels: Sequence[str], row: PairRow) -> Table:
+    return ((f"{name}, R2 on held-out pairs", *channels), (PAIRS_PROTOCOL, *(f"{value:.3f}" for value in row.r2)))

@@ -1,0 +1,166 @@
+"""Everything that a run can be told: one frozen dataclass, whose last field is all that does not change results.
+
+Here: the settings, their checks, settings.yaml both ways.
+Not here: which settings make a good run (recipes.py); views by hand (pipeline/recipe.py); the command line (tools/training.py).
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from wherefrom.train.encoder import ModelSettings
+from wherefrom.train.objectives.spatial import SpatialSettings
+from wherefrom.train.plain import Plain, differences, from_plain, to_plain
+from wherefrom.train.schedule import Shape, warmed_up
+
+NOT_COMPARED = ("runtime", "evaluation", "data", "val")  # between a run and its continuation; the loader compares what is in the data
+
+
+def _at_least(settings: object, smallest: int, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"{name}={value}: needs at least {smallest}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimSettings:
+    """How weights follow their gradients."""
+
+    name: str = "adamw"  # any optimiser of timm.optim
+    lr: float = 1e-3  # at its peak, for the global batch as it is: nothing scales it
+    betas: tuple[float, float] = (0.9, 0.95)  # of optimisers that have them
+    momentum: float = 0.9  # of optimisers that have it
+    weight_decay: float = 0.05  # of matrices; biases, norms, tokens and position tables have none
+    warmup_frac: float = 0.04  # of the run, in which the rate rises to its peak
+    schedule: Shape = "cosine"
+    final_lr: float = 0.0  # at the last update
+    clip_norm: float | None = 3.0  # largest gradient norm, each objective's head and the encoder apart; None: no clipping
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or not 0 <= self.final_lr <= self.lr:
+            raise ValueError(f"lr={self.lr}, final_lr={self.final_lr}: needs lr > 0 and 0 <= final_lr <= lr")
+        if not all(0 <= beta < 1 for beta in (*self.betas, self.momentum)):
+            raise ValueError(f"betas={self.betas}, momentum={self.momentum}: need 0 <= value < 1")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay={self.weight_decay}: needs at least 0")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm={self.clip_norm}: needs a positive number, or none")
+        if not 0 <= self.warmup_frac < 1:
+            raise ValueError(f"warmup_frac={self.warmup_frac}: needs 0 <= warmup_frac < 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationSettings:
+    """What is measured, and when; it reads weights and changes none."""
+
+    every: int = 500  # updates between two short evaluations; 0: only the full one at the end
+    pictures: int = 500  # held-out pictures whose pairs are predicted
+    head_pictures: int = 3000  # training pictures that the controls' heads learn from
+    knn_pictures: int = 3000  # labelled training pictures for k-NN and linear probe; 0: neither
+    short_pictures: int = 200  # held-out pictures of a short evaluation
+    short_knn_pictures: int = 500  # labelled training pictures for its k-NN; 0: none
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "every", "knn_pictures", "short_knn_pictures")
+        _at_least(self, 2, "pictures", "head_pictures", "short_pictures")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeSettings:
+    """What changes speed, place and habit, never results beyond rounding."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    renderer: Literal["auto", "dali", "torch"] = "auto"
+    threads: int | None = None  # that read and render; None: the loader's choice
+    prefetch: int = 2  # micro-batches ready in advance
+    accumulation: int = 1  # micro-batches of one update on every rank
+    compile: bool = False
+    log_every: int = 10  # updates
+    checkpoint_every: int = 500  # updates; one more at the end, and when the run is asked to stop
+    keep: int = 2  # checkpoints
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "threads", "prefetch", "accumulation", "log_every", "checkpoint_every", "keep")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings:
+    """A whole run. All but `runtime` changes results."""
+
+    recipe: str
+    data: str | None = None  # shards to learn from, e.g. '.../train-{000000..001281}.tar'; None: the embedded demo pictures
+    val: str | None = None  # held-out shards; None: the demo's where `data` is the demo's, else none, and it says so
+    seed: int = 0
+    global_batch: int = 16  # samples of one update, over all ranks and micro-batches
+    order: Literal["shuffled", "block"] = "shuffled"
+    epochs: int = 1
+    updates: int | None = None  # instead of epochs
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; weights and geometry never change theirs
+    model: ModelSettings = field(default_factory=ModelSettings)
+    spatial: SpatialSettings = field(default_factory=SpatialSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "global_batch", "epochs", "updates")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed}: needs 0 <= seed < 2**64")
+        if self.val is not None and self.data is None:
+            raise ValueError(f"val={self.val!r} without data: give both, or neither for the embedded demo pictures")
+
+    def updates_in_all(self, updates_per_epoch: int) -> int:
+        """Return the length of the run."""
+        return self.updates or self.epochs * updates_per_epoch
+
+    def learning_rate(self, update: int, updates: int) -> float:
+        """Return the learning rate of update `update` of `updates`."""
+        optim = self.optim
+        warmup = int(optim.warmup_frac * updates)
+        return warmed_up(update, updates=updates, peak=optim.lr, warmup=warmup, final=optim.final_lr, shape=optim.schedule)
+
+
+def write_settings(path: Path, settings: TrainSettings) -> None:
+    """Write settings.yaml, whole or not at all."""
+    aside = path.with_name(f".{path.name}.writing")
+    aside.write_text(yaml.safe_dump(to_plain(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_plain_settings(path: Path) -> dict[str, object]:
+    """Return what a settings file says, unchecked; `from_plain` checks it.
+
+    Raises: ValueError in one line if it is no YAML of named fields; OSError if it cannot be read.
+    """
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise ValueError(f"{path}: no settings file, {' '.join(str(problem).split())}") from None
+    if not isinstance(plain, dict):
+        raise ValueError(f"{path}: holds {type(plain).__name__}, expected named settings as in a run's settings.yaml")
+    return plain
+
+
+def read_settings(path: Path, base: TrainSettings) -> TrainSettings:
+    """Return `base` with what a settings file says.
+
+    Raises: as `read_plain_settings` and `from_plain`, naming the file.
+    """
+    try:
+        return from_plain(base, read_plain_settings(path))
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}" if str(path) not in str(problem) else str(problem)) from None
+
+
+def check_same_run(settings: TrainSettings, saved: Plain) -> None:
+    """Refuse settings that would not go on with the run whose settings were saved; only `runtime` and the data's place may differ.
+
+    Raises: ValueError that names the first setting that differs.
+    """
+    ours, theirs = ({name: value for name, value in plain.items() if name not in NOT_COMPARED} for plain in (to_plain(settings), saved))
+    for where, here, there in differences(ours, theirs):
+        raise ValueError(f"{where}={here!r}: the run to go on with has {there!r}; take its value, or another --out")
