@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 import tracemalloc
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -505,6 +506,8 @@ def test_decoding_finds_what_headers_cannot_show_and_is_remembered(
     png = encode(Image.fromarray(noise(30, 30)), "PNG")
     at = png.index(b"IDAT") + 40
     torn = png[:at] + bytes(byte ^ 255 for byte in png[at : at + 20]) + png[at + 20 :]
+    idat, iend = torn.index(b"IDAT"), torn.index(b"IEND")
+    torn = torn[: iend - 8] + zlib.crc32(torn[idat : iend - 8]).to_bytes(4, "big") + torn[iend - 4 :]  # one IDAT, its checksum right again
     samples = [
         ("good", {"jpg": good}),
         ("half", {"jpg": half}),

@@ -1,0 +1,107 @@
+"""The picture of views, read back from its pixels: boxes stand where the record says; and what the command writes and refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from wherefrom.pipeline import ColourLaw, Disjoint, Independent, Loader, Paired, Recipe, ViewFamily, make_loader
+from wherefrom.tools.views_picture import save_views_picture, views_command
+
+GREY = 128
+BLUE = (31, 119, 180)  # of view 0
+SIZES = [(300, 400), (400, 300), (90, 120)]
+
+
+@pytest.fixture
+def shard(make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes], tmp_path: Path) -> Path:
+    """Plain grey pictures, so that everything with a colour was drawn."""
+    encoded = [jpeg_bytes(np.full((*size, 3), GREY, np.uint8)) for size in SIZES]
+    return make_shard(tmp_path / "grey-000000.tar", [(f"{n}", {"jpg": data}) for n, data in enumerate(encoded)])
+
+
+def open_loader(shard: Path, *families: ViewFamily, seed: int = 0) -> Loader:
+    return make_loader(str(shard), Recipe(families=families), seed=seed, global_batch=1, order="sequential", renderer="torch", threads=0)
+
+
+def drawn(path: Path) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def extent(mask: NDArray[np.bool_], least: int = 1) -> NDArray[np.float64]:
+    """Return xyxy of the rows and columns in which at least so many pixels are true."""
+    rows, cols = np.flatnonzero(mask.sum(1) >= least), np.flatnonzero(mask.sum(0) >= least)
+    return np.array([cols[0], rows[0], cols[-1] + 1, rows[-1] + 1], float)
+
+
+def assert_box_is_drawn_at(picture: NDArray[np.uint8], box: NDArray[np.float64], source_wh: NDArray[np.float64]) -> None:
+    left = picture[:, : picture.shape[1] * 6 // 10]
+    frame = extent((left == GREY).all(-1), least=30)  # letters have a few grey pixels
+    scale = (frame[2:] - frame[:2]) / source_wh
+    found = (extent((np.abs(left.astype(int) - BLUE) < 12).all(-1)) - np.tile(frame[:2], 2)) / np.tile(scale, 2)
+    off = np.abs(found - box) * np.tile(scale, 2)
+    assert off.max() <= 5, f"{off} pixels of the drawing off"  # half the line, and the number's frame
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_boxes_are_drawn_where_the_record_says(shard: Path, tmp_path: Path, seed: int) -> None:
+    family = ViewFamily(name="one", views=1, size_px=(40, 40), law=Independent(area_frac=(0.1, 0.3)), mirror="view", turns=True)
+    with open_loader(shard, family, seed=seed) as loader:
+        save_views_picture(tmp_path / "views.png", loader, samples=1)
+        batch = loader.batch([0])
+    box = batch.views[0].geometry.boxes[0, 0].double().numpy()
+    source_wh = batch.source_size[0].numpy()[::-1].astype(float)
+    picture = drawn(tmp_path / "views.png")
+    assert_box_is_drawn_at(picture, box, source_wh)
+    mirrored = np.array([source_wh[0] - box[2], box[1], source_wh[0] - box[0], box[3]])
+    for wrong in (mirrored, box + 10):
+        with pytest.raises(AssertionError, match="of the drawing off"):
+            assert_box_is_drawn_at(picture, wrong, source_wh)
+
+
+def test_every_kind_of_family_fits_one_picture_which_is_the_same_each_time(shard: Path, tmp_path: Path) -> None:
+    much = ColourLaw(jitter_prob=1, grey_prob=0.5, blur_prob=1, solarise_prob=0.5)
+    families = (
+        ViewFamily(name="pair", views=2, size_px=(24, 40), law=Paired(), mirror="view", turns=True, colour=much),
+        ViewFamily(name="spread", views=3, size_px=(16, 16), law=Disjoint()),
+        ViewFamily(name="single", views=1, size_px=(48, 48), law=Independent()),
+    )
+    with open_loader(shard, *families) as loader:
+        for name in ("one.png", "two.png"):
+            save_views_picture(tmp_path / name, loader, samples=99)
+        loader.seek(len(SIZES))
+        save_views_picture(tmp_path / "later.png", loader, samples=99)
+    one, two, later = (drawn(tmp_path / name) for name in ("one.png", "two.png", "later.png"))
+    assert np.array_equal(one, two)
+    assert one.shape != later.shape or not np.array_equal(one, later)
+    assert one.shape[0] > 3 * 300  # a row a picture, and no more rows than pictures
+    assert {path.name for path in tmp_path.glob("*.png*")} | {path.name for path in tmp_path.glob(".*")} == {
+        "one.png",
+        "two.png",
+        "later.png",
+    }
+
+
+def test_the_command_writes_the_picture_and_says_where(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "seen.png"
+    assert views_command(data=str(shard), out=out, samples=2, seed=3, epoch=1) == 0
+    assert capsys.readouterr().out == f"{out}: 2 pictures of recipe demo, seed 3, epoch 1\n"
+    assert drawn(out).shape[1] > 600
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ("samples=0, epoch=0: needs samples >= 1", {"samples": 0}),
+        ("samples=6, epoch=-1: needs", {"epoch": -1}),
+        ("recipe 'deom': there is none; did you mean demo?", {"recipe": "deom"}),
+        ("there is no folder .*nowhere; make it", {"out": Path("nowhere/views.png")}),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_one_line(shard: Path, words: str, arguments: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=words) as raised:
+        views_command(**{"data": str(shard), **arguments})  # type: ignore[arg-type]
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,71 @@
+"""The command `wherefrom`: which sub-commands there are, and what a failure looks like from outside.
+
+Here: dispatch, errors of one line with exit code 2.
+Not here: what the sub-commands do. They are imported when they are called, so that asking what there is does not wait for torch.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import signal
+import sys
+from collections.abc import Sequence
+
+FAILED, MISUSED = 1, 2  # exit codes
+
+COMMANDS = {  # name: (what it does, module, function)
+    "train": ("pretrain an encoder: a recipe, by default the demo, which needs no data", "wherefrom.tools.training", "train_command"),
+    "views": ("draw a picture of sources, their boxes and their views", "wherefrom.tools.views_picture", "views_command"),
+    "prove": ("prove by pixels that the records of every renderer here are true", "wherefrom.tools.prove", "prove_command"),
+    "index": ("build, audit and explain the index of a set of shards", "wherefrom.tools.index", "index_command"),
+    "bench loader": ("measure the loader against others", "wherefrom.tools.bench_loader", "bench_loader_command"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command and return its exit code: 0, 1 if it failed, 2 if it was misused, 128 + n if signal n ended it."""
+    listed = "\n".join(f"  {name:<13} {what}" for name, (what, _, _) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="wherefrom",
+        description="Pretrain image encoders on where things are.",
+        epilog=f"commands:\n{listed}\n\nwherefrom COMMAND --help says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"wherefrom {importlib.metadata.version('wherefrom')}")
+    parser.add_argument("command", metavar="COMMAND", help="one of those below")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    name, rest = options.command, options.rest
+    if name == "bench":
+        name, rest = " ".join([name, *rest[:1]]), rest[1:]
+    if name not in COMMANDS:
+        parser.error(f"no command {name!r}; there are {', '.join(COMMANDS)}")
+    try:
+        return _called(name, rest)
+    except (ValueError, OSError) as problem:
+        return _said(problem, MISUSED)
+    except FloatingPointError as problem:
+        return _said(problem, FAILED)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _called(name: str, arguments: Sequence[str]) -> int:
+    """Call a sub-command's function: `train` reads its words itself, the parameters of the others are their options."""
+    _, module, function = COMMANDS[name]
+    command = getattr(importlib.import_module(module), function)
+    if name == "train":
+        return command(arguments)
+    import tyro
+
+    markers = (tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(command, prog=f"wherefrom {name}", args=arguments, config=markers) or 0
+
+
+def _said(problem: Exception, code: int) -> int:
+    print(f"wherefrom: {' '.join(str(problem).split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""The picture that makes a doubter believe: sources with their boxes, every view beside, landmarks that show the same spot in both.
+
+Here: `wherefrom views`, and the same picture of a loader's next pictures, which a training run leaves in its folder.
+Not here: anything about where views come from; all of it is read from the records.
+Every landmark is placed in the source and carried into the views by the record alone; what lies under it is for the eye to compare.
+"""
+
+import math
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import colormaps, patheffects
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wherefrom.kernels.pair_targets import pair_targets
+from wherefrom.pipeline import geometry
+from wherefrom.pipeline.decode import decode_picture
+from wherefrom.pipeline.loader import Loader, make_loader
+from wherefrom.pipeline.reader import ShardReader
+from wherefrom.pipeline.recipe import Recipe
+from wherefrom.pipeline.views import Batch, Photometric, Views
+from wherefrom.train.demo_data import demo_shards
+from wherefrom.train.recipes import DEFAULT
+from wherefrom.train.recipes import recipe as recipe_settings
+
+__all__ = ["save_views_picture", "views_command"]
+
+DPI = 110
+SOURCE_IN = (4.4, 3.3)  # inches, (width, height), of the space for a source
+MANY_VIEWS_IN = 1.7  # the longer side of a view
+TWO_VIEWS_IN = 2.6
+LINE_IN = 0.125  # of a caption
+LETTERS_PER_IN = 24.0  # in a caption
+CROWDED = 6  # views of a picture; where there are more, a view shows its own landmarks only
+GAP_IN = 0.16
+TITLE_IN = 0.24
+LEGEND = (
+    "Each box's circle, triangle and square are placed in the source and carried into the views by the record: the same spot in both. "
+    "White arrows: where the source's x and y point. Lines between boxes: from the reference (dashed) to the target, p in sides of the "
+    "reference as it is seen, ln s how much larger the target is."
+)
+LANDMARKS = (("o", 0.25, 0.25), ("^", 0.75, 0.3), ("s", 0.35, 0.75))  # shape, and where in the upright box: no mirror or turn keeps them
+OUTLINE = [patheffects.withStroke(linewidth=2.6, foreground="black", alpha=0.65)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Seen:
+    """One view of one picture, ready to be drawn."""
+
+    number: int  # over all families
+    colour: tuple[float, ...]
+    pixels: NDArray[np.uint8]  # (h, w, 3)
+    box: Tensor  # (4,) float64, source pixels
+    to_source: Tensor  # (2, 3)
+    to_view: Tensor  # (2, 3)
+    reference: int  # the number of its family's first view
+    target: tuple[float, float, float]  # p (x, y) and ln s as the reference shows them
+    captions: tuple[str, ...]  # lines
+
+    @property
+    def landmarks(self) -> Tensor:
+        """(3, 2) float64, source pixels."""
+        within = torch.tensor([[across, down] for _, across, down in LANDMARKS], dtype=torch.float64)
+        return self.box[:2] + within * (self.box[2:] - self.box[:2])
+
+
+def views_command(
+    recipe: str = DEFAULT, data: str | None = None, out: Path = Path("views.png"), samples: int = 6, seed: int = 0, epoch: int = 0
+) -> int:
+    """Draw sources with their crop boxes, and beside them every view that is cut from them; return the exit code 0.
+
+    Args:
+        recipe: whose views: demo, imagenette_sp or imagenet_sp_vits16.
+        data: shards, as for `wherefrom train`; default: the demo's pictures, rendered once.
+        out: the PNG.
+        samples: how many pictures, the first ones of the epoch's order.
+        seed: of the draws and the order.
+        epoch: whose draws.
+    Raises: OSError or ValueError of one line for shards or values that do not fit.
+    """
+    if samples < 1 or epoch < 0:
+        raise ValueError(f"samples={samples}, epoch={epoch}: needs samples >= 1 and epoch >= 0")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out}: there is no folder {out.absolute().parent}; make it, or take another --out")
+    families = (recipe_settings(recipe).spatial.family("spatial"),)
+    with make_loader(data or demo_shards().train, Recipe(families=families), seed=seed, global_batch=1, threads=0) as loader:
+        loader.seek(epoch * loader.updates_per_epoch)
+        save_views_picture(out, loader, samples)
+    print(f"{out}: {min(samples, len(loader.index))} pictures of recipe {recipe}, seed {seed}, epoch {epoch}")
+    return 0
+
+
+def save_views_picture(path: Path, loader: Loader, samples: int = 6) -> None:
+    """Draw the first pictures of a loader's epoch with all their views into a PNG at `path`, whole or not at all."""
+    order, epoch = loader.order, loader.updates // loader.updates_per_epoch
+    ids = order.ids(epoch, np.arange(min(samples, order.samples)))
+    batch = loader.batch(ids, epoch=epoch).to("cpu")
+    with ShardReader(loader.index) as reader:
+        sources = [decode_picture(reader.read(i), int(loader.index.orientation[i])) for i in batch.sample.tolist()]
+    rows = [list(_seen(batch[b].views, loader.recipe)) for b in range(len(batch))]
+
+    columns, side = _grid(len(rows[0]))
+    captions = [[_wrapped(view.captions, side) for view in seen] for seen in rows]
+    caption_in = 0.1 + LINE_IN * max(len(lines) for row in captions for lines in row)
+    row_in = TITLE_IN + max(SOURCE_IN[1], math.ceil(len(rows[0]) / columns) * (side + caption_in)) + GAP_IN
+    width = SOURCE_IN[0] + columns * (side + GAP_IN) + 3 * GAP_IN
+    legend = textwrap.wrap(LEGEND, int(width * LETTERS_PER_IN * 0.75))
+    head_in = 0.42 + 0.14 * len(legend)
+    figure = Figure(figsize=(width, head_in + len(rows) * row_in))
+    _write(figure, GAP_IN, 0.1, [_families_words(loader, epoch)], size=10, weight="bold")
+    _write(figure, GAP_IN, 0.33, legend, size=7, color="0.25")
+    for b, (source, seen) in enumerate(zip(sources, rows, strict=True)):
+        top = head_in + b * row_in
+        _write(figure, GAP_IN, top, [_title(loader, batch[b])], size=8)
+        _draw_source(_axes(figure, GAP_IN, top + TITLE_IN, *SOURCE_IN), source, seen)
+        for n, (view, lines) in enumerate(zip(seen, captions[b], strict=True)):
+            left = SOURCE_IN[0] + 3 * GAP_IN + n % columns * (side + GAP_IN)
+            down = top + TITLE_IN + n // columns * (side + caption_in)
+            _draw_view(_axes(figure, left, down, side, side), view, seen)
+            below = down + side * min(1, view.pixels.shape[0] / view.pixels.shape[1]) + 0.04
+            _write(figure, left, below, lines[:1], size=6.5, color=view.colour, weight="bold")
+            _write(figure, left, below + LINE_IN, lines[1:], size=6.5, color="0.25")
+    aside = path.with_name(f".{path.name}.writing")
+    figure.savefig(aside, format="png", dpi=DPI)
+    os.replace(aside, path)
+
+
+def _seen(families: Sequence[Views], recipe: Recipe) -> Iterator[_Seen]:
+    """Yield every view of one picture (B = 1), numbered over all families."""
+    number = 0
+    for views in families:
+        record, first = views.geometry, number
+        targets = pair_targets(record.boxes[0], flipped=record.flipped[0], quarter_turns=record.quarter_turns[0])[0].tolist()
+        for v, (across, down, log_scale) in enumerate(targets):
+            how = f"p ({across:+.2f}, {down:+.2f})   ln s {log_scale:+.2f}" if v else "reference" if len(targets) > 1 else ""
+            moved = _orientation(bool(record.flipped[0, v]), int(record.quarter_turns[0, v]))
+            if not views.valid[0, v]:
+                moved += "; picture too small for the law"
+            coloured = _colour_words(views.photometric[0, v])
+            yield _Seen(
+                number=number,
+                colour=colormaps["tab10" if number < 10 else "tab20"](number % 20),
+                pixels=_levels(views.pixels[0, v], recipe),
+                box=record.boxes[0, v].double(),
+                to_source=record.view_to_source[0, v],
+                to_view=record.source_to_view[0, v],
+                reference=first,
+                target=(across, down, log_scale),
+                captions=(f"{number} {record.family} [{v}]", how, moved, coloured),
+            )
+            number += 1
+
+
+def _levels(pixels: Tensor, recipe: Recipe) -> NDArray[np.uint8]:
+    """Return (h, w, 3) uint8 for the eye, whatever the recipe hands over."""
+    if pixels.is_floating_point():
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
+        pixels = ((pixels.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(1, 2, 0).numpy()
+
+
+def _orientation(flipped: bool, quarter_turns: int) -> str:
+    turned = ("", "turned 90° left", "turned 180°", "turned 90° right")[quarter_turns]
+    return ", ".join(filter(None, ["mirrored" if flipped else "", turned])) or "as in the source"
+
+
+def _colour_words(photometric: Photometric) -> str:
+    """Say what changed the colour of one view (1, 1), shortly; nothing if nothing did."""
+    factors = (("light", photometric.brightness), ("contrast", photometric.contrast), ("saturation", photometric.saturation))
+    words = [f"{name} {float(factor):.2f}" for name, factor in factors if float(factor) != 1]
+    hue, blur = math.degrees(float(photometric.hue_rad)), float(photometric.blur_sigma_px)
+    words += [f"hue {hue:+.0f}°"] * (hue != 0) + ["grey"] * bool(photometric.grey)
+    words += [f"blur {blur:.1f} px"] * (blur > 0) + ["solarised"] * bool(photometric.solarised)
+    return ", ".join(words)
+
+
+def _title(loader: Loader, one: Batch) -> str:
+    """Say which picture a row shows."""
+    sample, drawn_for = int(one.sample), int(one.drawn_for)
+    height, width = one.source_size[0].tolist()
+    orientation = int(one.views[0].geometry.stored_orientation)
+    said = f"sample {sample} ({loader.index.key(sample)}), {width} x {height} pixels"
+    said += f", stored with EXIF orientation {orientation}" if orientation != 1 else ""
+    return said + (f", in place of sample {drawn_for}, with its draws" if drawn_for != sample else "")
+
+
+def _families_words(loader: Loader, epoch: int) -> str:
+    return f"seed {loader.order.seed}, epoch {epoch}   " + "   ".join(
+        f"{family.name}: {family.views} x {family.size_px[0]} x {family.size_px[1]}, {type(family.law).__name__.lower()}"
+        for family in loader.recipe.families
+    )
+
+
+def _wrapped(captions: Sequence[str], width_in: float) -> list[str]:
+    """Return the lines that captions take beneath a view."""
+    return [line for caption in captions for line in textwrap.wrap(caption, int(width_in * LETTERS_PER_IN))]
+
+
+def _grid(views: int) -> tuple[int, float]:
+    """Return how many columns of views there are, and the side of one in inches."""
+    if views <= 2:
+        return views, TWO_VIEWS_IN
+    return (math.ceil(views / 2) if views <= 16 else 8), MANY_VIEWS_IN
+
+
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Return axes at a place in inches from the figure's top left corner; pictures keep their shape and stand at the top left."""
+    across, down = figure.get_size_inches()
+    axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+    axes.set_anchor("NW")
+    axes.set_axis_off()
+    return axes
+
+
+def _write(figure: Figure, left: float, top: float, lines: Sequence[str], **style: Any) -> None:
+    across, down = figure.get_size_inches()
+    figure.text(left / across, 1 - top / down, "\n".join(lines), va="top", linespacing=1.3, **style)
+
+
+def _show(axes: Axes, picture: NDArray[np.uint8], interpolation: str) -> None:
+    """Show (h, w, 3) so that pixel i covers [i, i + 1)."""
+    height, width = picture.shape[:2]
+    axes.imshow(picture, extent=(0, width, height, 0), interpolation=interpolation)
+    axes.autoscale(False)
+
+
+def _draw_source(axes: Axes, source: NDArray[np.uint8], seen: Sequence[_Seen]) -> None:
+    _show(axes, source, "antialiased")
+    for view in seen:
+        x0, y0, x1, y1 = view.box.tolist()
+        _draw_box(axes, (x0, y0, x1, y1), view.colour, dashed=view.reference == view.number)
+        label = {"facecolor": view.colour, "edgecolor": "none", "pad": 1.2}
+        axes.text(x0, y0, f"{view.number}", color="white", size=7, weight="bold", va="top", bbox=label)
+        _draw_landmarks(axes, view.landmarks, view.colour, size=4)
+        if view.number != view.reference and len(seen) <= CROWDED:
+            reference = seen[view.reference].box
+            ends = [((box[:2] + box[2:]) / 2).tolist() for box in (reference, view.box)]
+            arrow = FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=9, color=view.colour, linewidth=1.2, shrinkA=0, shrinkB=0)
+            arrow.set_path_effects(OUTLINE)
+            axes.add_patch(arrow)
+
+
+def _draw_view(axes: Axes, view: _Seen, seen: Sequence[_Seen]) -> None:
+    """Draw a view, and on it what the record says lies there: landmarks, the other boxes, the source's axes, the way to targets."""
+    _show(axes, view.pixels, "nearest")
+    height, width = view.pixels.shape[:2]
+    for other in seen if len(seen) <= CROWDED else [view]:
+        if other is not view:
+            corners = geometry.map_boxes(view.to_view, other.box[None])[0].tolist()
+            _draw_box(axes, corners, other.colour, dashed=other.reference == other.number)
+        _draw_landmarks(axes, geometry.map_points(view.to_view, other.landmarks), other.colour, size=6 if other is view else 4)
+        if other.reference == view.number and other is not view:
+            end = (width * (0.5 + other.target[0]), height * (0.5 + other.target[1]))
+            axes.plot([width / 2, end[0]], [height / 2, end[1]], color=other.colour, linewidth=1.2, path_effects=OUTLINE)
+    _draw_box(axes, (0, 0, width, height), view.colour, dashed=view.reference == view.number, line=2.5)
+    _draw_compass(axes, view)
+
+
+def _draw_compass(axes: Axes, view: _Seen) -> None:
+    """Draw where the source's axes point in a view."""
+    height, width = view.pixels.shape[:2]
+    length = 0.1 * min(height, width)
+    origin = torch.tensor([1.7 * length, height - 1.7 * length], dtype=torch.float64)
+    for axis, name in enumerate("xy"):
+        along = view.to_view[:, axis] / view.to_view[:, axis].norm() * length
+        style = {"arrowstyle": "-|>", "color": "white", "lw": 1.2, "path_effects": OUTLINE, "mutation_scale": 6, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", (origin + along).tolist(), origin.tolist(), arrowprops=style)
+        axes.text(*(origin + along * 1.35).tolist(), name, size=6.5, color="white", ha="center", va="center", path_effects=OUTLINE)
+
+
+def _draw_box(axes: Axes, box: Sequence[float], colour: tuple[float, ...], *, dashed: bool, line: float = 1.4) -> None:
+    x0, y0, x1, y1 = box
+    style = "--" if dashed else "-"
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="black", alpha=0.5, linewidth=line + 1))
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=line, linestyle=style))
+
+
+def _draw_landmarks(axes: Axes, points: Tensor, colour: tuple[float, ...], size: float) -> None:
+    for (shape, _, _), (x, y) in zip(LANDMARKS, points.tolist(), strict=True):
+        for edge, width in (("black", 2.4), (colour, 1.2)):
+            axes.plot([x], [y], shape, markersize=size, markerfacecolor="none", markeredgecolor=edge, markeredgewidth=width)
