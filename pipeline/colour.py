@@ -29,9 +29,8 @@ def draw_colour(family: ViewFamily, keys: Keys) -> Photometric:
     law = family.colour
     if law is None:
         return Photometric.unchanged(len(keys.drawn_for), family.views)
-    chance = uniform(keys.words(family.views, Purpose.JITTER)[:, :, 0])
-    twist = uniform(keys.words(family.views, Purpose.COLOUR)[:, :, 0]) * 2 - 1  # (B, V, 4) in (-1, 1)
-    blur = uniform(keys.words(family.views, Purpose.BLUR)[:, :, 0, 0])
+    numbers = uniform(keys.words_for(family.views, Purpose.JITTER, Purpose.COLOUR, Purpose.BLUR))  # (B, V, 3, 4)
+    chance, twist, blur = numbers[:, :, 0], numbers[:, :, 1] * 2 - 1, numbers[:, :, 2, 0]
     jittered, blurred = chance[..., 0] < law.jitter_prob, chance[..., 3] < law.blur_prob
     low, high = law.blur_sigma_px
 

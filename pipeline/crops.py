@@ -31,6 +31,11 @@ class Keys:
         sample, view, block = self.drawn_for[:, None, None], np.arange(views)[:, None], np.arange(blocks)
         return random_words(self.seed, self.epoch, sample, self.family, view, purpose, block)
 
+    def words_for(self, views: int, *purposes: Purpose) -> NDArray[np.uint32]:
+        """Return the first words for several purposes in one go: (B, V, purposes, 4)."""
+        sample, view = self.drawn_for[:, None, None], np.arange(views)[:, None]
+        return random_words(self.seed, self.epoch, sample, self.family, view, purposes)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Boxes:
@@ -98,12 +103,12 @@ def draw_orientation(family: ViewFamily, keys: Keys) -> tuple[NDArray[np.bool_],
     flipped = np.zeros(shape, bool)
     turns = np.zeros(shape, np.int64)
     if family.mirror == "view":
-        flipped = keys.words(family.views, Purpose.MIRROR)[:, :, 0, 0] >= 1 << 31
+        flipped = keys.words_for(family.views, Purpose.MIRROR)[:, :, 0, 0] >= 1 << 31
     elif family.mirror == "picture":
         words = random_words(keys.seed, keys.epoch, keys.drawn_for, PICTURE, 0, Purpose.MIRROR)
         flipped = np.repeat(words[:, :1] >= 1 << 31, family.views, axis=1)
     if family.turns:
-        turns = integer(keys.words(family.views, Purpose.TURN)[:, :, 0, 0], 4)
+        turns = integer(keys.words_for(family.views, Purpose.TURN)[:, :, 0, 0], 4)
     return flipped, turns
 
 
@@ -202,15 +207,20 @@ def _shared(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float6
 
 def _independent(law: Independent | Inside, keys: Keys, frame: NDArray[np.float64], snap: Snap) -> NDArray[np.float64]:
     """Draw RandomResizedCrop boxes (B, V, 4) in frames (B, V, 2) as (width, height)."""
-    boxes = _fallback(law.aspect, frame, snap)
+    boxes = np.empty((*frame.shape[:2], 4))
     rows, cols = np.indices(frame.shape[:2]).reshape(2, -1)
-    for attempt in range(law.tries):
-        words = random_words(keys.seed, keys.epoch, keys.drawn_for[rows], keys.family, cols, Purpose.BOX, attempt)
-        sides, fits = _sized(words, law.area_frac, law.aspect, frame[rows, cols], snap)
-        boxes[rows[fits], cols[fits]] = _placed(words[fits], sides[fits], frame[rows[fits], cols[fits]], snap)
-        rows, cols = rows[~fits], cols[~fits]
-        if not len(rows):
+    for blocks in (range(1), range(1, law.tries)):  # a try each, then all further tries of those that it did not fit
+        if not len(rows) or not blocks:
             break
+        sample, view = keys.drawn_for[rows, None], cols[:, None]
+        words = random_words(keys.seed, keys.epoch, sample, keys.family, view, Purpose.BOX, blocks)  # (n, tries, 4)
+        around = np.repeat(frame[rows, cols][:, None], len(blocks), axis=1)
+        sides, fits = _sized(words, law.area_frac, law.aspect, around, snap)
+        found = np.any(fits, axis=1)
+        first = np.flatnonzero(found), fits[found].argmax(1)
+        boxes[rows[found], cols[found]] = _placed(words[first], sides[first], around[first], snap)
+        rows, cols = rows[~found], cols[~found]
+    boxes[rows, cols] = _fallback(law.aspect, frame[rows, cols], snap)
     return boxes
 
 
@@ -258,7 +268,7 @@ def _disjoint(law: Disjoint, keys: Keys, size: NDArray[np.float64], views: int, 
         best = shared.argmin(1)  # the first of the least
         boxes[:, view] = candidates[row, view, best]
         accepted[:, view] = shared[row, best] == 0
-    valid = fits.any(-1)
+    valid = np.any(fits, axis=-1)
     boxes = np.where(valid[..., None], boxes, _fallback(law.aspect, size[:, None, ::-1], snap))
     return Boxes(boxes=boxes, valid=valid, accepted=accepted)
 

@@ -25,7 +25,7 @@ def decode_picture(encoded: NDArray[np.uint8], orientation: int = 1, buffer: NDA
     elif encoded[:8].tobytes() == b"\x89PNG\r\n\x1a\n" and len(encoded) > 24 and encoded[24] == 16:
         picture = _decode_deep_png(encoded)
     else:
-        picture = np.asarray(Image.open(io.BytesIO(encoded.tobytes())).convert("RGB"))
+        picture = np.asarray(Image.open(io.BytesIO(encoded.tobytes()), formats=("PNG", "WEBP")).convert("RGB"))  # no EPS: it runs a program
     return upright(picture, orientation)
 
 

@@ -11,9 +11,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -217,7 +218,7 @@ class Loader:
         """Yield one batch a place (epoch, step, micro-batch), in order, at most `prefetch` made ahead of the one in the caller's hands."""
         if self._makers is None:
             for epoch, step, micro in places:
-                yield self._timed_wait(lambda e=epoch, s=step, m=micro: self._make_at(e, s, m))  # type: ignore[misc]
+                yield self._timed_wait(partial(self._make_at, epoch, step, micro))
             return
         ahead: deque[Future[Batch]] = deque()
         try:
@@ -232,7 +233,7 @@ class Loader:
             for future in ahead:
                 future.cancel()
 
-    def _timed_wait(self, get: Any) -> Batch:
+    def _timed_wait(self, get: Callable[[], Batch]) -> Batch:
         start = time.perf_counter()
         batch = get()
         with self._lock:

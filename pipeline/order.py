@@ -24,13 +24,10 @@ _MIXING_BITS = 8
 def permute(positions: NDArray[np.int64], count: int, keys: NDArray[np.uint32]) -> NDArray[np.int64]:
     """Return a keyed bijection of [0, count) at some positions: a Feistel network on the next power of two, with cycle walking.
 
-    Shapes: positions (n,), keys (32,) uint32 -> (n,). Takes no memory beyond the positions, and under two walks a position on average.
-    Raises: IndexError if a position lies outside: its walk might never end.
+    Takes no memory beyond the positions, and under two walks a position on average.
+    Shapes: positions (n,) in [0, count), keys (32,) uint32 -> (n,).
     Source: Black and Rogaway, CT-RSA 2002; the round function is MurmurHash3's 32-bit finaliser.
     """
-    if positions.size and not (positions.min() >= 0 and positions.max() < count):
-        outside = positions.min() if positions.min() < 0 else positions.max()
-        raise IndexError(f"position {outside} of {count}; positions are numbered 0 to {count - 1}")
     if count == 1:
         return np.zeros_like(positions)
     bits = max(2, int(count - 1).bit_length())
@@ -118,7 +115,13 @@ class Order:
         return whole + (self.mode == "sequential" and rest > 0)
 
     def ids(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the sample ids (n,) at positions (n,) of an epoch's order."""
+        """Return the sample ids (n,) at positions (n,) of an epoch's order.
+
+        Raises: IndexError if a position lies outside the epoch.
+        """
+        if positions.size and not (positions.min() >= 0 and positions.max() < self.samples):
+            outside = positions.min() if positions.min() < 0 else positions.max()
+            raise IndexError(f"position {outside} of {self.samples}; positions are numbered 0 to {self.samples - 1}")
         if self.mode == "sequential":
             return positions.astype(np.int64)
         if self.mode == "shuffled":
@@ -139,8 +142,8 @@ class Order:
                 positions[inside] - start, int(window_ends[window] - start), _keys(self.seed, epoch, int(window) + 1)
             )
         slot = np.searchsorted(ends, mixed, side="right")
-        shard_starts = lengths.cumsum() - lengths
-        return shard_starts[shards[slot]] + mixed - (ends[slot] - lengths[shards[slot]])
+        shard_ends: NDArray[np.int64] = lengths.cumsum()
+        return shard_ends[shards[slot]] + mixed - ends[slot]
 
     def micro_batch(self, epoch: int, step: int, micro: int) -> NDArray[np.int64]:
         """Return this rank's sample ids of one micro-batch: contiguous slices of the global batch by rank, then by micro-batch.
@@ -149,7 +152,7 @@ class Order:
         """
         for name, number, count in (("step", step, self.updates_per_epoch), ("micro-batch", micro, self.accumulation)):
             if not 0 <= number < count:
-                raise IndexError(f"{name} {number} of {count}; {name}s are numbered 0 to {count - 1}")
+                raise IndexError(f"{name} {number} of {count}; they are numbered 0 to {count - 1}")
         per_rank = self.global_batch // self.ranks
         per_micro = per_rank // self.accumulation
         start = step * self.global_batch + self.rank * per_rank + micro * per_micro

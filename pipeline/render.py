@@ -4,7 +4,6 @@ Here: the protocol that every renderer follows, and the choice behind renderer="
 Not here: pixels (render_torch.py, render_dali.py; the definition is wherefrom.kernels.render_views_reference).
 """
 
-import importlib.util
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,7 +52,9 @@ def choose_renderer(name: RendererName, device: torch.device) -> tuple[Literal["
         return name, "as asked"
     if device.type != "cuda":
         return "torch", "the fastest on CPUs"
-    if importlib.util.find_spec("nvidia.dali") is None:
+    from wherefrom.pipeline.render_dali import installed
+
+    if not installed():
         return "torch", "DALI is not installed; pip install nvidia-dali-cuda130 decodes on the GPU"
     return "dali", "decodes and resizes on the GPU"
 

@@ -39,7 +39,7 @@ class Plan:
     flipped: list[list[bool]]
     quarter_turns: list[list[int]]
     size_px: tuple[int, int]
-    matrix: Tensor | None  # (B, V, 3, 4) float32; None: the family has no colour law
+    matrix: Tensor | None  # (B, V, 3, 4) float32; None: no view changes colour
     plain: list[list[bool]]  # [B][V]: colour is left alone
     sigma_px: list[list[float]]
     solarised: list[list[bool]]
@@ -70,10 +70,7 @@ class Cutter:
 
     def plans(self, records: Sequence[tuple[ViewGeometry, Photometric]]) -> list[Plan]:
         """Return a batch's records, one a family, as the plain numbers that `cut` reads."""
-        return [
-            _plan(geometry, photometric, coloured=family.colour is not None)
-            for (geometry, photometric), family in zip(records, self.recipe.families, strict=True)
-        ]
+        return [_plan(geometry, photometric) for geometry, photometric in records]
 
     def cut(self, picture: Tensor, plans: Sequence[Plan], position: int, pixels: Sequence[Tensor]) -> None:
         """Write all views of the batch's picture number `position`, (H, W, 3) uint8, into pixels, one (B, V, 3, h, w) a family."""
@@ -166,7 +163,7 @@ class TorchRenderer:
         return np.ascontiguousarray(picture) if picture.flags.writeable else picture.copy()
 
 
-def _plan(geometry: ViewGeometry, photometric: Photometric, *, coloured: bool) -> Plan:
+def _plan(geometry: ViewGeometry, photometric: Photometric) -> Plan:
     sigma = photometric.blur_sigma_px
     factors = torch.stack([photometric.brightness, photometric.contrast, photometric.saturation], -1)
     changed = photometric.grey | photometric.solarised | (sigma > 0) | (photometric.hue_rad != 0) | (factors != 1).any(-1)
@@ -175,7 +172,7 @@ def _plan(geometry: ViewGeometry, photometric: Photometric, *, coloured: bool) -
         flipped=geometry.flipped.tolist(),
         quarter_turns=geometry.quarter_turns.tolist(),
         size_px=geometry.size_px,
-        matrix=colour_matrix(photometric).float() if coloured else None,
+        matrix=colour_matrix(photometric).float() if changed.any() else None,
         plain=(~changed).tolist(),
         sigma_px=sigma.tolist(),
         solarised=photometric.solarised.tolist(),

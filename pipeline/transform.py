@@ -267,17 +267,17 @@ def _as_rows(name: str, rows: ArrayLike | Tensor | None, columns: int) -> Tensor
 
 def _as_boxes(boxes: ArrayLike | Tensor | None, source_hw: tuple[int, int]) -> Tensor:
     """Return (N, 4) float64, xyxy."""
-    canvas = getattr(boxes, "canvas_size", None)  # torchvision's BoundingBoxes have one; torchvision itself may not be loaded
-    if canvas is not None:
+    if isinstance(boxes, Tensor) and hasattr(boxes, "canvas_size"):  # torchvision's: only then is it loaded
         from torchvision.transforms.v2.functional import convert_bounding_box_format
         from torchvision.tv_tensors import BoundingBoxFormat
 
-        if tuple(canvas) != source_hw:
-            raise ValueError(f"boxes have canvas_size={tuple(canvas)}, the picture is {source_hw} (height, width) when upright")
+        given: Any = boxes
+        if tuple(given.canvas_size) != source_hw:
+            raise ValueError(f"boxes have canvas_size={tuple(given.canvas_size)}, the picture is {source_hw} (height, width) when upright")
         known = (BoundingBoxFormat.XYXY, BoundingBoxFormat.XYWH, BoundingBoxFormat.CXCYWH)
-        if boxes.format not in known:  # type: ignore[union-attr]
-            raise ValueError(f"boxes have format {boxes.format.value}, expected one of {[item.value for item in known]}")  # type: ignore[union-attr]
-        boxes = convert_bounding_box_format(boxes, new_format=BoundingBoxFormat.XYXY)  # type: ignore[arg-type]
+        if given.format not in known:
+            raise ValueError(f"boxes have format {given.format.value}, expected one of {[item.value for item in known]}")
+        boxes = convert_bounding_box_format(given, new_format=BoundingBoxFormat.XYXY)
     rows = _as_rows("boxes", boxes, 4)
     inverted = (rows[:, 2:] < rows[:, :2]).any(-1)
     if inverted.any():

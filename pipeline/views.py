@@ -243,7 +243,7 @@ class Batch:
     def __getitem__(self, index: Index) -> "Batch":
         b = _kept(index, len(self), "sample")
         each = {name: getattr(self, name)[b] for name in ("sample", "drawn_for", "label", "source_size")}
-        return Batch(**each, views=tuple(views[b, :] for views in self.views))  # type: ignore[index]
+        return Batch(**each, views=tuple(views[b, :] for views in self.views))
 
     def family(self, name: str) -> Views:
         """Return the views of the family called `name`."""

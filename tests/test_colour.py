@@ -140,4 +140,4 @@ def test_grey_views_have_three_equal_channels_of_rec_601_luma() -> None:
 )
 def test_ranges_that_make_no_sense_are_refused(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ColourLaw(**arguments)  # type: ignore[arg-type]
+        ColourLaw(**arguments)

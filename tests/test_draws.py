@@ -97,14 +97,14 @@ def test_drawn_numbers_stay_what_they_were() -> None:
 def test_a_number_that_would_overflow_its_field_is_refused(field: str, value: object, message: str) -> None:
     arguments = {"seed": 0, "epoch": 0, "sample": 0, "family": 1, "view": 0, "purpose": Purpose.BOX, "block": 0}
     with pytest.raises(ValueError, match=f"^{message}$"):
-        random_words(**(arguments | {field: value}))  # type: ignore[arg-type]
+        random_words(**(arguments | {field: value}))
 
 
 def test_largest_numbers_of_every_field_do_not_touch_their_neighbours() -> None:
     top = {"seed": 2**64 - 1, "epoch": 2**24 - 1, "sample": 2**40 - 1, "family": 2**16 - 1, "view": 255, "purpose": 255, "block": 2**32 - 1}
     none = dict.fromkeys(top, 0)
-    drawn = {tuple(random_words(**(none | {name: top[name]})).tolist()) for name in top}  # type: ignore[arg-type]
-    drawn.add(tuple(random_words(**none).tolist()))  # type: ignore[arg-type]
+    drawn = {tuple(random_words(**(none | {name: top[name]})).tolist()) for name in top}
+    drawn.add(tuple(random_words(**none).tolist()))
     assert len(drawn) == len(top) + 1
 
 

@@ -25,6 +25,7 @@ from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.evaluate import (
     KNN_PROTOCOL,
     PROBE_PROTOCOL,
+    RIDGE,
     ShardPictures,
     evaluate_labels,
     nearest_neighbours,
@@ -316,6 +317,16 @@ def test_the_probe_learns_what_is_linear_and_not_what_is_noise() -> None:
     assert (said.numpy() == labels[300:]).mean() > 0.85
     said = ridge_probe(features[:300, 3:], torch.from_numpy(labels[:300]), features[300:, 3:], classes=3)
     assert (said.numpy() == labels[300:]).mean() < 0.5
+
+
+def test_the_probe_finds_its_penalty_where_classes_come_in_turn() -> None:
+    rng = np.random.default_rng(8)
+    labels = np.arange(300) % 5
+    features = torch.from_numpy(np.eye(5)[labels] @ rng.normal(size=(5, 200)) + 4 * rng.normal(size=(300, 200)))
+    said = ridge_probe(features[:200], torch.from_numpy(labels[:200]), features[200:], classes=5)
+    assert (said.numpy() == labels[200:]).mean() > 0.85
+    smallest = ridge_weights(features[:200], torch.eye(5, dtype=torch.float64)[labels[:200]], RIDGE[:1])[0]
+    assert ((features[200:] @ smallest[:-1] + smallest[-1]).argmax(-1).numpy() == labels[200:]).mean() < 0.6
 
 
 MODEL = ModelSettings(view_size_px=16, patch_size_px=8, width=16, depth=1, heads=1)

@@ -273,7 +273,7 @@ def _views(b: int = 4, v: int = 3) -> Views:
 )
 def test_everything_is_indexed_together_and_axes_never_vanish(index: object, samples: list[int], numbers: list[int]) -> None:
     views = _views()
-    part = views[index]  # type: ignore[index]
+    part = views[index]
     expected = torch.tensor([[b * 3 + v for v in numbers] for b in samples])
     assert torch.equal(part.pixels[:, :, 0, 0, 0].long(), expected)
     assert torch.equal(part.geometry.boxes[..., 0].long(), expected)
@@ -292,7 +292,7 @@ def test_everything_is_indexed_together_and_axes_never_vanish(index: object, sam
 )
 def test_index_out_of_range_is_named(index: object, message: str) -> None:
     with pytest.raises(IndexError, match=f"^{message}$"):
-        _views()[index]  # type: ignore[index]
+        _views()[index]
 
 
 def test_containers_check_one_another_and_name_what_does_not_fit() -> None:

@@ -290,7 +290,7 @@ def test_dropped_batches_need_no_more_slots_than_expected(build: Callable[..., L
     loader = build(global_batch=4, threads=threads)
     for _ in itertools.islice(loader.forever(), 40):
         pass
-    ring = loader.renderer.ring  # type: ignore[attr-defined]
+    ring = loader.renderer.ring
     assert ring.slots <= ring.expected
 
 
@@ -453,8 +453,8 @@ def build_and_drop(make: Callable[[], Loader], count: int) -> None:
     gc.collect()
 
 
-def assert_dropped_loaders_leave_nothing(make: Callable[[], Loader], count: int) -> None:
-    """Raise if threads, descriptors or more than 10 MB stay behind."""
+def assert_dropped_loaders_leave_nothing(make: Callable[[], Loader], count: int, allowed_bytes: float = 10e6) -> None:
+    """Raise if threads, descriptors or more than some memory stay behind."""
     build_and_drop(make, 8)
     threads, descriptors, resident = threading.active_count(), len(os.listdir("/proc/self/fd")), resident_bytes()
     build_and_drop(make, count)
@@ -463,7 +463,7 @@ def assert_dropped_loaders_leave_nothing(make: Callable[[], Loader], count: int)
         time.sleep(0.01)  # a thread that was told to end may need a moment
     assert threading.active_count() <= threads
     assert len(os.listdir("/proc/self/fd")) <= descriptors
-    assert resident_bytes() - resident < 10e6
+    assert resident_bytes() - resident < allowed_bytes
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts descriptors and memory in /proc")
@@ -477,27 +477,41 @@ def test_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: Path) -> Non
 
 @pytest.mark.slow
 @needs_proc
-@pytest.mark.parametrize("renderer", ["torch", "dali"])
-def test_two_hundred_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: Path, renderer: RendererName) -> None:
+@pytest.mark.parametrize(("renderer", "allowed_bytes"), [("torch", 10e6), ("dali", 100e6)])  # a DALI pipeline that stays takes 10 MB
+def test_two_hundred_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: Path, renderer: RendererName, allowed_bytes: float) -> None:
+    if renderer == "dali" and not render_dali.installed():
+        pytest.skip("DALI is not installed")
     index = ShardIndex.open(str(tiny_shards))
-    assert_dropped_loaders_leave_nothing(lambda: make_loader(index, RECIPE, global_batch=BATCH, renderer=renderer, threads=2), 200)
+    assert_dropped_loaders_leave_nothing(
+        lambda: make_loader(index, RECIPE, global_batch=BATCH, renderer=renderer, threads=2), 200, allowed_bytes
+    )
 
 
-def assert_memory_is_flat(loader: Loader, epochs: int) -> None:
-    """Raise if resident memory grows by more than 10 MB after the second epoch."""
+LARGE = Recipe(families=(ViewFamily(name="large", views=5, size_px=(96, 96)),))  # 6.6 MB a batch of 12
+
+
+def growth_bytes(loader: Loader, epochs: int) -> int:
+    """How much resident memory grows from the third epoch on."""
     for epoch in range(epochs):
         for _ in loader:
             pass
-        if epoch == 1:
+        if epoch == 2:
             gc.collect()
             resident = resident_bytes()
     gc.collect()
-    assert resident_bytes() - resident < 10e6
+    return resident_bytes() - resident
 
 
 @needs_proc
 def test_resident_memory_is_flat_over_epochs(build: Callable[..., Loader]) -> None:
-    assert_memory_is_flat(build(threads=2), 8)
+    assert growth_bytes(build(LARGE, threads=2), 8) < 10e6
+
+
+@needs_proc
+def test_kept_batches_do_grow(build: Callable[..., Loader]) -> None:
+    """The negative control of flat memory: five epochs of batches that are kept."""
+    before, kept = resident_bytes(), list(itertools.islice(build(LARGE, threads=2).forever(), 20))
+    assert resident_bytes() - before > 100e6 and len(kept) == 20
 
 
 @pytest.mark.slow
@@ -505,14 +519,7 @@ def test_resident_memory_is_flat_over_epochs(build: Callable[..., Loader]) -> No
 def test_resident_memory_is_flat_over_ten_epochs_of_photographs(photographs: Path) -> None:
     recipe = Recipe(families=(ViewFamily(name="global", views=2, size_px=(224, 224)), ViewFamily(name="local", views=8, size_px=(96, 96))))
     with make_loader(str(photographs / "imagenet-sample"), recipe, global_batch=32, renderer="torch", threads=2) as loader:
-        assert_memory_is_flat(loader, 10)
-
-
-@needs_proc
-def test_kept_batches_do_grow(build: Callable[..., Loader]) -> None:
-    """The negative control of flat memory: what is kept is not given back."""
-    before, kept = resident_bytes(), list(itertools.islice(build(global_batch=56, threads=2).forever(), 12))
-    assert resident_bytes() - before > 10e6 and len(kept) == 12
+        assert growth_bytes(loader, 10) < loader.prefetch_bytes / loader.prefetch / 2  # half a batch
 
 
 def test_a_closed_loader_says_so(build: Callable[..., Loader]) -> None:

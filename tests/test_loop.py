@@ -37,7 +37,9 @@ def tiny(shards: Path, *, updates: int = 6, **changes: Any) -> TrainSettings:
         updates=updates,
         model=ModelSettings(view_size_px=24, patch_size_px=12, width=32, depth=1, heads=2),
         spatial=SpatialSettings(law="disjoint", views=3, size_px=24, area_frac=(0.06, 0.16), colour=None, min_side_px=4),
-        evaluation=EvaluationSettings(every=0, pictures=16, head_pictures=16, knn_pictures=40, short_pictures=8, short_knn_pictures=20),
+        evaluation=EvaluationSettings(
+            every=0, pictures=16, head_pictures=16, head_steps=5, knn_pictures=40, short_pictures=8, short_knn_pictures=20
+        ),
         runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=1, checkpoint_every=2, keep=2),
     )
     return dataclasses.replace(settings, **changes)
@@ -105,8 +107,6 @@ def test_evaluations_are_in_the_log_and_the_full_one_in_a_file_of_its_own(finish
     for record in (short, full):
         names = {"spatial/r2_x", "spatial/r2_y", "spatial/r2_scale", "k-NN encoder", "k-NN random encoder", "k-NN raw pixels"}
         assert names <= record["curves"].keys()
-            "curves"
-        ].keys()
     report = json.loads(folder.evaluation.read_text())
     assert report["spatial"]["rows"][0]["r2"][0] == full["curves"]["spatial/r2_x"]
     assert report["labels"]["classes"] == 4

@@ -192,12 +192,16 @@ def test_seeking_costs_the_same_in_every_epoch_of_any_length() -> None:
     assert fastest_s(Order(samples=2**31 + 1, global_batch=1024), 10**9) < 10 * small  # just above a power of two: the most walks
 
 
-@pytest.mark.parametrize("position", [-1, 10, 2**40])
-def test_a_position_outside_the_epoch_is_named(position: int) -> None:
-    with pytest.raises(IndexError, match=rf"position {position} of 10; positions are numbered 0 to 9"):
-        make_order(10, 2).ids(0, np.array([0, position]))
-    with pytest.raises(IndexError, match="step 5 of 5; steps are numbered 0 to 4"):
-        make_order(10, 2).micro_batch(0, 5, 0)
+@pytest.mark.parametrize("mode", MODES)
+def test_places_outside_the_epoch_are_named(mode: OrderMode) -> None:
+    order = make_order(10, 2, mode)
+    for position in (-1, 10, 2**40):
+        with pytest.raises(IndexError, match=rf"position {position} of 10; positions are numbered 0 to 9"):
+            order.ids(0, np.array([0, position]))
+    with pytest.raises(IndexError, match="step 5 of 5; they are numbered 0 to 4"):
+        order.micro_batch(0, 5, 0)
+    with pytest.raises(IndexError, match="micro-batch 1 of 1; they are numbered 0 to 0"):
+        order.micro_batch(0, 4, 1)
 
 
 @pytest.mark.parametrize(
@@ -218,5 +222,5 @@ def test_a_position_outside_the_epoch_is_named(position: int) -> None:
 )
 def test_orders_that_make_no_sense_are_refused_by_name(settings_: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        Order(**settings_)  # type: ignore[arg-type]
+        Order(**settings_)
     assert "\n" not in str(caught.value)

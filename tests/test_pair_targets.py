@@ -234,5 +234,5 @@ BOXES = torch.tensor([[0.0, 0, 10, 10], [30, 5, 50, 25]])
 )
 def test_what_does_not_fit_is_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        pair_targets(**({"boxes": BOXES} | arguments))  # type: ignore[arg-type]
+        pair_targets(**({"boxes": BOXES} | arguments))
     assert "\n" not in str(caught.value)

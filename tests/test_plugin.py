@@ -4,6 +4,7 @@ Two toys hold the interface open: one learns from an EMA teacher, one from maske
 """
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -110,8 +111,8 @@ def trained(
         out = step(batch_of(*(family.name for family in step.families), update=update), update=update)
         optimiser.zero_grad(set_to_none=True)
         out.loss.backward()
-        groups = step.clip_groups()
-        for group in [[p for group in groups.values() for p in group]] if together else groups.values():
+        groups = list(step.clip_groups().values())
+        for group in [list(itertools.chain(*groups))] if together else groups:
             nn.utils.clip_grad_norm_(group, 1e-3)
         optimiser.step()
         step.after_step(Progress(update=update + 1, updates=steps))

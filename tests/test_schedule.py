@@ -1,5 +1,6 @@
 """The learning rate over a run, against its definition: rises to the peak, falls to the end, and has no memory."""
 
+import itertools
 import math
 
 import pytest
@@ -22,7 +23,7 @@ def test_peak_is_reached_once_the_warm_up_is_over(run: tuple[int, int], peak: fl
 def test_it_rises_in_the_warm_up_and_never_rises_after_it(run: tuple[int, int], final: float) -> None:
     updates, warmup = run
     values = [warmed_up(update, updates=updates, peak=1.0, warmup=warmup, final=final) for update in range(updates)]
-    steps = [after - before for before, after in zip(values, values[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(values)]
     assert all(step > 0 for step in steps[:warmup])
     assert all(step <= 0 for step in steps[warmup:])
     assert min(values) > 0 or (final == 0 and values.index(min(values)) == updates - 1)

@@ -75,7 +75,7 @@ BROKEN = {
     "seed: 1.5": "seed=1.5: needs a whole number",
     "seed: -1": r"seed=-1: needs 0 <= seed < 2\*\*64",
     "precision: float8": "precision='float8': needs one of float32, bfloat16",
-    "seed: null": "seed=None: needs a value",
+    "seed: null": "seed=None: needs a whole number",
     "spatial: {turns: 1}": "spatial.turns=1: needs true or false",
     "spatial: {colour: {hue: 0.7}}": "spatial.colour: hue=0.7: needs 0 to 0.5",
     "model: {name: vit_tiny_patchx}": "model: model 'vit_tiny_patchx'",

@@ -20,9 +20,8 @@ from wherefrom.pipeline.recipe import Paired, Recipe, ViewFamily
 from wherefrom.pipeline.views import Batch, Photometric, Views
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.objective import Step, random_scope
+from wherefrom.train.objectives.pair_heads import AdditiveHead, AttendHead
 from wherefrom.train.objectives.spatial import (
-    AdditiveHead,
-    AttendHead,
     SpatialPrediction,
     SpatialSettings,
     drawn_records,

@@ -1,14 +1,13 @@
 """One contender of the loader's benchmark, alone in a fresh process: checked first, then timed; one JSON object on standard output.
 
-Here: what is compared (ours, two usual DataLoaders, decoding alone), how each is checked, how a process and its children are measured.
-Not here: rounds, ratios, what is printed (bench_loader.py, which starts `python -m wherefrom.tools.bench_contenders PLAN`).
+Here: what is compared (ours, two usual DataLoaders, decoding alone), and how long it is let run.
+Not here: what is right (bench_checks.py); rounds, ratios (bench_loader.py, which starts `python -m wherefrom.tools.bench_contenders PLAN`).
 All deliver 2 x 224 + 8 x 96 antialiased views a picture, mirrored, normalised float32; who only decodes delivers pictures.
 """
 
 import io
 import itertools
 import json
-import os
 import platform
 import sys
 import time
@@ -16,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -25,27 +23,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from wherefrom.kernels.render_views_reference import render_views_reference
-from wherefrom.pipeline.colour import colour_matrix, draw_colours
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.reader import ShardReader
-from wherefrom.pipeline.recipe import IMAGENET_MEAN, IMAGENET_STD, ColourLaw, Independent, Recipe, ViewFamily
+from wherefrom.pipeline.recipe import IMAGENET_MEAN, IMAGENET_STD
 from wherefrom.pipeline.shards import ShardIndex
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.tools.bench_checks import ASPECT, COLOUR, FAMILIES, PLANTED_PX, Check, bench_recipe, checked_ids, drawn, views_off
+from wherefrom.tools.process_tree import tree_cpu_s, tree_memory_mib
 
 Name = Literal["torch", "dali", "pil", "tv2", "decode_dali", "decode_threads"]
 
-BATCH = 64
+BATCH = 32  # small beside what a round delivers: workers hand over whole batches
 WARM_BATCHES = 4
-CHECKED_PICTURES = 4
 DRAWN_BATCHES = 30  # over which the cost of draws is averaged
-PLANTED_PX = 6.0  # how far the boxes of a planted error lie elsewhere
 MEMORY_EPOCHS = 10
-COLOUR = ColourLaw(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_prob=0.8, grey_prob=0.2, blur_prob=0.5, solarise_prob=0.2)
-FAMILIES = ((2, 224, (0.4, 1.0)), (8, 96, (0.05, 0.4)))  # views, side in pixels, fraction of the area
-ASPECT = (3 / 4, 4 / 3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,19 +52,6 @@ class Plan:
     memory: bool = False  # go through epochs and report memory, instead of speed
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
-    """A number that must not exceed its limit; NaN does."""
-
-    name: str
-    value: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        return self.value <= self.limit
-
-
 class Contender(Protocol):
     """Anything that delivers batches."""
 
@@ -84,77 +62,6 @@ class Contender(Protocol):
     def batches(self) -> Iterator[int]:
         """Deliver without end; yield how many pictures each batch has."""
         ...
-
-
-def bench_recipe(photometrics: bool) -> Recipe:
-    """Return the views that are cut from every picture."""
-    colour = COLOUR if photometrics else None
-    families = (
-        ViewFamily(name=f"side-{side}", views=views, size_px=(side, side), law=Independent(area_frac=area), mirror="view", colour=colour)
-        for views, side, area in FAMILIES
-    )
-    return Recipe(families=tuple(families))
-
-
-def drawn(recipe: Recipe, index: ShardIndex, ids: NDArray[np.int64], epoch: int = 0) -> list[tuple[ViewGeometry, Photometric]]:
-    """Draw the records of a batch, one a family, as the loader does with seed 0."""
-    size, stored = index.source_size[ids], index.orientation[ids]
-    geometry = draw_geometry(recipe, seed=0, epoch=epoch, drawn_for=ids, source_size=size, stored_orientation=stored)
-    colours = draw_colours(recipe, seed=0, epoch=epoch, drawn_for=ids)
-    return [(item.geometry, colour) for item, colour in zip(geometry, colours, strict=True)]
-
-
-def checked_ids(index: ShardIndex) -> NDArray[np.int64]:
-    """Return a few sound pictures that lie upright in their files: the usual loaders leave EXIF turns alone."""
-    fine = np.flatnonzero(index.sound & (index.orientation == 1))
-    if not len(fine):
-        raise ValueError(f"{index.paths[0]}: no picture that is sound and upright, nothing to check against; take other --data")
-    return fine[np.unique(np.linspace(0, len(fine) - 1, CHECKED_PICTURES).astype(int))]
-
-
-def levels_off(pixels: Tensor, picture: Tensor, record: ViewGeometry, photometric: Photometric) -> float:
-    """Return how far views lie from the float64 reference, in 255 levels, mean over pixels two filter supports inside the view.
-
-    Shapes: pixels (V, 3, h, w) normalised float, picture (H, W, 3), record and photometric of that one picture (1, V).
-    """
-    boxes = record.boxes[0]
-    truth = render_views_reference(
-        picture,
-        boxes,
-        record.flipped[0],
-        record.quarter_turns[0],
-        record.size_px,
-        matrix=colour_matrix(photometric)[0],
-        blur_sigma_px=photometric.blur_sigma_px[0],
-        solarised=photometric.solarised[0],
-    )
-    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    off = ((pixels.double() * std + mean) * 255 - truth).abs()
-    source_px = (boxes[:, 2:] - boxes[:, :2]) / record.size_px[0]  # of one view pixel
-    margins = (2 / source_px.clamp(max=1)).amax(-1).ceil() + (3 * photometric.blur_sigma_px[0]).ceil()
-    inner = [view[:, m:-m, m:-m] for view, m in zip(off, margins.int().tolist(), strict=True)]
-    return float(torch.cat([view.flatten() for view in inner]).mean())
-
-
-def moved(record: ViewGeometry) -> ViewGeometry:
-    """Return a record whose boxes lie elsewhere, inside their pictures still: an error for the check to find."""
-    wh = record.source_size.flip(-1)[:, None]  # (B, 1, 2)
-    shift = torch.where(record.boxes[..., 2:] + PLANTED_PX <= wh, PLANTED_PX, -PLANTED_PX)
-    return replace(record, boxes=record.boxes + torch.cat([shift, shift], -1))
-
-
-def views_off(
-    index: ShardIndex, records: Sequence[tuple[ViewGeometry, Photometric]], pixels: Callable[[int, int], Tensor], plant: bool
-) -> float:
-    """Return the worst picture's `levels_off`; pixels(family, b) gives (V, 3, h, w)."""
-    worst = []
-    with ShardReader(index) as reader:
-        for family, (record, photometric) in enumerate(records):
-            for b, sample in enumerate(record.sample.tolist()):
-                picture = torch.from_numpy(decode_picture(reader.read(sample)).copy())
-                told = moved(record[b]) if plant else record[b]
-                worst.append(levels_off(pixels(family, b), picture, told, photometric[b]))
-    return max(worst)
 
 
 class Ours:
@@ -366,39 +273,6 @@ def _decoding_check(index: ShardIndex, ids: list[int], decoded: Sequence[NDArray
             truth = np.asarray(Image.open(io.BytesIO(reader.read(sample).tobytes())).convert("RGB")).astype(float)
             worst = max(worst, float(np.abs(np.roll(picture, int(PLANTED_PX), 1) - truth if plant else picture - truth).mean()))
     return Check(name="levels off Pillow's decoding", value=worst, limit=0.02)
-
-
-def tree_cpu_s() -> float:
-    """Return the CPU seconds of this process and of all that descend from it, those that have ended included."""
-    ticks = 0
-    for pid in _tree():
-        ticks += sum(map(int, _stat(pid)[11:15]))  # utime, stime, and both of children that were waited for
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def tree_memory_mib() -> float:
-    """Return the memory of this process and of all that descend from it; shared pages count once."""
-    kib = 0
-    for pid in _tree():
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-        kib += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return kib / 1024
-
-
-def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the state on; all zero for a process that has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ["0"] * 50
-
-
-def _tree() -> list[int]:
-    parents = {int(path.name): int(_stat(int(path.name))[1]) for path in Path("/proc").iterdir() if path.name.isdigit()}
-    tree = [os.getpid()]
-    for pid in tree:  # grows while it is walked
-        tree += [child for child, parent in parents.items() if parent == pid]
-    return tree
 
 
 def timed(contender: Contender, seconds: float) -> dict[str, float]:

@@ -69,3 +69,7 @@ def _said(problem: Exception, code: int) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+if __name__ == "__main__":  # for torchrun and accelerate launch, -m wherefrom.tools.cli
+    sys.exit(main())

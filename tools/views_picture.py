@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from matplotlib import colormaps, patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,7 +41,7 @@ SOURCE_IN = (4.4, 3.3)  # inches, (width, height), of the space for a source
 MANY_VIEWS_IN = 1.7  # the longer side of a view
 TWO_VIEWS_IN = 2.6
 LINE_IN = 0.125  # of a caption
-LETTERS_PER_IN = 24.0  # in a caption
+LETTERS_PER_IN = 22.5  # in a caption
 CROWDED = 6  # views of a picture; where there are more, a view shows its own landmarks only
 GAP_IN = 0.16
 TITLE_IN = 0.24
@@ -50,7 +51,7 @@ LEGEND = (
     "reference as it is seen, ln s how much larger the target is."
 )
 LANDMARKS = (("o", 0.25, 0.25), ("^", 0.75, 0.3), ("s", 0.35, 0.75))  # shape, and where in the upright box: no mirror or turn keeps them
-OUTLINE = [patheffects.withStroke(linewidth=2.6, foreground="black", alpha=0.65)]
+OUTLINE: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=2.6, foreground="black", alpha=0.65)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -75,9 +76,14 @@ class _Seen:
 
 
 def views_command(
-    recipe: str = DEFAULT, data: str | None = None, out: Path = Path("views.png"), samples: int = 6, seed: int = 0, epoch: int = 0
+    recipe: tyro.conf.Positional[str] = DEFAULT,
+    data: str | None = None,
+    out: Path = Path("views.png"),
+    samples: int = 6,
+    seed: int = 0,
+    epoch: int = 0,
 ) -> int:
-    """Draw sources with their crop boxes, and beside them every view that is cut from them; return the exit code 0.
+    """Draw sources with their crop boxes, and beside them every view that is cut from them.
 
     Args:
         recipe: whose views: demo, imagenette_sp or imagenet_sp_vits16.
@@ -114,7 +120,7 @@ def save_views_picture(path: Path, loader: Loader, samples: int = 6) -> None:
     caption_in = 0.1 + LINE_IN * max(len(lines) for row in captions for lines in row)
     row_in = TITLE_IN + max(SOURCE_IN[1], math.ceil(len(rows[0]) / columns) * (side + caption_in)) + GAP_IN
     width = SOURCE_IN[0] + columns * (side + GAP_IN) + 3 * GAP_IN
-    legend = textwrap.wrap(LEGEND, int(width * LETTERS_PER_IN * 0.75))
+    legend = textwrap.wrap(LEGEND, int(width * LETTERS_PER_IN * 0.8))
     head_in = 0.42 + 0.14 * len(legend)
     figure = Figure(figsize=(width, head_in + len(rows) * row_in))
     _write(figure, GAP_IN, 0.1, [_families_words(loader, epoch)], size=10, weight="bold")
@@ -156,7 +162,7 @@ def _seen(families: Sequence[Views], recipe: Recipe) -> Iterator[_Seen]:
                 to_view=record.source_to_view[0, v],
                 reference=first,
                 target=(across, down, log_scale),
-                captions=(f"{number} {record.family} [{v}]", how, moved, coloured),
+                captions=(f"{number} {record.family}" + (f" [{v}]" if v != number else ""), how, moved, coloured),
             )
             number += 1
 
@@ -180,7 +186,7 @@ def _colour_words(photometric: Photometric) -> str:
     words = [f"{name} {float(factor):.2f}" for name, factor in factors if float(factor) != 1]
     hue, blur = math.degrees(float(photometric.hue_rad)), float(photometric.blur_sigma_px)
     words += [f"hue {hue:+.0f}°"] * (hue != 0) + ["grey"] * bool(photometric.grey)
-    words += [f"blur {blur:.1f} px"] * (blur > 0) + ["solarised"] * bool(photometric.solarised)
+    words += [f"blur\u00a0{blur:.1f}\u00a0px"] * (blur > 0) + ["solarised"] * bool(photometric.solarised)
     return ", ".join(words)
 
 
@@ -244,10 +250,7 @@ def _draw_source(axes: Axes, source: NDArray[np.uint8], seen: Sequence[_Seen]) -
         _draw_landmarks(axes, view.landmarks, view.colour, size=4)
         if view.number != view.reference and len(seen) <= CROWDED:
             reference = seen[view.reference].box
-            ends = [((box[:2] + box[2:]) / 2).tolist() for box in (reference, view.box)]
-            arrow = FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=9, color=view.colour, linewidth=1.2, shrinkA=0, shrinkB=0)
-            arrow.set_path_effects(OUTLINE)
-            axes.add_patch(arrow)
+            _draw_arrow(axes, (reference[:2] + reference[2:]) / 2, (view.box[:2] + view.box[2:]) / 2, view.colour)
 
 
 def _draw_view(axes: Axes, view: _Seen, seen: Sequence[_Seen]) -> None:
@@ -273,9 +276,16 @@ def _draw_compass(axes: Axes, view: _Seen) -> None:
     origin = torch.tensor([1.7 * length, height - 1.7 * length], dtype=torch.float64)
     for axis, name in enumerate("xy"):
         along = view.to_view[:, axis] / view.to_view[:, axis].norm() * length
-        style = {"arrowstyle": "-|>", "color": "white", "lw": 1.2, "path_effects": OUTLINE, "mutation_scale": 6, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", (origin + along).tolist(), origin.tolist(), arrowprops=style)
-        axes.text(*(origin + along * 1.35).tolist(), name, size=6.5, color="white", ha="center", va="center", path_effects=OUTLINE)
+        _draw_arrow(axes, origin, origin + along, "white", head=6)
+        x, y = (origin + along * 1.35).tolist()
+        axes.text(x, y, name, size=6.5, color="white", ha="center", va="center", path_effects=OUTLINE)
+
+
+def _draw_arrow(axes: Axes, start: Tensor, end: Tensor, colour: tuple[float, ...] | str, *, head: float = 9) -> None:
+    (x0, y0), (x1, y1) = start.tolist(), end.tolist()
+    arrow = FancyArrowPatch((x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=head, color=colour, linewidth=1.2, shrinkA=0, shrinkB=0)
+    arrow.set_path_effects(OUTLINE)
+    axes.add_patch(arrow)
 
 
 def _draw_box(axes: Axes, box: Sequence[float], colour: tuple[float, ...], *, dashed: bool, line: float = 1.4) -> None:

@@ -9,14 +9,14 @@ import contextlib
 import signal
 import threading
 from dataclasses import asdict
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import ProjectConfiguration
 
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.train import checkpoint
@@ -47,8 +47,8 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
             reporter.said(f"frozen, no objective reaches them: {', '.join(trainer.frozen)}")
         if newest is not None:
             trainer.restore(newest)
-        folder = _claimed(out, settings, accelerator, resume=resume)
-        if accelerator.is_main_process:
+        folder = _claimed(out, trainer, resume=resume)
+        if trainer.ranks.first:
             write_settings(folder.settings, settings)
             cut_metrics(folder, trainer.done)
         accelerator.project_configuration.logging_dir = str(folder.path)
@@ -57,61 +57,67 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
         reporter.started(_facts(trainer, folder))
         if val is None:
             reporter.said("no held-out pictures: neither R2 nor k-NN will be measured; name some shards by --val")
-        hosts = _hosts(accelerator)
-        stopped_by = _train(trainer, folder, val, hosts, reporter)
+        stopped_by = _train(trainer, folder, val, reporter)
         if stopped_by is None:
-            _finish(trainer, folder, val, hosts, reporter)
+            _finish(trainer, folder, val, reporter)
         summary = trainer.summary(folder.path, stopped_by)
         reporter.finished(summary)
         return summary
 
 
-def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, hosts: dist.ProcessGroup | None, reporter: Reporter) -> str | None:
+def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> str | None:
     """Make the updates that are left; return the name of the signal that ended it before, or None."""
     runtime, every = trainer.settings.runtime, trainer.settings.evaluation.every
-    with _Signals(hosts) as signals:
+    with _Signals() as signals:
         while trainer.done < trainer.updates:
             trainer.update()
             done, last = trainer.done, trainer.done == trainer.updates
-            stopped_by = signals.asked()
+            stopped_by = signals.name(trainer.ranks.highest(signals.came))
+            logs = done % runtime.log_every == 0 or last
+            saves = done % runtime.checkpoint_every == 0 or last or stopped_by is not None
+            if logs or saves:
+                trainer.settle()
             with trainer.clock.spending("writing"):
-                if done % runtime.log_every == 0 or last:
-                    record = trainer.log()
-                    if trainer.accelerator.is_main_process:
-                        append_metrics(folder, {"kind": "train"} | asdict(record))
-                    trainer.accelerator.log(record.curves(), step=done)
-                    reporter.logged(record)
-                if done % runtime.checkpoint_every == 0 or last or stopped_by is not None:
+                if logs:
+                    _log(trainer, folder, reporter)
+                if saves:
                     trainer.save(folder.checkpoints)
             if stopped_by is not None and not last:
                 return stopped_by
             if every and done % every == 0 and not last:
-                _evaluate(trainer, folder, val, hosts, reporter, full=False)
+                _evaluate(trainer, folder, val, reporter, full=False)
     return None
 
 
-def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, hosts: dist.ProcessGroup | None, reporter: Reporter) -> None:
+def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
+    """Write a line of the log, everywhere."""
+    record = trainer.log()
+    if trainer.ranks.first:
+        append_metrics(folder, {"kind": "train"} | asdict(record))
+    trainer.accelerator.log(record.curves(), step=record.update)
+    reporter.logged(record)
+
+
+def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
     """Write the trained encoder for others, and measure it with every control."""
-    if trainer.accelerator.is_main_process:
+    if trainer.ranks.first:
         write_encoder(folder, trainer.step.encoder, trainer.loader.recipe)
-    _evaluate(trainer, folder, val, hosts, reporter, full=True)
+    _evaluate(trainer, folder, val, reporter, full=True)
 
 
-def _evaluate(
-    trainer: Trainer, folder: RunFolder, val: ShardIndex | None, hosts: dist.ProcessGroup | None, reporter: Reporter, *, full: bool
-) -> None:
+def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter, *, full: bool) -> None:
     """Evaluate on the first rank while the others wait."""
+    settings = trainer.settings
     with trainer.clock.spending("evaluating"):
-        if trainer.accelerator.is_main_process and val is not None:
-            runtime = trainer.settings.runtime
-            options = {"renderer": runtime.renderer, "threads": runtime.threads, "device": trainer.accelerator.device}
+        if trainer.ranks.first and val is not None:
+            options = {"renderer": settings.runtime.renderer, "threads": settings.runtime.threads, "device": trainer.accelerator.device}
             with ShardPictures(trainer.loader.index, **options) as train, ShardPictures(val, **options) as held_out:
                 results = evaluate_run(
                     trainer.step,
                     train,
                     held_out,
-                    trainer.settings.evaluation,
-                    view_px=trainer.settings.spatial.size_px,
+                    settings.evaluation,
+                    view_px=settings.spatial.size_px,
                     update=trainer.done,
                     full=full,
                     progress=reporter.progressed,
@@ -121,8 +127,7 @@ def _evaluate(
                 write_evaluation(folder, results.report)
             trainer.accelerator.log({f"evaluation/{name}": value for name, value in results.curves.items()}, step=trainer.done)
             reporter.evaluated(results)
-        if hosts is not None:
-            dist.barrier(hosts)
+        trainer.ranks.wait()
 
 
 def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> Path | None:
@@ -162,39 +167,27 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
 
 def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Reporter) -> tuple[ShardIndex, ShardIndex | None]:
     """Return the indexes of training and held-out pictures; one rank of a machine renders and indexes, the others find it done."""
-
-    def told(what: str, done: int, total: int) -> None:
-        reporter.progressed(what, done, total)
-
     with accelerator.local_main_process_first():
-        if settings.data is None:
-            demo = demo_shards(progress=lambda done, total: told("rendering demo pictures", done, total))
+        train, val = settings.data, settings.val
+        if train is None:
+            demo = demo_shards(progress=partial(reporter.progressed, "rendering demo pictures"))
             train, val = demo.train, demo.val
-        else:
-            train, val = settings.data, settings.val
-        opened = ShardIndex.open(train, progress=lambda done, total: told("indexing shards", done, total))
-        return opened, None if val is None else ShardIndex.open(
-            val, progress=lambda done, total: told("indexing held-out shards", done, total)
-        )
+        told = partial(reporter.progressed, "indexing shards")
+        return ShardIndex.open(train, progress=told), None if val is None else ShardIndex.open(val, progress=told)
 
 
-def _claimed(out: Path | None, settings: TrainSettings, accelerator: Accelerator, *, resume: bool) -> RunFolder:
+def _claimed(out: Path | None, trainer: Trainer, *, resume: bool) -> RunFolder:
     """Return the run's folder, which the first rank makes and all the others take."""
-    answer: list[str | OSError | ValueError | None] = [None]
-    if accelerator.is_main_process:
+    path = problem = ""
+    if trainer.ranks.first:
         try:
-            answer = [str(claim(out, settings.recipe, resume=resume).path)]
-        except (OSError, ValueError) as problem:
-            answer = [problem]
-    broadcast_object_list(answer)
-    if isinstance(answer[0], OSError | ValueError):
-        raise answer[0]
-    return RunFolder(Path(str(answer[0])))
-
-
-def _hosts(accelerator: Accelerator) -> dist.ProcessGroup | None:
-    """Return the ranks' processes as a group of their own, which does not wait for devices and has patience; None: there is one."""
-    return dist.new_group(backend="gloo", timeout=timedelta(days=1)) if accelerator.num_processes > 1 else None
+            path = str(claim(out, trainer.settings.recipe, resume=resume).path)
+        except (OSError, ValueError) as refused:
+            problem = str(refused)
+    path, problem = trainer.ranks.texts(path)[0], trainer.ranks.texts(problem)[0]
+    if problem:
+        raise ValueError(problem)
+    return RunFolder(Path(path))
 
 
 def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
@@ -202,7 +195,7 @@ def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
         recipe=trainer.settings.recipe,
         folder=folder.path,
         device=str(trainer.accelerator.device),
-        ranks=trainer.accelerator.num_processes,
+        ranks=trainer.ranks.count,
         parameters=sum(p.numel() for p in trainer.step.parameters() if p.requires_grad),
         samples=len(trainer.loader.index),
         global_batch=trainer.settings.global_batch,
@@ -214,12 +207,11 @@ def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
 
 
 class _Signals:
-    """SIGTERM, and SIGINT once, as a question that all ranks answer alike at the end of an update; a second one is not caught."""
+    """SIGTERM, and SIGINT once, as a number that is asked for at the end of an update; a second one is not caught."""
 
-    def __init__(self, hosts: dist.ProcessGroup | None) -> None:
-        self._hosts = hosts
-        self._came = 0
-        self._before: dict[int, object] = {}
+    def __init__(self) -> None:
+        self.came = 0
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
         if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers
@@ -229,20 +221,16 @@ class _Signals:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
-    def asked(self) -> str | None:
-        """Return the name of the signal that any rank has had, or None."""
-        came = self._came
-        if self._hosts is not None:
-            highest = torch.tensor(came)
-            dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._hosts)
-            came = int(highest)
-        return signal.Signals(came).name if came else None
+    @staticmethod
+    def name(number: int) -> str | None:
+        """Return the name of a signal, None for 0."""
+        return signal.Signals(number).name if number else None
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self._came = number
+        self.came = number
         self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
         self._before = {}

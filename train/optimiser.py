@@ -7,6 +7,7 @@ Not here: the learning rate (schedule.py), which gradients belong together (obje
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import timm.optim
 import torch
@@ -20,19 +21,17 @@ def make_optimiser(model: nn.Module, settings: OptimSettings) -> torch.optim.Opt
 
     Raises: ValueError if timm has no such optimiser.
     """
-    known = timm.optim.list_optimizers()
+    known = [str(name) for name in timm.optim.list_optimizers()]
     if settings.name not in known:
-        near = difflib.get_close_matches(settings.name, known, 3)
-        raise ValueError(
-            f"optim.name={settings.name!r}: timm has no such optimiser; it has {', '.join(near or ['adamw', 'sgd', 'lamb'])}, ..."
-        )
+        near = difflib.get_close_matches(settings.name, known, 3) or ["adamw", "sgd", "lamb"]
+        raise ValueError(f"optim.name={settings.name!r}: timm has no such optimiser; it has {', '.join(near)}, ...")
     about = timm.optim.get_optimizer_info(settings.name)
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if about.has_betas and about.num_betas == 2:
         options["betas"] = settings.betas
     if about.has_momentum:
         options["momentum"] = settings.momentum
-    if "fused" in inspect.signature(about.opt_class).parameters:
+    if callable(about.opt_class) and "fused" in inspect.signature(about.opt_class).parameters:
         options["fused"] = True  # fused optimisers know `found_inf`
     groups = timm.optim.param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=_undecayed(model))
     return timm.optim.create_optimizer_v2([group for group in groups if group["params"]], settings.name, lr=settings.lr, **options)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wherefrom.kernels.pair_targets import pair_targets
 from wherefrom.train.encoder import Features
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.spatial import SpatialPrediction, drawn_records, ordered_pairs
@@ -131,10 +130,7 @@ def one_view_oracle(objective: SpatialPrediction) -> dict[str, tuple[float, ...]
     family = objective.evaluation_family()
     pairs = objective.pairs.cpu()
     record = drawn_records(family, pictures=math.ceil(ORACLE_PAIRS / len(pairs)))
-    settings = objective.settings
-    wanted = pair_targets(
-        record.boxes, pairs, position=settings.position, scale=settings.scale, axes=settings.axes, picture_hw=record.source_size
-    ).flatten(0, 1)
+    wanted = objective.targets(record, pairs, standardised=False).flatten(0, 1)
     centre = (record.boxes[..., :2] + record.boxes[..., 2:]).double() / 2
     side = (record.boxes[..., 2:] - record.boxes[..., :2]).double()
     ceilings = {}

@@ -83,7 +83,7 @@ def _restored_union(members: tuple[Any, ...], plain: Plain, base: object, where:
     if plain is None:
         return _checked(type(None) in members, plain, where, "needs a value")
     others = [member for member in members if member is not type(None)]
-    kinds = {member.__name__: member for member in others if dataclasses.is_dataclass(member)}
+    kinds = {member.__name__: member for member in others if isinstance(member, type) and dataclasses.is_dataclass(member)}
     if kinds and isinstance(plain, Mapping):
         named = plain.get(KIND, type(base).__name__ if type(base).__name__ in kinds else next(iter(kinds)) if len(kinds) == 1 else None)
         _checked(named in kinds, named, _path(where, KIND), "needs one of " + ", ".join(kinds))
@@ -149,4 +149,4 @@ def _path(where: str, name: str) -> str:
 
 def _dataclasses_among(hint: Any) -> list[type]:
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return [member for member in members if dataclasses.is_dataclass(member)]
+    return [member for member in members if isinstance(member, type) and dataclasses.is_dataclass(member)]

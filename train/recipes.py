@@ -22,7 +22,7 @@ def demo() -> TrainSettings:
     return TrainSettings(
         recipe="demo",
         global_batch=16,
-        updates=2500,
+        updates=3500,
         model=_small_vit(),
         spatial=_six_disjoint_views(mirror="none"),
         optim=OptimSettings(lr=1.5e-3),

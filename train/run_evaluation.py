@@ -1,16 +1,11 @@
 """What a run measures of itself: a short evaluation now and then, the full one with every control at its end.
 
-Here: which pictures are looked at, and both evaluations as one report, tables and curves.
+Here: how many pictures are looked at, and both evaluations as one report, tables and curves.
 Not here: how anything is measured (pair_geometry.py, evaluate.py), when (loop.py).
 """
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
-from wherefrom.pipeline.recipe import Recipe
-from wherefrom.pipeline.views import Batch
 from wherefrom.train.evaluate import KNN_PROTOCOL, PROBE_PROTOCOL, Pictures, Progress, Table, evaluate_labels
 from wherefrom.train.objective import Step
 from wherefrom.train.objectives.spatial import SpatialPrediction
@@ -20,22 +15,6 @@ from wherefrom.train.reporting import Evaluated
 from wherefrom.train.settings import EvaluationSettings
 
 SHORT_NAMES = {KNN_PROTOCOL: "k-NN", PROBE_PROTOCOL: "linear probe"}
-
-
-class Fewer:
-    """Some pictures of a set, evenly spread over it: shards are often sorted by class."""
-
-    def __init__(self, pictures: Pictures, number: int) -> None:
-        number = min(number, len(pictures))
-        self._pictures = pictures
-        self._ids = np.arange(number) * len(pictures) // max(number, 1)
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def views(self, recipe: Recipe, sample: NDArray[np.int64], drawn_for: NDArray[np.int64] | None = None, epoch: int = 0) -> Batch:
-        """Return the views of these pictures by the draws of `drawn_for` (default: their own)."""
-        return self._pictures.views(recipe, self._ids[sample], None if drawn_for is None else self._ids[drawn_for], epoch)
 
 
 def evaluate_run(
@@ -53,7 +32,6 @@ def evaluate_run(
 
     The short form looks at fewer pictures and at no control; its k-NN has a smaller bank, so it compares with other short ones only.
     """
-    held_out = held_out if full else Fewer(held_out, settings.short_pictures)
     report: dict[str, Plain] = {"update": update, "full": full}
     curves: dict[str, float] = {}
     tables: list[Table] = []
@@ -68,6 +46,7 @@ def evaluate_run(
                 held_out,
                 pictures=settings.pictures,
                 train_pictures=settings.head_pictures,
+                head_steps=settings.head_steps,
                 progress=progress,
             )
             row = pairs.rows[0]
@@ -78,9 +57,11 @@ def evaluate_run(
             report[name] = {"protocol": PAIRS_PROTOCOL, "r2": dict(zip(objective.channels, row.r2, strict=True))}
             tables.append(_short_table(name, objective.channels, row))
         curves |= {f"{name}/r2_{channel}": value for channel, value in zip(objective.channels, row.r2, strict=True)}
-    limit = settings.knn_pictures if full else settings.short_knn_pictures
-    if limit:
-        labels = evaluate_labels(step.encoder, train, held_out, view_px=view_px, limit=limit, probe=full, progress=progress)
+    bank, asked = (settings.knn_pictures, settings.knn_held_out) if full else (settings.short_knn_pictures, settings.short_pictures)
+    if bank:
+        labels = evaluate_labels(
+            step.encoder, train, held_out, view_px=view_px, limit=bank, held_out_limit=asked, probe=full, progress=progress
+        )
         if labels is None:
             tables.append((("labels: the pictures have none, so there is neither k-NN nor linear probe",),))
         else:

@@ -156,8 +156,12 @@ def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe) -> None:
     """
     model, settings = encoder.model, encoder.settings
     arguments = {name: value for name, value in settings.timm_arguments().items() if name not in ("model_name", "num_classes")}
-    seen = {"mean": recipe.mean, "std": recipe.std, "interpolation": "bilinear"}
+    timm.models.save_for_hf(model, str(folder.model), model_args=arguments, safe_serialization=True)
+    config = folder.model / "config.json"
+    described = json.loads(config.read_text(encoding="utf-8"))
+    seen: dict[str, Plain] = {"mean": recipe.mean, "std": recipe.std, "interpolation": "bilinear"}
     if settings.view_size_px is not None:
         seen["input_size"] = (3, settings.view_size_px, settings.view_size_px)
-    timm.models.save_for_hf(model, str(folder.model), {"pretrained_cfg": seen}, arguments, safe_serialization=True)
+    described["pretrained_cfg"] |= seen  # timm says how its own weights were trained
+    _replace_text(config, json.dumps(described, indent=1) + "\n")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, folder.encoder)

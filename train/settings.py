@@ -60,12 +60,15 @@ class EvaluationSettings:
     every: int = 500  # updates between two short evaluations; 0: only the full one at the end
     pictures: int = 500  # held-out pictures whose pairs are predicted
     head_pictures: int = 3000  # training pictures that the controls' heads learn from
+    head_steps: int = 400
     knn_pictures: int = 3000  # labelled training pictures for k-NN and linear probe; 0: neither
+    knn_held_out: int = 5000  # held-out pictures that they are asked about
     short_pictures: int = 200  # held-out pictures of a short evaluation
     short_knn_pictures: int = 500  # labelled training pictures for its k-NN; 0: none
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "every", "knn_pictures", "short_knn_pictures")
+        _at_least(self, 1, "head_steps", "knn_held_out")
         _at_least(self, 2, "pictures", "head_pictures", "short_pictures")
 
 
@@ -127,7 +130,7 @@ class TrainSettings:
 def write_settings(path: Path, settings: TrainSettings) -> None:
     """Write settings.yaml, whole or not at all."""
     aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(yaml.safe_dump(to_plain(settings), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    aside.write_text(yaml.safe_dump(to_plain(settings), sort_keys=False), encoding="utf-8")
     os.replace(aside, path)
 
 

@@ -1,13 +1,11 @@
 """One update after another: encoder, objectives, optimiser and loader as one thing with a position.
 
-Here: `Trainer`, its window of losses that nobody has read yet, its clock.
-Not here: when to log, save, evaluate and stop (loop.py).
+Here: `Trainer`: updates, the numbers that they leave, saving and restoring.
+Not here: when to log, save, evaluate and stop (loop.py); how the weights change (optimiser.py); numbers nobody has read yet (tally.py).
 The device is asked for numbers only when a line of the log or a checkpoint is due.
 """
 
 import contextlib
-import math
-import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from wherefrom.pipeline.loader import Loader, make_loader
@@ -28,91 +25,12 @@ from wherefrom.train.objective import Progress, Step, random_scope
 from wherefrom.train.objectives.spatial import SpatialPrediction
 from wherefrom.train.optimiser import clip_gradients, gated_step, make_optimiser
 from wherefrom.train.plain import to_plain
+from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Summary
 from wherefrom.train.settings import TrainSettings, check_same_run
+from wherefrom.train.tally import GRADIENT, LOSS, METER, SOUND, TERM, Clock, Window
 
 RUN_AHEAD = 2  # updates that the host may be ahead of the device
-
-# columns of the window: a prefix and a name, or one of these
-LOSS, SOUND = "loss", "sound"  # sound is 0 from the first broken update on
-TERM, METER, GRADIENT = "term:", "meter:", "gradient:"
-
-
-class Clock:
-    """Seconds by what they were spent on; one spending inside another counts for both."""
-
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(("updating", "waiting", "writing", "evaluating"), 0.0)
-
-    @contextlib.contextmanager
-    def spending(self, what: str) -> Iterator[None]:
-        """Count the time inside."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[what] += time.perf_counter() - start
-
-    @property
-    def training(self) -> float:
-        """Seconds of training: updates with their waiting, and writing; evaluations apart."""
-        return self.seconds["updating"] + self.seconds["writing"]
-
-
-class Window:
-    """Losses, norms and meters of the updates since the last line of the log: one row an update, means over ranks.
-
-    They stay on the device until somebody has to know.
-    """
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.rows: list[dict[str, float]] = []
-        self._accelerator = accelerator
-        self._names: tuple[str, ...] = ()
-        self._pending: list[tuple[int, Tensor, Tensor]] = []
-
-    def add(self, update: int, values: dict[str, Tensor], samples: Tensor) -> None:
-        """Take in an update's values, scalars on the device, and this rank's samples."""
-        self._names = tuple(values)
-        self._pending.append((update, torch.stack([value.float() for value in values.values()]), samples))
-
-    def settle(self) -> None:
-        """Read what is pending.
-
-        Raises: FloatingPointError, on all ranks alike, if an update was broken: its number, terms, samples.
-        """
-        if not self._pending:
-            return
-        pending, self._pending = self._pending, []
-        own = torch.stack([row for _, row, _ in pending])
-        mean = own
-        if self._accelerator.num_processes > 1:
-            mean = own.clone()
-            dist.all_reduce(mean)
-            mean /= self._accelerator.num_processes
-        for (update, _, samples), own_row, row in zip(pending, own.tolist(), mean.tolist(), strict=True):
-            named = dict(zip(self._names, row, strict=True))
-            if named[SOUND] < 1:
-                raise FloatingPointError(self._complaint(update, dict(zip(self._names, own_row, strict=True)), samples))
-            self.rows.append(named)
-
-    def take(self) -> dict[str, float]:
-        """Return the means over the window, and empty it."""
-        self.settle()
-        rows, self.rows = self.rows, []
-        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-
-    def _complaint(self, update: int, row: dict[str, float], samples: Tensor) -> str:
-        broken = [name for name, value in row.items() if not math.isfinite(value) and not name.startswith(METER)]
-        terms = [name for name in broken if name.startswith(TERM)] or broken
-        ids = samples.tolist()
-        said = ", ".join(f"{name.removeprefix(TERM)} is {row[name]}" for name in terms)
-        more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
-        said += f" on rank {self._accelerator.process_index}, samples {', '.join(map(str, ids[:8]))}{more}"
-        said_by_ranks = [said] if terms else []
-        if self._accelerator.num_processes > 1:
-            said_by_ranks = gather_object(said_by_ranks)
-        return f"update {update}: {'; '.join(said_by_ranks)}; look at these samples, or lower optim.lr. No weight was changed by it"
 
 
 class Trainer:
@@ -124,8 +42,9 @@ class Trainer:
     def __init__(self, settings: TrainSettings, index: ShardIndex, accelerator: Accelerator) -> None:
         self.settings = settings
         self.accelerator = accelerator
+        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         self.clock = Clock()
-        self.window = Window(accelerator)
+        self.window = Window(self.ranks)
         self.done = 0
         with random_scope(settings.seed, "encoder"):
             encoder = Encoder(settings.model)
@@ -134,7 +53,7 @@ class Trainer:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.loader.close)
             self.updates = settings.updates_in_all(self.loader.updates_per_epoch)
-            self.frozen = self.step.freeze_unreached(self.loader.batch([0, 1]))
+            self.frozen = self.step.freeze_unreached(self.loader.batch(range(min(2, len(index)))))
             self.optimiser = make_optimiser(self.step, settings.optim)
             on_failure.pop_all()
         self._groups = self.step.clip_groups()
@@ -163,12 +82,20 @@ class Trainer:
             gated_step(self.optimiser, self._sound)
             self.optimiser.zero_grad()
             self.done += 1
-            self.step.after_step(Progress(update=self.done, updates=self.updates), rank=self.accelerator.process_index)
+            self.step.after_step(Progress(update=self.done, updates=self.updates), rank=self.ranks.rank)
             values |= {f"{GRADIENT}{name}": norm for name, norm in norms.items()} | {SOUND: self._sound}
             self.window.add(self.done, values, samples)
 
+    def settle(self) -> None:
+        """Wait for the device, and read what it found.
+
+        Raises: FloatingPointError if an update was broken.
+        """
+        with self.clock.spending("updating"):  # the device is at it
+            self.window.settle()
+
     def log(self) -> LogRecord:
-        """Return the means since the last record; it reads the device.
+        """Return the means since the last record.
 
         Raises: FloatingPointError if an update was broken.
         """
@@ -196,7 +123,7 @@ class Trainer:
         Raises: FloatingPointError if an update was broken: nothing is written then.
         """
         self.window.settle()
-        if self.accelerator.is_main_process:
+        if self.ranks.first:
             state = checkpoint.State(
                 update=self.done,
                 settings=to_plain(self.settings),
@@ -205,7 +132,7 @@ class Trainer:
                 seconds=self.clock.seconds,
             )
             checkpoint.save(folder, state, self.step, self.optimiser, keep=self.settings.runtime.keep)
-        self.accelerator.wait_for_everyone()
+        self.ranks.wait()
 
     def restore(self, saved: Path) -> None:
         """Stand where a checkpoint was saved.
@@ -244,7 +171,7 @@ class Trainer:
             batch = self._next_batch()
             samples.append(batch.sample)
             with contextlib.nullcontext() if micro == count - 1 else self.accelerator.no_sync(self._model):
-                output = self._model(batch, update=self.done, rank=self.accelerator.process_index, micro=micro)
+                output = self._model(batch, update=self.done, rank=self.ranks.rank, micro=micro)
                 self.accelerator.backward(output.loss / count)
             terms = {f"{TERM}{name}": value for name, value in output.losses.items()}
             meters = {f"{METER}{name}": value for name, value in output.meters.items()}
@@ -261,7 +188,7 @@ class Trainer:
     def _all_finite(self, *values: Tensor) -> Tensor:
         """Return whether all values are finite, on all ranks; nobody waits for the answer."""
         finite = torch.stack([value.isfinite() for value in values]).all()
-        if self.accelerator.num_processes > 1:
+        if self.ranks.count > 1:
             least = finite.float()
             dist.all_reduce(least, dist.ReduceOp.MIN)
             finite = least > 0
@@ -287,8 +214,8 @@ class Trainer:
             Recipe(families=self.step.families),
             seed=self.settings.seed,
             global_batch=self.settings.global_batch,
-            rank=self.accelerator.process_index,
-            ranks=self.accelerator.num_processes,
+            rank=self.ranks.rank,
+            ranks=self.ranks.count,
             accumulation=runtime.accumulation,
             order=self.settings.order,
             renderer=runtime.renderer,

@@ -1,7 +1,7 @@
 """SP: predict where one view of a picture lies relative to another, and how much larger it is.
 
-Here: the settings (every choice that the paper leaves open is a field), the heads, and the objective.
-Not here: the targets' definition (wherefrom.kernels.pair_targets), the laws (pipeline/recipe.py), how it is judged (train/evaluate.py).
+Here: the settings (every choice that the paper leaves open is a field), and the objective.
+Not here: the heads (pair_heads.py), the targets (wherefrom.kernels.pair_targets), how it is judged (train/pair_geometry.py).
 Source: re-implemented from secondary descriptions of arXiv 2605.09963; what they do not say is our choice.
 """
 
@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from wherefrom.kernels.pair_targets import Axes, Position, Scale, pair_targets
 from wherefrom.pipeline.crops import draw_geometry
@@ -20,6 +20,7 @@ from wherefrom.pipeline.recipe import ColourLaw, Disjoint, Independent, Law, Mir
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Terms
+from wherefrom.train.objectives.pair_heads import AdditiveHead, AttendHead
 
 LawName = Literal["paired", "disjoint", "independent"]
 HeadName = Literal["attend", "additive"]
@@ -115,59 +116,6 @@ class SpatialSettings:
         )
 
 
-class AttendHead(nn.Module):
-    """The reference's summary looks at the tokens of both views; what it finds in each goes through a two-layer MLP.
-
-    h_v = softmax(z_r Z_v' / t) Z_v for v = r and t, with logits in float32; output = MLP([h_r; h_t]).
-    """
-
-    def __init__(self, width: int, hidden: int, channels: int, *, temperature: float | None, projections: bool) -> None:
-        super().__init__()
-        self.temperature = math.sqrt(width) if temperature is None else temperature
-        self.query, self.key, self.value = (nn.Linear(width, width) if projections else nn.Identity() for _ in range(3))
-        self.mlp = nn.Sequential(nn.Linear(2 * width, hidden), nn.GELU(), nn.Linear(hidden, channels))
-
-    def forward(self, features: Features, pairs: Tensor, *, stop_reference: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """Predict every pair, and say how the attention went.
-
-        Shapes: features of V views, pairs (P, 2) of (reference, target) -> (B, P, C); all P in one product, whatever P is.
-        """
-        tokens = features.tokens.flatten(2, -2)  # (B, V, N, D)
-        query = self.query(features.summary.detach() if stop_reference else features.summary)
-        key, value = self.key(tokens), self.value(tokens)
-        with torch.autocast(query.device.type, enabled=False):
-            logits = query.float().unsqueeze(1) @ key.float().mT / self.temperature  # (B, V looked at, V that look, N)
-            attention = logits.softmax(-1)
-            found = attention @ value.float()
-        reference, target = pairs.unbind(-1)
-        own = found[:, reference, reference]
-        output = self.mlp(torch.cat([own.detach() if stop_reference else own, found[:, target, reference]], -1))
-        with torch.no_grad():
-            uniform = math.log(max(2, tokens.shape[2]))
-            meters = {"logit_max": logits.abs().max(), "attention_entropy": torch.special.entr(attention).sum(-1).mean() / uniform}
-        return output, meters
-
-
-class AdditiveHead(nn.Module):
-    """act(a_r + b_t + bias) W + c over all pairs, with a and b linear in the summaries.
-
-    This is the two-layer MLP on [z_r; z_t]: a linear map of a concatenation is the sum of two, each computed once a view, not once a pair.
-    """
-
-    def __init__(self, width: int, hidden: int, channels: int) -> None:
-        super().__init__()
-        self.of_reference = nn.Linear(width, hidden)
-        self.of_target = nn.Linear(width, hidden, bias=False)
-        self.out = nn.Linear(hidden, channels)
-
-    def forward(self, features: Features, pairs: Tensor, *, stop_reference: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-        """Predict every pair; shapes as `AttendHead`, and no meters."""
-        summary = features.summary
-        of_reference = self.of_reference(summary.detach() if stop_reference else summary)
-        hidden = of_reference[:, pairs[:, 0]] + self.of_target(summary)[:, pairs[:, 1]]
-        return self.out(F.gelu(hidden)), {}
-
-
 class SpatialPrediction(Objective):
     """SP as an objective: two terms, position and scale, of standardised targets."""
 
@@ -255,17 +203,8 @@ class SpatialPrediction(Objective):
         if isinstance(law, Paired) and law.aspect_jitter == 1 and law.log_scale_max > 0 and plain:
             return torch.zeros(channels), torch.tensor([law.position_std] * 2 + [law.log_scale_std] * (channels - 2))
         record = drawn_records(self.families[0], pictures=8192)
-        drawn = pair_targets(
-            record.boxes,
-            self.pairs.cpu(),
-            flipped=record.flipped,
-            quarter_turns=record.quarter_turns,
-            position=settings.position,
-            scale=settings.scale,
-            axes=settings.axes,
-            picture_hw=record.source_size,
-        ).flatten(0, 1)
-        return drawn.double().mean(0).float(), drawn.double().std(0).clamp(min=1e-6).float()
+        drawn = self.targets(record, self.pairs.cpu(), standardised=False).flatten(0, 1).double()
+        return drawn.mean(0).float(), drawn.std(0).clamp(min=1e-6).float()
 
     def _error(self, predicted: Tensor, wanted: Tensor) -> Tensor:
         if self.settings.loss == "smooth_l1":

@@ -1,0 +1,238 @@
+"""The command `wherefrom` from outside: exit codes, one line for what went wrong, nothing written half; and a whole run that went well."""
+
+import io
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from wherefrom.tools.cli import COMMANDS, main
+from wherefrom.tools.terminal import Terminal, columns, duration, line
+from wherefrom.train.reporting import LogRecord
+
+TINY = [
+    *("--updates", "4", "--global-batch", "8"),
+    *("--model.view-size-px", "24", "--model.patch-size-px", "12", "--model.width", "32", "--model.depth", "1", "--model.heads", "2"),
+    *("--spatial.views", "3", "--spatial.size-px", "24", "--spatial.min-side-px", "4"),
+    *("--runtime.device", "cpu", "--runtime.threads", "1", "--runtime.log-every", "2", "--runtime.renderer", "torch"),
+    *("--evaluation.every", "0", "--evaluation.pictures", "8", "--evaluation.head-pictures", "8", "--evaluation.head-steps", "3"),
+    *("--evaluation.knn-pictures", "0"),
+]
+
+
+def called(words: list[str]) -> int:
+    """Return the exit code of `wherefrom WORDS`, however it leaves."""
+    try:
+        return main(words)
+    except SystemExit as left:
+        return int(left.code or 0)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to run in, with a cache of its own."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("WHEREFROM_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def test_asking_what_there_is_answers_without_torch() -> None:
+    code = "import sys; from wherefrom.tools.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(sorted(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(name.split()[-1] in said for name in COMMANDS)
+    assert "'wherefrom.tools.cli'" in said
+    assert "'torch'" not in said
+    assert "'tyro'" not in said
+
+
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert called(["--version"]) == 0
+    assert re.fullmatch(r"wherefrom \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def _not_a_tar(folder: Path) -> Path:
+    path = folder / "words.tar"
+    path.write_bytes(b"these are words, not members" * 100)
+    return path
+
+
+def _empty_tar(folder: Path) -> Path:
+    path = folder / "empty.tar"
+    tarfile.open(path, "w").close()
+    return path
+
+
+def _tar_without_pictures(folder: Path) -> Path:
+    path = folder / "texts.tar"
+    with tarfile.open(path, "w") as tar:
+        header = tarfile.TarInfo("a.txt")
+        header.size = 2
+        tar.addfile(header, io.BytesIO(b"hi"))
+    return path
+
+
+def _folder_with_another_run(folder: Path) -> Path:
+    (folder / "run").mkdir()
+    (folder / "run" / "settings.yaml").write_text("recipe: demo\n")
+    return folder / "run"
+
+
+BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
+    "unknown command": (lambda t, s: ["tarin"], "no command 'tarin'"),
+    "unknown bench": (lambda t, s: ["bench", "everything"], "no command 'bench everything'"),
+    "unknown recipe": (lambda t, s: ["train", "imagenete_sp"], "did you mean imagenette_sp"),
+    "unknown option": (lambda t, s: ["train", "--optim.lrr", "1"], "optim.lrr"),
+    "value out of range": (lambda t, s: ["train", "--optim.lr", "-1"], "lr=-1.0"),
+    "value of another type": (lambda t, s: ["train", "--seed", "many"], "seed"),
+    "choice that is none": (lambda t, s: ["train", "--runtime.renderer", "magic"], "magic"),
+    "model that is none": (lambda t, s: ["train", "--model.name", "vit_of_dreams"], "vit_of_dreams"),
+    "no such file": (lambda t, s: ["train", "--data", str(t / "none.tar")], "none.tar"),
+    "pattern without match": (lambda t, s: ["train", "--data", str(t / "no-*.tar")], r"no-\*\.tar"),
+    "held-out pictures alone": (lambda t, s: ["train", "--val", str(s / "val.tar")], "without data"),
+    "not a tar": (lambda t, s: ["train", "--data", str(_not_a_tar(t))], "words.tar"),
+    "empty tar": (lambda t, s: ["train", "--data", str(_empty_tar(t))], "empty.tar"),
+    "tar without pictures": (lambda t, s: ["train", "--data", str(_tar_without_pictures(t))], "texts.tar"),
+    "micro-batches that do not divide": (
+        lambda t, s: ["train", "--data", str(s / "train.tar"), *TINY, "--runtime.accumulation", "3"],
+        "global_batch=8",
+    ),
+    "fewer samples than a batch": (lambda t, s: ["train", "--data", str(s / "train.tar"), *TINY, "--global-batch", "64"], "64"),
+    "folder of another run": (
+        lambda t, s: ["train", "--data", str(s / "train.tar"), *TINY, "--out", str(_folder_with_another_run(t))],
+        "holds another run",
+    ),
+    "folder below a file": (
+        lambda t, s: ["train", "--data", str(s / "train.tar"), *TINY, "--out", str(_not_a_tar(t) / "run")],
+        "words.tar",
+    ),
+    "no settings file": (lambda t, s: ["train", "--config", str(t / "none.yaml")], "none.yaml"),
+    "settings file of something else": (lambda t, s: ["train", "--config", str(_not_a_tar(t))], "words.tar"),
+    "resume without out": (lambda t, s: ["train", "--data", str(s / "train.tar"), *TINY, "--resume"], "--out"),
+    "another recipe than the run's": (
+        lambda t, s: ["train", "imagenette_sp", "--resume", "--out", str(_folder_with_another_run(t))],
+        "is of recipe 'demo'",
+    ),
+}
+
+
+SAID_BY_THE_PARSER = {name for name, (words, _) in BAD.items() if name.startswith(("unknown", "value", "choice", "model", "held-out"))} - {
+    "unknown recipe"
+}
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return all that lies in a folder, but caches and the indexes of shards, which are whole and of use."""
+    return sorted(path for path in folder.rglob("*") if "cache" not in path.parts and path.suffix != ".wherefrom-index")
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(
+    case: str, tiny_shards: Path, tmp_path: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, message = BAD[case]
+    arguments = words(tmp_path, tiny_shards)
+    before = files_in(tmp_path)
+    code = called(arguments)
+    said = capsys.readouterr().err
+    assert code == 2
+    assert re.search(message, re.sub(r"\s*│\s*", " ", said))  # the parser puts its own in a box
+    assert "Traceback" not in said
+    if case not in SAID_BY_THE_PARSER:
+        assert said.startswith("wherefrom: ")
+        assert said.count("\n") == 1
+    assert files_in(tmp_path) == before
+
+
+def test_a_whole_run_by_the_command_line(tiny_shards: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = ["--data", str(tiny_shards / "train.tar"), "--val", str(tiny_shards / "val.tar")]
+    assert called(["train", *shards, *TINY, "--optim.lr", "2e-3"]) == 0
+    said = capsys.readouterr().out
+    folder = elsewhere / "runs" / "demo-0"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"settings.yaml", "metrics.jsonl", "views.png", "curves.png", "evaluation.json", "encoder.safetensors", "encoder"}
+    for picture in ("views.png", "curves.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+    # lines for grep, the share of time for data and for writing, the table with its controls
+    assert len(re.findall(r"^update=\d+/4 epoch=.* loss=[\d.]+ spatial/position=.* lr=.* pictures/s=.* waiting=.* left=", said, re.M)) == 2
+    assert re.search(r"waiting for data [\d.]+%, logging and checkpoints [\d.]+%", said)
+    assert all(row in said for row in ("held-out pairs", "targets of the next picture", "pairs across pictures", "additive head"))
+    assert yaml.safe_load((folder / "settings.yaml").read_text())["optim"]["lr"] == 2e-3
+
+    # the resolved settings give the run back; beside them the command line still changes what it says
+    assert called(["train", "--config", str(folder / "settings.yaml"), "--out", "again", "--runtime.keep", "1"]) == 0
+    again = yaml.safe_load((elsewhere / "again" / "settings.yaml").read_text())
+    assert again.pop("runtime")["keep"] == 1
+    first = yaml.safe_load((folder / "settings.yaml").read_text())
+    del first["runtime"]
+    assert again == first
+    losses = [re.findall(r'"loss": ([\d.]+)', (path / "metrics.jsonl").read_text()) for path in (folder, elsewhere / "again")]
+    assert losses[0] == losses[1] != []
+
+    # a checkpoint that does not fit is refused by the field
+    capsys.readouterr()
+    assert called(["train", "--resume", "--out", "again", "--optim.lr", "1e-3"]) == 2
+    assert "optim.lr=0.001: the run to go on with has 0.002" in capsys.readouterr().err
+    # what is finished is only measured and written again
+    assert called(["train", "--resume", "--out", "again"]) == 0
+    assert "goes on at update 4 of 4" in capsys.readouterr().out
+
+
+def test_a_loss_that_breaks_ends_the_run_with_one_line_and_exit_code_1(
+    tiny_shards: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert called(["train", "--data", str(tiny_shards / "train.tar"), *TINY, "--optim.lr", "1e37"]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"wherefrom: update 2: spatial/position is (nan|inf).* on rank 0, samples \d+.*\n", said)
+    assert not (elsewhere / "runs" / "demo-0" / "checkpoints").exists()
+
+
+RECORD = LogRecord(
+    update=20,
+    updates=100,
+    epoch=0.5,
+    loss=1.25,
+    losses={"spatial/position": 1.0},
+    meters={},
+    gradients={},
+    lr=1e-3,
+    images_per_s=80.0,
+    waiting_frac=0.012,
+    seconds_left=185,
+)
+
+
+def test_where_nobody_watches_a_logging_step_is_one_line() -> None:
+    stream = io.StringIO()
+    terminal = Terminal(stream)
+    terminal.logged(RECORD)
+    terminal.progressed("indexing", 1, 1000)  # short work says nothing
+    terminal.closed()
+    assert stream.getvalue() == line(RECORD) + "\n"
+    assert line(RECORD) == (
+        "update=20/100 epoch=0.50 loss=1.2500 spatial/position=1.0000 lr=1.00e-03 pictures/s=80.0 waiting=1.2% left=3m05s"
+    )
+
+
+def test_on_a_terminal_a_panel_shows_the_same_and_goes_away() -> None:
+    stream = io.StringIO()
+    terminal = Terminal(stream, live=True)
+    for done in (1, 2):
+        terminal.progressed("indexing", done, 2)
+    terminal.logged(RECORD)
+    terminal.logged(RECORD)
+    terminal.said("a line above it")
+    terminal.closed()
+    terminal.closed()
+    assert "a line above it" in stream.getvalue()
+
+
+def test_tables_and_times_are_easy_to_read() -> None:
+    assert columns([("name", "x"), ("a longer name", "0.123")]) == "name               x\na longer name  0.123"
+    assert [duration(seconds) for seconds in (0.4, 59.4, 185, 7620)] == ["0s", "59s", "3m05s", "2h07m"]

@@ -1,0 +1,112 @@
+"""What every contender of the loader's benchmark has to deliver, and how it is told whether it did.
+
+Here: the views, their records, the distance of delivered pixels to the float64 reference, the planted error that must be found.
+Not here: the contenders (bench_contenders.py).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wherefrom.kernels.render_views_reference import render_views_reference
+from wherefrom.pipeline.colour import colour_matrix, draw_colours
+from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.pipeline.decode import decode_picture
+from wherefrom.pipeline.reader import ShardReader
+from wherefrom.pipeline.recipe import IMAGENET_MEAN, IMAGENET_STD, ColourLaw, Independent, Recipe, ViewFamily
+from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.pipeline.views import Photometric, ViewGeometry
+
+COLOUR = ColourLaw(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_prob=0.8, grey_prob=0.2, blur_prob=0.5, solarise_prob=0.2)
+FAMILIES = ((2, 224, (0.4, 1.0)), (8, 96, (0.05, 0.4)))  # views, side in pixels, fraction of the area
+ASPECT = (3 / 4, 4 / 3)
+CHECKED_PICTURES = 4
+PLANTED_PX = 6.0  # how far the boxes of a planted error lie elsewhere
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """A number that must not exceed its limit; NaN does."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.limit
+
+
+def bench_recipe(photometrics: bool) -> Recipe:
+    """Return the views that are cut from every picture."""
+    colour = COLOUR if photometrics else None
+    families = (
+        ViewFamily(name=f"side-{side}", views=views, size_px=(side, side), law=Independent(area_frac=area), mirror="view", colour=colour)
+        for views, side, area in FAMILIES
+    )
+    return Recipe(families=tuple(families))
+
+
+def drawn(recipe: Recipe, index: ShardIndex, ids: NDArray[np.int64], epoch: int = 0) -> list[tuple[ViewGeometry, Photometric]]:
+    """Draw the records of a batch, one a family, as the loader does with seed 0."""
+    size, stored = index.source_size[ids], index.orientation[ids]
+    geometry = draw_geometry(recipe, seed=0, epoch=epoch, drawn_for=ids, source_size=size, stored_orientation=stored)
+    colours = draw_colours(recipe, seed=0, epoch=epoch, drawn_for=ids)
+    return [(item.geometry, colour) for item, colour in zip(geometry, colours, strict=True)]
+
+
+def checked_ids(index: ShardIndex) -> NDArray[np.int64]:
+    """Return a few sound pictures that lie upright in their files: the usual loaders leave EXIF turns alone."""
+    fine = np.flatnonzero(index.sound & (index.orientation == 1))
+    if not len(fine):
+        raise ValueError(f"{index.paths[0]}: no picture that is sound and upright, nothing to check against; take other --data")
+    return fine[np.unique(np.linspace(0, len(fine) - 1, CHECKED_PICTURES).astype(int))]
+
+
+def levels_off(pixels: Tensor, picture: Tensor, record: ViewGeometry, photometric: Photometric) -> float:
+    """Return how far views lie from the float64 reference, in 255 levels, mean over pixels two filter supports inside the view.
+
+    Shapes: pixels (V, 3, h, w) normalised float, picture (H, W, 3), record and photometric of that one picture (1, V).
+    """
+    boxes = record.boxes[0]
+    truth = render_views_reference(
+        picture,
+        boxes,
+        record.flipped[0],
+        record.quarter_turns[0],
+        record.size_px,
+        matrix=colour_matrix(photometric)[0],
+        blur_sigma_px=photometric.blur_sigma_px[0],
+        solarised=photometric.solarised[0],
+    )
+    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    off = ((pixels.double() * std + mean) * 255 - truth).abs()
+    source_px = (boxes[:, 2:] - boxes[:, :2]) / record.size_px[0]  # of one view pixel
+    margins = (2 / source_px.clamp(max=1)).amax(-1).ceil() + (3 * photometric.blur_sigma_px[0]).ceil()
+    inner = [view[:, m:-m, m:-m] for view, m in zip(off, margins.int().tolist(), strict=True)]
+    return float(torch.cat([view.flatten() for view in inner]).mean())
+
+
+def moved(record: ViewGeometry) -> ViewGeometry:
+    """Return a record whose boxes lie elsewhere, inside their pictures still: an error for the check to find."""
+    wh = record.source_size.flip(-1)[:, None]  # (B, 1, 2)
+    shift = torch.where(record.boxes[..., 2:] + PLANTED_PX <= wh, PLANTED_PX, -PLANTED_PX)
+    return replace(record, boxes=record.boxes + torch.cat([shift, shift], -1))
+
+
+def views_off(
+    index: ShardIndex, records: Sequence[tuple[ViewGeometry, Photometric]], pixels: Callable[[int, int], Tensor], plant: bool
+) -> float:
+    """Return the worst picture's `levels_off`; pixels(family, b) gives (V, 3, h, w)."""
+    worst = []
+    with ShardReader(index) as reader:
+        for family, (record, photometric) in enumerate(records):
+            for b, sample in enumerate(record.sample.tolist()):
+                picture = torch.from_numpy(decode_picture(reader.read(sample)).copy())
+                told = moved(record[b]) if plant else record[b]
+                worst.append(levels_off(pixels(family, b), picture, told, photometric[b]))
+    return max(worst)

@@ -1,0 +1,55 @@
+"""The processes of a run as a group that talks beside the devices: words, numbers, waiting.
+
+Here: what the hosts have to agree on; a run of one process agrees with itself.
+Not here: gradients and losses, which the devices exchange (trainer.py).
+gloo, whatever the devices use: nobody waits for a device, and whoever waits has patience. No pickle: words go as bytes.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Ranks:
+    """All processes of this run, of which this is number `rank` of `count`; every method is called by all of them."""
+
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank = rank
+        self.count = count
+        self._group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if count > 1 else None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and speaks."""
+        return self.rank == 0
+
+    def texts(self, text: str) -> list[str]:
+        """Return what every rank says, in their order."""
+        if self.count == 1:
+            return [text]
+        said = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        padded = torch.zeros(max(1, self.highest(len(said))), dtype=torch.uint8)  # gloo sends no nothing
+        padded[: len(said)] = said
+        lengths, parts = self._gathered(torch.tensor([len(said)])), self._gathered(padded)
+        return [bytes(part[: int(length)].tolist()).decode() for part, length in zip(parts, lengths, strict=True)]
+
+    def highest(self, number: int) -> int:
+        """Return the highest number that any rank names."""
+        if self.count == 1:
+            return number
+        highest = torch.tensor(number)
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
+        return int(highest)
+
+    def wait(self) -> None:
+        """Wait until all are here."""
+        if self.count > 1:
+            dist.barrier(self._group)
+
+    def _gathered(self, tensor: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        dist.all_gather(parts, tensor, group=self._group)
+        return parts
