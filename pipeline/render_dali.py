@@ -88,7 +88,7 @@ class DaliRenderer:
         threads: int | None = None,
         max_batch: int | None = None,
         hw_decoder_load: float = 0.65,  # share of JPEGs that a GPU's hardware decoder takes, where it has one
-        exact: bool = True,  # False keeps 8 bits between resizing and the rest: 1.17 times as fast on a CPU, off by half a level
+        exact: bool = True,  # False keeps 8 bits after the resize: 1.25 times as fast on a CPU, where make_renderer asks for it
     ) -> None:
         if not installed():
             raise ValueError(

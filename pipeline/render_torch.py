@@ -121,6 +121,9 @@ class TorchRenderer:
         self._local = threading.local()
         # In PyTorch this setting belongs to the thread: pictures are the parallelism here, not the insides of one resize.
         self._pool = ThreadPoolExecutor(self.threads, "wherefrom-render", torch.set_num_threads, (1,)) if self.threads else None
+        if self._pool is not None:  # all threads start now, none amid the caller's own arithmetic
+            barrier = threading.Barrier(self.threads)
+            list(self._pool.map(lambda _: barrier.wait(), range(self.threads)))
 
     def close(self) -> None:
         """End the threads; twice is fine."""

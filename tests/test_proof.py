@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,17 +16,22 @@ from PIL import Image, ImageOps
 from wherefrom.pipeline.coordinate_pictures import coordinate_pictures, is_clear, ramp_level, read_coordinate, wave_level
 from wherefrom.pipeline.proof import MISTAKES, ProofReport, proof_cases, prove
 from wherefrom.pipeline.recipe import Recipe, Snap
-from wherefrom.pipeline.render import Rendered, make_renderer
-from wherefrom.pipeline.render_dali import installed
+from wherefrom.pipeline.render import Rendered, Renderer, make_renderer
+from wherefrom.pipeline.render_dali import DaliRenderer, installed
 from wherefrom.pipeline.render_torch import TorchRenderer
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 from wherefrom.tools import prove as command
 
 dali_only = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
-RENDERERS = [pytest.param("torch", ("pixel",), id="torch"), pytest.param("dali", ("pixel", "none"), id="dali", marks=dali_only)]
+RENDERERS = [
+    pytest.param(partial(make_renderer, name="torch"), ("pixel",), {True}, id="torch"),
+    pytest.param(partial(make_renderer, name="dali"), ("pixel", "none"), {True}, id="dali", marks=dali_only),
+    pytest.param(DaliRenderer, ("pixel", "none"), {False, True}, id="dali exact", marks=dali_only),
+]
 SQUARE = replace(proof_cases(("pixel",), quick=True)[0], source_size=(333, 333))  # forgotten turns still decode to its size
 TINY = replace(SQUARE, size_px=(4, 4))
 Record = tuple[ViewGeometry, Photometric]
+Factory = Callable[[Recipe], Renderer]
 
 
 def assert_proven(report: ProofReport) -> None:
@@ -35,18 +41,21 @@ def assert_proven(report: ProofReport) -> None:
     assert report.passed
 
 
-@pytest.mark.parametrize(("name", "snaps"), RENDERERS)
-def test_pixels_prove_the_record_in_a_cut_through_the_cases(name: str, snaps: tuple[Snap, ...]) -> None:
-    report = prove(lambda recipe: make_renderer(recipe, name), cases=proof_cases(snaps, quick=True))
+@pytest.mark.parametrize(("factory", "snaps", "rounded"), RENDERERS)
+def test_pixels_prove_the_record_in_a_cut_through_the_cases(factory: Factory, snaps: tuple[Snap, ...], rounded: set[bool]) -> None:
+    report = prove(factory, cases=proof_cases(snaps, quick=True))
     assert_proven(report)
-    assert report.renderer == name
-    assert {row.rounded for row in report.rows} == ({True} if name == "torch" else {False, True})
+    assert {row.rounded for row in report.rows} == rounded
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "snaps"), RENDERERS)
-def test_pixels_prove_the_record_for_every_way_law_size_format_and_output(name: str, snaps: tuple[Snap, ...]) -> None:
-    assert_proven(prove(lambda recipe: make_renderer(recipe, name), cases=proof_cases(snaps)))
+@pytest.mark.parametrize(("factory", "snaps", "rounded"), RENDERERS)
+def test_pixels_prove_the_record_for_every_way_law_size_format_and_output(
+    factory: Factory, snaps: tuple[Snap, ...], rounded: set[bool]
+) -> None:
+    report = prove(factory, cases=proof_cases(snaps))
+    assert_proven(report)
+    assert {row.rounded for row in report.rows} == rounded
 
 
 class Erring:

@@ -18,8 +18,8 @@ from rich.text import Text
 
 from wherefrom.pipeline import render_dali
 from wherefrom.pipeline.proof import FLOAT_WORST_PX, ROUNDED_MEAN_PX, ROUNDED_WORST_PX, ProofReport, ProofRow, proof_cases, prove
-from wherefrom.pipeline.recipe import Snap
-from wherefrom.pipeline.render import make_renderer
+from wherefrom.pipeline.recipe import Recipe, Snap
+from wherefrom.pipeline.render import Renderer, make_renderer
 
 __all__ = ["prove_command"]
 
@@ -40,12 +40,12 @@ def prove_command(
     """
     console = Console()
     proven = True
-    for name, place in _contenders(console, renderer, device):
+    for name, title, factory in _contenders(console, renderer, device):
         cases = proof_cases(SNAPS[name], quick=quick)
         started = time.perf_counter()
-        with _progress(console, f"{name} on {place}") as progress:
-            report = prove(partial(make_renderer, name=name, device=place), cases=cases, progress=progress)
-        _print_report(console, report, f"{name} on {place}", time.perf_counter() - started)
+        with _progress(console, title) as progress:
+            report = prove(factory, cases=cases, progress=progress)
+        _print_report(console, report, title, time.perf_counter() - started)
         proven &= report.passed
     _say(console, "proven" if proven else "NOT proven: see the rows marked RED", "bold green" if proven else "bold red")
     return 0 if proven else 1
@@ -53,25 +53,26 @@ def prove_command(
 
 def _contenders(
     console: Console, renderer: Literal["all", "dali", "torch"], device: Literal["cpu", "cuda"] | None
-) -> list[tuple[Literal["dali", "torch"], str]]:
-    """Return every (renderer, device) to prove; say what is left out and why."""
+) -> list[tuple[str, str, Callable[[Recipe], Renderer]]]:
+    """Return every (renderer, title, factory) to prove, each as the loader makes it; say what is left out and why."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: torch sees no CUDA GPU here; use --device cpu")
-    found: list[tuple[Literal["dali", "torch"], str]] = []
+    found: list[tuple[str, str, Callable[[Recipe], Renderer]]] = []
     if renderer in ("all", "dali"):
         if not render_dali.installed():
             if renderer == "dali":
                 raise ValueError("renderer 'dali': NVIDIA DALI is not installed here; pip install nvidia-dali-cuda130")
             _say(console, "dali is left out: NVIDIA DALI is not installed here")
         else:
-            found += [
-                ("dali", place) for place in ("cpu", "cuda") if device in (None, place) and (place == "cpu" or torch.cuda.is_available())
-            ]
+            places = [place for place in ("cpu", "cuda") if device in (None, place) and (place == "cpu" or torch.cuda.is_available())]
+            found += [("dali", f"dali on {place}", partial(make_renderer, name="dali", device=place)) for place in places]
+            if "cpu" in places:
+                found.append(("dali", "dali on cpu, exact=True", partial(render_dali.DaliRenderer, exact=True)))
     if renderer in ("all", "torch"):
         if device == "cuda":
             _say(console, "torch is left out: it renders on the CPU whatever the device")
         else:
-            found.append(("torch", "cpu"))
+            found.append(("torch", "torch on cpu", partial(make_renderer, name="torch", device="cpu")))
     if not found:
         raise ValueError(f"renderer {renderer!r} does not run on device {device!r}; leave out --device")
     return found

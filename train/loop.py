@@ -96,6 +96,9 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
         append_metrics(folder, {"kind": "train"} | asdict(record))
     trainer.accelerator.log(record.curves(), step=record.update)
     reporter.logged(record)
+    for name, share in record.meters.items():
+        if name.endswith("/pairs_left_out") and share > 0.5 and record.update <= trainer.settings.runtime.log_every:
+            reporter.said(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see spatial.min_side_px")
 
 
 def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
