@@ -25,8 +25,7 @@ def draw_curves(records: Records, path: Path) -> None:
     _draw(loss, "loss, by term", _grouped(logged, "losses"))
     loss.set_yscale("log")
     _draw_explained(explained, logged, evaluations)
-    curves = {name: series for name, series in _grouped(evaluations, "curves").items() if "/r2_" not in name}
-    _draw(labels, "accuracy by labels; the last with all pictures", curves, style="o--")
+    _draw_labels(labels, evaluations)
     _draw(rate, "learning rate", {"lr": _series(logged, "lr")})
     _draw(gradients, "gradient norm before clipping", _grouped(logged, "gradients"))
     _draw(speed, "pictures a second; pale: share of time waiting for data", {"pictures/s": _series(logged, "images_per_s")})
@@ -51,9 +50,19 @@ def _draw_explained(axes: Axes, logged: Records, evaluations: Records) -> None:
     axes.set_ylim(-0.1, 1)
 
 
-def _draw(axes: Axes, title: str, curves: Mapping[str, Series], *, style: str = "-") -> None:
+def _draw_labels(axes: Axes, evaluations: Records) -> None:
+    """Draw accuracies of short evaluations as lines, of full ones as diamonds apart: they look at more pictures and do not compare."""
+    short, full = (_grouped([record for record in evaluations if record["full"] is kind], "curves") for kind in (False, True))
+    names = [name for name in dict.fromkeys([*short, *full]) if "/r2_" not in name]
+    for number, name in enumerate(names):
+        axes.plot(*short.get(name, ([], [])), "o--", color=f"C{number}", linewidth=1, markersize=4, label=name)
+        axes.plot(*full.get(name, ([], [])), "D", color=f"C{number}", markersize=6)
+    _finish(axes, "accuracy by labels; diamonds: with all pictures", legend=bool(names))
+
+
+def _draw(axes: Axes, title: str, curves: Mapping[str, Series]) -> None:
     for name, series in curves.items():
-        axes.plot(*series, style, label=name, linewidth=1, markersize=4)
+        axes.plot(*series, label=name, linewidth=1)
     _finish(axes, title, legend=len(curves) > 1)
 
 
