@@ -147,19 +147,27 @@ def scan_shard(shard: Path) -> ShardTable:
     Raises: BrokenShardError if it is not a whole, plain tar, or changed meanwhile; OSError if it cannot be read.
     """
     stamp = stamp_of(shard)
+    try:
+        scan = _scanned(shard, stamp[1])
+    except OSError as error:
+        raise OSError(f"{shard}: cannot be read ({error.strerror}); see that you may read it and that its disk is sound") from error
+    if stamp_of(shard) != stamp:
+        raise BrokenShardError(f"{shard}: changed while it was read; let its writer finish, then index it again")
+    return scan.table(stamp)
+
+
+def _scanned(shard: Path, size: int) -> "_Scan":
     descriptor = os.open(shard, os.O_RDONLY)
     scan = _Scan(descriptor)
     try:
-        for member in walk_tar(descriptor, stamp[1]):
+        for member in walk_tar(descriptor, size):
             scan.add(member)
         scan.end_sample()
     except TarError as error:
         raise BrokenShardError(f"{shard}: {error}; {scan.whole_samples} whole samples lie before that; fetch or pack it again") from error
     finally:
         os.close(descriptor)
-    if stamp_of(shard) != stamp:
-        raise BrokenShardError(f"{shard}: changed while it was read; let its writer finish, then index it again")
-    return scan.table(stamp)
+    return scan
 
 
 class _Sample(NamedTuple):

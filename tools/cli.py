@@ -67,9 +67,5 @@ def _said(problem: Exception, code: int) -> int:
     return code
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
 if __name__ == "__main__":  # for torchrun and accelerate launch, -m wherefrom.tools.cli
     sys.exit(main())

@@ -1,16 +1,18 @@
 """Checks and times the `dali` renderer on a machine with a CUDA GPU: `python -m wherefrom.tools.gpu_check SHARDS`.
 
 Here: the pixel proof, the float64 reference, the CPU's pixels, slots and batch sizes, each with the hardware decoder's share 0 and 1;
-then pictures a second of the loader alone. A red check prints no time. One JSON file and a short table.
-Not here: training (wherefrom train), other loaders (wherefrom bench loader).
+then pictures a second of the loader alone, of training, and of training on one batch again and again. A red check prints no time.
+Not here: other loaders (wherefrom bench loader). The outcome is one JSON file and a short table.
 """
 
+import contextlib
+import itertools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,6 +32,9 @@ from wherefrom.pipeline.recipe import ColourLaw, Independent, PixelType, Recipe,
 from wherefrom.pipeline.render_dali import DaliRenderer
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.train.loop import accelerator_for
+from wherefrom.train.recipes import RECIPES
+from wherefrom.train.trainer import Trainer
 
 HARDWARE_SHARES = (0.0, 1.0)  # of JPEGs that go to the hardware decoder
 BATCHES = (1, 2, 3, 8, 64, 256)
@@ -72,9 +77,14 @@ def gpu_check(
     speeds = _speeds(index, batch, seconds) if passed else {}
     for name, rates in speeds.items():
         print(f"{statistics.median(rates):9.0f} pictures/s  {name} ({min(rates):.0f} to {max(rates):.0f}, n = {len(rates)})")
-    free, total = torch.cuda.mem_get_info()
-    machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "memory_used_bytes": total - free}
-    out.write_text(json.dumps({"machine": machine, "checks": [asdict(check) for check in checks], "pictures_per_s": speeds}, indent=1))
+    trained = training_speeds(index, batch, seconds) if passed else {}
+    for name, found in trained.items():
+        print(
+            f"{found['pictures_per_s']:9.0f} pictures/s  {name}, waiting {found['waiting_frac']:.1%}, {found['memory_bytes'] / 2**30:.1f} GiB"
+        )
+    machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    outcome = {"machine": machine, "checks": [asdict(check) for check in checks], "pictures_per_s": speeds, "training": trained}
+    out.write_text(json.dumps(outcome, indent=1))
     return 0 if passed else 1
 
 
@@ -159,6 +169,36 @@ def _speeds(index: ShardIndex, batch: int, seconds: float) -> dict[str, list[flo
                 torch.cuda.synchronize()
                 rates[name].append(shown / (time.perf_counter() - started))
     return rates
+
+
+def training_speeds(index: ShardIndex, batch: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Return what `imagenet_sp_vits16` in bfloat16 reaches: pictures/s, share of time waiting for data, peak memory.
+
+    On real data, and on one batch over and over, which is what training would do if data cost nothing; each compiled and not.
+    """
+    base = replace(RECIPES["imagenet_sp_vits16"](), global_batch=min(batch, len(index)))
+    accelerator = accelerator_for(base)
+    found = {}
+    for compiled, synthetic in itertools.product((False, True), (False, True)):
+        settings = replace(base, runtime=replace(base.runtime, compile=compiled))
+        with contextlib.closing(Trainer(settings, index, accelerator)) as trainer:
+            if synthetic:
+                trainer.batches = itertools.repeat(trainer.loader.batch(index.replacement(np.arange(base.global_batch))))
+            for _ in range(5):  # until everything is built
+                trainer.update()
+            trainer.settle()
+            started, before, waited = time.perf_counter(), trainer.done, trainer.clock.seconds["waiting"]
+            while time.perf_counter() - started < seconds:
+                trainer.update()
+            trainer.settle()  # reads the device: all of it is done
+            took = time.perf_counter() - started
+            name = f"training{', compiled' if compiled else ''}{', synthetic data' if synthetic else ''}"
+            found[name] = {
+                "pictures_per_s": (trainer.done - before) * base.global_batch / took,
+                "waiting_frac": (trainer.clock.seconds["waiting"] - waited) / took,
+                "memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+            }
+    return found
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ def index_command(
     Returns: the exit code, 0.
     Raises: OSError or ValueError of one line for shards that cannot be indexed.
     """
+    if quarantine is not None and not quarantine.absolute().parent.is_dir():
+        raise ValueError(f"{quarantine}: there is no folder {quarantine.absolute().parent}; make it, or take another --quarantine")
     console = Console()
     start = time.perf_counter()
     with _progress(console) as progress:

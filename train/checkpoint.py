@@ -8,10 +8,14 @@ A checkpoint is a folder `update-00000500`: weights.safetensors, optimiser.pt (t
 import json
 import os
 import shutil
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,6 +25,7 @@ FORMAT = 1  # of state.json; a checkpoint of another format is refused
 LATEST = "latest"
 WRITING = ".writing"  # the folder that a save is made in; whatever is left in it was never finished
 REMOVING = ".removing"
+MEND = f"go back to an older checkpoint by writing its name into {LATEST}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,22 +93,38 @@ def read_state(checkpoint: Path) -> State:
             raise ValueError(f"{path}: is of format {version}, this wherefrom reads format {FORMAT}; use the version that wrote it")
         return State(**plain)
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(f"{path}: damaged ({problem}); go back to an older checkpoint by writing its name into {LATEST}") from None
+        raise ValueError(f"{path}: damaged ({problem}); {MEND}") from None
 
 
 def load(checkpoint: Path, weights: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """Load weights and optimiser state in place.
 
-    Raises: ValueError that names the first weight that differs in shape, or is on one side only.
+    Raises: ValueError that names the damaged file, or the first weight that differs in shape or is on one side only.
     """
-    stored = load_file(checkpoint / "weights.safetensors")
+    stored = _undamaged(checkpoint / "weights.safetensors", load_file)
+    moments = _undamaged(checkpoint / "optimiser.pt", _load_moments)
     own = weights.state_dict()
     for name in sorted(own.keys() | stored.keys()):
         here, there = (_shape(tensors.get(name)) for tensors in (own, stored))
         if here != there:
             raise ValueError(f"{name} is {here} in this model and {there} in {checkpoint.name}; the model's settings differ")
     weights.load_state_dict(stored)
-    optimiser.load_state_dict(torch.load(checkpoint / "optimiser.pt", map_location="cpu", weights_only=True))
+    optimiser.load_state_dict(moments)
+
+
+def _undamaged(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return read(path)
+    except (OSError, RuntimeError, SafetensorError, zipfile.BadZipFile) as problem:
+        raise ValueError(f"{path}: damaged ({str(problem).partition('. ')[0]}); {MEND}") from problem
+
+
+def _load_moments(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:  # torch would unpickle what has changed, or take it for a file of an old format
+        changed = archive.testzip()
+    if changed is not None:
+        raise zipfile.BadZipFile(f"{changed} has changed")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -74,11 +74,15 @@ def claim(out: Path | None, recipe: str, *, resume: bool) -> RunFolder:
 
     Raises: ValueError if it holds anything and is not to be resumed; OSError if it cannot be made.
     """
-    if out is None:
-        return RunFolder(_next_free(recipe))
-    if not resume:
+    if out is not None and not resume:
         refuse_if_taken(out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        if out is None:
+            return RunFolder(_next_free(recipe))
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        wanted = out or RUNS.absolute()
+        raise OSError(f"{wanted}: the run's folder cannot be made there ({problem.strerror}); name another by --out") from problem
     return RunFolder(out)
 
 

@@ -60,7 +60,7 @@ class Trainer:
         if settings.runtime.compile:
             encoder.compile()  # the part whose shapes never change; random scopes stay outside
         self._model: nn.Module = accelerator.prepare_model(self.step)
-        self._batches: Iterator[Batch] | None = None
+        self.batches: Iterator[Batch] | None = None  # None: the loader's, from the position, once the first is asked for
         self._sound = torch.ones((), dtype=torch.bool, device=accelerator.device)
         self._events: deque[torch.cuda.Event] = deque()
         self._stand_at_log()
@@ -180,10 +180,10 @@ class Trainer:
         return values, torch.cat(samples).clone()  # a view of them would hold a slot of the loader
 
     def _next_batch(self) -> Batch:
-        if self._batches is None:  # not before `restore` has had its chance
-            self._batches = self.loader.forever()
+        if self.batches is None:  # not before `restore` has had its chance
+            self.batches = self.loader.forever()
         with self.clock.spending("waiting"):
-            return next(self._batches)
+            return next(self.batches)
 
     def _all_finite(self, *values: Tensor) -> Tensor:
         """Return whether all values are finite, on all ranks; nobody waits for the answer."""
