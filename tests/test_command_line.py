@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from wherefrom.tools.cli import COMMANDS, main
 from wherefrom.tools.terminal import Terminal, columns, duration, line
@@ -78,6 +79,17 @@ def _tar_without_pictures(folder: Path) -> Path:
     return path
 
 
+def _one_picture(folder: Path) -> Path:
+    path = folder / "one.tar"
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "JPEG")
+    with tarfile.open(path, "w") as tar:
+        header = tarfile.TarInfo("a.jpg")
+        header.size = len(picture.getvalue())
+        tar.addfile(header, io.BytesIO(picture.getvalue()))
+    return path
+
+
 def _folder_with_another_run(folder: Path) -> Path:
     (folder / "run").mkdir()
     (folder / "run" / "settings.yaml").write_text("recipe: demo\n")
@@ -110,7 +122,15 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     ),
     "folder below a file": (
         lambda t, s: ["train", "--data", str(s / "train.tar"), *TINY, "--out", str(_not_a_tar(t) / "run")],
-        "words.tar",
+        r"words\.tar/run: the run's folder cannot be made there .*--out",
+    ),
+    "one held-out picture": (
+        lambda t, s: ["train", "--data", str(s / "train.tar"), "--val", str(_one_picture(t)), *TINY],
+        r"one\.tar'?: 1 sound picture or none, R2 needs at least 2",
+    ),
+    "quarantine in no folder": (
+        lambda t, s: ["index", str(s / "train.tar"), "--quarantine", str(t / "none" / "bad.jsonl")],
+        "there is no folder .*none; make it",
     ),
     "no settings file": (lambda t, s: ["train", "--config", str(t / "none.yaml")], "none.yaml"),
     "settings file of something else": (lambda t, s: ["train", "--config", str(_not_a_tar(t))], "words.tar"),

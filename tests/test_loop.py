@@ -311,3 +311,20 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
         state.write_text(text)
         with pytest.raises(ValueError, match=message):
             checkpoint.read_state(tmp_path / "update-00000001")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimiser.pt"])
+def test_tensors_of_a_checkpoint_are_refused_where_cut_short_or_changed(name: str, tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    optimiser = make_optimiser(model, OptimSettings())
+    state = checkpoint.State(update=1, settings={}, position={}, unlogged=[], seconds={})
+    saved = checkpoint.save(tmp_path / "checkpoints", state, model, optimiser, keep=1)
+    checkpoint.load(saved, model, optimiser)  # sound as it was saved
+    whole = (saved / name).read_bytes()
+    for damaged in (b"", whole[:200], whole[:-1], whole[:100].replace(b"{", b"[") + bytes(200) + whole[300:], bytes(len(whole))):
+        (saved / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{name}: damaged \(.*\); go back to an older checkpoint"):
+            checkpoint.load(saved, model, optimiser)
+    (saved / name).unlink()
+    with pytest.raises(ValueError, match=f"{name}: damaged"):
+        checkpoint.load(saved, model, optimiser)

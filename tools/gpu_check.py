@@ -79,9 +79,8 @@ def gpu_check(
         print(f"{statistics.median(rates):9.0f} pictures/s  {name} ({min(rates):.0f} to {max(rates):.0f}, n = {len(rates)})")
     trained = training_speeds(index, batch, seconds) if passed else {}
     for name, found in trained.items():
-        print(
-            f"{found['pictures_per_s']:9.0f} pictures/s  {name}, waiting {found['waiting_frac']:.1%}, {found['memory_bytes'] / 2**30:.1f} GiB"
-        )
+        waiting, memory = found["waiting_frac"], found["memory_bytes"] / 2**30
+        print(f"{found['pictures_per_s']:9.0f} pictures/s  {name}, waiting {waiting:.1%}, {memory:.1f} GiB")
     machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     outcome = {"machine": machine, "checks": [asdict(check) for check in checks], "pictures_per_s": speeds, "training": trained}
     out.write_text(json.dumps(outcome, indent=1))

@@ -169,14 +169,20 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
 
 
 def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Reporter) -> tuple[ShardIndex, ShardIndex | None]:
-    """Return the indexes of training and held-out pictures; one rank of a machine renders and indexes, the others find it done."""
+    """Return the indexes of training and held-out pictures; one rank of a machine renders and indexes, the others find it done.
+
+    Raises: as ShardIndex.open; ValueError if too few pictures are held out to be measured, which would else come out at the very end.
+    """
     with accelerator.local_main_process_first():
         train, val = settings.data, settings.val
         if train is None:
             demo = demo_shards(progress=partial(reporter.progressed, "rendering demo pictures"))
             train, val = demo.train, demo.val
         told = partial(reporter.progressed, "indexing shards")
-        return ShardIndex.open(train, progress=told), None if val is None else ShardIndex.open(val, progress=told)
+        learned, held_out = ShardIndex.open(train, progress=told), None if val is None else ShardIndex.open(val, progress=told)
+    if held_out is not None and len(held_out) - held_out.unsound_count < 2:
+        raise ValueError(f"val={settings.val!r}: 1 sound picture or none, R2 needs at least 2; name more shards, or leave out --val")
+    return learned, held_out
 
 
 def _claimed(out: Path | None, trainer: Trainer, *, resume: bool) -> RunFolder:
