@@ -321,7 +321,8 @@ def test_tensors_of_a_checkpoint_are_refused_where_cut_short_or_changed(name: st
     saved = checkpoint.save(tmp_path / "checkpoints", state, model, optimiser, keep=1)
     checkpoint.load(saved, model, optimiser)  # sound as it was saved
     whole = (saved / name).read_bytes()
-    for damaged in (b"", whole[:200], whole[:-1], whole[:100].replace(b"{", b"[") + bytes(200) + whole[300:], bytes(len(whole))):
+    head_lost = bytes(len(whole) // 4) + whole[len(whole) // 4 :]
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-1], head_lost, bytes(len(whole))):
         (saved / name).write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"{name}: damaged \(.*\); go back to an older checkpoint"):
             checkpoint.load(saved, model, optimiser)
