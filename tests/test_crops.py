@@ -409,7 +409,8 @@ def test_boxes_lie_on_the_grid_within_the_picture_whatever_its_size(
     cells = boxes * (1 if snap == "pixel" else 1024)
     assert (cells == np.rint(cells)).all()
     assert (boxes[..., :2] >= 0).all() and (boxes[..., 2:] <= [width, height]).all() and (boxes[..., 2:] > boxes[..., :2]).all()
-    assert snap == "pixel" or name in ("centre", "grid") or not drawn.valid.all() or (boxes != np.rint(boxes)).any()
+    if snap == "none" and name not in ("centre", "grid") and min(height, width) >= 64 and max(height, width) < 1.3 * min(height, width):
+        assert (boxes != np.rint(boxes)).any()  # else a law may have fallen back to whole pixels
 
 
 @pytest.mark.parametrize("name", ["independent", "paired", "disjoint", "overlapping", "inside"])
