@@ -68,7 +68,7 @@ def make_renderer(
     if chosen == "dali":
         from wherefrom.pipeline.render_dali import DaliRenderer
 
-        # on a CPU DALI's resizing is what takes the time, and 8 bits after it are a quarter faster; a GPU stays in floats for nothing
+        # on a CPU, 8 bits after the resize make the whole a quarter faster; on a GPU floats are not what takes the time
         return DaliRenderer(recipe, device=device, threads=threads, exact=torch.device(device).type == "cuda")
     from wherefrom.pipeline.render_torch import TorchRenderer
 
