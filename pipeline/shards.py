@@ -198,7 +198,7 @@ class ShardIndex:
 
         Raises: IndexError; BrokenShardError or OSError if both that file and the shard have changed since.
         """
-        self._check_ids(np.asarray([sample]))
+        self._check_ids(np.asarray([sample], np.int64))
         shard = int(self.shard[sample])
         return self._table(shard).key(int(sample - self._starts[shard]))
 
@@ -230,7 +230,7 @@ class ShardIndex:
 
     def condemn(self, sample: int, reason: str) -> bool:
         """Mark a sample as unsound from now on, because a strict decode failed; return whether that is news. Safe from any thread."""
-        self._check_ids(np.asarray([sample]))
+        self._check_ids(np.asarray([sample], np.int64))
         with self._lock:
             news = bool(self._sound[sample])
             if news:
@@ -241,7 +241,7 @@ class ShardIndex:
 
     def reason(self, sample: int) -> str:
         """Return why a sample is unsound, empty if it is sound."""
-        self._check_ids(np.asarray([sample]))
+        self._check_ids(np.asarray([sample], np.int64))
         if self._sound[sample]:
             return ""
         if sample in self._condemned:
