@@ -1,6 +1,6 @@
-"""Where files of ours lie on a user's machine.
+"""What a user's machine has for us: a place for files of ours, and cores.
 
-Here: the user's cache folder, by each system's own custom; made on demand.
+Here: the user's cache folder, by each system's own custom, made on demand; how many cores this process may use.
 Not here: what is kept in it (shard indexes, demo pictures); their owners name their own sub-folders.
 """
 
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["user_cache_folder"]
+__all__ = ["available_cores", "user_cache_folder"]
 
 OVERRIDE = "WHEREFROM_CACHE"
 
@@ -44,3 +44,8 @@ def _customary_folder(environment: Mapping[str, str], platform: str) -> Path:
         xdg = environment.get("XDG_CACHE_HOME", "")
         base = xdg if Path(xdg).is_absolute() else Path.home() / ".cache"
     return Path(base) / "wherefrom"
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

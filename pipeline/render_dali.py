@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wherefrom.pipeline.colour import colour_matrix
+from wherefrom.pipeline.places import available_cores
 from wherefrom.pipeline.recipe import Recipe, ViewFamily
 from wherefrom.pipeline.render import Rendered
-from wherefrom.pipeline.render_torch import available_cores
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
 STAND_IN = b"P5\n1 1\n255\n\x80"  # one grey pixel, drawn in the place of a picture that will not decode

@@ -5,7 +5,6 @@ Not here: drawing. The approved departure from the definition: whole-pixel boxes
 """
 
 import math
-import os
 import threading
 import time
 from collections.abc import Sequence
@@ -20,15 +19,11 @@ from torch.nn.functional import interpolate, pad
 
 from wherefrom.pipeline.colour import colour_matrix
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
+from wherefrom.pipeline.places import available_cores
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.render import Rendered
 from wherefrom.pipeline.slots import SlotRing
 from wherefrom.pipeline.views import Photometric, ViewGeometry
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

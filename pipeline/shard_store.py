@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture, upright
 from wherefrom.pipeline.headers import FORMATS
-from wherefrom.pipeline.places import user_cache_folder
+from wherefrom.pipeline.places import available_cores, user_cache_folder
 from wherefrom.pipeline.shard_table import TABLE_LAYOUT, BrokenShardError, ShardTable, scan_shard, stamp_of
 
 __all__ = ["DECODED_PIXELS", "Kept", "Progress", "file_beside", "gather_tables", "load_table", "printable"]
@@ -63,7 +63,7 @@ def gather_tables(
     Raises: BrokenShardError for the first broken shard, in their order, when all others are done; OSError if one cannot be read.
     """
     places = _Places(cache=cache, beside=beside)
-    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(workers or min(16, available_cores())) as pool:
         futures = [pool.submit(_find_or_scan, Path(path), places, rebuild) for path in paths]
         try:
             for done, _ in enumerate(as_completed(futures), 1):
@@ -181,7 +181,7 @@ def _results(futures: Sequence[Future[Kept]]) -> list[Kept]:
 def _decode_all(paths: Sequence[str], kept: Sequence[Kept], places: _Places, workers: int | None, progress: Progress | None) -> list[Kept]:
     """Decode every picture that counts as sound, once; return the tables with the verdicts, stored again."""
     audited = []
-    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(workers or min(16, available_cores())) as pool:
         for done, (path, one) in enumerate(zip(paths, kept, strict=True), 1):
             if one.table.decoded[0]:
                 audited.append(one)

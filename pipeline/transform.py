@@ -19,7 +19,6 @@ from wherefrom.pipeline import geometry
 from wherefrom.pipeline.colour import draw_colours
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import upright
-from wherefrom.pipeline.draws import check_family_names
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.render_torch import Cutter
@@ -84,11 +83,10 @@ class ViewTransform:
 
     `transform(picture, sample=i, epoch=e)`: the key decides the draws, so equal calls give equal views in any process and order.
     A PIL picture is turned upright by its EXIF orientation first, as the loader does; arrays and tensors are upright already.
-    Raises: ValueError if a family has snap="none" (stock resizing cuts whole pixels) or two families' draws would be equal.
+    Raises: ValueError if a family has snap="none": stock resizing cuts whole pixels.
     """
 
     def __init__(self, recipe: Recipe, *, seed: int = 0) -> None:
-        check_family_names([family.name for family in recipe.families])
         self.recipe = recipe
         self.seed = seed
         self._cutter = Cutter(recipe)

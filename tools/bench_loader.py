@@ -21,7 +21,7 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from wherefrom.pipeline.render_torch import available_cores
+from wherefrom.pipeline.places import available_cores
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.tools.bench_checks import FAMILIES
 from wherefrom.tools.bench_contenders import BATCH, Name, Plan

@@ -11,7 +11,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -39,7 +39,6 @@ from wherefrom.train.trainer import Trainer
 HARDWARE_SHARES = (0.0, 1.0)  # of JPEGs that go to the hardware decoder
 BATCHES = (1, 2, 3, 8, 64, 256)
 DECODER_BAR = 1.0  # levels, mean: a GPU's decoder rounds its own way, the resize and the rest are held tighter by the proof
-Files = Sequence[NDArray[np.uint8]]
 Records = list[tuple[ViewGeometry, Photometric]]
 
 

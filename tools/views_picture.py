@@ -62,7 +62,6 @@ class _Seen:
     colour: tuple[float, ...]
     pixels: NDArray[np.uint8]  # (h, w, 3)
     box: Tensor  # (4,) float64, source pixels
-    to_source: Tensor  # (2, 3)
     to_view: Tensor  # (2, 3)
     reference: int  # the number of its family's first view
     target: tuple[float, float, float]  # p (x, y) and ln s as the reference shows them
@@ -158,7 +157,6 @@ def _seen(families: Sequence[Views], recipe: Recipe) -> Iterator[_Seen]:
                 colour=colormaps["tab10" if number < 10 else "tab20"](number % 20),
                 pixels=_levels(views.pixels[0, v], recipe),
                 box=record.boxes[0, v].double(),
-                to_source=record.view_to_source[0, v],
                 to_view=record.source_to_view[0, v],
                 reference=first,
                 target=(across, down, log_scale),

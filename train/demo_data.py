@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wherefrom.pipeline.places import user_cache_folder
+from wherefrom.pipeline.places import available_cores, user_cache_folder
 from wherefrom.train.demo_scenes import render_scene
 from wherefrom.train.demo_things import KINDS
 
@@ -74,7 +74,7 @@ def demo_shards(
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".demo-", ignore_cleanup_errors=True) as aside:
             complete = Path(aside) / folder.name
-            _write_set(complete, {"train": train, "val": val}, progress, workers or _cores())
+            _write_set(complete, {"train": train, "val": val}, progress, workers or available_cores())
             _rename_unless_there(complete, folder)
     return DemoShards(train=_pattern(folder, "train", train), val=_pattern(folder, "val", val))
 
@@ -185,7 +185,3 @@ def _pattern(folder: Path, split: str, count: int) -> str:
     if len(names) == 1:
         return str(folder / names[0])
     return str(folder / f"{split}-{{000000..{len(names) - 1:06d}}}.tar")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
