@@ -1,6 +1,6 @@
 """Relative position and scale of pairs of boxes: what a pair-geometry head is asked to predict.
 
-Here: plain tensors in, plain tensors out, the definition in float64.
+Here: the public call, its checks, the choice of path. The definition is pair_targets_reference.py.
 Not here: which views form pairs, and which of them count (wherefrom.train.objectives).
 """
 
@@ -8,6 +8,9 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+from wherefrom.kernels.dispatch import LIBRARY, Backend, check_backend, check_device, check_dtype, choose_path
+from wherefrom.kernels.pair_targets_reference import pair_targets_reference
 
 Position = Literal["reference", "picture", "mean"]
 Scale = Literal["log_area", "log_sides", "ratio"]
@@ -26,6 +29,8 @@ def pair_targets(
     picture_hw: Tensor | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
+    check_values: bool = False,
+    backend: Backend = "auto",
 ) -> Tensor:
     """Return position (x, y) and scale of target boxes relative to reference boxes, as the reference view shows them.
 
@@ -36,7 +41,10 @@ def pair_targets(
     Shapes: boxes (..., N, 4) xyxy, pairs (P, 2) of (reference, target) or None for all ordered pairs, flipped and quarter_turns (..., N),
             picture_hw (..., 2) -> (..., P, C) or (..., N, N, C) float32, C = 3 or 4; mean and std (C,) standardise.
     Units:  boxes in source pixels; position in the unit of `position`; scale in nats or as a ratio.
-    Raises: ValueError if shapes do not fit, an option is unknown, or position="picture" comes without picture_hw.
+    Paths:  "triton" has no gradient for boxes, mean and std ("auto" then takes "torch", which has, of any order); "torch" is the
+            definition in float32, or float64 where the boxes are; "reference" the definition in float64, and returns float64.
+    Raises: ValueError if shapes, dtypes or devices do not fit, an option is unknown, position="picture" comes without picture_hw, or a
+            pair names no box: on a GPU only with check_values, which waits for it; else such a pair's targets are NaN by "triton".
     """
     _check(boxes, pairs, flipped, quarter_turns, picture_hw)
     for name, chosen, known in (("position", position, Position), ("scale", scale, Scale), ("axes", axes, Axes)):
@@ -47,55 +55,113 @@ def pair_targets(
     for name, value in (("mean", mean), ("std", std)):
         if value is not None and value.shape != (3 if scale == "log_area" else 4,):
             raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {(3 if scale == 'log_area' else 4,)}, one a channel")
+    check_backend(backend)
+    if pairs is not None:
+        check_pair_values(pairs, boxes.shape[-2], wait=check_values)
+    learnt = [name for name, value in (("boxes", boxes), ("mean", mean), ("std", std)) if value is not None and value.requires_grad]
+    if not torch.is_grad_enabled():
+        learnt = []
+    if backend == "triton" and learnt:
+        raise ValueError(f'{learnt[0]} requires a gradient, which backend="triton" does not give; use backend="torch"')
 
-    exact = boxes.double()
-    centre = (exact[..., :2] + exact[..., 2:]) / 2
-    size = exact[..., 2:] - exact[..., :2]
+    plain = boxes.device.type == "cpu" or learnt
+    if backend in ("reference", "torch") or (plain and backend == "auto"):
+        exact = boxes.double() if backend == "reference" else boxes
+        options = {"position": position, "scale": scale, "axes": axes, "picture_hw": picture_hw, "mean": mean, "std": std}
+        targets = pair_targets_reference(exact, pairs, flipped=flipped, quarter_turns=quarter_turns, **options)
+        return targets if backend == "reference" else targets.float()
+    flat = boxes.reshape(-1, *boxes.shape[-2:])
+    flipped, quarter_turns = (None if value is None else value.reshape(flat.shape[:2]) for value in (flipped, quarter_turns))
+    picture_hw = None if picture_hw is None else picture_hw.reshape(-1, 2)
+    out = torch.ops.wherefrom.pair_targets(flat, pairs, flipped, quarter_turns, picture_hw, mean, std, position, scale, axes, backend)
+    middle = (boxes.shape[-2],) * 2 if pairs is None else (len(pairs),)
+    return out.view(*boxes.shape[:-2], *middle, out.shape[-1])
 
-    def reference(value: Tensor, axis: int) -> Tensor:
-        return value.unsqueeze(axis) if pairs is None else value.index_select(axis, pairs[:, 0])
 
-    def target(value: Tensor, axis: int) -> Tensor:
-        return value.unsqueeze(axis - 1) if pairs is None else value.index_select(axis, pairs[:, 1])
+LIBRARY.define(
+    "pair_targets(Tensor boxes, Tensor? pairs, Tensor? flipped, Tensor? quarter_turns, Tensor? picture_hw, Tensor? mean, Tensor? std, "
+    "str position, str scale, str axes, str backend) -> Tensor"
+)
 
-    size_r, size_t = reference(size, -2), target(size, -2)
-    if position == "reference":
-        unit = size_r
-    elif position == "mean":
-        unit = (size_r * size_t).sqrt()
-    else:
-        assert picture_hw is not None
-        unit = picture_hw.double().flip(-1).unsqueeze(-2)
-        unit = unit.unsqueeze(-2) if pairs is None else unit
-    offset = (target(centre, -2) - reference(centre, -2)) / unit
-    ratio = size_t / size_r
-    sides = ratio if scale == "ratio" else ratio.log()
 
-    if axes == "view" and flipped is not None:
-        offset = torch.where(reference(flipped, -1).unsqueeze(-1), offset * offset.new_tensor([-1, 1]), offset)
-    if axes == "view" and quarter_turns is not None:
-        turns = reference(quarter_turns, -1).long().unsqueeze(-1) % 4
-        odd = turns % 2 == 1
-        # counter-clockwise with y down: right becomes up, down becomes right
-        offset = torch.where(odd, offset.flip(-1) * offset.new_tensor([1, -1]), offset)
-        offset = torch.where(turns >= 2, -offset, offset)
-        sides = torch.where(odd, sides.flip(-1), sides)
+def _pair_targets_op(
+    boxes: Tensor,
+    pairs: Tensor | None,
+    flipped: Tensor | None,
+    quarter_turns: Tensor | None,
+    picture_hw: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+    position: str,
+    scale: str,
+    axes: str,
+    backend: str,
+) -> Tensor:
+    """Serve boxes (B, N, 4) by the path that there is -> (B, P, C) float32."""
+    if choose_path(backend, boxes) == "triton":
+        from wherefrom.kernels.pair_targets_triton import pair_targets_triton
 
-    channels = torch.cat([offset, sides.mean(-1, keepdim=True) if scale == "log_area" else sides], -1)
-    if mean is not None:
-        channels = channels - mean.to(channels)
-    if std is not None:
-        channels = channels / std.to(channels)
-    return channels.float()
+        return pair_targets_triton(boxes, pairs, flipped, quarter_turns, position, scale, axes, picture_hw, mean, std)
+    targets = pair_targets_reference(
+        boxes,
+        pairs,
+        flipped=flipped,
+        quarter_turns=quarter_turns,
+        position=position,
+        scale=scale,
+        axes=axes,
+        picture_hw=picture_hw,
+        mean=mean,
+        std=std,
+    )
+    return targets.float().reshape(len(boxes), -1, targets.shape[-1]).contiguous()
+
+
+@torch.library.register_fake("wherefrom::pair_targets", lib=LIBRARY)
+def _pair_targets_fake(
+    boxes: Tensor,
+    pairs: Tensor | None,
+    flipped: Tensor | None,
+    quarter_turns: Tensor | None,
+    picture_hw: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+    position: str,
+    scale: str,
+    axes: str,
+    backend: str,
+) -> Tensor:
+    count = boxes.shape[1] ** 2 if pairs is None else pairs.shape[0]
+    return boxes.new_empty(boxes.shape[0], count, 3 if scale == "log_area" else 4, dtype=torch.float32)
+
+
+LIBRARY.impl("pair_targets", _pair_targets_op, "CPU")
+LIBRARY.impl("pair_targets", _pair_targets_op, "CUDA")
+
+
+def check_pair_values(pairs: Tensor, boxes_each: int, *, wait: bool) -> None:
+    """Raise ValueError if a pair names a box that is not there; a GPU's values are read, and waited for, only if told to."""
+    if torch.compiler.is_compiling() or not (wait or pairs.device.type == "cpu"):
+        return
+    wrong = ((pairs < 0) | (pairs >= boxes_each)).any(-1).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(f"pairs[{row}] is {tuple(pairs[row].tolist())}, boxes are numbered 0 to {boxes_each - 1}")
 
 
 def _check(boxes: Tensor, pairs: Tensor | None, flipped: Tensor | None, quarter_turns: Tensor | None, picture_hw: Tensor | None) -> None:
     if boxes.ndim < 2 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes has shape {tuple(boxes.shape)}, expected (..., N, 4)")
+    check_dtype("boxes", boxes, (torch.float32, torch.float64))
     for name, value in (("flipped", flipped), ("quarter_turns", quarter_turns)):
         if value is not None and value.shape != boxes.shape[:-1]:
             raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(boxes.shape[:-1])} as boxes")
     if pairs is not None and (pairs.ndim != 2 or pairs.shape[-1] != 2):
         raise ValueError(f"pairs has shape {tuple(pairs.shape)}, expected (P, 2)")
+    if pairs is not None:
+        check_dtype("pairs", pairs, (torch.int64, torch.int32))
     if picture_hw is not None and picture_hw.shape != (*boxes.shape[:-2], 2):
         raise ValueError(f"picture_hw has shape {tuple(picture_hw.shape)}, expected {(*boxes.shape[:-2], 2)}")
+    for name, value in (("pairs", pairs), ("flipped", flipped), ("quarter_turns", quarter_turns), ("picture_hw", picture_hw)):
+        if value is not None:
+            check_device(name, value, "boxes", boxes)

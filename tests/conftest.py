@@ -9,8 +9,12 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+if not torch.cuda.is_available():  # the kernels themselves run on CPU tensors then; read by Triton when it is first imported
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # a busy machine is not a fault; where a run is to be repeated, every example is the same again
 hypothesis.settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)

@@ -1,0 +1,251 @@
+"""Pair targets in Triton: one launch writes the targets of all pairs of a batch, or of chosen ones.
+
+Here: the formula for a tile of pairs, which fused kernels call too; the kernel around it, its launcher.
+Not here: the definition (pair_targets_reference.py), checks (pair_targets.py).
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wherefrom.kernels.dispatch import Launch
+
+PAIRS = 256  # a program: 3 or 4 channels of each, written as one contiguous stretch
+
+
+@triton.jit
+def pair_target_tile(
+    rx0,
+    ry0,
+    rx1,
+    ry1,
+    tx0,
+    ty0,
+    tx1,
+    ty1,
+    flipped,
+    quarter_turns,
+    picture_h,
+    picture_w,
+    POSITION: tl.constexpr,
+    SCALE: tl.constexpr,
+    VIEW_AXES: tl.constexpr,
+):
+    """Return (x, y, width or scale, height) of target boxes t relative to reference boxes r, not yet standardised.
+
+    Shapes: all of one shape that broadcasts; float32, flipped and quarter_turns int32. SCALE="log_area" has the one scale in both.
+    """
+    rw, rh = rx1 - rx0, ry1 - ry0
+    tw, th = tx1 - tx0, ty1 - ty0
+    # differences of edges, not of centres: a box on a grid of pixels loses nothing in float32
+    x, y = ((tx0 - rx0) + (tx1 - rx1)) * 0.5, ((ty0 - ry0) + (ty1 - ry1)) * 0.5
+    if POSITION == "reference":
+        x, y = x / rw, y / rh
+    elif POSITION == "mean":
+        x, y = x / tl.sqrt(rw * tw), y / tl.sqrt(rh * th)
+    else:
+        x, y = x / picture_w, y / picture_h
+    across, down = tw / rw, th / rh
+    if SCALE != "ratio":
+        across, down = tl.log(across), tl.log(down)
+    if VIEW_AXES:
+        x = tl.where(flipped != 0, -x, x)
+        turns = quarter_turns & 3
+        odd = (turns & 1) != 0
+        # counter-clockwise with y down: right becomes up, down becomes right
+        x, y = tl.where(odd, y, x), tl.where(odd, -x, y)
+        x, y = tl.where(turns >= 2, -x, x), tl.where(turns >= 2, -y, y)
+        across, down = tl.where(odd, down, across), tl.where(odd, across, down)
+    if SCALE == "log_area":
+        across = (across + down) * 0.5
+        down = across
+    return x, y, across, down
+
+
+@triton.jit
+def load_boxes(boxes_ptr, index, mask):
+    """Return x0, y0, x1, y1 of contiguous boxes (..., 4) float32 by int64 index; 0, 0, 1, 1 where masked."""
+    at = boxes_ptr + index * 4
+    x0 = tl.load(at, mask=mask, other=0.0)
+    y0 = tl.load(at + 1, mask=mask, other=0.0)
+    x1 = tl.load(at + 2, mask=mask, other=1.0)
+    y1 = tl.load(at + 3, mask=mask, other=1.0)
+    return x0, y0, x1, y1
+
+
+@triton.jit
+def store_pair_targets(
+    out_ptr,
+    boxes_ptr,
+    pairs_ptr,
+    flipped_ptr,
+    turns_ptr,
+    picture_ptr,
+    mean_ptr,
+    std_ptr,
+    sample,
+    first,
+    N,
+    P,
+    POSITION: tl.constexpr,
+    SCALE: tl.constexpr,
+    VIEW_AXES: tl.constexpr,
+    FLIPPED: tl.constexpr,
+    TURNED: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    MEAN: tl.constexpr,
+    STD: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """Write the targets of pairs first .. first + PAIRS of one sample: what a program of `pair_targets_kernel` does.
+
+    Shapes: out (B, P, C), boxes (B, N, 4) float32, pairs (P, 2), flipped and turns (B, N), picture (B, 2), mean and std (C,). A pair that
+            names no box reads nothing and becomes NaN.
+    """
+    C: tl.constexpr = 3 if SCALE == "log_area" else 4
+    pair = first + tl.arange(0, PAIRS)
+    inside = pair < P
+    if CHOSEN:
+        r = tl.load(pairs_ptr + pair.to(tl.int64) * 2, mask=inside, other=0)
+        t = tl.load(pairs_ptr + pair.to(tl.int64) * 2 + 1, mask=inside, other=0)
+    else:
+        r, t = pair // N, pair % N
+    known = inside & (r >= 0) & (r < N) & (t >= 0) & (t < N)
+    sample = sample.to(tl.int64)
+    at_r, at_t = sample * N + r, sample * N + t
+    rx0, ry0, rx1, ry1 = load_boxes(boxes_ptr, at_r, known)
+    tx0, ty0, tx1, ty1 = load_boxes(boxes_ptr, at_t, known)
+    flipped = tl.load(flipped_ptr + at_r, mask=known, other=0).to(tl.int32) if FLIPPED else tl.zeros((PAIRS,), tl.int32)
+    turns = tl.load(turns_ptr + at_r, mask=known, other=0).to(tl.int32) if TURNED else tl.zeros((PAIRS,), tl.int32)
+    picture_h = tl.load(picture_ptr + sample * 2).to(tl.float32) if POSITION == "picture" else 1.0
+    picture_w = tl.load(picture_ptr + sample * 2 + 1).to(tl.float32) if POSITION == "picture" else 1.0
+    x, y, across, down = pair_target_tile(
+        rx0, ry0, rx1, ry1, tx0, ty0, tx1, ty1, flipped, turns, picture_h, picture_w, POSITION, SCALE, VIEW_AXES
+    )
+    # one tile (pair, channel) whose neighbours lie side by side: a warp writes whole lines
+    tile = tl.reshape(tl.join(tl.join(x, across), tl.join(y, down)), (PAIRS, 4))
+    channel = tl.arange(0, 4)
+    if MEAN:
+        tile -= tl.load(mean_ptr + channel, mask=channel < C, other=0.0)[None, :]
+    if STD:
+        tile /= tl.load(std_ptr + channel, mask=channel < C, other=1.0)[None, :]
+    tile = tl.where(known[:, None], tile, float("nan"))
+    at = out_ptr + (sample * P + pair)[:, None] * C + channel[None, :]
+    tl.store(at, tile, mask=inside[:, None] & (channel < C)[None, :])
+
+
+@triton.jit
+def pair_targets_kernel(
+    out_ptr,
+    boxes_ptr,
+    pairs_ptr,
+    flipped_ptr,
+    turns_ptr,
+    picture_ptr,
+    mean_ptr,
+    std_ptr,
+    N,
+    P,
+    POSITION: tl.constexpr,
+    SCALE: tl.constexpr,
+    VIEW_AXES: tl.constexpr,
+    FLIPPED: tl.constexpr,
+    TURNED: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    MEAN: tl.constexpr,
+    STD: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """One program: PAIRS pairs of one sample; grid (ceil(P / PAIRS) * B,), pairs of a sample side by side."""
+    blocks = tl.cdiv(P, PAIRS)
+    program = tl.program_id(0)
+    store_pair_targets(
+        out_ptr, boxes_ptr, pairs_ptr, flipped_ptr, turns_ptr, picture_ptr, mean_ptr, std_ptr, program // blocks, program % blocks * PAIRS,
+        N, P, POSITION, SCALE, VIEW_AXES, FLIPPED, TURNED, CHOSEN, MEAN, STD, PAIRS,
+    )  # fmt: skip
+
+
+def pair_targets_triton(
+    boxes: Tensor,
+    pairs: Tensor | None,
+    flipped: Tensor | None,
+    quarter_turns: Tensor | None,
+    position: str,
+    scale: str,
+    axes: str,
+    picture_hw: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+) -> Tensor:
+    """Launch for checked arguments: boxes (B, N, 4), ... -> (B, P, C) float32, P = N * N where pairs is None."""
+    samples, boxes_each = boxes.shape[:2]
+    count = boxes_each**2 if pairs is None else len(pairs)
+    out = boxes.new_empty(samples, count, 3 if scale == "log_area" else 4, dtype=torch.float32)
+    if out.numel():
+        arguments = target_arguments(boxes, pairs, flipped, quarter_turns, position, scale, axes, picture_hw, mean, std)
+        grid = (triton.cdiv(count, PAIRS) * samples,)
+        pair_targets_kernel[grid](out, **arguments, N=boxes_each, P=count, PAIRS=PAIRS, num_warps=4, enable_fp_fusion=True)
+    return out
+
+
+def target_arguments(
+    boxes: Tensor,
+    pairs: Tensor | None,
+    flipped: Tensor | None,
+    quarter_turns: Tensor | None,
+    position: str,
+    scale: str,
+    axes: str,
+    picture_hw: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+) -> dict[str, Any]:
+    """Return what `store_pair_targets` takes by name, all contiguous; what is not given points at the boxes, unread."""
+    boxes = boxes.float().contiguous()
+
+    def given(value: Tensor | None) -> Tensor:
+        return boxes if value is None else value.to(boxes.device).contiguous()
+
+    return {
+        "boxes_ptr": boxes,
+        "pairs_ptr": given(pairs),
+        "flipped_ptr": given(flipped),
+        "turns_ptr": given(quarter_turns),
+        "picture_ptr": given(picture_hw),
+        "mean_ptr": given(mean),
+        "std_ptr": given(std),
+        "POSITION": position,
+        "SCALE": scale,
+        "VIEW_AXES": axes == "view" and (flipped is not None or quarter_turns is not None),
+        "FLIPPED": flipped is not None,
+        "TURNED": quarter_turns is not None,
+        "CHOSEN": pairs is not None,
+        "MEAN": mean is not None,
+        "STD": std is not None,
+    }
+
+
+def launches() -> list[Launch]:
+    """Return launches as they are really made: all pairs of upright boxes, and chosen pairs with everything asked for."""
+    types = {"out_ptr": "*fp32", "boxes_ptr": "*fp32", "pairs_ptr": "*i64", "flipped_ptr": "*i1", "turns_ptr": "*u8"}
+    types |= {"picture_ptr": "*i32", "mean_ptr": "*fp32", "std_ptr": "*fp32", "N": "i32", "P": "i32"}
+    every = ("VIEW_AXES", "FLIPPED", "TURNED", "CHOSEN", "MEAN", "STD")
+    options = {
+        "all pairs": {"POSITION": "reference", "SCALE": "log_area"} | dict.fromkeys(every, False),
+        "chosen pairs, turned, standardised": {"POSITION": "picture", "SCALE": "log_sides"} | dict.fromkeys(every, True),
+    }
+    pointers = tuple(name for name in types if name.endswith("_ptr"))
+    return [
+        Launch(
+            name=f"pair_targets, {name}",
+            kernel=pair_targets_kernel,
+            types=types,
+            constants=constants | {"PAIRS": PAIRS},
+            aligned=pointers,
+            options={"enable_fp_fusion": True},
+        )
+        for name, constants in options.items()
+    ]

@@ -1,0 +1,84 @@
+"""The Triton kernels' machine code, compiled here for GPUs that are not here: nothing spilled, no atomics; what it costs is printed.
+
+Compiled in a process of its own: in the tests' process Triton interprets. What the reader of machine code counts is checked on small
+pieces of code first, and on a kernel that must spill.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from wherefrom.tools import ahead_of_time
+
+pytest.importorskip("triton")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+def run_fresh(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("kernel", ahead_of_time.KERNELS)
+def test_kernels_compile_without_spills_or_atomics(kernel: str, capsys: pytest.CaptureFixture[str]) -> None:
+    figures: list[dict[str, Any]] = [json.loads(line) for line in run_fresh("-m", "wherefrom.tools.ahead_of_time", kernel).splitlines()]
+    with capsys.disabled():
+        print()
+        for each in figures:
+            a_step = "" if each["per_step"] is None else f", {each['per_step']:.1f} instructions a step"
+            print(
+                f"{each['launch']}, sm_{each['architecture']}: {each['registers']} registers, {each['stack_bytes']} B stack, "
+                f"{each['shared_bytes']} B shared{a_step}"
+            )
+    assert {each["architecture"] for each in figures} == set(ahead_of_time.ARCHITECTURES)
+    wrong = [each for each in figures if each["spills"] or each["stack_bytes"] or each["atomics"]]
+    assert not wrong, wrong
+    assert all(0 < each["registers"] <= 255 and each["instructions"] > 20 for each in figures)
+
+
+PLANTED = """
+import triton, triton.language as tl
+from wherefrom.kernels.dispatch import Launch
+from wherefrom.tools.ahead_of_time import figures
+
+@triton.jit
+def kernel(x_ptr, out_ptr, N, K: tl.constexpr):
+    at = tl.arange(0, K)
+    total = tl.zeros((K,), tl.float32)
+    for n in range(N):
+        total += tl.load(x_ptr + n * K + at)
+    tl.store(out_ptr + at, total)
+    tl.atomic_add(out_ptr + N * K + at, total)
+
+launch = Launch(name="planted", kernel=kernel, types={"x_ptr": "*fp32", "out_ptr": "*fp32", "N": "i32"}, constants={"K": K}, warps=1,
+                per_step=K, options=OPTIONS)
+found = figures(launch, 90)
+print(found.spills, found.stack_bytes, found.atomics, found.loop_instructions, found.per_step)
+"""
+
+
+@pytest.mark.parametrize(("size", "options", "spilled"), [(64, {}, False), (4096, {"maxnreg": 32}, True)])
+def test_spills_atomics_and_loops_are_seen(size: int, options: dict[str, int], spilled: bool, tmp_path: Any) -> None:
+    script = tmp_path / "planted.py"  # Triton reads a kernel's source from its file
+    script.write_text(
+        PLANTED.replace("OPTIONS", str(options)).replace('{"K": K}', f'{{"K": {size}}}').replace("per_step=K", f"per_step={size}")
+    )
+    spills, stack, atomics, loop, per_step = run_fresh(str(script)).split()
+    assert (int(spills) > 0, int(stack) > 0) == (spilled, spilled)
+    assert int(atomics) > 0
+    assert int(loop) > 3
+    assert float(per_step) == int(loop) * 32 / size
+
+
+def test_an_interpreted_kernel_is_refused() -> None:
+    from wherefrom.kernels.dispatch import interpreted
+
+    if not interpreted():
+        pytest.skip("kernels are compiled in this process")
+    with pytest.raises(RuntimeError, match="unset TRITON_INTERPRET to compile it"):
+        ahead_of_time.figures(ahead_of_time.launches_of("pair_targets")[0], 90)
