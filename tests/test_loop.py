@@ -307,7 +307,12 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="which is not there"):
         checkpoint.latest(tmp_path)
     state = tmp_path / "update-00000001" / "state.json"
-    for text, message in (('{"format": 1', "damaged"), ('{"format": 99}', "of format 99"), ("[]", "damaged"), ('{"format": 1}', "damaged")):
+    for text, message in (
+        ('{"format": 1', "damaged"),
+        ('{"format": 99}', "of format 99"),
+        ("[]", "damaged"),
+        (f'{{"format": {checkpoint.FORMAT}}}', "damaged"),
+    ):
         state.write_text(text)
         with pytest.raises(ValueError, match=message):
             checkpoint.read_state(tmp_path / "update-00000001")
@@ -322,7 +327,8 @@ def test_tensors_of_a_checkpoint_are_refused_where_cut_short_or_changed(name: st
     checkpoint.load(saved, model, optimiser)  # sound as it was saved
     whole = (saved / name).read_bytes()
     head_lost = bytes(len(whole) // 4) + whole[len(whole) // 4 :]
-    for damaged in (b"", whole[: len(whole) // 2], whole[:-1], head_lost, bytes(len(whole))):
+    one_bit = whole[:-1] + bytes([whole[-1] ^ 1])
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-1], head_lost, bytes(len(whole)), one_bit):
         (saved / name).write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"{name}: damaged \(.*\); go back to an older checkpoint"):
             checkpoint.load(saved, model, optimiser)

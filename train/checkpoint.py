@@ -8,21 +8,19 @@ A checkpoint is a folder `update-00000500`: weights.safetensors, optimiser.pt (t
 import json
 import os
 import shutil
-import zipfile
-from collections.abc import Callable
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wherefrom.train.plain import Plain
 
-FORMAT = 1  # of state.json; a checkpoint of another format is refused
+FORMAT = 2  # of state.json; a checkpoint of another format is refused
 LATEST = "latest"
+TENSORS = ("weights.safetensors", "optimiser.pt")
 WRITING = ".writing"  # the folder that a save is made in; whatever is left in it was never finished
 REMOVING = ".removing"
 MEND = f"go back to an older checkpoint by writing its name into {LATEST}"
@@ -50,7 +48,9 @@ def save(folder: Path, state: State, weights: nn.Module, optimiser: torch.optim.
     aside.mkdir()
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.state_dict().items()}, aside / "weights.safetensors")
     torch.save(optimiser.state_dict(), aside / "optimiser.pt")
-    plain = {"format": FORMAT} | {name: getattr(state, name) for name in State.__slots__}
+    plain = {"format": FORMAT, "crc32": {name: _crc32(aside / name) for name in TENSORS}} | {
+        name: getattr(state, name) for name in State.__slots__
+    }
     (aside / "state.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     for path in (*aside.iterdir(), aside):
         _sync(path)
@@ -85,13 +85,18 @@ def read_state(checkpoint: Path) -> State:
 
     Raises: ValueError if it is of another format, or damaged.
     """
+    return _read(checkpoint)[0]
+
+
+def _read(checkpoint: Path) -> tuple[State, dict[str, int]]:
+    """Return a checkpoint's state and the checksums of its other files."""
     path = checkpoint / "state.json"
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
         version = plain.pop("format")
         if version != FORMAT:
             raise ValueError(f"{path}: is of format {version}, this wherefrom reads format {FORMAT}; use the version that wrote it")
-        return State(**plain)
+        return State(**{name: plain[name] for name in State.__slots__}), plain["crc32"]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"{path}: damaged ({problem}); {MEND}") from None
 
@@ -101,8 +106,13 @@ def load(checkpoint: Path, weights: nn.Module, optimiser: torch.optim.Optimizer)
 
     Raises: ValueError that names the damaged file, or the first weight that differs in shape or is on one side only.
     """
-    stored = _undamaged(checkpoint / "weights.safetensors", load_file)
-    moments = _undamaged(checkpoint / "optimiser.pt", _load_moments)
+    _, checksums = _read(checkpoint)
+    for name in TENSORS:
+        path = checkpoint / name
+        if not path.is_file() or _crc32(path) != checksums[name]:
+            raise ValueError(f"{path}: damaged (its checksum is not that of state.json); {MEND}")
+    stored = load_file(checkpoint / "weights.safetensors")
+    moments = torch.load(checkpoint / "optimiser.pt", map_location="cpu", weights_only=True)
     own = weights.state_dict()
     for name in sorted(own.keys() | stored.keys()):
         here, there = (_shape(tensors.get(name)) for tensors in (own, stored))
@@ -112,19 +122,12 @@ def load(checkpoint: Path, weights: nn.Module, optimiser: torch.optim.Optimizer)
     optimiser.load_state_dict(moments)
 
 
-def _undamaged(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    try:
-        return read(path)
-    except (OSError, RuntimeError, SafetensorError, zipfile.BadZipFile) as problem:
-        raise ValueError(f"{path}: damaged ({str(problem).partition('. ')[0]}); {MEND}") from problem
-
-
-def _load_moments(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:  # torch would unpickle what has changed, or take it for a file of an old format
-        changed = archive.testzip()
-    if changed is not None:
-        raise zipfile.BadZipFile(f"{changed} has changed")
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _shape(tensor: Tensor | None) -> str:
