@@ -1,7 +1,7 @@
 """The randomness contract: every number is a function of (seed, epoch, sample, family, view, purpose, draw).
 
-Here: Philox4x32-10 over whole arrays, and the counter's layout. Nothing is stored, so nothing has to be restored.
-Not here: what the numbers mean (crops.py, colour.py, order.py).
+Here: Philox4x32-10 over whole arrays and tensors, and the counter's layout. Nothing is stored, so nothing has to be restored.
+Not here: what the numbers mean (crops.py, colour.py, order.py; regions of a view: wherefrom.train.objectives.spatial_dense).
 Counter: word 0 = sample, low 32 bits; word 1 = sample, high 8 bits, then epoch, 24; word 2 = family 16, view 8, purpose 8;
 word 3 = draw block of four numbers. Key: the seed, low word first.
 """
@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 PICTURE = 0  # the family word of draws that belong to the whole picture; no family may hash to it
 
@@ -32,6 +34,7 @@ class Purpose(IntEnum):
     COLOUR = 5
     BLUR = 6
     ORDER = 7
+    REGION = 8
 
 
 def philox(counter: NDArray[np.uint32], key: Sequence[int]) -> NDArray[np.uint32]:
@@ -99,6 +102,30 @@ def random_words(
     words[2] = family << 16 | views << 8 | purposes
     words[3] = blocks
     return np.moveaxis(_philox_rounds(words.reshape(4, -1), (seed & 0xFFFFFFFF, seed >> 32)).reshape(4, *shape), 0, -1)
+
+
+def random_words_of_tensors(seed: int, epoch: int, sample: Tensor, family: int, view: Tensor, purpose: int, block: Tensor) -> Tensor:
+    """Return the numbers of `random_words`, drawn where the tensors lie: a device is neither asked nor waited for.
+
+    Shapes: sample, view and block int64, broadcast to (...) -> (..., 4) int64, each in [0, 2^32). Words that overflow are not noticed.
+    """
+    sample, view, block = torch.broadcast_tensors(sample, view, block)
+    even = torch.stack([sample & 0xFFFFFFFF, family << 16 | view << 8 | purpose])
+    odd = torch.stack([(sample >> 32) << 24 | epoch, block])
+    second = torch.arange(2, device=sample.device).view(2, *[1] * sample.ndim)  # 0 for words 0 and 1, 1 for words 2 and 3
+
+    def each(constants: NDArray[np.uint64]) -> Tensor:
+        first, other = constants.flatten().tolist()
+        return first + second * (other - first)
+
+    # multiplied in halves of 16 bits: a product of 64 does not fit int64
+    lower_bits, upper_bits = each(_MULTIPLIERS & np.uint64(0xFFFF)), each(_MULTIPLIERS >> np.uint64(16))
+    for weyl in _WEYL:
+        lower, upper = even * lower_bits, even * upper_bits
+        high, low = (upper + (lower >> 16)) >> 16, (lower + ((upper & 0xFFFF) << 16)) & 0xFFFFFFFF
+        key = each((weyl.flatten() + np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint64)) & _LOW32)
+        even, odd = high.flip(0) ^ odd ^ key, low.flip(0)
+    return torch.stack([even[0], odd[0], even[1], odd[1]], -1)
 
 
 def uniform(words: NDArray[np.uint32]) -> NDArray[np.float64]:

@@ -5,11 +5,22 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from wherefrom.pipeline.draws import PICTURE, Purpose, check_family_names, family_word, integer, philox, random_words, uniform
+from wherefrom.pipeline.draws import (
+    PICTURE,
+    Purpose,
+    check_family_names,
+    family_word,
+    integer,
+    philox,
+    random_words,
+    random_words_of_tensors,
+    uniform,
+)
 from wherefrom.pipeline.recipe import Centre, Recipe, ViewFamily
 
 words32 = st.integers(0, 2**32 - 1)
@@ -64,9 +75,25 @@ def test_counter_is_laid_out_as_written(seed: int, epoch: int, sample: int, fami
     assert random_words(seed, epoch, sample, family, view, purpose, block).tolist() == expected
 
 
+@given(
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**24 - 1),
+    st.lists(st.integers(0, 2**40 - 1), min_size=1, max_size=3),
+    st.integers(0, 2**16 - 1),
+    st.lists(st.integers(0, 255), min_size=1, max_size=2),
+    st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=3),
+)
+def test_tensors_draw_the_same_words(seed: int, epoch: int, samples: list[int], family: int, views: list[int], blocks: list[int]) -> None:
+    sample, view, block = np.array(samples)[:, None, None], np.array(views)[:, None], np.array(blocks)
+    expected = random_words(seed, epoch, sample, family, view, Purpose.REGION, block)
+    ids, of_family, numbers = (torch.from_numpy(value) for value in (sample, view, block))
+    drawn = random_words_of_tensors(seed, epoch, ids, family, of_family, Purpose.REGION, numbers)
+    np.testing.assert_array_equal(drawn.numpy(), expected)
+
+
 def test_purposes_are_frozen() -> None:
     """Numbers drawn by an older version stay what they were: this list may only grow at its end."""
-    names = ["BOX", "PLACE", "MIRROR", "TURN", "JITTER", "COLOUR", "BLUR", "ORDER"]
+    names = ["BOX", "PLACE", "MIRROR", "TURN", "JITTER", "COLOUR", "BLUR", "ORDER", "REGION"]
     assert [purpose.name for purpose in Purpose][: len(names)] == names
     assert [purpose.value for purpose in Purpose] == list(range(len(Purpose)))
 

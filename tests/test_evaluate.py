@@ -226,7 +226,7 @@ def test_control_heads_reach_what_their_view_of_the_pair_allows() -> None:
     reached = {}
     for world, wanted in worlds.items():
         wanted = torch.cat([wanted, wanted], -1)
-        heads = control_heads(objective_with(settings=replace(DISJOINT, hidden=256)), 4, seed=0)
+        heads = control_heads(objective_with(settings=replace(DISJOINT, hidden=256)), features, seed=0)
         train_heads(list(heads.values()), features, wanted, learned, pairs, steps=200)
         with torch.no_grad():
             reached[world] = {name: min(r2_with_interval(head(features, pairs)[0], wanted, ~learned).value) for name, head in heads.items()}

@@ -6,7 +6,7 @@ Not here: what the settings are (train/settings.py), the run itself (train/loop.
 
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ import tyro
 
 from wherefrom.tools.terminal import Terminal
 from wherefrom.train.loop import run
+from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
 from wherefrom.train.recipes import DEFAULT, recipe
 from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.settings import TrainSettings, read_plain_settings, read_settings
@@ -23,7 +24,7 @@ from wherefrom.train.settings import TrainSettings, read_plain_settings, read_se
 class TrainOptions(TrainSettings):
     """Pretrain an encoder. Every setting can be changed here; what a run was told lies in its settings.yaml."""
 
-    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]  # demo, imagenette_sp, imagenet_sp_vits16
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]  # demo, sp_dense, imagenet_sp_vits16, ...
     out: Path | None = None  # the run's folder; None: the next free runs/RECIPE-NUMBER
     resume: bool = False  # go on with the run in `out`, if there is one
     config: Path | None = None  # a settings.yaml to start from, instead of the recipe's own values
@@ -31,8 +32,9 @@ class TrainOptions(TrainSettings):
 
 def train_command(arguments: Sequence[str]) -> int:
     """Train as the command line says; return 0, or 128 + n if signal n stopped the run after saving it."""
-    # once to learn what to start from, then again from there
-    asked = _parsed(recipe(DEFAULT), "", [word for word in arguments if word not in ("-h", "--help")])
+    # once to learn what to start from, whatever it may learn, then again from there
+    anything = replace(recipe(DEFAULT), spatial=SpatialSettings(), dense=DenseSpatialSettings())
+    asked = _parsed(anything, "", [word for word in arguments if word not in ("-h", "--help")])
     base = _start(asked)
     options = _parsed(base, asked.recipe or base.recipe, arguments)
     settings = TrainSettings(**{field.name: getattr(options, field.name) for field in fields(TrainSettings)})

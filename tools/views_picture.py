@@ -85,7 +85,7 @@ def views_command(
     """Draw sources with their crop boxes, and beside them every view that is cut from them.
 
     Args:
-        recipe: whose views: demo, imagenette_sp or imagenet_sp_vits16.
+        recipe: whose views: demo, sp_dense, imagenette_sp, imagenet_sp_vits16 or imagenet_sp_dense_vits16.
         data: shards, as for `wherefrom train`; default: the demo's pictures, rendered once.
         out: the PNG.
         samples: how many pictures, the first ones of the epoch's order.
@@ -97,7 +97,7 @@ def views_command(
         raise ValueError(f"samples={samples}, epoch={epoch}: needs samples >= 1 and epoch >= 0")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.absolute().parent}; make it, or take another --out")
-    families = (recipe_settings(recipe).spatial.family("spatial"),)
+    families = tuple(family for objective in recipe_settings(recipe).objectives() for family in objective.families)
     with make_loader(data or demo_shards().train, Recipe(families=families), seed=seed, global_batch=1, threads=0) as loader:
         loader.seek(epoch * loader.updates_per_epoch)
         save_views_picture(out, loader, samples)

@@ -97,8 +97,9 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
     trainer.accelerator.log(record.curves(), step=record.update)
     reporter.logged(record)
     for name, share in record.meters.items():
-        if name.endswith("/pairs_left_out") and share > 0.5 and record.update <= trainer.settings.runtime.log_every:
-            reporter.said(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see spatial.min_side_px")
+        objective, _, meter = name.partition("/")
+        if meter == "pairs_left_out" and share > 0.5 and record.update <= trainer.settings.runtime.log_every:
+            reporter.said(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see {objective}.min_side_px")
 
 
 def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
@@ -120,7 +121,7 @@ def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, repor
                     train,
                     held_out,
                     settings.evaluation,
-                    view_px=settings.spatial.size_px,
+                    view_px=settings.label_view_px,
                     update=trainer.done,
                     full=full,
                     progress=reporter.progressed,

@@ -5,7 +5,7 @@ Not here: which views are cut for them, and the report (pair_geometry.py).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from wherefrom.train.encoder import Features
 from wherefrom.train.objective import random_scope
-from wherefrom.train.objectives.spatial import SpatialPrediction, drawn_records, ordered_pairs
+from wherefrom.train.objectives import DenseSpatialPrediction, SpatialPrediction
+from wherefrom.train.objectives.spatial import drawn_records, ordered_pairs
 
 BOOTSTRAPS = 1000
 ORACLE_PAIRS = 200_000
 ORACLE_BINS = 20
+
+PairObjective = SpatialPrediction | DenseSpatialPrediction  # of the latter, read "region" for "view" below
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +63,7 @@ class OneView(nn.Module):
     def __init__(self, width: int, hidden: int, channels: int, *, side: int) -> None:
         super().__init__()
         self.side = side
-        self.mlp = nn.Sequential(nn.Linear(2 * width, hidden), nn.GELU(), nn.Linear(hidden, channels))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, channels))
 
     def forward(self, features: Features, pairs: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Predict pairs (P, 2) -> (B, P, C), from [summary; mean token]."""
@@ -81,14 +84,16 @@ class Separate(nn.Module):
         return self.of_reference(features, pairs)[0] + self.of_target(features, pairs)[0], {}
 
 
-def control_heads(objective: SpatialPrediction, width: int, *, seed: int) -> dict[str, nn.Module]:
-    """Return the heads that are trained alike on frozen features, by their row's name in the report."""
+def control_heads(objective: PairObjective, features: Features, *, seed: int) -> dict[str, nn.Module]:
+    """Return the heads that are trained alike on such frozen features, by their row's name in the report."""
+    width = features.tokens.shape[-1]
     hidden, channels = objective.settings.hidden or width, len(objective.channels)
+    seen = features.summary.shape[-1] + width
     with random_scope(seed, "control heads"):
         return {
-            "reference-only head": OneView(width, hidden, channels, side=0),
-            "target-only head": OneView(width, hidden, channels, side=1),
-            "additive head f(r) + g(t)": Separate(width, hidden, channels),
+            "reference-only head": OneView(seen, hidden, channels, side=0),
+            "target-only head": OneView(seen, hidden, channels, side=1),
+            "additive head f(r) + g(t)": Separate(seen, hidden, channels),
             "fresh full head": objective.new_head(width),
         }
 
@@ -122,7 +127,7 @@ def train_heads(
         optimiser.step()
 
 
-def one_view_oracle(objective: SpatialPrediction) -> dict[str, tuple[float, ...]]:
+def one_view_oracle(objective: PairObjective) -> dict[str, tuple[float, ...]]:
     """Return the R2 of the best predictor that knows one view's absolute box, and nothing else: a ceiling on what one view can give.
 
     Binned conditional means over boxes that the law draws on square pictures: an axis of p by centre and side, scale by both sides.
@@ -130,12 +135,13 @@ def one_view_oracle(objective: SpatialPrediction) -> dict[str, tuple[float, ...]
     family = objective.evaluation_family()
     pairs = objective.pairs.cpu()
     record = drawn_records(family, pictures=math.ceil(ORACLE_PAIRS / len(pairs)))
-    wanted = objective.targets(record, pairs, standardised=False).flatten(0, 1)
-    centre = (record.boxes[..., :2] + record.boxes[..., 2:]).double() / 2
-    side = (record.boxes[..., 2:] - record.boxes[..., :2]).double()
+    boxes, counted = objective.boxes(record), objective.counted(record, torch.ones(record.boxes.shape[:2], dtype=torch.bool))
+    wanted = objective.targets(record, pairs, standardised=False)[counted]
+    centre = (boxes[..., :2] + boxes[..., 2:]).double() / 2
+    side = (boxes[..., 2:] - boxes[..., :2]).double()
     ceilings = {}
     for number, name in enumerate(("reference", "target")):
-        bins = [_bins(value[:, pairs[:, number], axis].flatten()) for value in (centre, side) for axis in (0, 1)]
+        bins = [_bins(value[:, pairs[:, number], axis][counted]) for value in (centre, side) for axis in (0, 1)]
         x, y, width, height = bins
         known = [(x, width), (y, height)] + [(width, height)] * (wanted.shape[-1] - 2)
         ceilings[name] = tuple(_explained(wanted[:, c].double(), a * ORACLE_BINS + b) for c, (a, b) in enumerate(known))
@@ -157,7 +163,7 @@ def _explained(wanted: Tensor, bins: Tensor) -> float:
     return float(1 - (wanted - means[bins]).square().mean() / wanted.var(unbiased=False))
 
 
-def structure_gates(objective: SpatialPrediction, features: Features) -> dict[str, float]:
+def structure_gates(objective: PairObjective, features: Features) -> dict[str, float]:
     """Return how far predictions are from hanging together; all are 0 for a sound head, and for some unsound ones.
 
     identity_position, identity_scale: root mean square for a view paired with itself, in the targets' units (scale in nats).
@@ -167,8 +173,9 @@ def structure_gates(objective: SpatialPrediction, features: Features) -> dict[st
     """
     settings, views = objective.settings, features.summary.shape[1]
     each = torch.arange(views, device=features.summary.device)
-    predicted, _ = objective.predict(features, torch.cartesian_prod(each, each))
-    channels = (predicted.float() * objective.target_std + objective.target_mean).unflatten(1, (views, views))  # (B, V, V, C)
+    every = torch.cartesian_prod(each, each)
+    predicted = torch.cat([objective.predict(part, every)[0].float() for part in parts_of(features)])
+    channels = (predicted * objective.target_std + objective.target_mean).unflatten(1, (views, views))  # (B, V, V, C)
     position, log_scale = channels[..., :2], channels[..., 2:]
     if settings.scale == "ratio":
         log_scale = log_scale.clamp(min=1e-3).log()
@@ -185,6 +192,12 @@ def structure_gates(objective: SpatialPrediction, features: Features) -> dict[st
         i, j, k = triples[(triples[:, 0] != triples[:, 1]) & (triples[:, 1] != triples[:, 2]) & (triples[:, 0] != triples[:, 2])].unbind(-1)
         gates["composition"] = _relative(position[:, i, j] + unit[:, i, j] * position[:, j, k] - position[:, i, k], position[:, i, k])
     return gates
+
+
+def parts_of(features: Features) -> Iterator[Features]:
+    """Yield features, in single precision, of 64 pictures at a time: all pairs of all at once may not fit the memory."""
+    for summary, tokens in zip(features.summary.split(64), features.tokens.split(64), strict=True):
+        yield Features(summary=summary.float(), tokens=tokens.float())
 
 
 def _relative(rest: Tensor, whole: Tensor) -> float:

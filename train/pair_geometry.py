@@ -4,7 +4,6 @@ Here: which views are cut for which row, and the report as plain data and as a t
 Not here: statistics and the controls that need no picture (pair_controls.py), labels (evaluate.py), when to evaluate (loop.py).
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,8 +16,17 @@ from wherefrom.pipeline.views import Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.evaluate import Pictures, Progress, Table, blocks, judged, spread
 from wherefrom.train.objective import random_scope
-from wherefrom.train.objectives.spatial import SpatialPrediction, enlarged
-from wherefrom.train.pair_controls import R2, control_heads, one_view_oracle, r2_with_interval, structure_gates, train_heads
+from wherefrom.train.objectives import SpatialPrediction
+from wherefrom.train.pair_controls import (
+    R2,
+    PairObjective,
+    control_heads,
+    one_view_oracle,
+    parts_of,
+    r2_with_interval,
+    structure_gates,
+    train_heads,
+)
 
 PAIRS_PROTOCOL = "pairs-r2@1"
 
@@ -43,7 +51,7 @@ class PairReport:
     channels: tuple[str, ...]
     pictures: int
     pairs: int  # that counted
-    left_out: int  # pairs with an invalid view
+    left_out: int  # pairs that do not count: with an invalid view, or regions that overlap
     loss: float  # weighted as in training, squared error
     constant_loss: float  # of the law's mean
     position_distance: float  # mean Euclidean error, in the targets' unit
@@ -84,7 +92,7 @@ class _Seen:
     counted: Tensor  # (B, P) bool
 
 
-def pair_r2(encoder: Encoder, objective: SpatialPrediction, held_out: Pictures, *, pictures: int) -> PairRow:
+def pair_r2(encoder: Encoder, objective: PairObjective, held_out: Pictures, *, pictures: int) -> PairRow:
     """Return the R2 of the objective's own head on held-out pairs; the short form, for during a run."""
     seen = _seen(encoder, objective, held_out, pictures)
     return _row("held-out pairs", _predicted(objective, seen.features), seen.wanted, seen.counted, "")
@@ -92,7 +100,7 @@ def pair_r2(encoder: Encoder, objective: SpatialPrediction, held_out: Pictures, 
 
 def evaluate_pairs(
     encoder: Encoder,
-    objective: SpatialPrediction,
+    objective: PairObjective,
     train: Pictures,
     held_out: Pictures,
     *,
@@ -127,26 +135,20 @@ def evaluate_pairs(
     told(2)
     taught = _seen(encoder, objective, train, train_pictures)
     told(3)
-    heads = {name: head.to(pairs.device) for name, head in control_heads(objective, encoder.width, seed=seed).items()}
+    heads = {name: head.to(pairs.device) for name, head in control_heads(objective, taught.features, seed=seed).items()}
     train_heads(list(heads.values()), taught.features, taught.wanted, taught.counted, pairs, steps=head_steps, seed=seed)
     told(4)
     for name, head in heads.items():
         with judged(head):
-            said = torch.cat([head(part, pairs)[0].float() for part in _parts(seen.features)])
+            said = torch.cat([head(part, pairs)[0].float() for part in parts_of(seen.features)])
         rows.append(
             _row(name, said, seen.wanted, seen.counted, "for comparison" if name == "fresh full head" else "below the fresh full head")
         )
 
-    blurred = _seen(encoder, objective, held_out, pictures, equalise_px=equalise_px)
-    rows.append(
-        _row(
-            f"sharpness equalised at {equalise_px} px",
-            _predicted(objective, blurred.features),
-            blurred.wanted,
-            blurred.counted,
-            "as held-out",
-        )
-    )
+    if isinstance(objective, SpatialPrediction):  # regions of one view are equally sharp as they are
+        blurred = _seen(encoder, objective, held_out, pictures, equalise_px=equalise_px)
+        said = _predicted(objective, blurred.features)
+        rows.append(_row(f"sharpness equalised at {equalise_px} px", said, blurred.wanted, blurred.counted, "as held-out"))
     told(5)
     empty = _seen(encoder, objective, held_out, pictures, content=False, seed=seed)
     rows.append(_row("content-free pictures", _predicted(objective, empty.features), empty.wanted, empty.counted, "<= 0"))
@@ -176,20 +178,15 @@ def evaluate_pairs(
     )
 
 
-def _recipe(objective: SpatialPrediction, side_px: int | None = None) -> Recipe:
+def _recipe(objective: PairObjective, side_px: int | None = None) -> Recipe:
     """Return the recipe of the evaluation's views, of another side if given: by their name they have the very same boxes."""
     family = objective.evaluation_family()
     return Recipe(families=(family if side_px is None else replace(family, size_px=(side_px, side_px)),))
 
 
-def _at_view_size(objective: SpatialPrediction, views: Views) -> Views:
-    side = objective.settings.size_px
-    return views if views.geometry.size_px == (side, side) else enlarged(views, side)
-
-
 def _seen(
     encoder: Encoder,
-    objective: SpatialPrediction,
+    objective: PairObjective,
     pictures: Pictures,
     number: int,
     *,
@@ -204,13 +201,11 @@ def _seen(
     with judged(encoder, objective):
         for ids in blocks(spread(pictures, number)):
             cut = pictures.views(recipe, ids) if content else pictures.plain_views(recipe, ids)
-            views = _at_view_size(objective, cut.views[0])
-            if not content:
-                views = _with_noise(views, seed, int(ids[0]))
-            features = encoder.encode(views)
+            views = cut.views[0] if content else _with_noise(cut.views[0], seed, int(ids[0]))
+            features = objective.features(views, encoder.encode)
             found.append(Features(summary=features.summary.float(), tokens=features.tokens.half()))
             wanted.append(objective.targets(views.geometry))
-            counted.append(views.valid[:, objective.pairs].all(-1))
+            counted.append(objective.counted(views.geometry, views.valid))
     return _Seen(features=_joined(found, dim=0), wanted=torch.cat(wanted), counted=torch.cat(counted))
 
 
@@ -220,15 +215,15 @@ def _with_noise(views: Views, seed: int, first: int) -> Views:
         return replace(views, pixels=views.pixels + 0.3 * torch.randn_like(views.pixels))
 
 
-def _across(encoder: Encoder, objective: SpatialPrediction, pictures: Pictures, number: int) -> Tensor:
+def _across(encoder: Encoder, objective: PairObjective, pictures: Pictures, number: int) -> Tensor:
     """Predict pairs whose target view is cut from the next picture, by the same draws."""
     recipe = _recipe(objective)
     chosen = spread(pictures, number)
     said = []
     with judged(encoder, objective):
         for ids, next_ids in zip(blocks(chosen), blocks(np.roll(chosen, -1)), strict=True):
-            own = encoder.encode(_at_view_size(objective, pictures.views(recipe, ids).views[0]))
-            other = encoder.encode(_at_view_size(objective, pictures.views(recipe, next_ids, ids).views[0]))
+            own = objective.features(pictures.views(recipe, ids).views[0], encoder.encode)
+            other = objective.features(pictures.views(recipe, next_ids, ids).views[0], encoder.encode)
             views = own.summary.shape[1]
             pairs = objective.pairs + torch.tensor([0, views], device=objective.pairs.device)
             said.append(objective.predict(_joined([own, other], dim=1), pairs)[0].float())
@@ -239,14 +234,9 @@ def _joined(parts: list[Features], *, dim: int) -> Features:
     return Features(summary=torch.cat([part.summary for part in parts], dim), tokens=torch.cat([part.tokens for part in parts], dim))
 
 
-def _parts(features: Features) -> Iterator[Features]:
-    for summary, tokens in zip(features.summary.split(64), features.tokens.split(64), strict=True):
-        yield Features(summary=summary.float(), tokens=tokens.float())
-
-
-def _predicted(objective: SpatialPrediction, features: Features) -> Tensor:
+def _predicted(objective: PairObjective, features: Features) -> Tensor:
     with judged(objective):
-        return torch.cat([objective.predict(part)[0].float() for part in _parts(features)])
+        return torch.cat([objective.predict(part)[0].float() for part in parts_of(features)])
 
 
 def _row(name: str, predicted: Tensor, wanted: Tensor, counted: Tensor, honest: str) -> PairRow:
@@ -258,6 +248,6 @@ def _mean(values: Tensor, counted: Tensor) -> float:
     return float((values * counted).sum() / counted.sum())
 
 
-def _position_distance(objective: SpatialPrediction, predicted: Tensor, seen: _Seen) -> float:
+def _position_distance(objective: PairObjective, predicted: Tensor, seen: _Seen) -> float:
     apart = (predicted - seen.wanted)[..., :2] * objective.target_std[:2]
     return _mean(apart.norm(dim=-1), seen.counted)

@@ -1,14 +1,15 @@
-"""Runs that have been tried, by name: complete settings, of which the command line changes what it is told.
+"""Runs by name: complete settings, of which the command line changes what it is told.
 
-Here: `demo`, which needs no data of yours; `imagenette_sp`, on photographs and a processor; `imagenet_sp_vits16`, the real thing.
+Here: `demo` and `sp_dense`, which need no data of yours; `imagenette_sp`, on photographs and a processor; `imagenet_*`, the real thing.
 Not here: what the settings mean (settings.py, objectives/spatial.py), how they were chosen (the closing notes name the runs).
 """
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 
 from wherefrom.train.encoder import ModelSettings
-from wherefrom.train.objectives.spatial import SpatialSettings
+from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings
 
 DEFAULT = "demo"
@@ -26,6 +27,24 @@ def demo() -> TrainSettings:
         model=_small_vit(),
         spatial=_six_disjoint_views(mirror="none"),
         optim=OptimSettings(lr=1.5e-3),
+    )
+
+
+def sp_dense() -> TrainSettings:
+    """All pairs of 24 regions that lie apart in one view of a drawn scene, on the demo's pictures: minutes on two cores.
+
+    The view is most of the picture; places are told without the position table. Neither mirror nor colour change, as in the demo.
+    Labels are judged by local views of half the side, in which things are about as large as in the views learned from.
+    """
+    return TrainSettings(
+        recipe="sp_dense",
+        global_batch=16,
+        updates=1500,
+        model=replace(_small_vit(), view_size_px=96, patch_size_px=8),
+        spatial=None,
+        dense=DenseSpatialSettings(size_px=96, area_frac=(0.6, 1.0), mirror="none", colour=None, weight_position=1.0, weight_scale=1.0),
+        optim=OptimSettings(lr=1.5e-3),
+        evaluation=EvaluationSettings(view_px=48),
     )
 
 
@@ -62,7 +81,22 @@ def imagenet_sp_vits16() -> TrainSettings:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainSettings]] = {recipe.__name__: recipe for recipe in (demo, imagenette_sp, imagenet_sp_vits16)}
+def imagenet_sp_dense_vits16() -> TrainSettings:
+    """Dense SP alone on ImageNet-1k: ViT-S/16, 24 regions of one 224 px view a picture, on 8 GPUs. Not run at this size yet."""
+    alone = imagenet_sp_vits16()
+    return replace(
+        alone,
+        recipe="imagenet_sp_dense_vits16",
+        model=ModelSettings(name="vit_small_patch16_224", view_size_px=224, drop_path=0.1),
+        spatial=None,
+        dense=DenseSpatialSettings(size_px=224, weight_position=1.0, weight_scale=1.0),
+        evaluation=replace(alone.evaluation, view_px=112),
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainSettings]] = {
+    recipe.__name__: recipe for recipe in (demo, sp_dense, imagenette_sp, imagenet_sp_vits16, imagenet_sp_dense_vits16)
+}
 
 
 def recipe(name: str) -> TrainSettings:

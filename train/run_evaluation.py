@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from wherefrom.train.evaluate import KNN_PROTOCOL, PROBE_PROTOCOL, Pictures, Progress, Table, evaluate_labels
 from wherefrom.train.objective import Step
-from wherefrom.train.objectives.spatial import SpatialPrediction
+from wherefrom.train.pair_controls import PairObjective
 from wherefrom.train.pair_geometry import PAIRS_PROTOCOL, PairRow, evaluate_pairs, pair_r2
 from wherefrom.train.plain import Plain
 from wherefrom.train.reporting import Evaluated
@@ -36,7 +36,7 @@ def evaluate_run(
     curves: dict[str, float] = {}
     tables: list[Table] = []
     for name, objective in step.objectives.items():
-        if not isinstance(objective, SpatialPrediction):
+        if not isinstance(objective, PairObjective):
             continue
         if full:
             pairs = evaluate_pairs(
@@ -54,8 +54,9 @@ def evaluate_run(
             tables.append(pairs.table())
         else:
             row = pair_r2(step.encoder, objective, held_out, pictures=settings.short_pictures)
-            report[name] = {"protocol": PAIRS_PROTOCOL, "r2": dict(zip(objective.channels, row.r2, strict=True))}
-            tables.append(_short_table(name, objective.channels, row))
+            law, r2 = objective.settings.law, dict(zip(objective.channels, row.r2, strict=True))
+            report[name] = {"protocol": PAIRS_PROTOCOL, "law": law, "r2": r2}
+            tables.append(_short_table(f"{name}, law {law}", objective.channels, row))
         curves |= {f"{name}/r2_{channel}": value for channel, value in zip(objective.channels, row.r2, strict=True)}
     bank, asked = (settings.knn_pictures, settings.knn_held_out) if full else (settings.short_knn_pictures, settings.short_pictures)
     if bank:
@@ -71,5 +72,5 @@ def evaluate_run(
     return Evaluated(update=update, full=full, report=report, curves=curves, tables=tuple(tables))
 
 
-def _short_table(name: str, channels: Sequence[str], row: PairRow) -> Table:
-    return ((f"{name}, R2 on held-out pairs", *channels), (PAIRS_PROTOCOL, *(f"{value:.3f}" for value in row.r2)))
+def _short_table(what: str, channels: Sequence[str], row: PairRow) -> Table:
+    return ((f"{what}: R2 on held-out pairs", *channels), (PAIRS_PROTOCOL, *(f"{value:.3f}" for value in row.r2)))

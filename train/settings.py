@@ -11,8 +11,10 @@ from typing import Literal
 
 import yaml
 
+from wherefrom.pipeline.render import RendererName
 from wherefrom.train.encoder import ModelSettings
-from wherefrom.train.objectives.spatial import SpatialSettings
+from wherefrom.train.objective import Objective
+from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSettings, SpatialPrediction, SpatialSettings
 from wherefrom.train.plain import Plain, differences, from_plain, to_plain
 from wherefrom.train.schedule import Shape, warmed_up
 
@@ -63,12 +65,13 @@ class EvaluationSettings:
     head_steps: int = 400
     knn_pictures: int = 3000  # labelled training pictures for k-NN and linear probe; 0: neither
     knn_held_out: int = 5000  # held-out pictures that they are asked about
+    view_px: int | None = None  # side of the local views, 0.4 of a picture's, that they see; None: that of the views learned from
     short_pictures: int = 200  # held-out pictures of a short evaluation
     short_knn_pictures: int = 500  # labelled training pictures for its k-NN; 0: none
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "every", "knn_pictures", "short_knn_pictures")
-        _at_least(self, 1, "head_steps", "knn_held_out")
+        _at_least(self, 1, "head_steps", "knn_held_out", "view_px")
         _at_least(self, 2, "pictures", "head_pictures", "short_pictures")
 
 
@@ -77,7 +80,7 @@ class RuntimeSettings:
     """What changes speed, place and habit, never results beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    renderer: Literal["auto", "dali", "torch"] = "auto"
+    renderer: RendererName = "auto"
     threads: int | None = None  # that read and render; None: the loader's choice
     prefetch: int = 2  # micro-batches ready in advance
     accumulation: int = 1  # micro-batches of one update on every rank
@@ -104,7 +107,8 @@ class TrainSettings:
     updates: int | None = None  # instead of epochs
     precision: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; weights and geometry never change theirs
     model: ModelSettings = field(default_factory=ModelSettings)
-    spatial: SpatialSettings = field(default_factory=SpatialSettings)
+    spatial: SpatialSettings | None = field(default_factory=SpatialSettings)  # None: not learned, as the next
+    dense: DenseSpatialSettings | None = None  # beside `spatial`, or alone
     optim: OptimSettings = field(default_factory=OptimSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
@@ -115,6 +119,21 @@ class TrainSettings:
             raise ValueError(f"seed={self.seed}: needs 0 <= seed < 2**64")
         if self.val is not None and self.data is None:
             raise ValueError(f"val={self.val!r} without data: give both, or neither for the embedded demo pictures")
+        if self.spatial is None and self.dense is None:
+            raise ValueError("spatial and dense are both none: there is nothing to learn; set one of them")
+
+    def objectives(self) -> tuple[Objective, ...]:
+        """Return what is to be learned, the host first, not yet set up; each is named as its settings are."""
+        spatial = () if self.spatial is None else (SpatialPrediction(self.spatial, name="spatial"),)
+        dense = () if self.dense is None else (DenseSpatialPrediction(self.dense, name="dense"),)
+        return (*spatial, *dense)
+
+    @property
+    def label_view_px(self) -> int:
+        """The side of the local views that labels are judged by: as `evaluation` says, else as the host's views."""
+        host = self.spatial or self.dense
+        assert host is not None
+        return self.evaluation.view_px or host.size_px
 
     def updates_in_all(self, updates_per_epoch: int) -> int:
         """Return the length of the run."""

@@ -22,7 +22,6 @@ from wherefrom.pipeline.views import Batch
 from wherefrom.train import checkpoint
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Progress, Step, random_scope
-from wherefrom.train.objectives.spatial import SpatialPrediction
 from wherefrom.train.optimiser import clip_gradients, gated_step, make_optimiser
 from wherefrom.train.plain import to_plain
 from wherefrom.train.ranks import Ranks
@@ -48,7 +47,7 @@ class Trainer:
         self.done = 0
         with random_scope(settings.seed, "encoder"):
             encoder = Encoder(settings.model)
-        self.step = Step(encoder, [SpatialPrediction(settings.spatial)], seed=settings.seed).to(accelerator.device)
+        self.step = Step(encoder, settings.objectives(), seed=settings.seed).to(accelerator.device)
         self.loader = self._make_loader(index)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.loader.close)

@@ -5,11 +5,13 @@ Not here: what the channels mean (spatial.py), heads that serve as controls (whe
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wherefrom.kernels.pair_loss import PairLoss, pair_loss
 from wherefrom.train.encoder import Features
 
 
@@ -64,3 +66,9 @@ class AdditiveHead(nn.Module):
         of_reference = self.of_reference(summary.detach() if stop_reference else summary)
         hidden = of_reference[:, pairs[:, 0]] + self.of_target(summary)[:, pairs[:, 1]]
         return self.out(F.gelu(hidden)), {}
+
+    def loss(self, features: Features, boxes: Tensor, *, stop_reference: bool = False, **options: Any) -> PairLoss:
+        """Return the loss of what `forward` predicts, without storing the pairs; boxes (B, V, 4) and options as `pair_loss` takes them."""
+        summary = features.summary
+        of_reference = self.of_reference(summary.detach() if stop_reference else summary)
+        return pair_loss(of_reference, self.of_target(summary), boxes, weight=self.out.weight, offset=self.out.bias, **options)

@@ -6,6 +6,7 @@ Source: re-implemented from secondary descriptions of arXiv 2605.09963; what the
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wherefrom.kernels.pair_loss import PairLoss
 from wherefrom.kernels.pair_targets import Axes, Position, Scale, pair_targets
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.recipe import ColourLaw, Disjoint, Independent, Law, Mirror, Paired, Recipe, ViewFamily
@@ -121,6 +123,7 @@ class SpatialPrediction(Objective):
 
     target_mean: Tensor
     target_std: Tensor
+    channel_weights: Tensor
     pairs: Tensor
 
     def __init__(self, settings: SpatialSettings, *, name: str = "spatial", weight: float = 1.0) -> None:
@@ -131,6 +134,8 @@ class SpatialPrediction(Objective):
         self.weights = {"position": settings.weight_position, "scale": settings.weight_scale}
         self.families = (settings.family(name),)
         self.channels = settings.channels()
+        per_channel = [settings.weight_position] * 2 + [settings.weight_scale] * (len(self.channels) - 2)
+        self.register_buffer("channel_weights", torch.tensor(per_channel), persistent=False)
         one_way = settings.law == "paired" and not settings.both_orders
         self.register_buffer("pairs", torch.tensor([[0, 1]]) if one_way else ordered_pairs(self.families[0].views), persistent=False)
 
@@ -151,28 +156,35 @@ class SpatialPrediction(Objective):
 
     def forward(self, batch: Batch, encode: Encode) -> Terms:
         views = batch.family(self.name)
-        if self.settings.equalise_px is not None:
-            views = enlarged(views, self.settings.size_px)
-        features = encode(views)
+        features = self.features(views, encode)
+        if isinstance(self.head, AdditiveHead):
+            return self._terms_without_pairs(self.head, features, views)
         predicted, meters = self.predict(features)
-        wanted = self.targets(views.geometry)
-        counted = views.valid[:, self.pairs].all(-1)  # (B, P)
-        error = self._error(predicted.float(), wanted) * counted.unsqueeze(-1)
-        each = error.sum((0, 1)) / counted.sum().clamp(min=1)
-        with torch.no_grad():
-            meters |= {f"r2_{name}": value for name, value in zip(self.channels, r2(predicted.float(), wanted, counted), strict=True)}
-            meters["pairs_left_out"] = 1 - counted.float().mean()
-        return Terms(losses={"position": each[:2].sum(), "scale": each[2:].sum()}, meters=meters)
+        wanted, counted = self.targets(views.geometry), self.counted(views.geometry, views.valid)
+        terms = pair_terms(predicted, wanted, counted, self.channels, loss=self.settings.loss, beta=self.settings.smooth_l1_beta)
+        return Terms(losses=terms.losses, meters={**meters, **terms.meters, "pairs_left_out": 1 - counted.float().mean()})
+
+    def features(self, views: Views, encode: Encode) -> Features:
+        """Return what the head sees of `views`; those that were rendered small are enlarged first."""
+        side = self.settings.size_px
+        return encode(views if views.geometry.size_px == (side, side) else enlarged(views, side))
 
     def predict(self, features: Features, pairs: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return standardised predictions (B, P, C) for `pairs` (P, 2), by default those that are learned, and meters."""
-        stop = self.settings.stop
-        seen = features.detach() if stop == "encoder" else features
-        return self.head(seen, self.pairs if pairs is None else pairs, stop_reference=stop == "reference")
+        pairs = self.pairs if pairs is None else pairs
+        return self.head(self._seen(features), pairs, stop_reference=self.settings.stop == "reference")
 
     def evaluation_family(self) -> ViewFamily:
         """Return the views to judge by: the same boxes, neither coloured, mirrored nor turned."""
         return replace(self.families[0], colour=None, mirror="none", turns=False)
+
+    def boxes(self, record: ViewGeometry) -> Tensor:
+        """Return the boxes that pairs are made of, (B, N, 4): those of the views."""
+        return record.boxes
+
+    def counted(self, record: ViewGeometry, valid: Tensor) -> Tensor:
+        """Return which pairs count, (B, P) bool: those of two valid (B, V) views."""
+        return valid[:, self.pairs.to(valid.device)].all(-1)
 
     def targets(self, record: ViewGeometry, pairs: Tensor | None = None, *, standardised: bool = True) -> Tensor:
         """Return what is to be predicted, (B, P, C) float32, of the boxes as cut."""
@@ -206,10 +218,57 @@ class SpatialPrediction(Objective):
         drawn = self.targets(record, self.pairs.cpu(), standardised=False).flatten(0, 1).double()
         return drawn.mean(0).float(), drawn.std(0).clamp(min=1e-6).float()
 
-    def _error(self, predicted: Tensor, wanted: Tensor) -> Tensor:
-        if self.settings.loss == "smooth_l1":
-            return F.smooth_l1_loss(predicted, wanted, reduction="none", beta=self.settings.smooth_l1_beta)
-        return (predicted - wanted).square()
+    def _seen(self, features: Features) -> Features:
+        return features.detach() if self.settings.stop == "encoder" else features
+
+    def _terms_without_pairs(self, head: AdditiveHead, features: Features, views: Views) -> Terms:
+        """Return what `forward` does, by the kernel that never stores what it says of a pair."""
+        settings, record = self.settings, views.geometry
+        found = head.loss(
+            self._seen(features),
+            record.boxes,
+            stop_reference=settings.stop == "reference",
+            pairs=self.pairs if len(self.pairs) == 1 else "others",
+            valid=views.valid,
+            flipped=record.flipped,
+            quarter_turns=record.quarter_turns,
+            position=settings.position,
+            scale=settings.scale,
+            axes=settings.axes,
+            picture_hw=record.source_size,
+            mean=self.target_mean,
+            std=self.target_std,
+            loss=settings.loss,
+            beta=settings.smooth_l1_beta,
+            channel_weights=self.channel_weights,
+        )
+        meters = {f"r2_{name}": value for name, value in zip(self.channels, found.r2, strict=True)}
+        meters["pairs_left_out"] = 1 - found.counted.sum() / (len(record) * len(self.pairs))
+        return Terms(losses=position_and_scale(found, self.weights), meters=meters)
+
+
+def pair_terms(predicted: Tensor, wanted: Tensor, counted: Tensor, channels: Sequence[str], *, loss: Loss, beta: float) -> Terms:
+    """Return both terms, means over the pairs that count (0 where none does) summed over their channels, and R2 of every channel.
+
+    Shapes: predicted and wanted (B, P, C), counted (B, P) bool, C channels.
+    """
+    said = predicted.float()
+    error = (said - wanted).square() if loss == "squared" else F.smooth_l1_loss(said, wanted, reduction="none", beta=beta)
+    each = (error * counted.unsqueeze(-1)).sum((0, 1)) / counted.sum().clamp(min=1)
+    with torch.no_grad():
+        meters = {f"r2_{name}": value for name, value in zip(channels, r2(said, wanted, counted), strict=True)}
+    return Terms(losses={"position": each[:2].sum(), "scale": each[2:].sum()}, meters=meters)
+
+
+def position_and_scale(found: PairLoss, weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """Return both terms of a pair loss whose channels were weighted by `weights`.
+
+    One pass gives one gradient, that of the weighted sum, and only that sum may be differentiated: each term carries the share of the
+    gradient by which it comes out.
+    """
+    values = {"position": found.channel_loss[:2].sum(), "scale": found.channel_loss[2:].sum()}
+    gradient = (found.loss - found.loss.detach()) / (sum(weights[term] ** 2 for term in values) or 1)
+    return {term: value + weights[term] * gradient for term, value in values.items()}
 
 
 def ordered_pairs(views: int) -> Tensor:

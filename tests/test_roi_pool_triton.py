@@ -1,0 +1,82 @@
+"""What only the Triton kernels of ROI pooling can get wrong: their tables of weights to the bit, and offsets past 2^31 elements.
+
+Compared with the torch path's tables, with Python's integers, and with a picture that lies past 2^31 elements in a file with a hole.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
+
+from wherefrom.kernels import roi_pool as module
+from wherefrom.kernels.roi_pool import roi_pool
+from wherefrom.kernels.roi_pool_triton import result_offset, roi_weights_triton, token_offset
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PAST = 2**31
+
+
+@pytest.mark.parametrize("samples", [module.ADAPTIVE, module.AREA, 1, 3])
+@pytest.mark.parametrize("turned", [False, True])
+def test_tables_of_weights_equal_the_torch_path_to_the_bit(samples: int, turned: bool) -> None:
+    """Both round every operation alone: the number of samples is the same on every device."""
+    random = torch.Generator().manual_seed(0)
+    corners = torch.rand(2, 12, 2, 2, generator=random) * 300 - 40
+    boxes = torch.cat([corners.amin(2), corners.amax(2)], -1)
+    boxes[:, :4] = torch.tensor([[0.0, 0, 224, 224], [0, 0, 2000, 3000], [9, 9, 9, 50], [96, 112, 48, 16]])
+    turns = torch.randint(-4, 5, (2, 12), generator=random).to(DEVICE) if turned else None
+    flipped, valid = torch.rand(2, 2, 12, generator=random).to(DEVICE) < torch.tensor([0.5, 0.8], device=DEVICE).view(2, 1, 1)
+    arguments: tuple[Any, ...] = (boxes.to(DEVICE), turns, flipped, valid, (9, 40), (224.0, 240.0), (3, 11), samples)
+    for ours, theirs in zip(roi_weights_triton(*arguments), module._weights_torch(*arguments), strict=True):
+        assert torch.equal(ours, theirs)
+        assert (ours != 0).any()
+
+
+@triton.jit
+def write_offsets(out_ptr, y, x, sample, line, stride_b, stride_y, stride_x, lines, D, WIDE: tl.constexpr):
+    place = tl.arange(0, 1)
+    sample = sample + place
+    sample = sample.to(tl.int64) if WIDE else sample.to(tl.int32)
+    tl.store(out_ptr + place, token_offset(sample, stride_b, y + place, stride_y, x + place, stride_x))
+    tl.store(out_ptr + 1 + place, result_offset(sample, lines, line + place, D).to(tl.int64))
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_offsets_past_2_to_the_31_do_not_wrap() -> None:
+    y, x, sample, line, stride_b, stride_y, stride_x, lines, D = 511, 300, 40_000, 97, 196 * 768, 2**22 + 1, 768, 8 * 49, 768
+    expected = [sample * stride_b + y * stride_y + x * stride_x, (sample * lines + line) * D]
+    assert min(expected) > PAST
+    found = {wide: torch.zeros(2, dtype=torch.int64, device=DEVICE) for wide in (True, False)}
+    for wide, out in found.items():
+        write_offsets[(1,)](out, y, x, sample, line, stride_b, stride_y, stride_x, lines, D, WIDE=wide)
+    assert found[True].tolist() == expected
+    assert found[False].tolist()[1] != expected[1]  # as it would be if the number of the picture were not int64
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a file with a hole is no device memory")
+def test_a_picture_past_2_to_the_31_elements_is_read_where_it_lies(tmp_path: Path) -> None:
+    H, W, D, step = 2, 3, 4, PAST + 24
+    file = torch.from_file(str(tmp_path / "hole"), shared=True, size=step + H * W * D, dtype=torch.bfloat16)
+    tokens = file.as_strided((2, H, W, D), (step, W * D, D, 1))
+    tokens[1] = torch.randn(H, W, D)
+    boxes = torch.tensor([[[0.0, 0, 3, 2]]]).expand(2, 1, 4)
+    pooled = roi_pool(tokens, boxes, frame_hw=(H, W), out_hw=(2, 2), backend="triton")
+    alone = roi_pool(tokens[1:].clone(), boxes[1:], frame_hw=(H, W), out_hw=(2, 2), backend="triton")
+    assert torch.equal(pooled[1:], alone)
+    assert (pooled[0] == 0).all() and (alone != 0).any()
+
+
+def test_operators_pass_opcheck_by_triton() -> None:
+    boxes = torch.tensor([[[0.0, 0, 2, 3], [1, 1, 3, 2]]], device=DEVICE)
+    weights: tuple[Any, ...] = (boxes, None, None, None, [3, 4], [3.0, 4.0], [2, 1], 2, "triton")
+    rows, columns = torch.ops.wherefrom.roi_weights(*weights)
+    source: Tensor = torch.randn(1, 4, 3, 5, device=DEVICE).transpose(1, 2)
+    torch.library.opcheck(torch.ops.wherefrom.roi_weights.default, weights)
+    torch.library.opcheck(torch.ops.wherefrom.roi_contract.default, (source, rows, columns, None, [3, 4], [2, 1], False, "triton"))
