@@ -6,9 +6,14 @@ Convention: as wherefrom.pipeline.geometry; the view's pixel i shows the source 
 """
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+Filter = Literal["plain", "centred"]
+
+LEAST_SPREAD = 1e-12  # square pixels; below it one tap has all the weight, and is the centre
 
 # What undoes each EXIF orientation, as (mirrored left-right, then quarter turns counter-clockwise).
 # Source: CIPA DC-008 (EXIF 3.0), tag 0x0112.
@@ -28,17 +33,19 @@ def render_views_reference(
     solarised: Tensor | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
+    filter: Filter = "plain",
 ) -> Tensor:
     """Cut, resize, mirror, turn and colour the views of one picture.
 
     The filter is a separable triangle, widened by the scale when shrinking, its taps at pixel centres. It reads on into the picture
-    beyond the box; weight that falls outside the picture falls on the picture's edge pixel. Colour: clip(matrix (r, g, b, 1), 0, 255),
-    then blur, then solarise min(x, 255 - x), then (x / 255 - mean) / std.
+    beyond the box; weight that falls outside the picture falls on the picture's edge pixel. "plain" takes the triangle as it is, its
+    first moment up to 0.09 pixel off the sample's centre when shrinking; "centred" tilts it until the moment is exact. Colour:
+    clip(matrix (r, g, b, 1), 0, 255), then blur, then solarise min(x, 255 - x), then (x / 255 - mean) / std.
 
     Shapes: picture (H, W, 3) as stored, boxes (V, 4) xyxy in the upright picture, flipped and quarter_turns (V,), size_px (height, width)
             of the finished view; matrix (V, 3, 4), blur_sigma_px and solarised (V,), mean and std (3,) -> (V, 3, height, width) float64.
     Units:  levels 0..255 unless mean and std are given; blur_sigma_px in pixels of the finished view, 0 for none.
-    Raises: ValueError if shapes do not fit, or one of mean and std comes without the other.
+    Raises: ValueError if shapes do not fit, an option is unknown, or one of mean and std comes without the other.
     """
     if picture.ndim != 3 or picture.shape[-1] != 3:
         raise ValueError(f"picture has shape {tuple(picture.shape)}, expected (H, W, 3)")
@@ -48,13 +55,16 @@ def render_views_reference(
         raise ValueError(f"orientation={orientation}: EXIF knows 1 to 8")
     if (mean is None) != (std is None):
         raise ValueError("one of mean and std is None: give both, or neither for levels 0..255")
+    if filter not in get_args(Filter):
+        raise ValueError(f"filter={filter!r}: take one of {', '.join(get_args(Filter))}")
 
     upright = reorient(picture.double().permute(2, 0, 1), *UNDO_EXIF[orientation])
     views = []
     for v in range(len(boxes)):
         x0, y0, x1, y1 = boxes[v].double().tolist()
         height, width = size_px if quarter_turns[v] % 2 == 0 else size_px[::-1]  # before the turn
-        down, across = resize_weights(upright.shape[1], y0, y1, height), resize_weights(upright.shape[2], x0, x1, width)
+        down = resize_weights(upright.shape[1], y0, y1, height, filter=filter)
+        across = resize_weights(upright.shape[2], x0, x1, width, filter=filter)
         view = reorient(down.to(upright) @ upright @ across.to(upright).T, bool(flipped[v]), int(quarter_turns[v]))
         if matrix is not None:
             linear, offset = matrix[v].to(view)[:, :3], matrix[v].to(view)[:, 3]
@@ -75,17 +85,24 @@ def reorient(picture: Tensor, mirrored: bool, quarter_turns: int) -> Tensor:
     return torch.rot90(picture.flip(-1) if mirrored else picture, quarter_turns, (-2, -1))
 
 
-def resize_weights(pixels: int, start: float, stop: float, samples: int) -> Tensor:
+def resize_weights(pixels: int, start: float, stop: float, samples: int, *, filter: Filter = "plain") -> Tensor:
     """Return how much of every source pixel goes into every output sample, along one axis: (samples, pixels) float64, rows sum to 1.
 
-    Units: start and stop of the box in source pixels, fractions allowed.
+    Centred weights are w (1 - a (d - m)), a = m / (v - m^2), with m and v the first two moments of w over the distances d.
+    Units:  start and stop of the box in source pixels, fractions allowed.
     """
     scale = (stop - start) / samples
     reach = max(scale, 1.0)  # half the triangle's base
     centre = start + (torch.arange(samples, dtype=torch.float64) + 0.5) * scale
     taps = torch.arange(math.floor(start - reach), math.ceil(stop + reach) + 1)
-    weights = (1 - (taps + 0.5 - centre[:, None]).abs() / reach).clamp(min=0)
+    distance = taps + 0.5 - centre[:, None]
+    weights = (1 - distance.abs() / reach).clamp(min=0)
     weights /= weights.sum(1, keepdim=True)
+    if filter == "centred":
+        moment = (weights * distance).sum(1, keepdim=True)
+        spread = (weights * distance**2).sum(1, keepdim=True) - moment**2
+        tilt = torch.where(spread > LEAST_SPREAD, moment / spread, 0)
+        weights *= 1 - tilt * (distance - moment)
     return torch.zeros(samples, pixels, dtype=torch.float64).index_add_(1, taps.clamp(0, pixels - 1), weights)
 
 

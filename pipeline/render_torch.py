@@ -1,14 +1,11 @@
-"""The `torch` renderer: threads decode, crop, resize and write straight into the batch. Runs everywhere, needs no compiler.
+"""The `torch` renderer: crop, resize and write straight into the batch with stock parts. Runs everywhere, needs no compiler.
 
-Here: record + bytes -> pixels with stock parts: simplejpeg, PyTorch's 8-bit antialiased interpolation.
+Here: a decoded picture and its record -> pixels by PyTorch's 8-bit antialiased interpolation. Threads and decoding: render_threads.py.
 Not here: drawing. The approved departure from the definition: whole-pixel boxes only, and the filter stops at the box.
 """
 
 import math
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,18 +15,17 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from wherefrom.pipeline.colour import colour_matrix
-from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
-from wherefrom.pipeline.places import available_cores
+from wherefrom.pipeline.decode import upright
 from wherefrom.pipeline.recipe import Recipe
-from wherefrom.pipeline.render import Rendered
-from wherefrom.pipeline.slots import SlotRing
+from wherefrom.pipeline.render_threads import ThreadedRenderer
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """One family's record as plain Python numbers: cheap to read from many threads."""
+    """One family's record as plain Python numbers, cheap to read from many threads, and where its views go."""
 
+    orientations: list[int]  # [B], of the stored picture
     boxes: list[list[list[int]]]  # [B][V] x0, y0, x1, y1
     flipped: list[list[bool]]
     quarter_turns: list[list[int]]
@@ -38,39 +34,38 @@ class Plan:
     plain: list[list[bool]]  # [B][V]: colour is left alone
     sigma_px: list[list[float]]
     solarised: list[list[bool]]
+    pixels: Tensor  # (B, V, 3, h, w)
 
 
-class Cutter:
-    """Cuts, colours and normalises views of upright pictures in the caller's thread; holds nothing from one call to the next.
+class TorchCutter:
+    """Cuts views with PyTorch; holds nothing from one call to the next.
 
     Raises: ValueError if a family has snap="none": stock resizing cuts whole pixels.
     """
+
+    name = "torch"
 
     def __init__(self, recipe: Recipe) -> None:
         for family in recipe.families:
             if family.snap != "pixel":
                 raise ValueError(
                     f"family {family.name!r} has snap={family.snap!r}, the torch renderer cuts whole pixels; "
-                    'use snap="pixel" or renderer="dali"'
+                    'use snap="pixel" or renderer="native" or "dali"'
                 )
         self.recipe = recipe
-        self.dtype: torch.dtype = getattr(torch, recipe.pixels)
         std = 255 * torch.tensor(recipe.std)
         self._scale = (1 / std).view(3, 1, 1)
         self._shift = (-255 * torch.tensor(recipe.mean) / std).view(3, 1, 1)
 
-    def shapes(self, samples: int) -> list[tuple[int, ...]]:
-        """Return the shape of every family's pixels, (B, V, 3, H, W)."""
-        return [(samples, family.views, 3, *family.size_px) for family in self.recipe.families]
-
-    def plans(self, records: Sequence[tuple[ViewGeometry, Photometric]]) -> list[Plan]:
+    def plan(self, records: Sequence[tuple[ViewGeometry, Photometric]], pixels: Sequence[Tensor]) -> list[Plan]:
         """Return a batch's records, one a family, as the plain numbers that `cut` reads."""
-        return [_plan(geometry, photometric) for geometry, photometric in records]
+        return [_plan(*record, out) for record, out in zip(records, pixels, strict=True)]
 
-    def cut(self, picture: Tensor, plans: Sequence[Plan], position: int, pixels: Sequence[Tensor]) -> None:
-        """Write all views of the batch's picture number `position`, (H, W, 3) uint8, into pixels, one (B, V, 3, h, w) a family."""
-        for plan, out in zip(plans, pixels, strict=True):
-            self._cut_family(picture, plan, position, out[position])
+    def cut(self, plan: list[Plan], position: int, stored: NDArray[np.uint8]) -> None:
+        """Write all views of the batch's picture number `position`, (H, W, 3) as stored."""
+        picture = torch.from_numpy(np.ascontiguousarray(upright(stored, plan[0].orientations[position])))
+        for family in plan:
+            self._cut_family(picture, family, position, family.pixels[position])
 
     def _cut_family(self, picture: Tensor, plan: Plan, position: int, out: Tensor) -> None:
         """Render all views of one family from an upright (H, W, 3) uint8 picture into out (V, 3, h, w)."""
@@ -100,80 +95,29 @@ class Cutter:
             out.copy_(levels.float().mul_(self._scale).add_(self._shift))
 
 
-class TorchRenderer:
-    """Renders in `threads` threads (0: in the caller's); pixels land in a ring of reused slots.
+class TorchRenderer(ThreadedRenderer):
+    """`ThreadedRenderer` that cuts with PyTorch.
 
     Raises: ValueError if a family has snap="none": this renderer cuts whole pixels.
     """
 
-    name = "torch"
-
     def __init__(self, recipe: Recipe, *, device: str | torch.device = "cpu", threads: int | None = None, prefetch: int = 2) -> None:
-        self.recipe = recipe
-        self.cutter = Cutter(recipe)
-        self.threads = available_cores() if threads is None else threads
-        self.ring = SlotRing(prefetch + 3, pinned=torch.device(device).type == "cuda")
-        self._local = threading.local()
-        # In PyTorch this setting belongs to the thread: pictures are the parallelism here, not the insides of one resize.
-        self._pool = ThreadPoolExecutor(self.threads, "wherefrom-render", torch.set_num_threads, (1,)) if self.threads else None
-        if self._pool is not None:  # all threads start now, none amid the caller's own arithmetic
-            barrier = threading.Barrier(self.threads)
-            list(self._pool.map(lambda _: barrier.wait(), range(self.threads)))
-
-    def close(self) -> None:
-        """End the threads; twice is fine."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
-        """Render a batch into a slot; undecodable pictures come back in `failed`."""
-        pixels = self.ring.take(self.cutter.shapes(len(encoded)), self.cutter.dtype)
-        plans = self.cutter.plans(records)
-        sizes, orientations = records[0][0].source_size.tolist(), records[0][0].stored_orientation.tolist()
-
-        def one(position: int) -> tuple[str | None, float, float]:
-            start = time.perf_counter()
-            try:
-                picture = self._decode(encoded[position], sizes[position], orientations[position])
-            except DECODE_ERRORS as error:
-                return f"{type(error).__name__}: {error}", time.perf_counter() - start, 0.0
-            decoded = time.perf_counter()
-            self.cutter.cut(torch.from_numpy(picture), plans, position, pixels)
-            return None, decoded - start, time.perf_counter() - decoded
-
-        results = list(self._pool.map(one, range(len(encoded))) if self._pool is not None else map(one, range(len(encoded))))
-        return Rendered(
-            pixels=tuple(pixels),
-            failed={position: result[0] for position, result in enumerate(results) if result[0] is not None},
-            decode_s=sum(result[1] for result in results),
-            render_s=sum(result[2] for result in results),
-        )
-
-    def _decode(self, encoded: NDArray[np.uint8], size: list[int], orientation: int) -> NDArray[np.uint8]:
-        """Decode into this thread's buffer, upright and contiguous."""
-        needed = size[0] * size[1] * 3
-        buffer = getattr(self._local, "buffer", None)
-        if buffer is None or len(buffer) < needed:
-            buffer = self._local.buffer = np.empty(needed, np.uint8)
-        picture = decode_picture(encoded, orientation, buffer)
-        if list(picture.shape[:2]) != size:
-            raise ValueError(f"the header says {size[1]} x {size[0]} pixels, decoded are {picture.shape[1]} x {picture.shape[0]}")
-        return np.ascontiguousarray(picture) if picture.flags.writeable else picture.copy()
+        super().__init__(TorchCutter(recipe), device=device, threads=threads, prefetch=prefetch)
 
 
-def _plan(geometry: ViewGeometry, photometric: Photometric) -> Plan:
-    sigma = photometric.blur_sigma_px
-    factors = torch.stack([photometric.brightness, photometric.contrast, photometric.saturation], -1)
-    changed = photometric.grey | photometric.solarised | (sigma > 0) | (photometric.hue_rad != 0) | (factors != 1).any(-1)
+def _plan(geometry: ViewGeometry, photometric: Photometric, pixels: Tensor) -> Plan:
+    changed = photometric.changed
     return Plan(
+        orientations=geometry.stored_orientation.tolist(),
         boxes=geometry.boxes.int().tolist(),
         flipped=geometry.flipped.tolist(),
         quarter_turns=geometry.quarter_turns.tolist(),
         size_px=geometry.size_px,
         matrix=colour_matrix(photometric).float() if changed.any() else None,
         plain=(~changed).tolist(),
-        sigma_px=sigma.tolist(),
+        sigma_px=photometric.blur_sigma_px.tolist(),
         solarised=photometric.solarised.tolist(),
+        pixels=pixels,
     )
 
 

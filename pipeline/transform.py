@@ -18,10 +18,10 @@ from torch import Tensor
 from wherefrom.pipeline import geometry
 from wherefrom.pipeline.colour import draw_colours
 from wherefrom.pipeline.crops import draw_geometry
-from wherefrom.pipeline.decode import upright
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.recipe import Recipe
-from wherefrom.pipeline.render_torch import Cutter
+from wherefrom.pipeline.render import CutterName, make_cutter
+from wherefrom.pipeline.render_threads import view_shapes
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 
 if TYPE_CHECKING:
@@ -83,13 +83,14 @@ class ViewTransform:
 
     `transform(picture, sample=i, epoch=e)`: the key decides the draws, so equal calls give equal views in any process and order.
     A PIL picture is turned upright by its EXIF orientation first, as the loader does; arrays and tensors are upright already.
-    Raises: ValueError if a family has snap="none": stock resizing cuts whole pixels.
+    renderer: "native", the compiled kernel, whose pixels are the loader's on the CPU; "torch"; "auto": the first that is there.
+    Raises: ValueError if a family has snap="none" and "torch" cuts: stock resizing cuts whole pixels.
     """
 
-    def __init__(self, recipe: Recipe, *, seed: int = 0) -> None:
+    def __init__(self, recipe: Recipe, *, seed: int = 0, renderer: CutterName = "auto") -> None:
         self.recipe = recipe
         self.seed = seed
-        self._cutter = Cutter(recipe)
+        self._cutter = make_cutter(recipe, renderer)
 
     def __call__(
         self,
@@ -112,8 +113,9 @@ class ViewTransform:
         """
         _check_key("sample", sample)
         _check_key("epoch", epoch)
-        pixels, orientation = _as_upright(picture)
-        ids, size = np.array([sample], np.int64), np.array([pixels.shape[:2]], np.int32)
+        stored, orientation = _as_stored(picture)
+        height, width = stored.shape[:2] if orientation < 5 else stored.shape[1::-1]
+        ids, size = np.array([sample], np.int64), np.array([(height, width)], np.int32)
         drawn = draw_geometry(
             self.recipe,
             seed=self.seed,
@@ -123,9 +125,9 @@ class ViewTransform:
             stored_orientation=np.array([orientation], np.uint8),
         )
         colours = draw_colours(self.recipe, seed=self.seed, epoch=int(epoch), drawn_for=ids)
-        made = [torch.empty(shape, dtype=self._cutter.dtype) for shape in self._cutter.shapes(1)]
-        plans = self._cutter.plans([(item.geometry, colour) for item, colour in zip(drawn, colours, strict=True)])
-        self._cutter.cut(pixels, plans, 0, made)
+        made = [torch.empty(shape, dtype=getattr(torch, self.recipe.pixels)) for shape in view_shapes(self.recipe, 1)]
+        plan = self._cutter.plan([(item.geometry, colour) for item, colour in zip(drawn, colours, strict=True)], made)
+        self._cutter.cut(plan, 0, stored)
         batch = Batch(
             sample=torch.from_numpy(ids),
             drawn_for=torch.from_numpy(ids),
@@ -227,20 +229,19 @@ def _check_key(name: str, value: object) -> None:
         raise TypeError(f"{name} is {value!r}, expected an integer; every call names its sample and epoch (KeyedSampler yields both)")
 
 
-def _as_upright(picture: Image.Image | NDArray[np.uint8] | Tensor) -> tuple[Tensor, int]:
-    """Return (H, W, 3) uint8 RGB, upright and in memory order, and the orientation that was undone."""
+def _as_stored(picture: Image.Image | NDArray[np.uint8] | Tensor) -> tuple[NDArray[np.uint8], int]:
+    """Return (H, W, 3) uint8 RGB in memory order, as stored, and the EXIF orientation that is to be undone."""
     if isinstance(picture, Image.Image):
         orientation = int(picture.getexif().get(_EXIF_ORIENTATION, 1))
-        orientation = orientation if 1 <= orientation <= 8 else 1
-        return torch.from_numpy(upright(_as_rgb(picture), orientation).copy()), orientation
+        return np.require(_as_rgb(picture), np.uint8, ["C", "W"]), orientation if 1 <= orientation <= 8 else 1
     if not isinstance(picture, Tensor | np.ndarray):
         raise TypeError(f"picture is {type(picture).__name__}, expected a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8 tensor")
     planar = isinstance(picture, Tensor)
-    tensor = picture.as_subclass(Tensor).cpu() if isinstance(picture, Tensor) else torch.from_numpy(picture.copy())
-    if tensor.ndim != 3 or tensor.shape[0 if planar else 2] != 3 or not tensor.numel() or tensor.dtype != torch.uint8:
+    array = picture.as_subclass(Tensor).detach().cpu().numpy() if isinstance(picture, Tensor) else picture
+    if array.ndim != 3 or array.shape[0 if planar else 2] != 3 or not array.size or array.dtype != np.uint8:
         expected = "(3, H, W)" if planar else "(H, W, 3)"
-        raise ValueError(f"picture has shape {tuple(tensor.shape)} and is {tensor.dtype}, expected {expected} of torch.uint8")
-    return (tensor.permute(1, 2, 0) if planar else tensor).contiguous(), 1
+        raise ValueError(f"picture has shape {array.shape} and is {array.dtype}, expected {expected} of uint8")
+    return np.require(array.transpose(1, 2, 0) if planar else array, np.uint8, ["C", "W"]), 1
 
 
 def _as_rgb(picture: Image.Image) -> NDArray[np.uint8]:

@@ -100,6 +100,12 @@ class Photometric:
         """Return the same on another device."""
         return replace(self, **_moved(self, device, non_blocking))
 
+    @property
+    def changed(self) -> Tensor:
+        """Which views' colour is not left alone, (B, V) bool."""
+        factors = torch.stack([self.brightness, self.contrast, self.saturation], -1)
+        return self.grey | self.solarised | (self.blur_sigma_px != 0) | (self.hue_rad != 0) | (factors != 1).any(-1)
+
     @staticmethod
     def unchanged(samples: int, views: int) -> "Photometric":
         """Return the numbers that leave colour alone."""

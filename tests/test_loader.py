@@ -315,7 +315,7 @@ def with_bad(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callab
 STANDS_IN = {3: 5, 4: 5, 7: 8, 11: 12, 19: 0}
 
 
-@pytest.mark.parametrize("renderer", ["torch", "dali"])
+@pytest.mark.parametrize("renderer", ["torch", "native", "dali"])
 @pytest.mark.parametrize("threads", [0, 2])
 def test_what_will_not_decode_is_replaced_by_the_next_sound_picture(
     with_bad: Path, renderer: RendererName, threads: int, caplog: pytest.LogCaptureFixture
@@ -393,7 +393,7 @@ def test_batch_replays_what_a_run_saw_and_cuts_a_picture_as_another(build: Calla
         loader.batch([0, 1], drawn_for=[0])
 
 
-@pytest.mark.parametrize("renderer", ["torch", "dali"])
+@pytest.mark.parametrize("renderer", ["torch", "native", "dali"])
 def test_sequential_ranks_together_see_everything_once(build: Callable[..., Loader], renderer: RendererName) -> None:
     if renderer == "dali" and not render_dali.installed():
         pytest.skip("DALI is not installed")
@@ -477,7 +477,7 @@ def test_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: Path) -> Non
 
 @pytest.mark.slow
 @needs_proc
-@pytest.mark.parametrize(("renderer", "allowed_bytes"), [("torch", 10e6), ("dali", 100e6)])  # a DALI pipeline that stays takes 10 MB
+@pytest.mark.parametrize(("renderer", "allowed_bytes"), [("torch", 10e6), ("native", 10e6), ("dali", 100e6)])  # a DALI pipeline that stays takes 10 MB
 def test_two_hundred_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: Path, renderer: RendererName, allowed_bytes: float) -> None:
     if renderer == "dali" and not render_dali.installed():
         pytest.skip("DALI is not installed")

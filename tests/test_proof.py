@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline.coordinate_pictures import coordinate_pictures, is_clear, ramp_level, read_coordinate, wave_level
 from wherefrom.pipeline.proof import MISTAKES, ProofReport, proof_cases, prove
 from wherefrom.pipeline.recipe import Recipe, Snap
@@ -23,8 +24,10 @@ from wherefrom.pipeline.views import Photometric, ViewGeometry
 from wherefrom.tools import prove as command
 
 dali_only = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
+native_only = pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
 RENDERERS = [
     pytest.param(partial(make_renderer, name="torch"), ("pixel",), {True}, id="torch"),
+    pytest.param(partial(make_renderer, name="native"), ("pixel", "none"), {False, True}, id="native", marks=native_only),
     pytest.param(partial(make_renderer, name="dali"), ("pixel", "none"), {True}, id="dali", marks=dali_only),
     pytest.param(DaliRenderer, ("pixel", "none"), {False, True}, id="dali exact", marks=dali_only),
 ]

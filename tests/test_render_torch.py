@@ -285,5 +285,5 @@ def test_a_batch_of_no_pictures_has_no_pixels() -> None:
 
 def test_parts_of_pixels_are_refused_with_the_mend() -> None:
     family = dataclasses.replace(SMALL, snap="none")
-    with pytest.raises(ValueError, match=r"""family 'small' has snap='none', .*use snap="pixel" or renderer="dali"$"""):
+    with pytest.raises(ValueError, match=r"""family 'small' has snap='none', .*use snap="pixel" or renderer="native" or "dali"$"""):
         TorchRenderer(Recipe(families=(LARGE, family)))

@@ -164,9 +164,9 @@ PLAIN = np.zeros((50, 60, 3), np.uint8)
             {"boxes": tv_tensors.BoundingBoxes([[0, 0, 1, 1]], format="XYXY", canvas_size=(60, 50))},  # type: ignore[call-overload]
         ),
         (TypeError, "picture is bytes, expected a PIL image", {"picture": b"no"}),
-        (ValueError, r"picture has shape \(50, 60\) and is torch.uint8, expected \(H, W, 3\)", {"picture": PLAIN[..., 0]}),
+        (ValueError, r"picture has shape \(50, 60\) and is uint8, expected \(H, W, 3\)", {"picture": PLAIN[..., 0]}),
         (ValueError, r"picture has shape \(50, 60, 3\) .*, expected \(3, H, W\)", {"picture": torch.from_numpy(PLAIN)}),
-        (ValueError, r"is torch.float32, expected \(H, W, 3\) of torch.uint8", {"picture": PLAIN.astype(np.float32)}),
+        (ValueError, r"is float32, expected \(H, W, 3\) of uint8", {"picture": PLAIN.astype(np.float32)}),
         (ValueError, r"picture has shape \(0, 60, 3\)", {"picture": PLAIN[:0]}),
         (ValueError, "picture has Pillow mode 'F'", {"picture": Image.new("F", (8, 8))}),
     ],

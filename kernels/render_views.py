@@ -1,0 +1,327 @@
+"""Views cut from decoded pictures: resize, mirror, turn, colour, blur, normalise and cast, all views of a batch in one call.
+
+Here: the public call, its checks, the choice of path; the plan by which the compiled kernel renders a batch picture by picture.
+Not here: the definition (render_views_reference.py), the kernels (render_views_core.c, render_views_triton.py), decoding, drawing.
+"""
+
+import importlib
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from wherefrom.kernels.dispatch import check_device, check_dtype, check_shape, choose_path
+from wherefrom.kernels.render_views_reference import Filter, render_views_reference
+
+ViewBackend = Literal["auto", "native", "triton", "reference"]
+
+PIXEL_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ViewRequest:
+    """The records of one family of views of a batch, and the tensor that the views are written into; checked on construction.
+
+    Raises: ValueError if shapes, dtypes or devices do not fit.
+    """
+
+    boxes: Tensor  # (B, V, 4) float32 xyxy, pixels of the upright picture
+    flipped: Tensor  # (B, V) bool
+    quarter_turns: Tensor  # (B, V) int64, 0 to 3, counter-clockwise, after the mirror
+    out: Tensor  # (B, V, 3, h, w) uint8, float16, bfloat16 or float32; planar, or channels-last in memory
+    matrix: Tensor | None = None  # (B, V, 3, 4) on (r, g, b, 1) in levels 0..255
+    blur_sigma_px: Tensor | None = None  # (B, V) float32, pixels of the finished view; 0: none
+    solarised: Tensor | None = None  # (B, V) bool
+
+    def __post_init__(self) -> None:
+        check_shape("boxes", self.boxes, ("B", "V", 4), "add the view axis with boxes[:, None]")
+        views = tuple(self.boxes.shape[:2])
+        check_shape("out", self.out, (*views, 3, "h", "w"))
+        floats, bools = (torch.float32, torch.float64), (torch.bool,)
+        for name, shape, allowed in (
+            ("boxes", (*views, 4), (torch.float32,)),
+            ("flipped", views, bools),
+            ("quarter_turns", views, (torch.int64,)),
+            ("matrix", (*views, 3, 4), floats),
+            ("blur_sigma_px", views, floats),
+            ("solarised", views, bools),
+            ("out", self.out.shape, PIXEL_DTYPES),
+        ):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                check_shape(name, tensor, shape)
+                check_dtype(name, tensor, allowed)
+                check_device(name, tensor, "boxes", self.boxes)
+        if 0 in self.out.shape[3:]:
+            raise ValueError(f"out has shape {tuple(self.out.shape)}: a view has at least one pixel")
+        if not (self.out.is_contiguous() or self.channels_last):
+            raise ValueError(f"out has strides {self.out.stride()}, expected those of a contiguous or channels-last tensor")
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether a pixel's channels lie together in memory."""
+        return not self.out.is_contiguous() and self.out.permute(0, 1, 3, 4, 2).is_contiguous()
+
+
+class ViewPlan:
+    """A batch's records, checked and copied into the compiled kernel once; then pictures are rendered one by one, from any thread.
+
+    A call holds the interpreter for microseconds. A picture's views of all families are made while it lies in the cache.
+    Units:  mean and std of levels / 255.
+    Raises: ValueError if a record cannot be rendered (a box that is empty, not finite or 2^20 pixels away, a blur wider than sigma 256,
+            a view larger than 8192), or the kernel is not there; `instruction_set` names one of `instruction_sets()`.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[ViewRequest],
+        *,
+        orientation: Tensor | None = None,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        filter: Filter = "plain",
+        instruction_set: str = "auto",
+    ) -> None:
+        missing = native_missing()
+        if missing is not None:
+            raise ValueError(missing)
+        pictures = len(requests[0].boxes) if requests else 0
+        for request in requests:
+            if len(request.boxes) != pictures or request.boxes.device.type != "cpu":
+                raise ValueError(
+                    f"requests hold boxes {[tuple(each.boxes.shape) for each in requests]} on {request.boxes.device}; "
+                    "needs one number of pictures, on cpu"
+                )
+        if orientation is not None:
+            orientation = _orientation_bytes(orientation, pictures)
+        families = tuple(_family(request, mean, std, filter) for request in requests)
+        self._plan = _native().Plan(pictures, _bytes(orientation), families, instruction_set)
+
+    def render_picture(self, position: int, picture: Any) -> None:
+        """Write all views of the batch's picture number `position`: a buffer (H, W, 3) uint8 as stored, such as a NumPy array.
+
+        Raises: IndexError if there is no such position, ValueError if the picture is of another kind or does not lie in one piece.
+        """
+        self._plan.render_picture(position, picture)
+
+    def render_all(self, pictures: Sequence[Tensor], *, threads: int = 1) -> None:
+        """Write all views of all pictures, each (H, W, 3) uint8, in `threads` threads, the caller's among them."""
+        self._plan.render_all(tuple(picture.numpy() for picture in pictures), threads)
+
+
+def render_views(
+    pictures: Sequence[Tensor],
+    boxes: Tensor,
+    *,
+    flipped: Tensor,
+    quarter_turns: Tensor,
+    size_px: tuple[int, int],
+    orientation: Tensor | None = None,
+    matrix: Tensor | None = None,
+    blur_sigma_px: Tensor | None = None,
+    solarised: Tensor | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    filter: Filter = "plain",
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    out: Tensor | None = None,
+    backend: ViewBackend = "auto",
+    threads: int = 1,
+) -> Tensor:
+    """Cut, resize, mirror, turn, colour, normalise and cast V views of each of B decoded pictures, as `render_views_reference` defines.
+
+    Shapes: B pictures (H, W, 3) uint8 as stored, each contiguous, wherever it lies; boxes (B, V, 4) float32 xyxy in the upright picture,
+            flipped and quarter_turns (B, V), size_px (height, width) of the finished view, orientation (B,) EXIF 1 to 8, matrix
+            (B, V, 3, 4), blur_sigma_px and solarised (B, V), mean and std (3,) -> (B, V, 3, h, w), or `out`, whose dtype and memory
+            format then hold.
+    Units:  levels 0..255 (uint8: to the nearest, ties to even) unless mean and std are given; blur_sigma_px in pixels of the view, 0: none.
+    Paths:  "auto" takes the compiled kernel on a CPU and Triton on a GPU, and warns where only the reference is left. `threads` are those
+            of the compiled kernel, which gives the same bits for any number of them.
+    Raises: ValueError if shapes, dtypes or devices do not fit, an option is unknown, the backend cannot serve, or, on a CPU, a record
+            cannot be rendered (see ViewPlan).
+    """
+    if backend not in get_args(ViewBackend):
+        raise ValueError(f"backend={backend!r}: take one of {', '.join(get_args(ViewBackend))}")
+    if filter not in get_args(Filter):
+        raise ValueError(f"filter={filter!r}: take one of {', '.join(get_args(Filter))}")
+    if threads < 1:
+        raise ValueError(f"threads={threads}: needs 1, the caller's own, or more")
+    if min(size_px) < 1:
+        raise ValueError(f"size_px={size_px}: needs sides of 1 or more")
+    check_shape("boxes", boxes, ("B", "V", 4), "add the view axis with boxes[:, None]")
+    if out is None:
+        out = _empty((*boxes.shape[:2], 3, *size_px), dtype, channels_last, boxes.device)
+    check_shape("out", out, (*boxes.shape[:2], 3, *size_px))
+    request = ViewRequest(
+        boxes=boxes,
+        flipped=flipped,
+        quarter_turns=quarter_turns,
+        out=out,
+        matrix=matrix,
+        blur_sigma_px=blur_sigma_px,
+        solarised=solarised,
+    )
+    _check_normalisation(mean, std, out.dtype)
+    _check_pictures(pictures, boxes)
+    path = _choose_path(backend, boxes)
+    if path == "native":
+        ViewPlan([request], orientation=orientation, mean=mean, std=std, filter=filter).render_all(pictures, threads=threads)
+    elif path == "triton":
+        _render_on_gpu(pictures, request, orientation, mean, std, filter)
+    else:
+        _render_by_definition(pictures, request, orientation, mean, std, filter)
+    return out
+
+
+def native_missing() -> str | None:
+    """Return why the compiled CPU kernel is not there, or None."""
+    try:
+        _native()
+    except ModuleNotFoundError:
+        return "the CPU view kernel was not built with this wherefrom; pip install it from source with gcc 12 or clang there"
+    except ImportError as error:
+        return f"the CPU view kernel does not load: {error}; pip install wherefrom again"
+    return None
+
+
+def instruction_sets() -> list[str]:
+    """Return the instruction sets that the compiled kernel can use on this processor, the slowest first."""
+    return _native().instruction_sets()
+
+
+def _native() -> Any:
+    return importlib.import_module("wherefrom.kernels._native")
+
+
+def _choose_path(backend: ViewBackend, boxes: Tensor) -> Literal["native", "triton", "reference"]:
+    if backend == "reference":
+        return "reference"
+    if boxes.device.type == "cuda" or backend == "triton":
+        if backend == "native":
+            raise ValueError(f'pictures are on {boxes.device}, backend="native" needs cpu; use backend="auto"')
+        return "triton" if choose_path(backend, boxes) == "triton" else "reference"
+    missing = native_missing()
+    if missing is None:
+        return "native"
+    if backend == "native":
+        raise ValueError(missing)
+    warnings.warn(f"views are rendered by the slow reference: {missing}", RuntimeWarning, stacklevel=3)
+    return "reference"
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, device: torch.device) -> Tensor:
+    if not channels_last:
+        return torch.empty(shape, dtype=dtype, device=device)
+    b, v, c, h, w = shape
+    return torch.empty(b, v, h, w, c, dtype=dtype, device=device).permute(0, 1, 4, 2, 3)
+
+
+def _check_pictures(pictures: Sequence[Tensor], boxes: Tensor) -> None:
+    if len(pictures) != len(boxes):
+        raise ValueError(f"{len(pictures)} pictures came with boxes {tuple(boxes.shape)}, expected (B, V, 4), B of each")
+    for position, picture in enumerate(pictures):
+        name = f"pictures[{position}]"
+        check_shape(name, picture, ("H", "W", 3), "take RGB, channels last")
+        check_dtype(name, picture, (torch.uint8,))
+        check_device(name, picture, "boxes", boxes)
+        if not picture.numel() or not picture.is_contiguous():
+            raise ValueError(f"{name} has shape {tuple(picture.shape)}, strides {picture.stride()}; pass a pixel or more, .contiguous()")
+
+
+def _check_normalisation(mean: Tensor | None, std: Tensor | None, dtype: torch.dtype) -> None:
+    if (mean is None) != (std is None):
+        raise ValueError("one of mean and std is None: give both, or neither for levels 0..255")
+    if mean is not None and dtype == torch.uint8:
+        raise ValueError("mean and std came with uint8 views, which hold levels 0..255; leave them out or take a float dtype")
+    for name, value in (("mean", mean), ("std", std)):
+        if value is not None:
+            check_shape(name, value, (3,))
+
+
+def _orientation_bytes(orientation: Tensor, pictures: int) -> Tensor:
+    check_shape("orientation", orientation, (pictures,))
+    return orientation.clamp(0, 255).to(torch.uint8)  # what no byte holds is no orientation either
+
+
+def _bytes(tensor: Tensor | None) -> Any:
+    """Return a tensor's memory as a NumPy array of bytes, without a copy where it is contiguous already; None stays None."""
+    return None if tensor is None else tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _family(request: ViewRequest, mean: Tensor | None, std: Tensor | None, filter: Filter) -> tuple[Any, ...]:
+    """Return a family as the compiled kernel reads it."""
+    _check_normalisation(mean, std, request.out.dtype)
+    scale, shift = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+    if mean is not None and std is not None:
+        scale = tuple((1 / (255 * std.double())).tolist())
+        shift = tuple((-mean.double() / std.double()).tolist())
+        if not all(math.isfinite(number) for number in (*scale, *shift)):
+            raise ValueError(f"mean={mean.tolist()}, std={std.tolist()}: needs finite numbers, std not 0")
+    out, channels_last = request.out, request.channels_last
+    return (
+        out.shape[1],
+        *out.shape[3:],
+        str(out.dtype).removeprefix("torch."),
+        channels_last,
+        filter == "centred",
+        _bytes(request.boxes),
+        _bytes(request.flipped),
+        _bytes(request.quarter_turns),
+        _bytes(None if request.matrix is None else request.matrix.float()),
+        _bytes(None if request.blur_sigma_px is None else request.blur_sigma_px.float()),
+        _bytes(request.solarised),
+        scale,
+        shift,
+        _bytes(out.permute(0, 1, 3, 4, 2) if channels_last else out),
+    )
+
+
+def _render_on_gpu(
+    pictures: Sequence[Tensor], request: ViewRequest, orientation: Tensor | None, mean: Tensor | None, std: Tensor | None, filter: Filter
+) -> None:
+    from wherefrom.kernels.render_views_triton import render_views_triton
+
+    device = request.out.device
+    upright = torch.ones(len(pictures), dtype=torch.uint8, device=device)
+    render_views_triton(
+        torch.tensor([picture.data_ptr() for picture in pictures], dtype=torch.int64, device=device),
+        torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int32, device=device),
+        orientation=upright if orientation is None else orientation,
+        boxes=request.boxes,
+        flipped=request.flipped,
+        quarter_turns=request.quarter_turns,
+        matrix=None if request.matrix is None else request.matrix.float(),
+        blur_sigma_px=None if request.blur_sigma_px is None else request.blur_sigma_px.float(),
+        solarised=request.solarised,
+        mean=None if mean is None else mean.to(device, torch.float32),
+        std=None if std is None else std.to(device, torch.float32),
+        size_px=(request.out.shape[3], request.out.shape[4]),
+        filter=filter,
+        out=request.out,
+    )
+
+
+def _render_by_definition(
+    pictures: Sequence[Tensor], request: ViewRequest, orientation: Tensor | None, mean: Tensor | None, std: Tensor | None, filter: Filter
+) -> None:
+    for b, picture in enumerate(pictures):
+        views = render_views_reference(
+            picture,
+            request.boxes[b],
+            request.flipped[b],
+            request.quarter_turns[b],
+            (request.out.shape[3], request.out.shape[4]),
+            orientation=1 if orientation is None else int(orientation[b]),
+            matrix=None if request.matrix is None else request.matrix[b],
+            blur_sigma_px=None if request.blur_sigma_px is None else request.blur_sigma_px[b],
+            solarised=None if request.solarised is None else request.solarised[b],
+            mean=mean,
+            std=std,
+            filter=filter,
+        )
+        request.out[b] = views.clamp(0, 255).round() if request.out.dtype == torch.uint8 else views

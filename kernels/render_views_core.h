@@ -1,0 +1,70 @@
+/* The CPU view kernel: decoded pictures and their records in, finished views out. Plain C11, no Python.
+ *
+ * Here: what a caller sees. A plan is checked and copied once; then every read and write of a rendering lies inside the picture that is
+ * handed over and the memory that the plan's families name, whatever the record holds and whatever the picture's size.
+ * Not here: the definition (render_views_reference.py), the Python module (render_views_native.c).
+ */
+#ifndef WHEREFROM_RENDER_VIEWS_CORE_H
+#define WHEREFROM_RENDER_VIEWS_CORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    WF_LARGEST_SIDE_PX = 1 << 20,      /* of a picture; and how far from its corner a box may lie */
+    WF_LARGEST_VIEW_SIDE_PX = 1 << 13,
+    WF_LARGEST_SIGMA_PX = 256,
+    WF_LARGEST_MATRIX_ENTRY = 1 << 20,
+    WF_MESSAGE_BYTES = 200,
+};
+
+typedef enum { WF_UINT8, WF_FLOAT16, WF_BFLOAT16, WF_FLOAT32 } wf_dtype;
+
+typedef enum { WF_BASELINE, WF_AVX2, WF_AVX512, WF_INSTRUCTION_SETS } wf_instruction_set; /* baseline: SSE2, NEON, or plain C */
+
+typedef enum { WF_DONE, WF_BAD_RECORD, WF_BAD_PICTURE, WF_NO_MEMORY } wf_status;
+
+/* One family of views, B pictures by V views, as the caller has it; a pointer that may be NULL says so. */
+typedef struct {
+    int64_t views;                /* V */
+    int64_t height, width;        /* of the finished view, pixels */
+    wf_dtype dtype;
+    bool channels_last;
+    bool centred;                 /* the filter: moment-corrected weights */
+    const float *boxes;           /* (B, V, 4) xyxy in the upright picture, pixels */
+    const uint8_t *flipped;       /* (B, V) */
+    const int64_t *quarter_turns; /* (B, V) 0 to 3, counter-clockwise, after the mirror */
+    const float *matrix;          /* (B, V, 3, 4) or NULL */
+    const float *blur_sigma_px;   /* (B, V) or NULL */
+    const uint8_t *solarised;     /* (B, V) or NULL */
+    float scale[3], shift[3];     /* normalisation: level * scale + shift, by channel */
+    void *out;                    /* (B, V, 3, height, width), or (B, V, height, width, 3) if channels_last */
+} wf_family;
+
+/* A decoded picture as stored, its EXIF orientation not undone: height * width * 3 bytes of RGB. */
+typedef struct {
+    const uint8_t *pixels;
+    int64_t height, width;
+} wf_picture;
+
+typedef struct wf_plan wf_plan;
+
+/* The fastest instruction set of this processor; the baseline is always there. */
+wf_instruction_set wf_best_instruction_set(void);
+bool wf_has_instruction_set(wf_instruction_set set);
+
+/* Check and copy a batch's records. `orientation` (B,) is EXIF's 1 to 8, NULL for upright pictures. What `out` points to is only written,
+ * and must live as long as the plan. On failure *plan is NULL and `message` says in one line what was wrong. */
+wf_status wf_plan_make(wf_plan **plan, int64_t pictures, const uint8_t *orientation, int families, const wf_family *family,
+                       wf_instruction_set set, char message[WF_MESSAGE_BYTES]);
+void wf_plan_free(wf_plan *plan);
+int64_t wf_plan_pictures(const wf_plan *plan);
+
+/* Write all views of the plan's picture number `position`, 0 <= position < B. Safe from many threads at once. */
+wf_status wf_render_picture(const wf_plan *plan, int64_t position, const wf_picture *picture, char message[WF_MESSAGE_BYTES]);
+
+/* Write all views of all B pictures, in `threads` threads, the caller's among them. */
+wf_status wf_render_all(const wf_plan *plan, const wf_picture *pictures, int threads, char message[WF_MESSAGE_BYTES]);
+
+#endif

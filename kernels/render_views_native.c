@@ -1,0 +1,315 @@
+/* The Python module wherefrom.kernels._native around the CPU view kernel, for the limited API of Python 3.11 and later.
+ *
+ * Here: records, pictures and outputs come as buffers (numpy arrays), so that nothing is written or read whose size was not seen here; the
+ * interpreter is free while pictures are rendered. Not here: what a record may hold (render_views_core.c), shapes (render_views.py).
+ */
+#define PY_SSIZE_T_CLEAN
+#ifndef Py_GIL_DISABLED
+#define Py_LIMITED_API 0x030B0000
+#endif
+#include <Python.h>
+
+#include <string.h>
+
+#include "render_views_core.h"
+
+typedef struct {
+    PyObject_HEAD
+    wf_plan *plan;
+    int families;
+    Py_buffer *out; /* [families], held while the plan lives */
+} Plan;
+
+static const char *const DTYPES[] = {[WF_UINT8] = "uint8", [WF_FLOAT16] = "float16", [WF_BFLOAT16] = "bfloat16", [WF_FLOAT32] = "float32"};
+static const int VALUE_BYTES[] = {[WF_UINT8] = 1, [WF_FLOAT16] = 2, [WF_BFLOAT16] = 2, [WF_FLOAT32] = 4};
+static const char *const INSTRUCTION_SETS[] = {[WF_BASELINE] = "baseline", [WF_AVX2] = "avx2", [WF_AVX512] = "avx512"};
+
+static int find_name(const char *name, const char *const *names, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (strcmp(name, names[i]) == 0)
+            return i;
+    return -1;
+}
+
+static PyObject *raise(wf_status status, const char *message)
+{
+    PyErr_SetString(status == WF_NO_MEMORY ? PyExc_MemoryError : PyExc_ValueError, message);
+    return NULL;
+}
+
+/* Get a contiguous buffer of exactly `bytes`; None leaves view->obj NULL where that is allowed. */
+static bool take_buffer(PyObject *object, Py_buffer *view, const char *name, int64_t bytes, bool optional, bool writable)
+{
+    if (optional && object == Py_None)
+        return true;
+    if (PyObject_GetBuffer(object, view, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) < 0)
+        return false;
+    if (view->len == bytes)
+        return true;
+    PyErr_Format(PyExc_ValueError, "%s has %zd bytes, expected %lld", name, view->len, (long long)bytes);
+    return false;
+}
+
+enum { BOXES, FLIPPED, TURNS, MATRIX, SIGMA, SOLARISED, RECORD_BUFFERS };
+
+/* Read one family from its tuple into `family`, holding its buffers in `record` and `out`. */
+static bool read_family(PyObject *tuple, int64_t pictures, wf_family *family, Py_buffer record[RECORD_BUFFERS], Py_buffer *out)
+{
+    static const char *const NAMES[] = {"boxes", "flipped", "quarter_turns", "matrix", "blur_sigma_px", "solarised"};
+    static const int BYTES[] = {16, 1, 8, 48, 4, 1};
+    PyObject *part[RECORD_BUFFERS], *out_object;
+    const char *dtype_name;
+    int channels_last, centred;
+    long long views, height, width;
+    if (!PyTuple_Check(tuple)) {
+        PyErr_SetString(PyExc_TypeError, "a family is a tuple");
+        return false;
+    }
+    if (!PyArg_ParseTuple(tuple, "LLLsppOOOOOO(fff)(fff)O", &views, &height, &width, &dtype_name, &channels_last, &centred, &part[BOXES],
+                          &part[FLIPPED], &part[TURNS], &part[MATRIX], &part[SIGMA], &part[SOLARISED], &family->scale[0], &family->scale[1],
+                          &family->scale[2], &family->shift[0], &family->shift[1], &family->shift[2], &out_object))
+        return false;
+    const int dtype = find_name(dtype_name, DTYPES, 4);
+    if (dtype < 0 || views < 0 || views > 1 << 20 || height < 1 || width < 1 || height > WF_LARGEST_VIEW_SIDE_PX ||
+        width > WF_LARGEST_VIEW_SIDE_PX) {
+        PyErr_Format(PyExc_ValueError, "a family is %lld views of (%lld, %lld) %s: needs sides of 1 to %d", views, height, width, dtype_name,
+                     WF_LARGEST_VIEW_SIDE_PX);
+        return false;
+    }
+    for (int i = 0; i < RECORD_BUFFERS; i++)
+        if (!take_buffer(part[i], &record[i], NAMES[i], pictures * views * BYTES[i], i >= MATRIX, false))
+            return false;
+    if (!take_buffer(out_object, out, "out", pictures * views * 3 * height * width * VALUE_BYTES[dtype], false, true))
+        return false;
+    family->views = views;
+    family->height = height;
+    family->width = width;
+    family->dtype = (wf_dtype)dtype;
+    family->channels_last = channels_last;
+    family->centred = centred;
+    family->boxes = record[BOXES].buf;
+    family->flipped = record[FLIPPED].buf;
+    family->quarter_turns = record[TURNS].buf;
+    family->matrix = record[MATRIX].obj ? record[MATRIX].buf : NULL;
+    family->blur_sigma_px = record[SIGMA].obj ? record[SIGMA].buf : NULL;
+    family->solarised = record[SOLARISED].obj ? record[SOLARISED].buf : NULL;
+    family->out = out->buf;
+    return true;
+}
+
+static void release(Py_buffer *view)
+{
+    if (view->obj)
+        PyBuffer_Release(view);
+}
+
+static void plan_dealloc(Plan *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    wf_plan_free(self->plan);
+    for (int f = 0; f < self->families; f++)
+        release(&self->out[f]);
+    PyMem_Free(self->out);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keywords[] = {"pictures", "orientation", "families", "instruction_set", NULL};
+    long long pictures;
+    PyObject *orientation_object, *families_object;
+    const char *set_name;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LOO!s", keywords, &pictures, &orientation_object, &PyTuple_Type, &families_object, &set_name))
+        return NULL;
+    const int set = strcmp(set_name, "auto") == 0 ? (int)wf_best_instruction_set() : find_name(set_name, INSTRUCTION_SETS, WF_INSTRUCTION_SETS);
+    if (set < 0 || !wf_has_instruction_set((wf_instruction_set)set))
+        return PyErr_Format(PyExc_ValueError, "instruction_set='%s': not on this processor; take one of instruction_sets()", set_name);
+    if (pictures < 0 || pictures > 1 << 24)
+        return PyErr_Format(PyExc_ValueError, "a batch of %lld pictures", pictures);
+    const Py_ssize_t families = PyTuple_Size(families_object);
+    if (families > 1 << 16)
+        return PyErr_Format(PyExc_ValueError, "%zd families of views", families);
+
+    Plan *self = (Plan *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (!self)
+        return NULL;
+    Py_buffer orientation = {0};
+    wf_family *family = PyMem_Calloc((size_t)families + 1, sizeof *family);
+    Py_buffer(*record)[RECORD_BUFFERS] = PyMem_Calloc((size_t)families + 1, sizeof *record);
+    self->out = PyMem_Calloc((size_t)families + 1, sizeof *self->out);
+    bool fine = family && record && self->out;
+    if (!fine)
+        PyErr_NoMemory();
+    else
+        self->families = (int)families;
+    fine = fine && take_buffer(orientation_object, &orientation, "orientation", pictures, true, false);
+    for (Py_ssize_t f = 0; fine && f < families; f++)
+        fine = read_family(PyTuple_GetItem(families_object, f), pictures, &family[f], record[f], &self->out[f]);
+    if (fine) {
+        char message[WF_MESSAGE_BYTES];
+        const wf_status status = wf_plan_make(&self->plan, pictures, orientation.obj ? orientation.buf : NULL, (int)families, family,
+                                              (wf_instruction_set)set, message);
+        if (status != WF_DONE)
+            raise(status, message);
+    }
+    for (Py_ssize_t f = 0; record && f < families; f++)
+        for (int i = 0; i < RECORD_BUFFERS; i++)
+            release(&record[f][i]);
+    release(&orientation);
+    PyMem_Free(record);
+    PyMem_Free(family);
+    if (!self->plan) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+/* Look at one decoded picture, (H, W, 3) unsigned bytes in rows without gaps. */
+static bool take_picture(PyObject *object, int64_t position, Py_buffer *view, wf_picture *picture)
+{
+    if (PyObject_GetBuffer(object, view, PyBUF_STRIDED_RO | PyBUF_FORMAT) < 0)
+        return false;
+    if (view->ndim != 3 || view->shape[2] != 3 || view->itemsize != 1 || (view->format && strcmp(view->format, "B") != 0)) {
+        PyErr_Format(PyExc_ValueError, "picture %lld has %d axes of format '%s', expected (H, W, 3) unsigned bytes", (long long)position,
+                     view->ndim, view->format ? view->format : "B");
+        return false;
+    }
+    if (!PyBuffer_IsContiguous(view, 'C')) {
+        PyErr_Format(PyExc_ValueError, "picture %lld does not lie in one piece; copy it first", (long long)position);
+        return false;
+    }
+    *picture = (wf_picture){.pixels = view->buf, .height = view->shape[0], .width = view->shape[1]};
+    return true;
+}
+
+static PyObject *plan_render_picture(Plan *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "render_picture takes a position and a picture");
+        return NULL;
+    }
+    const long long position = PyLong_AsLongLong(args[0]);
+    if (position == -1 && PyErr_Occurred())
+        return NULL;
+    const long long pictures = wf_plan_pictures(self->plan);
+    if (position < 0 || position >= pictures)
+        return PyErr_Format(PyExc_IndexError, "picture %lld of %lld; pictures are numbered 0 to %lld", position, pictures, pictures - 1);
+    Py_buffer view = {0};
+    wf_picture picture;
+    char message[WF_MESSAGE_BYTES];
+    wf_status status = WF_DONE;
+    const bool fine = take_picture(args[1], position, &view, &picture);
+    if (fine) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wf_render_picture(self->plan, position, &picture, message);
+        Py_END_ALLOW_THREADS
+    }
+    release(&view);
+    if (!fine)
+        return NULL;
+    if (status != WF_DONE)
+        return raise(status, message);
+    Py_RETURN_NONE;
+}
+
+static PyObject *plan_render_all(Plan *self, PyObject *args)
+{
+    PyObject *tuple;
+    int threads;
+    if (!PyArg_ParseTuple(args, "O!i", &PyTuple_Type, &tuple, &threads))
+        return NULL;
+    const Py_ssize_t count = PyTuple_Size(tuple);
+    if (count != wf_plan_pictures(self->plan))
+        return PyErr_Format(PyExc_ValueError, "%zd pictures for the records of %lld", count, (long long)wf_plan_pictures(self->plan));
+    Py_buffer *view = PyMem_Calloc((size_t)count + 1, sizeof *view);
+    wf_picture *picture = PyMem_Calloc((size_t)count + 1, sizeof *picture);
+    bool fine = view && picture;
+    if (!fine)
+        PyErr_NoMemory();
+    for (Py_ssize_t b = 0; fine && b < count; b++)
+        fine = take_picture(PyTuple_GetItem(tuple, b), b, &view[b], &picture[b]);
+    char message[WF_MESSAGE_BYTES];
+    wf_status status = WF_DONE;
+    if (fine) {
+        Py_BEGIN_ALLOW_THREADS
+        status = wf_render_all(self->plan, picture, threads, message);
+        Py_END_ALLOW_THREADS
+    }
+    for (Py_ssize_t b = 0; view && b < count; b++)
+        release(&view[b]);
+    PyMem_Free(view);
+    PyMem_Free(picture);
+    if (!fine)
+        return NULL;
+    if (status != WF_DONE)
+        return raise(status, message);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef plan_methods[] = {
+    {"render_picture", (PyCFunction)(void (*)(void))plan_render_picture, METH_FASTCALL,
+     "render_picture(position, picture)\n--\n\nWrite all views of the batch's picture number `position`, (H, W, 3) uint8 as stored."},
+    {"render_all", (PyCFunction)plan_render_all, METH_VARARGS,
+     "render_all(pictures, threads)\n--\n\nWrite all views of all pictures of the batch, a tuple, in `threads` threads."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot plan_slots[] = {
+    {Py_tp_new, plan_new},
+    {Py_tp_dealloc, plan_dealloc},
+    {Py_tp_methods, plan_methods},
+    {Py_tp_doc, "Plan(pictures, orientation, families, instruction_set)\n--\n\nA batch's records, checked and copied, and where its views go."},
+    {0, NULL},
+};
+
+static PyType_Spec plan_spec = {
+    .name = "wherefrom.kernels._native.Plan",
+    .basicsize = sizeof(Plan),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = plan_slots,
+};
+
+static PyObject *instruction_sets(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    PyObject *names = PyList_New(0);
+    for (int set = 0; names && set < WF_INSTRUCTION_SETS; set++) {
+        if (!wf_has_instruction_set((wf_instruction_set)set))
+            continue;
+        PyObject *name = PyUnicode_FromString(INSTRUCTION_SETS[set]);
+        if (!name || PyList_Append(names, name) < 0)
+            Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    return names;
+}
+
+static PyMethodDef module_methods[] = {
+    {"instruction_sets", instruction_sets, METH_NOARGS, "instruction_sets()\n--\n\nReturn those that this processor has, the slowest first."},
+    {NULL, NULL, 0, NULL},
+};
+
+static int fill_module(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &plan_spec, NULL);
+    const int status = type ? PyModule_AddObjectRef(module, "Plan", type) : -1;
+    Py_XDECREF(type);
+    return status;
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, fill_module}, {0, NULL}};
+
+static struct PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "wherefrom.kernels._native",
+    .m_doc = "The CPU view kernel; wherefrom.kernels.render_views calls it.",
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModuleDef_Init(&module_definition);
+}

@@ -1,0 +1,103 @@
+"""Rendering on the CPU in threads: each decodes a picture into its own memory and cuts all its views while it lies in the cache.
+
+Here: the threads, decoding, slots, the pictures that will not decode. Which code cuts is the cutter's question.
+Not here: pixels (render_torch.py and render_native.py hold the cutters), drawing.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
+from wherefrom.pipeline.places import available_cores
+from wherefrom.pipeline.recipe import Recipe
+from wherefrom.pipeline.render import Rendered
+from wherefrom.pipeline.slots import SlotRing
+from wherefrom.pipeline.views import Photometric, ViewGeometry
+
+
+class Cutter(Protocol):
+    """Cuts, colours and normalises views of decoded pictures in the caller's thread; safe to call from many."""
+
+    name: str
+    recipe: Recipe
+
+    def plan(self, records: Sequence[tuple[ViewGeometry, Photometric]], pixels: Sequence[Tensor]) -> Any:
+        """Return what `cut` needs to know of a batch: its records and where its views go, one (B, V, 3, h, w) a family."""
+        ...
+
+    def cut(self, plan: Any, position: int, stored: NDArray[np.uint8]) -> None:
+        """Write all views of the batch's picture number `position`, contiguous (H, W, 3) as its file stores it, EXIF not undone."""
+        ...
+
+
+def view_shapes(recipe: Recipe, samples: int) -> list[tuple[int, ...]]:
+    """Return the shape of every family's pixels, (B, V, 3, H, W)."""
+    return [(samples, family.views, 3, *family.size_px) for family in recipe.families]
+
+
+class ThreadedRenderer:
+    """Renders in `threads` threads (0: in the caller's); pixels land in a ring of reused slots."""
+
+    def __init__(self, cutter: Cutter, *, device: str | torch.device = "cpu", threads: int | None = None, prefetch: int = 2) -> None:
+        self.cutter = cutter
+        self.name = cutter.name
+        self.recipe = cutter.recipe
+        self.threads = available_cores() if threads is None else threads
+        self.ring = SlotRing(prefetch + 3, pinned=torch.device(device).type == "cuda")
+        self._local = threading.local()
+        # In PyTorch this setting belongs to the thread: pictures are the parallelism here, not the insides of one resize.
+        self._pool = ThreadPoolExecutor(self.threads, "wherefrom-render", torch.set_num_threads, (1,)) if self.threads else None
+        if self._pool is not None:  # all threads start now, none amid the caller's own arithmetic
+            barrier = threading.Barrier(self.threads)
+            list(self._pool.map(lambda _: barrier.wait(), range(self.threads)))
+
+    def close(self) -> None:
+        """End the threads; twice is fine."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
+        """Render a batch into a slot; undecodable pictures come back in `failed`.
+
+        Shapes: B encoded files, one record (B, V, ...) a family -> one (B, V, 3, H, W) a family, in the recipe's order and dtype.
+        """
+        pixels = self.ring.take(view_shapes(self.recipe, len(encoded)), getattr(torch, self.recipe.pixels))
+        plan = self.cutter.plan(records, pixels)
+        sizes, orientations = records[0][0].source_size.tolist(), records[0][0].stored_orientation.tolist()
+
+        def one(position: int) -> tuple[str | None, float, float]:
+            start = time.perf_counter()
+            try:
+                stored = self._decode(encoded[position], sizes[position], orientations[position])
+            except DECODE_ERRORS as error:
+                return f"{type(error).__name__}: {error}", time.perf_counter() - start, 0.0
+            decoded = time.perf_counter()
+            self.cutter.cut(plan, position, stored)
+            return None, decoded - start, time.perf_counter() - decoded
+
+        results = list(self._pool.map(one, range(len(encoded))) if self._pool is not None else map(one, range(len(encoded))))
+        return Rendered(
+            pixels=tuple(pixels),
+            failed={position: result[0] for position, result in enumerate(results) if result[0] is not None},
+            decode_s=sum(result[1] for result in results),
+            render_s=sum(result[2] for result in results),
+        )
+
+    def _decode(self, encoded: NDArray[np.uint8], upright_size: list[int], orientation: int) -> NDArray[np.uint8]:
+        """Decode into this thread's buffer as stored; upright_size (height, width) is what the record says."""
+        height, width = upright_size if orientation < 5 else upright_size[::-1]
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < height * width * 3:
+            buffer = self._local.buffer = np.empty(height * width * 3, np.uint8)
+        picture = decode_picture(encoded, buffer=buffer)
+        if picture.shape[:2] != (height, width):
+            raise ValueError(f"the header says {width} x {height} pixels, decoded are {picture.shape[1]} x {picture.shape[0]}")
+        return np.ascontiguousarray(picture) if picture.flags.writeable else picture.copy()
