@@ -1,27 +1,42 @@
 """The loader's benchmark in miniature: checks before speed, rounds in turns, ratios of medians, CPU time of the whole process tree.
 
-No speed is asserted anywhere; that a wrong box is found is.
+No speed is asserted anywhere; that a wrong box is found is, for every contender that is here.
 """
 
+import ctypes
+import itertools
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from wherefrom.kernels.render_views_reference import render_views_reference
 from wherefrom.pipeline import ShardIndex
 from wherefrom.pipeline.views import Photometric
-from wherefrom.tools.bench_checks import Check, bench_recipe, checked_ids, drawn, levels_off, moved
-from wherefrom.tools.bench_loader import Rate, bench_loader_command, ratios
+from wherefrom.tools import bench_checks, bench_loader, bench_peers
+from wherefrom.tools.bench_checks import Check, bench_recipe, checked_ids, drawn, filtered, levels_off, moved, unfiltered
+from wherefrom.tools.bench_contenders import ON_GPU, TITLES, Name, Plan, make_contender, why_missing
+from wherefrom.tools.bench_data import described, enlarged_shard
+from wherefrom.tools.bench_loader import bench_loader_command
+from wherefrom.tools.bench_plot import draw_rates
+from wherefrom.tools.bench_report import AIMS, Case, Rate, cores_for, print_case, ratios, role
+from wherefrom.tools.interpreter_held import interpreter_watched
 from wherefrom.tools.process_tree import tree_cpu_s
+
+IN_PROCESS: tuple[Name, ...] = ("native", "torch", "dali", "dataset", "pil", "tv2", "spdl", "kornia", "dali_own")
+PLAIN = Case(mode="geometry", megapixels=0, threads=2)
 
 
 @pytest.fixture
@@ -36,27 +51,40 @@ def shard(make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes], tmp
     return make_shard(tmp_path / "bench-000000.tar", [(f"{n:03d}", {"jpg": data}) for n, data in enumerate(encoded)])
 
 
+def rate(*per_cpu_s: float, held_frac: float | None = None) -> Rate:
+    return Rate(per_cpu_s=list(per_cpu_s), per_wall_s=[2 * one for one in per_cpu_s], memory_mib=1, held_frac=held_frac)
+
+
 def test_rounds_are_taken_in_turns_and_every_number_is_written(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "numbers"
-    assert bench_loader_command(data=str(shard), rounds=2, seconds=0.3, threads=2, contenders=("torch", "decode_threads"), out=out) == 0
+    told = {"rounds": 2, "seconds": 0.3, "batch": 8, "feed": 100.0, "data": str(shard)}
+    assert bench_loader_command(**told, threads=(2,), contenders=("torch", "decode_threads"), out=out) == 0  # type: ignore[arg-type]
     said = capsys.readouterr().out
     ours, other = "wherefrom, torch renderer", "decoding alone, simplejpeg in threads"
     turns = [line.partition(": ")[2] for line in said.splitlines() if line.startswith("round ")]
     assert turns == [ours, other, ours, other]
 
     written = json.loads((out / "bench.json").read_text())
-    for name in ("torch", "decode_threads"):
-        rate = written["rates"][name]
-        assert len(rate["per_cpu_s"]) == len(rate["per_wall_s"]) == 2
-        assert min(*rate["per_cpu_s"], *rate["per_wall_s"], rate["memory_mib"]) > 0
-    assert 0 < written["rates"]["torch"]["draw_share"] < 1 and written["rates"]["decode_threads"]["draw_share"] is None
-    ratio = written["ratios"]["torch / decode_threads"]["per_cpu_s"]
-    assert ratio["low"] <= ratio["median"] <= ratio["high"] and ratio["rounds"] == 2
-    assert written["settings"] == {
-        "rounds": 2, "seconds": 0.3, "batch": 32, "threads": 2, "photometrics": False, "data": str(shard)
-    }  # fmt: skip
+    assert written["settings"] == told
+    assert written["contenders"]["torch"] == {"title": ours, "role": "ours", "on_gpu": False}
     assert written["machine"]["cores"] >= 1 and "torch" in written["machine"]["versions"]
-    assert "torch / decode_threads" in said and Image.open(out / "bench.png").size[0] > 500
+    (case,) = written["cases"]
+    assert (case["mode"], case["megapixels"], case["threads"]) == ("geometry", 0, 2)
+    assert case["pictures"] == {
+        "number": 12, "megapixels": 0.019, "kilobytes": pytest.approx(9.6, abs=2), "made": "as given"
+    }  # fmt: skip
+    for name in ("torch", "decode_threads"):
+        found = case["rates"][name]
+        assert len(found["per_cpu_s"]) == len(found["per_wall_s"]) == 2
+        assert min(*found["per_cpu_s"], *found["per_wall_s"], found["memory_mib"]) > 0
+    assert 0 < case["rates"]["torch"]["draw_share"] < 1 and case["rates"]["decode_threads"]["draw_share"] is None
+    assert case["rates"]["decode_threads"]["held_frac"] is None
+    assert (case["rates"]["torch"]["held_frac"] or 0) > 0 or "interpreter's lock cannot be" in said
+    ratio = case["ratios"]["torch / decode_threads"]["per_cpu_s"]
+    assert ratio["low"] <= ratio["median"] <= ratio["high"] and ratio["rounds"] == 2
+    assert case["worth"] == {"torch": pytest.approx(100 / np.median(case["rates"]["torch"]["per_cpu_s"]), abs=0.01)}
+    assert 'renderer="auto" takes' in said and "worth: 100 pictures/s" in said
+    assert Image.open(out / "bench.png").size[0] > 500
     assert sorted(path.name for path in out.iterdir()) == ["bench.json", "bench.png"]
 
 
@@ -70,19 +98,50 @@ def test_a_wrong_box_ends_it_before_any_speed_is_told(shard: Path, tmp_path: Pat
 
 def test_memory_is_told_epoch_by_epoch(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "numbers"
-    assert bench_loader_command(data=str(shard), threads=1, out=out, memory=True) == 0
+    assert bench_loader_command(data=str(shard), threads=(1,), out=out, memory=True) == 0
     said = capsys.readouterr().out
     assert "memory after each of 10 epochs" in said and "steady" in said and not out.exists()
 
 
+@pytest.fixture
+def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks look at one picture alone, which is enough to find six pixels."""
+    monkeypatch.setattr(bench_checks, "CHECKED_PICTURES", 1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torchvision 0.29 announces the end of its decoders
+@pytest.mark.usefixtures("one_picture")
+@pytest.mark.parametrize("name", IN_PROCESS)
+def test_every_contender_delivers_and_boxes_planted_elsewhere_are_found(shard: Path, name: Name) -> None:
+    if why := why_missing(name):
+        pytest.skip(why)
+    plan = Plan(contender=name, data=str(shard), seconds=0.1, threads=1, batch=4, photometrics=True)
+    contender = make_contender(plan, ShardIndex.open(str(shard)))
+    checks = contender.check(plant=False)
+    assert all(check.passed for check in checks), checks
+    assert not all(check.passed for check in contender.check(plant=True))
+    stream = contender.batches()
+    assert [next(stream) for _ in range(2)] == [4, 4]
+    stream.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("one_picture")
+def test_what_runs_batches_on_a_gpu_is_right_on_the_cpu(shard: Path) -> None:
+    if why := why_missing("kornia"):
+        pytest.skip(why)
+    contender = bench_peers.Batched(bench_peers.kornia(True), ShardIndex.open(str(shard)), batch=3, device="cpu")
+    assert all(check.passed for check in contender.check(plant=False))
+    assert not all(check.passed for check in contender.check(plant=True))
+    assert next(contender.batches()) == 3
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dali", "pil", "tv2", "decode_dali", "decode_threads"])
-@pytest.mark.parametrize("photometrics", [False, True])
-def test_every_other_contender_is_checked_and_measured(shard: Path, tmp_path: Path, name: str, photometrics: bool) -> None:
-    if name in ("dali", "decode_dali"):
-        pytest.importorskip("nvidia.dali")
-    told = {"data": str(shard), "rounds": 1, "seconds": 0.3, "contenders": (name,), "out": tmp_path / "n", "photometrics": photometrics}
-    assert bench_loader_command(**told) == 0  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", ["native", "dali", "dataset", "pil", "tv2", "spdl", "kornia", "dali_own", "decode_dali", "decode_threads"])
+def test_every_contender_is_checked_and_measured_in_a_process_of_its_own(shard: Path, tmp_path: Path, name: Name) -> None:
+    if why := why_missing(name):
+        pytest.skip(why)
+    told = {"data": str(shard), "rounds": 1, "seconds": 0.3, "contenders": (name,), "out": tmp_path / "n"}
+    assert bench_loader_command(**told, modes=("geometry", "photometrics"), megapixels=(0, 0.05)) == 0  # type: ignore[arg-type]
     assert bench_loader_command(**told, plant=True) == 1  # type: ignore[arg-type]
 
 
@@ -111,6 +170,59 @@ def test_the_check_tells_right_views_from_moved_boxes(shard: Path, photometrics:
     assert not Check(name="", value=float("nan"), limit=1).passed
 
 
+def test_unfiltered_views_read_between_four_pixels_and_nothing_else(shard: Path) -> None:
+    record = drawn(bench_recipe(False), ShardIndex.open(str(shard)), np.array([0]))[1][0]
+    plain = Photometric.unchanged(1, 8)
+    rows, cols = torch.meshgrid(torch.arange(120), torch.arange(160), indexing="ij")
+    ramp = torch.stack([cols, rows, cols + 0 * rows], -1).to(torch.uint8)
+    shown = unfiltered(ramp, record, plain)
+    centre = record.boxes[0].double().view(8, 2, 2).mean(1) - 0.5  # the level of a ramp at a box's centre
+    assert (shown[:, :2].mean((-2, -1)) - centre).abs().max() < 0.3  # boxes at the picture's edge are clamped there
+    inside = shown[:, :, 20:-20, 20:-20]
+    assert (inside - filtered(ramp, record, plain)[:, :, 20:-20, 20:-20]).abs().max() < 0.2
+
+    noise = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (1200, 1600, 3), np.uint8))
+    large = replace(record, boxes=record.boxes * 10, source_size=record.source_size * 10)
+    assert (unfiltered(noise, large, plain) - filtered(noise, large, plain)).abs().mean() > 20  # shrinking is what filters are for
+
+
+def test_pictures_are_enlarged_upright_once_and_never_shrunk(shard: Path, tmp_path: Path) -> None:
+    index = ShardIndex.open(str(shard))
+    larger = ShardIndex.open(str(enlarged_shard(index, 0.1, tmp_path)))
+    assert len(larger) == len(index) and (larger.orientation == 1).all()
+    megapixels = larger.source_size.prod(-1, dtype=np.int64) / 1e6
+    np.testing.assert_allclose(megapixels, 0.1, rtol=0.01)
+    aspect = larger.source_size[:, 1] / larger.source_size[:, 0]
+    np.testing.assert_allclose(aspect, index.source_size[:, 1] / index.source_size[:, 0], rtol=0.01)  # the second stands upright
+    assert aspect[1] < 1 < aspect[0]
+    assert "enlarged (bicubic) to 0.1 MP, JPEG quality 90, 4:2:0" in described(larger, 0.1).made
+    same = ShardIndex.open(str(enlarged_shard(index, 0.001, tmp_path)))
+    np.testing.assert_array_equal(same.source_size, index.source_size)
+
+
+def test_who_cannot_run_here_is_left_out_in_a_line_that_says_why(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reasons = dict.fromkeys(get_args(Name), "not installed") | {"pil": "stolen", "decode_threads": None}
+    monkeypatch.setattr(bench_loader, "why_missing", reasons.get)
+    measured = {"checks": [], "pictures": 10, "wall_s": 1.0, "cpu_s": 0.5, "memory_mib": 1.0}
+    monkeypatch.setattr(bench_loader, "_run", lambda plan: measured)
+    out = tmp_path / "numbers"
+    assert bench_loader_command(data=str(shard), rounds=1, seconds=0.2, threads=(1,), out=out) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    others = ", ".join(name for name in get_args(Name) if reasons[name] == "not installed")
+    assert f"left out: {others}: not installed left out: pil: stolen FFCV is left out: " in said
+    written = json.loads((out / "bench.json").read_text())
+    assert list(written["contenders"]) == ["decode_threads"] and "left out: pil: stolen" in written["left_out"]
+    with pytest.raises(ValueError, match="contenders: nobody to measure; left out: pil: stolen"):
+        bench_loader_command(data=str(shard), contenders=("pil",), out=tmp_path / "none")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_nobody_is_measured_on_one() -> None:
+    assert {why_missing(name) for name in ON_GPU} == {"torch sees no CUDA GPU here"}
+
+
 def test_cpu_time_counts_children_alive_and_ended() -> None:
     burn = "import time\nwhile time.process_time() < 0.4: pass\n"
     start, own = tree_cpu_s(), time.process_time()
@@ -127,22 +239,143 @@ def test_cpu_time_counts_children_alive_and_ended() -> None:
     assert alive >= 0.35
 
 
-def test_ratios_are_of_medians_with_the_rounds_spread() -> None:
-    def rate(*per_cpu_s: float) -> Rate:
-        return Rate(per_cpu_s=list(per_cpu_s), per_wall_s=[1.0] * len(per_cpu_s), memory_mib=1, draw_share=None)
+def spin(seconds: float) -> None:
+    """Hold the interpreter as Python code does: a loop."""
+    over = time.perf_counter() + seconds
+    while time.perf_counter() < over:
+        pass
 
+
+@pytest.mark.parametrize(
+    ("hold", "held_s", "free_s", "holds"),
+    [
+        (lambda s: ctypes.PyDLL(None).usleep(round(1e6 * s)), 0.003, 0.007, True),  # a call of C code that keeps the lock
+        (lambda s: ctypes.CDLL(None).usleep(round(1e6 * s)), 0.003, 0.007, False),  # the same call, which gives it back meanwhile
+        (spin, 0.00005, 0.0005, True),
+    ],
+)
+def test_the_interpreter_is_seen_held_as_long_as_a_known_load_holds_it(
+    hold: Callable[[float], object], held_s: float, free_s: float, holds: bool
+) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("whoever watches takes a core, and there is one alone")
+    over, cores = threading.Event(), os.sched_getaffinity(0)
+    inside = 0.0
+
+    def load() -> None:
+        nonlocal inside
+        while not over.is_set():
+            start = time.perf_counter()
+            hold(held_s)
+            inside += time.perf_counter() - start
+            time.sleep(free_s)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    with interpreter_watched() as found:
+        before, start = inside, time.perf_counter()
+        time.sleep(1)
+        share = (inside - before) / (time.perf_counter() - start)  # by the load's own clock
+    over.set()
+    thread.join()
+    assert os.sched_getaffinity(0) == cores and found.readings > 1000 and share > 0.03
+    if holds:
+        assert 0.6 * share - 0.01 < found.share < 1.4 * share + 0.03
+    else:
+        assert found.share < 0.2 * share + 0.01
+
+
+def test_ratios_are_of_medians_with_the_rounds_spread() -> None:
     found = ratios({"torch": rate(10, 40, 20), "pil": rate(10, 4, 5), "decode_dali": rate(100, 100, 100)})
     assert set(found) == {"torch / pil", "torch / decode_dali"}
     ratio = found["torch / pil"]["per_cpu_s"]
     assert (ratio.median, ratio.low, ratio.high, ratio.rounds) == (4, 1, 10, 3)
 
 
+def told(case: Case, rates: dict[Name, Rate], feed: float = 2000) -> str:
+    """Return what is printed of a case, in one line."""
+    console = Console(width=300)
+    with console.capture() as captured:
+        print_case(console, case, rates, feed)
+    return " ".join(captured.get().split())
+
+
+def test_worth_is_the_feed_over_pictures_per_cpu_second() -> None:
+    assert cores_for(2000, rate(400, 500, 900)) == 4
+    said = told(PLAIN, {"native": rate(500, held_frac=0.02), "pil": rate(80), "tv2": rate(100)}, feed=1000)
+    assert "worth: 1000 pictures/s take so many cores like these: 2.0 with native, 12.5 with pil" in said
+    assert "full at so many pictures/s: 50000 with native" in said
+
+
+def test_aims_are_told_where_they_belong_against_the_faster_decoder() -> None:
+    rates: dict[Name, Rate] = {
+        "native": rate(300, held_frac=0.04),
+        "dataset": rate(270),
+        "pil": rate(60),
+        "tv2": rate(100),
+        "decode_dali": rate(500),
+        "decode_threads": rate(600),
+    }
+    said = told(PLAIN, rates)
+    assert "native / pil: 5.00 (5.00-5.00), aim 4.5: reached" in said
+    assert "native / tv2: 3.00 (3.00-3.00), aim 3.2: MISSED" in said
+    assert "native / decode_threads: 0.50 (0.50-0.50), aim 0.55: MISSED" in said and "decode_dali: 0.60 (0.60-0.60), aim" not in said
+    assert "dataset / tv2: 2.70 (2.70-2.70), aim 3: MISSED" in said
+    assert "4.0% of one core at 1000 pictures/s, aim at most 3%: MISSED" in said
+    assert "torch / " not in said
+    coloured, large = replace(PLAIN, mode="photometrics"), replace(PLAIN, megapixels=1.5)
+    assert "aim 8: MISSED" in told(coloured, rates) and "aim 4.5" not in told(coloured, rates)
+    assert "decode_threads: 0.50 (0.50-0.50), aim 0.6: MISSED" in told(large, rates)
+    named = {part for by in AIMS.values() for pair in by for part in pair.split(" / ")} - {"decode"}
+    assert named <= set(get_args(Name))
+
+
+def test_those_on_a_gpu_are_compared_by_the_clock() -> None:
+    said = told(PLAIN, {"native": rate(300), "triton": rate(4000), "pil": rate(60)})
+    by_cpu, by_clock = said.split("per second, on the GPU")
+    assert "triton" not in by_cpu.split("per CPU-second, over")[1]
+    assert "66.67 (66.67-66.67)" in by_clock
+
+
+def test_the_plot_has_a_panel_for_every_case_and_place(tmp_path: Path) -> None:
+    def drawn_size(names: tuple[Name, ...], modes: tuple[str, ...], sizes: tuple[float, ...]) -> tuple[int, int]:
+        cases = [
+            {
+                "mode": mode,
+                "megapixels": size,
+                "threads": threads,
+                "pictures": {"megapixels": 0.2, "made": "as given"},
+                "rates": {name: {"per_cpu_s": [100.0, 120.0], "per_wall_s": [200.0, 240.0]} for name in names},
+            }
+            for mode, size, threads in itertools.product(modes, sizes, (1, 2))
+        ]
+        result = {
+            "machine": {"cpu": "a processor", "cores": 2},
+            "views": ["2 x 224 px"],
+            "settings": {"rounds": 2},
+            "contenders": {name: {"title": TITLES[name], "role": role(name), "on_gpu": name in ON_GPU} for name in names},
+            "cases": cases,
+        }
+        draw_rates(result, tmp_path / "plot.png")
+        return Image.open(tmp_path / "plot.png").size
+
+    one = drawn_size(("native", "pil", "decode_dali"), ("geometry",), (0,))
+    four = drawn_size(("native", "pil", "decode_dali"), ("geometry", "photometrics"), (0, 1.5))
+    assert four[0] > 1.4 * one[0] and four[1] > 1.4 * one[1]
+    on_gpu = drawn_size(("native", "triton"), ("geometry",), (0,))
+    assert on_gpu[0] == one[0] and on_gpu[1] > one[1]
+    assert drawn_size(("triton",), ("geometry",), (0,))[1] < on_gpu[1]
+
+
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [
-        ("rounds=0, seconds=6.0, threads=None: needs", {"rounds": 0}),
-        ("threads=0: needs", {"threads": 0}),
-        ("seconds=0, threads=None: needs", {"seconds": 0}),
+        (r"rounds=0, seconds=6.0, threads=\(\d+,\): needs", {"rounds": 0}),
+        (r"threads=\(2, 0\): needs", {"threads": (2, 0)}),
+        (r"seconds=0, threads=\(\d+,\): needs", {"seconds": 0}),
+        (r"megapixels=\(0, -1\): needs", {"megapixels": (0, -1)}),
+        ("batch=0, feed=2000.0: needs", {"batch": 0}),
+        ("batch=32, feed=0: needs", {"feed": 0}),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words: str, arguments: dict[str, int]) -> None:

@@ -1,11 +1,13 @@
 """What every contender of the loader's benchmark has to deliver, and how it is told whether it did.
 
 Here: the views, their records, the distance of delivered pixels to the float64 reference, the planted error that must be found.
-Not here: the contenders (bench_contenders.py).
+Not here: the contenders (bench_contenders.py has ours and decoding alone, bench_peers.py everybody else's).
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from wherefrom.kernels.render_views_reference import render_views_reference
 from wherefrom.pipeline.colour import colour_matrix, draw_colours
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import decode_picture
+from wherefrom.pipeline.geometry import map_points
 from wherefrom.pipeline.reader import ShardReader
 from wherefrom.pipeline.recipe import IMAGENET_MEAN, IMAGENET_STD, ColourLaw, Independent, Recipe, ViewFamily
 from wherefrom.pipeline.shards import ShardIndex
@@ -39,6 +42,18 @@ class Check:
     @property
     def passed(self) -> bool:
         return self.value <= self.limit
+
+
+class Contender(Protocol):
+    """Anything that delivers batches."""
+
+    def check(self, plant: bool) -> list[Check]:
+        """Compare what is delivered with what it should be."""
+        ...
+
+    def batches(self) -> Iterator[int]:
+        """Deliver without end; yield how many pictures each batch has."""
+        ...
 
 
 def bench_recipe(photometrics: bool) -> Recipe:
@@ -67,15 +82,11 @@ def checked_ids(index: ShardIndex) -> NDArray[np.int64]:
     return fine[np.unique(np.linspace(0, len(fine) - 1, CHECKED_PICTURES).astype(int))]
 
 
-def levels_off(pixels: Tensor, picture: Tensor, record: ViewGeometry, photometric: Photometric) -> float:
-    """Return how far views lie from the float64 reference, in 255 levels, mean over pixels two filter supports inside the view.
-
-    Shapes: pixels (V, 3, h, w) normalised float, picture (H, W, 3), record and photometric of that one picture (1, V).
-    """
-    boxes = record.boxes[0]
-    truth = render_views_reference(
+def filtered(picture: Tensor, record: ViewGeometry, photometric: Photometric) -> Tensor:
+    """Return what views should show, (V, 3, h, w) levels: the float64 definition."""
+    return render_views_reference(
         picture,
-        boxes,
+        record.boxes[0],
         record.flipped[0],
         record.quarter_turns[0],
         record.size_px,
@@ -83,6 +94,40 @@ def levels_off(pixels: Tensor, picture: Tensor, record: ViewGeometry, photometri
         blur_sigma_px=photometric.blur_sigma_px[0],
         solarised=photometric.solarised[0],
     )
+
+
+def unfiltered(picture: Tensor, record: ViewGeometry, photometric: Photometric) -> Tensor:
+    """Return what views show, (V, 3, h, w) levels, where nothing is filtered before it is sampled: bilinear between four pixels."""
+    height, width = record.size_px
+    rows, cols = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    points = map_points(record.view_to_source[0], torch.stack([cols, rows], -1).view(-1, 2).double()) - 0.5  # (V, h * w, 2)
+    last = torch.tensor([picture.shape[1] - 1, picture.shape[0] - 1])
+    low = points.floor()
+    near, far = low.long().clamp(min=0).minimum(last), (low.long() + 1).clamp(min=0).minimum(last)
+    x, y = (points - low).unsqueeze(-2).unbind(-1)  # (V, h * w, 1): how far to the right, how far down
+
+    def row(y: Tensor) -> Tensor:
+        return picture[y, near[..., 0]].double() * (1 - x) + picture[y, far[..., 0]].double() * x
+
+    shown = row(near[..., 1]) * (1 - y) + row(far[..., 1]) * y  # (V, h * w, 3)
+    return shown.transpose(1, 2).unflatten(-1, (height, width))
+
+
+def endless_ids(index: ShardIndex, batch: int) -> Iterator[list[int]]:
+    """Yield the sound pictures in batches, again and again."""
+    sound = np.flatnonzero(index.sound)
+    for start in itertools.count(0, batch):
+        yield sound[np.arange(start, start + batch) % len(sound)].tolist()
+
+
+def levels_off(pixels: Tensor, picture: Tensor, record: ViewGeometry, photometric: Photometric, *, antialias: bool = True) -> float:
+    """Return how far views lie from what they should show, in 255 levels, mean over pixels two filter supports inside the view.
+
+    Shapes: pixels (V, 3, h, w) normalised float, picture (H, W, 3), record and photometric of that one picture (1, V).
+    antialias: whether what they should show is `filtered` or `unfiltered`.
+    """
+    boxes = record.boxes[0]
+    truth = (filtered if antialias else unfiltered)(picture, record, photometric)
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
     off = ((pixels.double() * std + mean) * 255 - truth).abs()
     source_px = (boxes[:, 2:] - boxes[:, :2]) / record.size_px[0]  # of one view pixel
@@ -99,7 +144,12 @@ def moved(record: ViewGeometry) -> ViewGeometry:
 
 
 def views_off(
-    index: ShardIndex, records: Sequence[tuple[ViewGeometry, Photometric]], pixels: Callable[[int, int], Tensor], plant: bool
+    index: ShardIndex,
+    records: Sequence[tuple[ViewGeometry, Photometric]],
+    pixels: Callable[[int, int], Tensor],
+    plant: bool,
+    *,
+    antialias: bool = True,
 ) -> float:
     """Return the worst picture's `levels_off`; pixels(family, b) gives (V, 3, h, w)."""
     worst = []
@@ -108,5 +158,5 @@ def views_off(
             for b, sample in enumerate(record.sample.tolist()):
                 picture = torch.from_numpy(decode_picture(reader.read(sample)).copy())
                 told = moved(record[b]) if plant else record[b]
-                worst.append(levels_off(pixels(family, b), picture, told, photometric[b]))
+                worst.append(levels_off(pixels(family, b), picture, told, photometric[b], antialias=antialias))
     return max(worst)

@@ -1,8 +1,9 @@
 """One contender of the loader's benchmark, alone in a fresh process: checked first, then timed; one JSON object on standard output.
 
-Here: what is compared (ours, two usual DataLoaders, decoding alone), and how long it is let run.
-Not here: what is right (bench_checks.py); rounds, ratios (bench_loader.py, which starts `python -m wherefrom.tools.bench_contenders PLAN`).
-All deliver 2 x 224 + 8 x 96 antialiased views a picture, mirrored, normalised float32; who only decodes delivers pictures.
+Here: ours and decoding alone, who is who and cannot run here, how long each is let run, how much of the interpreter ours hold.
+Not here: what is right (bench_checks.py); what others offer (bench_peers.py); rounds, ratios (bench_loader.py, which starts
+`python -m wherefrom.tools.bench_contenders PLAN`).
+All deliver 2 x 224 + 8 x 96 views a picture, mirrored, normalised float32; who only decodes delivers pictures.
 """
 
 import io
@@ -15,25 +16,77 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
-from torch import Tensor
+from PIL import Image
 
+from wherefrom.kernels.dispatch import triton_missing
+from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.loader import make_loader
+from wherefrom.pipeline.order import Order
+from wherefrom.pipeline.places import available_cores
 from wherefrom.pipeline.reader import ShardReader
-from wherefrom.pipeline.recipe import IMAGENET_MEAN, IMAGENET_STD
+from wherefrom.pipeline.render import RendererName
 from wherefrom.pipeline.shards import ShardIndex
-from wherefrom.tools.bench_checks import ASPECT, COLOUR, FAMILIES, PLANTED_PX, Check, bench_recipe, checked_ids, drawn, views_off
+from wherefrom.pipeline.transform import KeyedSampler, Transformed, ViewTransform, collate
+from wherefrom.pipeline.views import Batch
+from wherefrom.tools import bench_peers as peers
+from wherefrom.tools.bench_checks import PLANTED_PX, Check, Contender, bench_recipe, checked_ids, drawn, endless_ids, views_off
+from wherefrom.tools.interpreter_held import interpreter_watched
 from wherefrom.tools.process_tree import tree_cpu_s, tree_memory_mib
 
-Name = Literal["torch", "dali", "pil", "tv2", "decode_dali", "decode_threads"]
-
-BATCH = 32  # small beside what a round delivers: workers hand over whole batches
+Name = Literal[
+    "native",
+    "torch",
+    "dali",
+    "dataset",
+    "triton",
+    "dali_cuda",
+    "pil",
+    "tv2",
+    "spdl",
+    "kornia",
+    "dali_own",
+    "kornia_cuda",
+    "dali_own_cuda",
+    "decode_dali",
+    "decode_threads",
+]
+TITLES: dict[Name, str] = {
+    "native": "wherefrom, native renderer",
+    "torch": "wherefrom, torch renderer",
+    "dali": "wherefrom, DALI renderer on the CPU",
+    "dataset": "DataLoader, our ViewTransform",
+    "triton": "wherefrom, Triton renderer on the GPU",
+    "dali_cuda": "wherefrom, DALI renderer on the GPU",
+    "pil": f"DataLoader, {peers.PILLOW} and torchvision v1",
+    "tv2": "DataLoader, torchvision v2 on tensors",
+    "spdl": "SPDL threads, torchvision v2 on tensors",
+    "kornia": "DataLoader, kornia (not antialiased)",
+    "dali_own": "DALI's random_resized_crop on the CPU",
+    "kornia_cuda": "kornia on the GPU (not antialiased)",
+    "dali_own_cuda": "DALI's random_resized_crop on the GPU",
+    "decode_dali": "decoding alone, DALI",
+    "decode_threads": "decoding alone, simplejpeg in threads",
+}
+OURS: dict[Name, tuple[RendererName, str]] = {  # our loaders: renderer and device
+    "native": ("native", "cpu"),
+    "torch": ("torch", "cpu"),
+    "dali": ("dali", "cpu"),
+    "triton": ("triton", "cuda"),
+    "dali_cuda": ("dali", "cuda"),
+}
+ON_GPU: tuple[Name, ...] = ("triton", "dali_cuda", "kornia_cuda", "dali_own_cuda")
+DECODERS: tuple[Name, ...] = ("decode_dali", "decode_threads")
+LIBRARIES: dict[str, tuple[str, tuple[Name, ...]]] = {  # that need not be there: module, who uses it
+    "NVIDIA DALI": ("nvidia.dali", ("dali", "triton", "dali_cuda", "dali_own", "dali_own_cuda", "decode_dali")),
+    "kornia": ("kornia.augmentation", ("kornia", "kornia_cuda")),
+    "SPDL": ("spdl.pipeline", ("spdl",)),
+}
 WARM_BATCHES = 4
 DRAWN_BATCHES = 30  # over which the cost of draws is averaged
 MEMORY_EPOCHS = 10
@@ -47,47 +100,37 @@ class Plan:
     data: str  # shards
     seconds: float
     threads: int  # or worker processes
+    batch: int
     photometrics: bool = False
     plant: bool = False  # check against boxes that lie elsewhere: the check must find out
     memory: bool = False  # go through epochs and report memory, instead of speed
 
 
-class Contender(Protocol):
-    """Anything that delivers batches."""
+def why_missing(name: Name) -> str | None:
+    """Return why a contender cannot run on this machine, or None."""
+    if name in ON_GPU and not torch.cuda.is_available():
+        return "torch sees no CUDA GPU here"
+    if name == "native":
+        return native_missing()
+    if name == "triton" and (missing := triton_missing()):
+        return missing
+    needed = (library for library, (module, users) in LIBRARIES.items() if name in users and not peers.installed(module))
+    return next((f"{library} is not installed" for library in needed), None)
 
-    def check(self, plant: bool) -> list[Check]:
-        """Compare what is delivered with what it should be."""
-        ...
 
-    def batches(self) -> Iterator[int]:
-        """Deliver without end; yield how many pictures each batch has."""
-        ...
-
-
-class Ours:
+class OurLoader:
     """Our loader with one of its renderers."""
 
     def __init__(self, plan: Plan, index: ShardIndex) -> None:
+        self.plan = plan
         self.index = index
         self.recipe = bench_recipe(plan.photometrics)
-        self.limit = 1.0 if plan.photometrics else 0.5
-        self.batch = min(BATCH, len(index))
-        renderer: Literal["dali", "torch"] = "dali" if plan.contender == "dali" else "torch"
-        self.loader = make_loader(index, self.recipe, global_batch=self.batch, renderer=renderer, threads=plan.threads)
+        renderer, device = OURS[plan.contender]
+        self.loader = make_loader(index, self.recipe, global_batch=plan.batch, renderer=renderer, threads=plan.threads, device=device)
 
     def check(self, plant: bool) -> list[Check]:
         ids = checked_ids(self.index)
-        batch, records = self.loader.batch(ids), drawn(self.recipe, self.index, ids)
-        strangers = sum(
-            int((views.geometry.boxes != record.boxes).sum() + (views.geometry.flipped != record.flipped).sum())
-            for views, (record, _) in zip(batch.views, records, strict=True)
-        )
-        delivered = [(views.geometry, views.photometric) for views in batch.views]
-        off = views_off(self.index, delivered, lambda family, b: batch.views[family].pixels[b], plant)
-        return [
-            Check(name="levels off the float64 reference", value=off, limit=self.limit),
-            Check(name="recorded numbers other than drawn", value=strangers, limit=0),
-        ]
+        return _record_checks(self.loader.batch(ids).to("cpu"), self.plan, self.index, plant)
 
     def batches(self) -> Iterator[int]:
         for batch in self.loader.forever():
@@ -95,115 +138,61 @@ class Ours:
 
     def draw_cpu_s(self) -> float:
         """Return the CPU seconds that draws and records of one picture take."""
-        ids = np.arange(self.batch)
+        ids = np.arange(self.plan.batch)
         start = time.thread_time()
         for epoch in range(DRAWN_BATCHES):
             drawn(self.recipe, self.index, ids, epoch)
-        return (time.thread_time() - start) / (DRAWN_BATCHES * self.batch)
+        return (time.thread_time() - start) / (DRAWN_BATCHES * self.plan.batch)
 
 
-class Usual:
-    """A DataLoader with worker processes, as one writes it with torchvision: decode a file, then a transform for each view."""
+class OurTransform:
+    """A DataLoader with our `ViewTransform` in it: what people with a dataset of their own get instead of torchvision v2."""
 
     def __init__(self, plan: Plan, index: ShardIndex) -> None:
-        from torch.utils.data import DataLoader, RandomSampler
+        from torch.utils.data import DataLoader
 
-        warnings.simplefilter("ignore", DeprecationWarning)  # torchvision 0.29 announces the end of its decoders
+        self.plan = plan
         self.index = index
         self.reader = ShardReader(index)
-        self.decode, self.cut, self.views = (_pil if plan.contender == "pil" else _tv2)(plan.photometrics)
-        dataset: Any = self  # it has the two methods that a dataset needs
-        endless = RandomSampler(range(len(index)), replacement=True, num_samples=1 << 40)
-        self.loader: Any = DataLoader(dataset, batch_size=min(BATCH, len(index)), sampler=endless, num_workers=plan.threads)
+        self.transform = ViewTransform(bench_recipe(plan.photometrics))
+        self.keys = KeyedSampler(Order(samples=len(index), global_batch=plan.batch, seed=0))
+        dataset: Any = self
+        self.loader: Any = DataLoader(dataset, batch_sampler=self._endless_keys(), num_workers=plan.threads, collate_fn=collate)
 
-    def __len__(self) -> int:
-        return len(self.index)
+    def __getitem__(self, key: tuple[int, int]) -> Transformed:
+        epoch, sample = key
+        picture = peers.decode_with_torchvision(self.reader.read(int(self.index.replacement(sample))))
+        return self.transform(picture, sample=sample, epoch=epoch)
 
-    def __getitem__(self, sample: int) -> list[Tensor]:
-        picture = self.decode(self.reader.read(sample))
-        return [view(picture) for view in self.views]
+    def _endless_keys(self) -> Any:
+        for epoch in itertools.count():
+            self.keys.seek(epoch * self.keys.order.updates_per_epoch)
+            yield from self.keys
 
     def check(self, plant: bool) -> list[Check]:
-        """Cut boxes that we draw, with the resizing that its transforms use."""
         ids = checked_ids(self.index)
-        plain = [(replace(r, flipped=torch.zeros_like(r.flipped)), colour) for r, colour in drawn(bench_recipe(False), self.index, ids)]
-
-        def pixels(family: int, b: int) -> Tensor:
-            record, picture = plain[family][0], self.decode(self.reader.read(int(ids[b])))
-            return torch.stack([self.cut(picture, box, record.size_px[0]) for box in record.boxes[b].int().tolist()])
-
-        return [Check(name="levels off the float64 reference", value=views_off(self.index, plain, pixels, plant), limit=0.5)]
+        return _record_checks(collate([self[0, i] for i in ids.tolist()]).batch, self.plan, self.index, plant)
 
     def batches(self) -> Iterator[int]:
-        for batch in self.loader:
-            yield len(batch[0])
+        for transformed in self.loader:
+            yield len(transformed.batch)
 
 
-Parts = tuple[Callable[[NDArray[np.uint8]], Any], Callable[[Any, list[int], int], Tensor], list[Callable[[Any], Tensor]]]
-
-
-def _pil(photometrics: bool) -> Parts:
-    """Pillow and torchvision's first transforms."""
-    from torchvision import transforms
-    from torchvision.transforms import functional
-
-    bilinear = transforms.InterpolationMode.BILINEAR
-    finish = transforms.Compose([transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
-
-    def decode(encoded: NDArray[np.uint8]) -> Image.Image:
-        return Image.open(io.BytesIO(encoded.tobytes())).convert("RGB")
-
-    def cut(picture: Image.Image, box: list[int], side: int) -> Tensor:
-        x0, y0, x1, y1 = box
-        return finish(functional.resized_crop(picture, y0, x0, y1 - y0, x1 - x0, [side, side], bilinear))
-
-    def blur(picture: Image.Image) -> Image.Image:
-        return picture.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(*COLOUR.blur_sigma_px))))
-
-    colour = [
-        transforms.RandomApply([_jitter(transforms)], COLOUR.jitter_prob),
-        transforms.RandomGrayscale(COLOUR.grey_prob),
-        transforms.RandomApply([transforms.Lambda(blur)], COLOUR.blur_prob),
-        transforms.RandomSolarize(128, COLOUR.solarise_prob),
+def _record_checks(batch: Batch, plan: Plan, index: ShardIndex, plant: bool) -> list[Check]:
+    """Compare pixels with what their records say, and records with what was to be drawn."""
+    recipe_drawn = drawn(bench_recipe(False), index, batch.sample.numpy())  # colour changes no box
+    strangers = sum(
+        int((views.geometry.boxes != record.boxes).sum() + (views.geometry.flipped != record.flipped).sum())
+        for views, (record, _) in zip(batch.views, recipe_drawn, strict=True)
+    )
+    delivered = [(views.geometry, views.photometric) for views in batch.views]
+    off = views_off(index, delivered, lambda family, b: batch.views[family].pixels[b], plant)
+    # the torch renderer rounds between its steps, GPUs decode their own way
+    allowed = 0.1 if plan.contender == "native" else 1.0 if plan.photometrics or plan.contender in ON_GPU else 0.5
+    return [
+        Check(name="levels off the float64 reference", value=off, limit=allowed),
+        Check(name="recorded numbers other than drawn", value=strangers, limit=0),
     ]
-
-    def view(side: int, area: tuple[float, float]) -> Callable[[Any], Tensor]:
-        crop = transforms.RandomResizedCrop(side, area, ASPECT, bilinear)
-        return transforms.Compose([crop, transforms.RandomHorizontalFlip(), *(colour if photometrics else []), finish])
-
-    return decode, cut, [view(side, area) for views, side, area in FAMILIES for _ in range(views)]
-
-
-def _tv2(photometrics: bool) -> Parts:
-    """torchvision's second transforms, on uint8 tensors from its own decoder."""
-    from torchvision.io import ImageReadMode, decode_image
-    from torchvision.transforms import v2
-
-    finish = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(IMAGENET_MEAN), list(IMAGENET_STD))])
-
-    def decode(encoded: NDArray[np.uint8]) -> Tensor:
-        return decode_image(torch.from_numpy(encoded), ImageReadMode.RGB)
-
-    def cut(picture: Tensor, box: list[int], side: int) -> Tensor:
-        x0, y0, x1, y1 = box
-        return finish(v2.functional.resized_crop(picture, y0, x0, y1 - y0, x1 - x0, [side, side], antialias=True))
-
-    colour = [
-        v2.RandomApply([_jitter(v2)], COLOUR.jitter_prob),
-        v2.RandomGrayscale(COLOUR.grey_prob),
-        v2.RandomApply([v2.GaussianBlur(9, COLOUR.blur_sigma_px)], COLOUR.blur_prob),
-        v2.RandomSolarize(128, COLOUR.solarise_prob),
-    ]
-
-    def view(side: int, area: tuple[float, float]) -> Callable[[Any], Tensor]:
-        crop = v2.RandomResizedCrop((side, side), area, ASPECT, antialias=True)
-        return v2.Compose([crop, v2.RandomHorizontalFlip(), *(colour if photometrics else []), finish])
-
-    return decode, cut, [view(side, area) for views, side, area in FAMILIES for _ in range(views)]
-
-
-def _jitter(transforms: Any) -> Any:
-    return transforms.ColorJitter(COLOUR.brightness, COLOUR.contrast, COLOUR.saturation, COLOUR.hue)
 
 
 class DecodeInThreads:
@@ -213,6 +202,7 @@ class DecodeInThreads:
         self.index = index
         self.reader = ShardReader(index)
         self.pool = ThreadPoolExecutor(plan.threads)
+        self.batch = plan.batch
         pixels = int(index.source_size.prod(-1, dtype=np.int64).max())
         self.buffers = [np.empty(3 * pixels, np.uint8) for _ in range(plan.threads)]
 
@@ -221,7 +211,7 @@ class DecodeInThreads:
         return [_decoding_check(self.index, ids, [decode_picture(self.reader.read(i)) for i in ids], plant)]
 
     def batches(self) -> Iterator[int]:
-        for ids in _endless_ids(self.index):
+        for ids in endless_ids(self.index, self.batch):
             list(self.pool.map(self._decode, (ids[n :: len(self.buffers)] for n in range(len(self.buffers))), self.buffers))
             yield len(ids)
 
@@ -239,9 +229,9 @@ class DecodeWithDali:
         self.index = index
         self.first = checked_ids(index).tolist()
         reader = ShardReader(index)
-        asked = itertools.chain([self.first], _endless_ids(index))
+        asked = itertools.chain([self.first], endless_ids(index, plan.batch))
 
-        @pipeline_def(batch_size=BATCH, num_threads=plan.threads, device_id=None, prefetch_queue_depth=2)
+        @pipeline_def(batch_size=max(plan.batch, len(self.first)), num_threads=plan.threads, device_id=None, prefetch_queue_depth=2)
         def graph() -> Any:
             files = fn.external_source(source=lambda: [reader.read(i) for i in next(asked)], batch=True, dtype=types.UINT8, ndim=1)
             return fn.decoders.image(files, device="cpu")
@@ -259,12 +249,6 @@ class DecodeWithDali:
             yield len(decoded)
 
 
-def _endless_ids(index: ShardIndex) -> Iterator[list[int]]:
-    sound = np.flatnonzero(index.sound)
-    for start in itertools.count(0, BATCH):
-        yield sound[np.arange(start, start + BATCH) % len(sound)].tolist()
-
-
 def _decoding_check(index: ShardIndex, ids: list[int], decoded: Sequence[NDArray[np.uint8]], plant: bool) -> Check:
     """Compare pictures with Pillow's."""
     worst = 0.0
@@ -275,19 +259,38 @@ def _decoding_check(index: ShardIndex, ids: list[int], decoded: Sequence[NDArray
     return Check(name="levels off Pillow's decoding", value=worst, limit=0.02)
 
 
-def timed(contender: Contender, seconds: float) -> dict[str, float]:
-    """Let batches come for some seconds, once they come steadily."""
+def timed(contender: Contender, seconds: float, settle: Callable[[], None]) -> dict[str, float]:
+    """Let batches come for some seconds, once they come steadily; `settle` waits until a batch is there wholly."""
     stream = contender.batches()
     for _ in range(WARM_BATCHES):
         next(stream)
+    settle()
     pictures, cpu_s, start = 0, tree_cpu_s(), time.perf_counter()
     while time.perf_counter() - start < seconds:
         pictures += next(stream)
+        settle()
     wall_s = time.perf_counter() - start
     return {"pictures": pictures, "wall_s": wall_s, "cpu_s": tree_cpu_s() - cpu_s, "memory_mib": tree_memory_mib()}
 
 
-def memory_by_epoch(ours: Ours) -> list[float]:
+def held_frac(plan: Plan, index: ShardIndex) -> float:
+    """Return how long our loader's interpreter is held: the part of one core's time, at 1000 pictures a second.
+
+    Raises: OSError where that cannot be seen.
+    """
+    ours = OurLoader(replace(plan, threads=max(1, min(plan.threads, available_cores() - 1))), index)  # whoever watches takes a core
+    stream = ours.batches()
+    for _ in range(WARM_BATCHES):
+        next(stream)
+    with interpreter_watched() as interpreter:
+        pictures, start = 0, time.perf_counter()
+        while time.perf_counter() - start < plan.seconds / 2:
+            pictures += next(stream)
+        wall_s = time.perf_counter() - start
+    return interpreter.share * wall_s / pictures * 1000
+
+
+def memory_by_epoch(ours: OurLoader) -> list[float]:
     """Return the memory after each of some epochs, MiB."""
     memory = []
     for _ in range(MEMORY_EPOCHS):
@@ -299,28 +302,54 @@ def memory_by_epoch(ours: Ours) -> list[float]:
 
 def make_contender(plan: Plan, index: ShardIndex) -> Contender:
     """Build the contender that a plan names."""
-    if plan.contender in ("pil", "tv2"):
-        return Usual(plan, index)
-    if plan.contender == "decode_threads":
-        return DecodeInThreads(plan, index)
-    return DecodeWithDali(plan, index) if plan.contender == "decode_dali" else Ours(plan, index)
+    threads, batch = plan.threads, plan.batch
+    match plan.contender:
+        case "dataset":
+            return OurTransform(plan, index)
+        case "pil":
+            return peers.UsualLoader(peers.pillow(plan.photometrics), index, threads=threads, batch=batch)
+        case "tv2":
+            return peers.UsualLoader(peers.torchvision_v2(plan.photometrics), index, threads=threads, batch=batch)
+        case "kornia":
+            return peers.UsualLoader(peers.kornia(plan.photometrics), index, threads=threads, batch=batch)
+        case "kornia_cuda":
+            return peers.Batched(peers.kornia(plan.photometrics), index, batch=batch, device="cuda")
+        case "spdl":
+            return peers.ThreadsOfSpdl(peers.torchvision_v2(plan.photometrics), index, threads=threads, batch=batch)
+        case "dali_own" | "dali_own_cuda":
+            device = "cuda" if plan.contender in ON_GPU else "cpu"
+            return peers.OwnCropsOfDali(index, threads=threads, batch=batch, photometrics=plan.photometrics, device=device)
+        case "decode_threads":
+            return DecodeInThreads(plan, index)
+        case "decode_dali":
+            return DecodeWithDali(plan, index)
+        case _:
+            return OurLoader(plan, index)
 
 
 def main(argument: str) -> int:
     """Check and measure one contender, as the JSON of a Plan says."""
     if platform.system() != "Linux":
         raise OSError(f"the benchmark reads /proc, which {platform.system()} has not; run it on Linux")
+    warnings.simplefilter("ignore", DeprecationWarning)  # torchvision 0.29 announces the end of its decoders
     plan = Plan(**json.loads(argument))
-    contender = make_contender(plan, ShardIndex.open(plan.data))
+    index = ShardIndex.open(plan.data)
+    plan = replace(plan, batch=min(plan.batch, len(index)))
+    contender = make_contender(plan, index)
     checks = contender.check(plan.plant)
     result: dict[str, Any] = {"checks": [asdict(check) | {"passed": check.passed} for check in checks]}
     if all(check.passed for check in checks):
-        if plan.memory and isinstance(contender, Ours):
+        if plan.memory and isinstance(contender, OurLoader):
             result["memory_mib"] = memory_by_epoch(contender)
         else:
-            result |= timed(contender, plan.seconds)
-            if isinstance(contender, Ours):
+            result |= timed(contender, plan.seconds, torch.cuda.synchronize if plan.contender in ON_GPU else lambda: None)
+            if isinstance(contender, OurLoader):
                 result["draw_share"] = contender.draw_cpu_s() * result["pictures"] / result["cpu_s"]
+                contender.loader.close()
+                try:
+                    result["held_frac"] = held_frac(plan, index)
+                except OSError as problem:
+                    result["held_unseen"] = str(problem)
     print(json.dumps(result))
     return 0
 

@@ -1,14 +1,17 @@
-"""Checks and times the `dali` renderer on a machine with a CUDA GPU: `python -m wherefrom.tools.gpu_check SHARDS`.
+"""Checks and times a machine with a CUDA GPU: `python -m wherefrom.tools.gpu_check [SHARDS] [--kernels FOLDER]`.
 
-Here: the pixel proof, the float64 reference, the CPU's pixels, slots and batch sizes, each with the hardware decoder's share 0 and 1;
-then pictures a second of the loader alone, of training, and of training on one batch again and again. A red check prints no time.
-Not here: other loaders (wherefrom bench loader). The outcome is one JSON file and a short table.
+SHARDS, the `dali` renderer: the pixel proof, the float64 reference, the CPU's pixels, slots and batch sizes, with the hardware decoder's
+share 0 and 1; then pictures a second of the loader, of training, and of training on one batch again and again: JSON and a short table.
+FOLDER, the kernels: their tests with Triton compiling, then their benchmark, both written into it. A red check prints no time.
+Not here: other loaders (wherefrom bench loader), the kernels' cases (kernel_cases.py).
 """
 
 import contextlib
 import itertools
 import json
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tyro.conf import Positional
 
+from wherefrom.kernels import dispatch
 from wherefrom.pipeline.colour import draw_colours
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import decode_picture
@@ -32,11 +37,13 @@ from wherefrom.pipeline.recipe import ColourLaw, Independent, PixelType, Recipe,
 from wherefrom.pipeline.render_dali import DaliRenderer
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.tools.bench_kernels import bench_kernels_command
 from wherefrom.train.loop import accelerator_for
 from wherefrom.train.recipes import RECIPES
 from wherefrom.train.trainer import Trainer
 
 HARDWARE_SHARES = (0.0, 1.0)  # of JPEGs that go to the hardware decoder
+KERNEL_TESTS = ("test_pair_targets*.py", "test_pair_loss*.py", "test_roi_pool*.py", "test_render_views*.py")
 BATCHES = (1, 2, 3, 8, 64, 256)
 DECODER_BAR = 1.0  # levels, mean: a GPU's decoder rounds its own way, the resize and the rest are held tighter by the proof
 Records = list[tuple[ViewGeometry, Photometric]]
@@ -52,26 +59,65 @@ class Check:
 
 
 def gpu_check(
-    shards: str, *, out: Path = Path("gpu_check.json"), pictures: int = 32, batch: int = 256, seconds: float = 20.0, quick: bool = False
+    shards: Positional[str] = "",
+    *,
+    kernels: Path | None = None,
+    out: Path = Path("gpu_check.json"),
+    pictures: int = 32,
+    batch: int = 256,
+    seconds: float = 20.0,
+    quick: bool = False,
 ) -> int:
     """Check, then time; return 0, or 1 if a check is red.
 
     Args:
-        shards: the pattern of the shards whose photographs are rendered.
-        out: where the outcome is written, as JSON.
+        shards: the pattern of the shards whose photographs are rendered; without it the renderer is left alone.
+        kernels: the folder for what the kernels' tests and benchmark say; without it they are left alone.
+        out: where the renderer's outcome is written, as JSON.
         pictures: how many photographs are compared with the reference.
         batch: samples a batch when timing.
-        seconds: how long each of three timed rounds lasts.
-        quick: a short cut through the proof.
-    Raises: ValueError without a CUDA GPU.
+        seconds: how long each of three timed rounds of the renderer lasts.
+        quick: a short cut through the proof, and a few small cases of the kernels.
+    Raises: ValueError without a CUDA GPU, or without anything to check.
     """
     if not torch.cuda.is_available():
-        raise ValueError("torch sees no CUDA GPU here; wherefrom prove checks the renderers on the CPU")
+        raise ValueError("torch sees no CUDA GPU here; wherefrom prove and wherefrom bench kernels check and measure on the CPU")
+    if not shards and kernels is None:
+        raise ValueError("neither SHARDS nor --kernels FOLDER is given: there is nothing to check")
+    of_kernels = 0 if kernels is None else kernel_check(kernels, quick=quick)
+    return max(of_kernels, _renderer_check(shards, out, pictures, batch, seconds, quick) if shards else 0)
+
+
+def kernel_check(folder: Path, *, quick: bool = False) -> int:
+    """Run the kernels' tests with Triton compiling, then `wherefrom bench kernels`, into a folder; return 0, or 1 if a check is red.
+
+    tests.txt is what pytest said, checks.json its outcome, bench.json and bench.png the benchmark's; a red test ends it before that.
+    Raises: ValueError if the tests are not there: they come with a checkout, not with an installed wheel.
+    """
+    root = Path(dispatch.__file__).parents[1]
+    tests = sorted(str(path) for pattern in KERNEL_TESTS for path in (root / "tests").glob(pattern))
+    if not tests:
+        raise ValueError(f"{root} has no tests of the kernels; install wherefrom from a checkout with pip install --editable")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    # -P: the checkout's own folders must not be found beside the installed wherefrom
+    command = [sys.executable, "-P", "-m", "pytest", "-q", *tests]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tests.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    said = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["nothing said"])[-1]
+    check = Check(name="tests of the kernels, compiled", passed=done.returncode == 0, found=said)
+    (folder / "checks.json").write_text(json.dumps([asdict(check)], indent=1), encoding="utf-8")
+    _say(check)
+    return bench_kernels_command(out=folder, quick=quick) if check.passed else 1
+
+
+def _renderer_check(shards: str, out: Path, pictures: int, batch: int, seconds: float, quick: bool) -> int:
+    """Check, then time the `dali` renderer and training with it; return 0, or 1 if a check is red."""
     index = ShardIndex.open(shards)
     checks = []
     for check in _checks(index, pictures, quick):
         checks.append(check)
-        print(f"{'holds' if check.passed else 'RED  '}  {check.name}: {check.found}", flush=True)
+        _say(check)
     passed = all(check.passed for check in checks)
     speeds = _speeds(index, batch, seconds) if passed else {}
     for name, rates in speeds.items():
@@ -84,6 +130,10 @@ def gpu_check(
     outcome = {"machine": machine, "checks": [asdict(check) for check in checks], "pictures_per_s": speeds, "training": trained}
     out.write_text(json.dumps(outcome, indent=1))
     return 0 if passed else 1
+
+
+def _say(check: Check) -> None:
+    print(f"{'holds' if check.passed else 'RED  '}  {check.name}: {check.found}", flush=True)
 
 
 def _recipe(colour: ColourLaw | None = None, pixels: PixelType = "float32") -> Recipe:
@@ -203,6 +253,6 @@ if __name__ == "__main__":
     import tyro
 
     try:
-        sys.exit(tyro.cli(gpu_check, config=(tyro.conf.PositionalRequiredArgs,)))
+        sys.exit(tyro.cli(gpu_check))
     except (ValueError, OSError) as problem:
         sys.exit(f"wherefrom: {problem}")

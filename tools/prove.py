@@ -16,19 +16,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from wherefrom.kernels.dispatch import triton_missing
+from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline import render_dali
 from wherefrom.pipeline.proof import FLOAT_WORST_PX, ROUNDED_MEAN_PX, ROUNDED_WORST_PX, ProofReport, ProofRow, proof_cases, prove
 from wherefrom.pipeline.recipe import Recipe, Snap
-from wherefrom.pipeline.render import Renderer, make_renderer
+from wherefrom.pipeline.render import Renderer, choose_renderer, make_renderer
 
 __all__ = ["prove_command"]
 
-SNAPS: dict[str, tuple[Snap, ...]] = {"dali": ("pixel", "none"), "torch": ("pixel",)}  # the boxes that each renderer can cut
+Name = Literal["native", "torch", "triton", "dali"]
+Device = Literal["cpu", "cuda"]
+SNAPS: dict[Name, tuple[Snap, ...]] = {  # the boxes that each renderer can cut
+    "native": ("pixel", "none"),
+    "torch": ("pixel",),
+    "triton": ("pixel", "none"),
+    "dali": ("pixel", "none"),
+}
 QUIET_S = 5.0  # off a terminal: at most one line of progress in this time
 
 
 def prove_command(
-    renderer: Literal["all", "dali", "torch"] = "all", *, device: Literal["cpu", "cuda"] | None = None, quick: bool = False
+    renderer: Literal["all", "native", "torch", "triton", "dali"] = "all", *, device: Device | None = None, quick: bool = False
 ) -> int:
     """Prove by pixels that the records of the renderers here are true; return 0 if all is proven, else 1.
 
@@ -52,30 +61,40 @@ def prove_command(
 
 
 def _contenders(
-    console: Console, renderer: Literal["all", "dali", "torch"], device: Literal["cpu", "cuda"] | None
-) -> list[tuple[str, str, Callable[[Recipe], Renderer]]]:
-    """Return every (renderer, title, factory) to prove, each as the loader makes it; say what is left out and why."""
+    console: Console, renderer: Literal["all", "native", "torch", "triton", "dali"], device: Device | None
+) -> list[tuple[Name, str, Callable[[Recipe], Renderer]]]:
+    """Return every (renderer, title, factory) to prove, each as the loader makes it; say what serves by default, what is left out, why."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: torch sees no CUDA GPU here; use --device cpu")
-    found: list[tuple[str, str, Callable[[Recipe], Renderer]]] = []
-    if renderer in ("all", "dali"):
-        if not render_dali.installed():
-            if renderer == "dali":
-                raise ValueError("renderer 'dali': NVIDIA DALI is not installed here; pip install nvidia-dali-cuda130")
-            _say(console, "dali is left out: NVIDIA DALI is not installed here")
+    places: list[Device] = [place for place in ("cpu", "cuda") if device in (None, place) and (place == "cpu" or torch.cuda.is_available())]
+    for place in places:
+        chosen, why = choose_renderer("auto", proof_cases(("pixel",), quick=True)[0].recipe, torch.device(place))
+        _say(console, f'renderer="auto" takes {chosen} on {place}: {why}')
+    found: list[tuple[Name, str, Callable[[Recipe], Renderer]]] = []
+    for name in SNAPS:
+        if renderer not in ("all", name):
+            continue
+        runs_on, missing = _places(name, places)
+        if missing is None:
+            found += [(name, f"{name} on {place}", partial(make_renderer, name=name, device=place)) for place in runs_on]
+            if name == "dali" and "cpu" in runs_on:
+                found.append((name, "dali on cpu, exact=True", partial(render_dali.DaliRenderer, exact=True)))
+        elif renderer == name:
+            raise ValueError(f"renderer {name!r}: {missing}")
         else:
-            places = [place for place in ("cpu", "cuda") if device in (None, place) and (place == "cpu" or torch.cuda.is_available())]
-            found += [("dali", f"dali on {place}", partial(make_renderer, name="dali", device=place)) for place in places]
-            if "cpu" in places:
-                found.append(("dali", "dali on cpu, exact=True", partial(render_dali.DaliRenderer, exact=True)))
-    if renderer in ("all", "torch"):
-        if device == "cuda":
-            _say(console, "torch is left out: it renders on the CPU whatever the device")
-        else:
-            found.append(("torch", "torch on cpu", partial(make_renderer, name="torch", device="cpu")))
-    if not found:
-        raise ValueError(f"renderer {renderer!r} does not run on device {device!r}; leave out --device")
+            _say(console, f"{name} is left out: {missing}")
     return found
+
+
+def _places(name: Name, places: Sequence[Device]) -> tuple[list[Device], str | None]:
+    """Return where, of these places, a renderer is proven, and why it is not proven here, or None."""
+    no_dali = None if render_dali.installed() else "NVIDIA DALI is not installed here; pip install nvidia-dali-cuda130"
+    if name == "dali":
+        return list(places), no_dali
+    if name == "triton":  # DALI decodes for it
+        return ["cuda"], triton_missing() or no_dali if "cuda" in places else "it is proven on a CUDA GPU, and none is here or asked for"
+    missing = native_missing() if name == "native" else None
+    return ["cpu"], missing if "cpu" in places else "it renders on the CPU whatever the device; leave out --device"
 
 
 def _print_report(console: Console, report: ProofReport, title: str, seconds: float) -> None:

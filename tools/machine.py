@@ -1,0 +1,58 @@
+"""What measured numbers depend on: processor, memory, GPU, system and versions.
+
+Here: what is written beside them. Not here: any measuring.
+"""
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wherefrom.pipeline.places import available_cores
+
+SMI_FIELDS = ("driver_version", "power.limit", "clocks.max.sm", "memory.total")
+
+
+def machine(packages: Sequence[str]) -> dict[str, Any]:
+    """Return the machine in words and numbers, with the versions of those packages that are installed; "gpu" is None without one."""
+    models = {line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")}
+    total_kib = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
+    versions = {package: version for package in packages if (version := _version(package)) is not None}
+    return {
+        "cpu": ", ".join(sorted(models)) or platform.processor(),
+        "cores": available_cores(),
+        "memory_gib": round(total_kib / 2**20, 1),
+        "gpu": _gpu() if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def asked_of_gpu(fields: Sequence[str]) -> dict[str, str]:
+    """Return what nvidia-smi says about the first GPU, such as {"power.limit": "700.00 W"}; nothing where it is not installed."""
+    if not shutil.which("nvidia-smi"):
+        return {}
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {} if said.returncode else dict(zip(fields, (value.strip() for value in said.stdout.split(",")), strict=True))
+
+
+def _gpu() -> dict[str, str]:
+    return {"name": torch.cuda.get_device_name()} | asked_of_gpu(SMI_FIELDS)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
