@@ -1,6 +1,23 @@
-"""Tensors in, tensors out: geometry targets and view rendering, useful without anything else of ours."""
+"""Tensors in, tensors out: pair geometry, its loss, ROI pooling and view rendering, useful without anything else of ours.
 
+Each has a plain definition (*_reference.py), a fast path on the CPU, and Triton kernels; `backend` chooses, "auto" by the device.
+"""
+
+from wherefrom.kernels.pair_loss import PairLoss, pair_loss
 from wherefrom.kernels.pair_targets import pair_targets
+from wherefrom.kernels.render_views import ViewPlan, ViewRequest, render_views
 from wherefrom.kernels.render_views_reference import render_views_reference
+from wherefrom.kernels.roi_pool import roi_pool
+from wherefrom.kernels.roi_pool_pairs import roi_pool_pairs
 
-__all__ = ["pair_targets", "render_views_reference"]
+__all__ = [  # in reading order  # noqa: RUF022
+    "pair_targets",
+    "pair_loss",
+    "PairLoss",
+    "roi_pool",
+    "roi_pool_pairs",
+    "render_views",
+    "render_views_reference",
+    "ViewPlan",
+    "ViewRequest",
+]

@@ -46,18 +46,8 @@ def pair_targets(
     Raises: ValueError if shapes, dtypes or devices do not fit, an option is unknown, position="picture" comes without picture_hw, or a
             pair names no box: on a GPU only with check_values, which waits for it; else such a pair's targets are NaN by "triton".
     """
-    _check(boxes, pairs, flipped, quarter_turns, picture_hw)
-    for name, chosen, known in (("position", position, Position), ("scale", scale, Scale), ("axes", axes, Axes)):
-        if chosen not in get_args(known):
-            raise ValueError(f"{name}={chosen!r}: take one of {', '.join(get_args(known))}")
-    if position == "picture" and picture_hw is None:
-        raise ValueError('picture_hw is None, position="picture" divides by it; pass picture_hw=source_size')
-    for name, value in (("mean", mean), ("std", std)):
-        if value is not None and value.shape != (3 if scale == "log_area" else 4,):
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {(3 if scale == 'log_area' else 4,)}, one a channel")
     check_backend(backend)
-    if pairs is not None:
-        check_pair_values(pairs, boxes.shape[-2], wait=check_values)
+    check_targets(boxes, pairs, flipped, quarter_turns, position, scale, axes, picture_hw, mean, std, check_values)
     learnt = [name for name, value in (("boxes", boxes), ("mean", mean), ("std", std)) if value is not None and value.requires_grad]
     if not torch.is_grad_enabled():
         learnt = []
@@ -149,7 +139,20 @@ def check_pair_values(pairs: Tensor, boxes_each: int, *, wait: bool) -> None:
         raise ValueError(f"pairs[{row}] is {tuple(pairs[row].tolist())}, boxes are numbered 0 to {boxes_each - 1}")
 
 
-def _check(boxes: Tensor, pairs: Tensor | None, flipped: Tensor | None, quarter_turns: Tensor | None, picture_hw: Tensor | None) -> None:
+def check_targets(
+    boxes: Tensor,
+    pairs: Tensor | None,
+    flipped: Tensor | None,
+    quarter_turns: Tensor | None,
+    position: str,
+    scale: str,
+    axes: str,
+    picture_hw: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+    check_values: bool,
+) -> None:
+    """Raise ValueError, naming the argument, unless a call of `pair_targets` can be served."""
     if boxes.ndim < 2 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes has shape {tuple(boxes.shape)}, expected (..., N, 4)")
     check_dtype("boxes", boxes, (torch.float32, torch.float64))
@@ -165,3 +168,13 @@ def _check(boxes: Tensor, pairs: Tensor | None, flipped: Tensor | None, quarter_
     for name, value in (("pairs", pairs), ("flipped", flipped), ("quarter_turns", quarter_turns), ("picture_hw", picture_hw)):
         if value is not None:
             check_device(name, value, "boxes", boxes)
+    for name, chosen, known in (("position", position, Position), ("scale", scale, Scale), ("axes", axes, Axes)):
+        if chosen not in get_args(known):
+            raise ValueError(f"{name}={chosen!r}: take one of {', '.join(get_args(known))}")
+    if position == "picture" and picture_hw is None:
+        raise ValueError('picture_hw is None, position="picture" divides by it; pass picture_hw=source_size')
+    for name, value in (("mean", mean), ("std", std)):
+        if value is not None and value.shape != (3 if scale == "log_area" else 4,):
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {(3 if scale == 'log_area' else 4,)}, one a channel")
+    if pairs is not None:
+        check_pair_values(pairs, boxes.shape[-2], wait=check_values)

@@ -13,6 +13,7 @@ from wherefrom.pipeline.geometry import (
     view_to_source,
 )
 from wherefrom.pipeline.loader import Loader, LoaderStats, make_loader
+from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.proof import ProofReport, proof_cases, prove
 from wherefrom.pipeline.recipe import Centre, ColourLaw, Disjoint, Grid, Independent, Inside, Overlapping, Paired, Recipe, ViewFamily
 from wherefrom.pipeline.shards import ShardIndex
@@ -51,6 +52,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "ViewTransform",
     "Transformed",
     "Carried",
+    "Order",
     "KeyedSampler",
     "carry",
     "collate",

@@ -47,9 +47,9 @@ def figures(launch: Launch, architecture: int) -> Figures:
 
     if not isinstance(launch.kernel, triton.JITFunction):
         raise RuntimeError(f"{launch.name} is {type(launch.kernel).__name__}; unset TRITON_INTERPRET to compile it")
-    names = launch.kernel.arg_names
-    signature = {name: "constexpr" if name in launch.constants else launch.types[name] for name in names}
-    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in launch.aligned}
+    arguments = launch.kernel.arg_names
+    signature = {name: "constexpr" if name in launch.constants else launch.types[name] for name in arguments}
+    aligned = {(arguments.index(name),): [["tt.divisibility", 16]] for name in launch.aligned}
     source = ASTSource(launch.kernel, signature, constexprs=launch.constants, attrs=aligned)
     options = {"num_warps": launch.warps, "num_stages": launch.stages, **launch.options}
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
@@ -59,16 +59,17 @@ def figures(launch: Launch, architecture: int) -> Figures:
         usage = _tool("cuobjdump", "--dump-resource-usage", str(cubin))
         code = _tool("nvdisasm", "-c", str(cubin))
     used = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
-    loop = _loop_instructions(code)
+    names, loop = _mnemonics(code), _loop_instructions(code)
     return Figures(
         launch=launch.name,
         architecture=architecture,
         registers=used["REG"],
         stack_bytes=used["STACK"] + used["LOCAL"],
         shared_bytes=max(used["SHARED"], compiled.metadata.shared),
-        instructions=len(_mnemonics(code)),
-        spills=sum(name in {"LDL", "STL"} for name in _mnemonics(code)),
-        atomics=sum(name in {"ATOM", "ATOMS", "ATOMG", "RED", "REDG", "REDS"} for name in _mnemonics(code)),
+        instructions=len(names),
+        spills=sum(re.match(r"(LDL|STL)\b", name) is not None for name in names),
+        # ATOMS.OR and .AND keep the books of Blackwell's tensor memory: bits, whose order changes nothing
+        atomics=sum(re.match(r"(ATOM|ATOMG|ATOMS(?!\.(OR|AND)\b)|RED|REDG|REDS)\b", name) is not None for name in names),
         loop_instructions=loop,
         per_step=loop * 32 * launch.warps / launch.per_step if launch.per_step else None,
     )
@@ -88,8 +89,8 @@ def _tool(name: str, *arguments: str) -> str:
 
 
 def _mnemonics(code: str) -> list[str]:
-    """Return every instruction's name without its modifiers, NOPs left out."""
-    found = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9]+)", code, re.MULTILINE)
+    """Return every instruction's name with its modifiers, NOPs left out."""
+    found = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9][\w.]*)", code, re.MULTILINE)
     return [name for name in found if name != "NOP"]
 
 

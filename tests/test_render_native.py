@@ -1,0 +1,197 @@
+"""The native renderer: against the float64 reference and DALI's float pixels, borders included; the same bits in any company; bad files."""
+
+import dataclasses
+import io
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from wherefrom.kernels.render_views import native_missing
+from wherefrom.pipeline.colour import draw_colours
+from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.pipeline.decode import decode_picture
+from wherefrom.pipeline.headers import examine_picture
+from wherefrom.pipeline.parity import away_from_borders, level_errors, levels, reference_levels
+from wherefrom.pipeline.recipe import ColourLaw, Independent, PixelType, Recipe, ViewFamily
+from wherefrom.pipeline.render import choose_renderer, make_cutter, make_renderer
+from wherefrom.pipeline.render_dali import DaliRenderer, installed
+from wherefrom.pipeline.render_native import NativeRenderer
+from wherefrom.pipeline.render_torch import TorchRenderer
+from wherefrom.pipeline.views import Photometric, ViewGeometry
+
+pytestmark = pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
+
+Bytes = NDArray[np.uint8]
+Records = list[tuple[ViewGeometry, Photometric]]
+LAW = ColourLaw(jitter_prob=1.0, grey_prob=0.3, blur_prob=0.6, blur_sigma_px=(0.1, 3.0), solarise_prob=0.3)
+FLOAT_BAR, BYTE_BAR, HALF_BAR = 2e-3, 0.51, 0.08  # levels of 255, worst; half precision of a normalised level
+DALI_MEAN_BAR = 0.02
+
+
+def recipe_of(colour: ColourLaw | None = LAW, pixels: PixelType = "float32") -> Recipe:
+    large, small = Independent(area_frac=(0.4, 1)), Independent(area_frac=(0.05, 0.4))
+    return Recipe(
+        families=(
+            ViewFamily(name="large", views=2, size_px=(90, 71), law=large, mirror="view", colour=colour, snap="none", min_side_px=1),
+            ViewFamily(name="small", views=5, size_px=(20, 28), law=small, mirror="view", turns=True, colour=colour, min_side_px=1),
+        ),
+        pixels=pixels,
+    )
+
+
+def noise(height: int, width: int, seed: int = 0) -> Bytes:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def file_of(picture: Bytes, kind: str = "PNG", orientation: int = 1) -> Bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind, exif=exif.tobytes())
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def records_for(recipe: Recipe, files: Sequence[Bytes]) -> Records:
+    """Records for files, sized and turned as their headers say."""
+    headers, ids = [examine_picture(file.tobytes()) for file in files], np.arange(len(files))
+    size = np.array([(header.height, header.width) for header in headers], np.int32).reshape(-1, 2)
+    stored = np.array([header.orientation for header in headers], np.uint8)
+    drawn = draw_geometry(recipe, seed=3, epoch=0, drawn_for=ids, source_size=size, stored_orientation=stored)
+    return [(one.geometry, colour) for one, colour in zip(drawn, draw_colours(recipe, seed=3, epoch=0, drawn_for=ids), strict=True)]
+
+
+def render(recipe: Recipe, files: Sequence[Bytes], records: Records, threads: int = 0) -> tuple[torch.Tensor, ...]:
+    """All pixels of files that decode, in memory of their own."""
+    renderer = NativeRenderer(recipe, threads=threads)
+    rendered = renderer.render(files, records)
+    renderer.close()
+    assert rendered.failed == {}
+    return tuple(pixels.clone() for pixels in rendered.pixels)
+
+
+def worst_off(recipe: Recipe, files: Sequence[Bytes], records: Records, pixels: Sequence[torch.Tensor]) -> float:
+    """Return the largest distance to the reference, in levels, of any pixel of any view."""
+    stored = [decode_picture(file) for file in files]
+    return max(
+        float((levels(one, recipe) - reference_levels(stored, *record)).abs().max()) for one, record in zip(pixels, records, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("pixels", "bar"), [("float32", FLOAT_BAR), ("uint8", BYTE_BAR), ("float16", HALF_BAR)])
+@pytest.mark.parametrize("colour", [None, LAW], ids=["geometry", "all photometrics"])
+def test_every_pixel_is_the_references_borders_and_exif_included(pixels: PixelType, bar: float, colour: ColourLaw | None) -> None:
+    recipe = recipe_of(colour, pixels)
+    files = [file_of(noise(50 + 9 * k, 120 - 8 * k, k), "PNG" if k % 2 else "JPEG", orientation=1 + k) for k in range(8)]
+    records = records_for(recipe, files)
+    shown = render(recipe, files, records, threads=2)
+    assert worst_off(recipe, files, records, shown) <= bar
+    wrong = [(dataclasses.replace(geometry, boxes=geometry.boxes + 0.5), photometric) for geometry, photometric in records]
+    assert worst_off(recipe, files, wrong, shown) > bar  # half a source pixel is seen
+
+
+@pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
+@pytest.mark.parametrize("colour", [None, LAW], ids=["geometry", "all photometrics"])
+def test_photographs_are_dalis_float_pixels(photographs: Path, colour: ColourLaw | None) -> None:
+    with tarfile.open(photographs / "imagenet-sample" / "imagenet-sample-000000.tar") as tar:
+        members = [member for member in tar if member.name.endswith(".jpg")][:12]
+        files = [np.frombuffer(tar.extractfile(member).read(), np.uint8) for member in members]  # type: ignore[union-attr]
+    recipe = recipe_of(colour)
+    records = records_for(recipe, files)
+    both = zip(render(recipe, files, records), DaliRenderer(recipe, threads=2).render(files, records).pixels, records, strict=True)
+    for ours, theirs, record in both:
+        error = level_errors(levels(ours, recipe), levels(theirs, recipe), away_from_borders(*record))
+        assert error.inside_mean <= DALI_MEAN_BAR and not error.border_mean > DALI_MEAN_BAR
+    stock = TorchRenderer(dataclasses.replace(recipe, families=tuple(dataclasses.replace(f, snap="pixel") for f in recipe.families)))
+    eight_bits = stock.render(files, [(dataclasses.replace(g, boxes=g.boxes.round()), p) for g, p in records]).pixels[0]
+    apart = level_errors(levels(eight_bits, recipe), levels(render(recipe, files, records)[0], recipe), away_from_borders(*records[0]))
+    assert apart.inside_mean > DALI_MEAN_BAR  # rounding to 8 bits and whole pixels is seen
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_batch_size_slot_and_threads_change_no_bit(threads: int) -> None:
+    recipe = recipe_of()
+    files = [file_of(noise(40 + 3 * seed, 90 - 2 * seed, seed)) for seed in range(7)]
+    records = records_for(recipe, files)
+    together = render(recipe, files, records, threads=threads)
+    for position in (0, 3, 6):
+        alone = render(recipe, [files[position]], [(geometry[position], colour[position]) for geometry, colour in records])
+        for all_pixels, pixels in zip(together, alone, strict=True):
+            assert torch.equal(all_pixels[position], pixels[0])
+
+
+def test_a_plain_view_among_coloured_ones_is_what_it_is_alone() -> None:
+    recipe = recipe_of(dataclasses.replace(LAW, jitter_prob=0.5, grey_prob=0.0, solarise_prob=0.0, blur_prob=0.3))
+    files = [file_of(noise(60, 70, seed)) for seed in range(12)]
+    records = records_for(recipe, files)
+    plain = [b for b in range(12) if not records[0][1][b].changed.any()]
+    assert plain
+    together = render(recipe, files, records)[0]
+    for b in plain:
+        alone = render(recipe, [files[b]], [(geometry[b], colour[b]) for geometry, colour in records])[0]
+        assert torch.equal(together[b], alone[0])
+
+
+def test_threads_that_share_a_renderer_get_their_own_pixels() -> None:
+    recipe = recipe_of(pixels="uint8")
+    files = [file_of(noise(50, 60, seed)) for seed in range(8)]
+    records = records_for(recipe, files)
+    expected = render(recipe, files, records)
+    renderer = NativeRenderer(recipe, threads=2)
+    with ThreadPoolExecutor(4) as pool:
+        kept = list(pool.map(lambda _: renderer.render(files, records).pixels, range(12)))
+    for pixels in kept:
+        assert all(torch.equal(a, b) for a, b in zip(pixels, expected, strict=True))
+    renderer.close()
+    renderer.close()
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_undecodable_pictures_are_named_and_the_rest_is_what_it_was(threads: int) -> None:
+    recipe = recipe_of()
+    files = [file_of(noise(50, 60, seed)) for seed in range(4)]
+    records = records_for(recipe, files)
+    expected = render(recipe, files, records)
+    for bad in (b"", b"garbage" * 40, files[1].tobytes()[:300], file_of(noise(60, 50)).tobytes()):
+        renderer = NativeRenderer(recipe, threads=threads)
+        rendered = renderer.render([files[0], np.frombuffer(bad, np.uint8), *files[2:]], records)
+        assert list(rendered.failed) == [1] and rendered.failed[1] and "\n" not in rendered.failed[1]
+        for pixels, others in zip(rendered.pixels, expected, strict=True):
+            assert torch.equal(pixels[[0, 2, 3]], others[[0, 2, 3]])
+        renderer.close()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e30])
+def test_a_hostile_record_is_refused_before_a_pixel_moves(number: float) -> None:
+    recipe = recipe_of()
+    files = [file_of(noise(50, 60))]
+    (geometry, colour), *rest = records_for(recipe, files)
+    boxes = geometry.boxes.clone()
+    boxes[0, 1, 2] = number
+    with pytest.raises(ValueError, match="box"):
+        NativeRenderer(recipe, threads=0).render(files, [(dataclasses.replace(geometry, boxes=boxes), colour), *rest])
+
+
+def test_auto_takes_it_on_a_cpu_and_says_why_where_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(pixels="uint8")
+    assert choose_renderer("auto", recipe, torch.device("cpu")) == ("native", "the fastest on CPUs")
+    assert make_renderer(recipe).name == "native" and make_cutter(recipe).name == "native"
+    monkeypatch.setattr("wherefrom.pipeline.render.native_missing", lambda: "it was not built")
+    assert choose_renderer("auto", recipe, torch.device("cpu")) == ("torch", "the compiled one is not there: it was not built")
+    monkeypatch.setattr("wherefrom.pipeline.render_native.native_missing", lambda: "it was not built")
+    with pytest.raises(ValueError, match='renderer "native" cannot run: it was not built; or use renderer="torch"'):
+        make_renderer(recipe, "native")
+
+
+def test_the_trial_that_chooses_on_a_gpu_times_what_it_is_told() -> None:
+    from wherefrom.pipeline import render
+
+    took = render.trial_seconds(recipe_of(None), ("native", "torch"), torch.device("cpu")) if not installed() else None
+    took = took or render.trial_seconds(recipe_of(None), ("native", "dali"), torch.device("cpu"))
+    assert all(seconds > 0 for seconds in took.values()) and len(took) == 2
