@@ -4,7 +4,7 @@ Here: the public call, its checks, the choice of path. The definition is pair_ta
 Not here: which views form pairs, and which of them count (wherefrom.train.objectives).
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def pair_targets(
     plain = boxes.device.type == "cpu" or learnt
     if backend in ("reference", "torch") or (plain and backend == "auto"):
         exact = boxes.double() if backend == "reference" else boxes
-        options = {"position": position, "scale": scale, "axes": axes, "picture_hw": picture_hw, "mean": mean, "std": std}
+        options: dict[str, Any] = {"position": position, "scale": scale, "axes": axes, "picture_hw": picture_hw, "mean": mean, "std": std}
         targets = pair_targets_reference(exact, pairs, flipped=flipped, quarter_turns=quarter_turns, **options)
         return targets if backend == "reference" else targets.float()
     flat = boxes.reshape(-1, *boxes.shape[-2:])
