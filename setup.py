@@ -13,7 +13,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.errors import BaseError, CCompilerError
 
-FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-pthread"]
+FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-g0", "-pthread"]
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")  # Python without its lock has no limited API yet
 
 PROBE = """

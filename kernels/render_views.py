@@ -258,8 +258,8 @@ def _family(request: ViewRequest, mean: Tensor | None, std: Tensor | None, filte
     _check_normalisation(mean, std, request.out.dtype)
     scale, shift = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
     if mean is not None and std is not None:
-        scale = tuple((1 / (255 * std.double())).tolist())
-        shift = tuple((-mean.double() / std.double()).tolist())
+        scale = tuple((1 / (255 * std.double())).float().tolist())
+        shift = tuple((-mean.double() / std.double()).float().tolist())
         if not all(math.isfinite(number) for number in (*scale, *shift)):
             raise ValueError(f"mean={mean.tolist()}, std={std.tolist()}: needs finite numbers, std not 0")
     out, channels_last = request.out, request.channels_last

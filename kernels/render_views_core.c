@@ -16,10 +16,11 @@
 
 #define INLINE inline __attribute__((always_inline))
 #define LINE_BYTES 64
-#define TOGETHER 4 /* vectors of a row that share the reading of a weight; at 16 lanes a line of the cache */
-#define AHEAD_BYTES 128 /* of each row, prefetched: there are more rows than a processor follows by itself */
-#define STREAMED_BYTES (8 << 20)
-#define LEAST_SPREAD 1e-12 /* px^2; below it one tap has all the weight and nothing can be centred */
+#define TOGETHER 4                 /* vectors of a row that share the reading of a weight; at 16 lanes a line of the cache */
+#define AHEAD_BYTES 128            /* of each row, prefetched: there are more rows than a processor follows by itself */
+#define STREAMED_BYTES (8LL << 20) /* of views; more of them go past the cache, which would read each line before it is written */
+#define MOST_BYTES (1LL << 47)     /* of a family's views: what a processor addresses */
+#define LEAST_SPREAD 1e-12         /* px^2; below it one tap has all the weight and nothing can be centred */
 
 /* One view's record, checked. */
 typedef struct {
@@ -116,88 +117,49 @@ static INLINE int64_t ceil_of(double value)
 /* Position i of an axis that is mirrored about the centres of its edge pixels, as often as it takes. */
 static INLINE int64_t mirrored(int64_t i, int64_t length)
 {
-    if (i >= 0 && i < length)
-        return i;
     const int64_t period = length > 1 ? 2 * (length - 1) : 1;
     const int64_t place = (i % period + period) % period;
     return place < length ? place : period - place;
 }
 
-/* clang and gcc 12 know the builtin by clang's name; older gcc has its own */
 #define GLUE(x, y) x##_##y
 #define GLUED(x, y) GLUE(x, y)
 #define NAME(x) GLUED(x, SUFFIX)
+
+/* A loop over taps is worth unrolling where there are few: run a statement that calls it with the constant TAPS. */
 #define FOR_FEW_TAPS(...)                                                                                                                  \
-    ONE_CASE(1, __VA_ARGS__) ONE_CASE(2, __VA_ARGS__) ONE_CASE(3, __VA_ARGS__) ONE_CASE(4, __VA_ARGS__)                                    \
-    ONE_CASE(5, __VA_ARGS__) ONE_CASE(6, __VA_ARGS__) ONE_CASE(7, __VA_ARGS__) ONE_CASE(8, __VA_ARGS__)
-#define ONE_CASE(N, ...)                                                                                                                   \
+    WITH_TAPS(1, __VA_ARGS__) WITH_TAPS(2, __VA_ARGS__) WITH_TAPS(3, __VA_ARGS__) WITH_TAPS(4, __VA_ARGS__)                                \
+    WITH_TAPS(5, __VA_ARGS__) WITH_TAPS(6, __VA_ARGS__) WITH_TAPS(7, __VA_ARGS__) WITH_TAPS(8, __VA_ARGS__)
+#define WITH_TAPS(N, ...)                                                                                                                  \
     case N: {                                                                                                                              \
         enum { TAPS = N };                                                                                                                 \
         __VA_ARGS__;                                                                                                                       \
     }
 
+#define PRAGMA(...) _Pragma(#__VA_ARGS__)
+#if defined(__clang__)
+#define BEGIN_TARGET(features) PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define END_TARGET PRAGMA(clang attribute pop)
+#else
+#define BEGIN_TARGET(features) PRAGMA(GCC push_options) PRAGMA(GCC target(features))
+#define END_TARGET PRAGMA(GCC pop_options)
+#endif
+
 #define SUFFIX baseline
 #define LANES 4
-#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
-#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
-#define LOW_HALVES(a, b) __builtin_shufflevector(a, b, 0, 1, 4, 5)
-#define HIGH_HALVES(a, b) __builtin_shufflevector(a, b, 2, 3, 6, 7)
 #include "render_views_lanes.h"
-#undef SUFFIX
-#undef LANES
-#undef LOW_PAIRS
-#undef HIGH_PAIRS
-#undef LOW_HALVES
-#undef HIGH_HALVES
 
 #if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#endif
+BEGIN_TARGET("avx2,fma,f16c")
 #define SUFFIX avx2
 #define LANES 8
-#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
-#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
-#define LOW_HALVES(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
-#define HIGH_HALVES(a, b) __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
-#define LOW_GROUPS(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11)
-#define HIGH_GROUPS(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
 #include "render_views_lanes.h"
-#undef SUFFIX
-#undef LANES
-#undef LOW_PAIRS
-#undef HIGH_PAIRS
-#undef LOW_HALVES
-#undef HIGH_HALVES
-#undef LOW_GROUPS
-#undef HIGH_GROUPS
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c,prefer-vector-width=512")
-#endif
+END_TARGET
+BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")
 #define SUFFIX avx512
 #define LANES 16
-#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
-#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
-#define LOW_HALVES(a, b) __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
-#define HIGH_HALVES(a, b) __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
-#define EVEN_GROUPS(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
-#define ODD_GROUPS(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
 #include "render_views_lanes.h"
-#undef SUFFIX
-#undef LANES
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+END_TARGET
 #endif
 
 static const struct {
@@ -213,6 +175,9 @@ static const struct {
 
 bool wf_has_instruction_set(wf_instruction_set set)
 {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
     switch (set) {
     case WF_BASELINE:
         return true;
@@ -233,8 +198,6 @@ wf_instruction_set wf_best_instruction_set(void)
     return wf_has_instruction_set(WF_AVX512) ? WF_AVX512 : wf_has_instruction_set(WF_AVX2) ? WF_AVX2 : WF_BASELINE;
 }
 
-/* ---- records ---- */
-
 static int32_t value_bytes(wf_dtype dtype)
 {
     return dtype == WF_FLOAT32 ? 4 : dtype == WF_UINT8 ? 1 : 2;
@@ -245,15 +208,17 @@ static bool within(float value, float limit)
     return value >= -limit && value <= limit; /* false for NaN */
 }
 
-/* Say what is wrong with view v of picture b, or return true. */
+/* Return whether view v of picture b can be rendered, or say why not. */
 static bool check_record(const wf_family *family, int64_t b, int64_t v, char message[WF_MESSAGE_BYTES])
 {
     const int64_t at = b * family->views + v;
     const float *box = family->boxes + 4 * at;
     const float limit = WF_LARGEST_SIDE_PX;
-    if (!(within(box[0], limit) && within(box[1], limit) && within(box[2], limit) && within(box[3], limit) && box[0] < box[2] && box[1] < box[3])) {
-        snprintf(message, WF_MESSAGE_BYTES, "boxes[%lld, %lld] is (%g, %g, %g, %g): needs x0 < x1 and y0 < y1, all within %d pixels of the corner",
-                 (long long)b, (long long)v, (double)box[0], (double)box[1], (double)box[2], (double)box[3], WF_LARGEST_SIDE_PX);
+    const bool near = within(box[0], limit) && within(box[1], limit) && within(box[2], limit) && within(box[3], limit);
+    if (!(near && box[0] < box[2] && box[1] < box[3])) {
+        snprintf(message, WF_MESSAGE_BYTES,
+                 "boxes[%lld, %lld] is (%g, %g, %g, %g): needs x0 < x1 and y0 < y1, all within %d pixels of the corner", (long long)b,
+                 (long long)v, (double)box[0], (double)box[1], (double)box[2], (double)box[3], WF_LARGEST_SIDE_PX);
         return false;
     }
     if (family->quarter_turns[at] < 0 || family->quarter_turns[at] > 3) {
@@ -268,8 +233,8 @@ static bool check_record(const wf_family *family, int64_t b, int64_t v, char mes
     }
     for (int k = 0; family->matrix && k < 12; k++)
         if (!within(family->matrix[12 * at + k], WF_LARGEST_MATRIX_ENTRY)) {
-            snprintf(message, WF_MESSAGE_BYTES, "matrix[%lld, %lld, %d, %d] is %g: needs a number within %d", (long long)b, (long long)v, k / 4,
-                     k % 4, (double)family->matrix[12 * at + k], WF_LARGEST_MATRIX_ENTRY);
+            snprintf(message, WF_MESSAGE_BYTES, "matrix[%lld, %lld, %d, %d] is %g: needs a number within %d", (long long)b, (long long)v,
+                     k / 4, k % 4, (double)family->matrix[12 * at + k], WF_LARGEST_MATRIX_ENTRY);
             return false;
         }
     return true;
@@ -294,6 +259,14 @@ static wf_record fold_record(const wf_family *family, int64_t at)
     return record;
 }
 
+/* Count the bytes of a family's views; false if there are more than can be addressed. */
+static bool count_bytes(const wf_family *family, int64_t pictures, int64_t *bytes)
+{
+    const int64_t view = 3 * family->height * family->width * value_bytes(family->dtype);
+    return !__builtin_mul_overflow(pictures, family->views, bytes) && !__builtin_mul_overflow(*bytes, view, bytes) &&
+           *bytes <= MOST_BYTES;
+}
+
 static bool check_family(const wf_family *family, int64_t pictures, const uint8_t *orientation, char message[WF_MESSAGE_BYTES])
 {
     if (family->height < 1 || family->width < 1 || family->height > WF_LARGEST_VIEW_SIDE_PX || family->width > WF_LARGEST_VIEW_SIDE_PX) {
@@ -301,8 +274,14 @@ static bool check_family(const wf_family *family, int64_t pictures, const uint8_
                  (long long)family->width, WF_LARGEST_VIEW_SIDE_PX);
         return false;
     }
-    if (family->views < 0 || (unsigned)family->dtype > WF_FLOAT32) {
-        snprintf(message, WF_MESSAGE_BYTES, "a family has %lld views of dtype %d", (long long)family->views, (int)family->dtype);
+    if ((unsigned)family->dtype > WF_FLOAT32) {
+        snprintf(message, WF_MESSAGE_BYTES, "dtype is %d: needs 0 to %d", (int)family->dtype, WF_FLOAT32);
+        return false;
+    }
+    int64_t bytes;
+    if (family->views < 0 || !count_bytes(family, pictures, &bytes)) {
+        snprintf(message, WF_MESSAGE_BYTES, "a family has %lld views of %lld pictures: needs as many as memory can hold",
+                 (long long)family->views, (long long)pictures);
         return false;
     }
     for (int64_t b = 0; b < pictures; b++) {
@@ -349,10 +328,10 @@ wf_status wf_plan_make(wf_plan **made, int64_t pictures, const uint8_t *orientat
         wf_plan_free(plan);
         return WF_NO_MEMORY;
     }
-    int64_t bytes = 0;
-    for (int f = 0; f < families; f++)
-        bytes += pictures * family[f].views * 3 * family[f].height * family[f].width * value_bytes(family[f].dtype);
-    plan->streams = bytes > STREAMED_BYTES;
+    int64_t all_bytes = 0, bytes;
+    for (int f = 0; f < families && count_bytes(&family[f], pictures, &bytes) && all_bytes <= STREAMED_BYTES; f++)
+        all_bytes += bytes;
+    plan->streams = all_bytes > STREAMED_BYTES;
     for (int64_t b = 0; b < pictures; b++)
         plan->orientation[b] = orientation ? orientation[b] : 1;
     *made = plan;
@@ -376,8 +355,7 @@ int64_t wf_plan_pictures(const wf_plan *plan)
     return plan->pictures;
 }
 
-/* ---- memory: one block a rendering thread, kept for the next that comes ---- */
-
+/* Memory to render in: one block for each thread at work, kept for the next that comes. */
 typedef struct {
     size_t bytes;
     unsigned char *memory;
@@ -428,8 +406,6 @@ static void *carve(unsigned char *memory, size_t *used, int64_t count, size_t si
     return part;
 }
 
-/* ---- one picture ---- */
-
 /* The record of view v on a picture as stored: EXIF, mirror and turn become a transposition and two directions. */
 static wf_job make_job(const wf_plan *plan, int f, int64_t b, int64_t v, const wf_picture *picture)
 {
@@ -444,7 +420,7 @@ static wf_job make_job(const wf_plan *plan, int f, int64_t b, int64_t v, const w
     const bool x_back = (record->quarter_turns == 1 || record->quarter_turns == 2) != (record->flipped != 0);
     const int64_t samples_y = odd ? family->width : family->height, samples_x = odd ? family->height : family->width;
 
-    wf_axis axes[2]; /* along the stored picture's rows' index, along its columns' */
+    wf_axis axes[2]; /* down the stored picture, across it */
     for (int stored = 0; stored < 2; stored++) {
         const bool is_y = (stored == 0) != lying; /* of the upright picture */
         const bool far_end = stored == 0 ? stored_y_back : stored_x_back;
@@ -565,7 +541,7 @@ wf_status wf_render_picture(const wf_plan *plan, int64_t position, const wf_pict
             const size_t bytes = lay_out(&job, NULL, lanes);
             needed = bytes > needed ? bytes : needed;
         }
-    wf_scratch *scratch = take_scratch(copied + needed);
+    wf_scratch *scratch = take_scratch(copied + needed + LINE_BYTES);
     if (!scratch) {
         snprintf(message, WF_MESSAGE_BYTES, "no memory to render picture %lld: %zu bytes", (long long)position, copied + needed);
         return WF_NO_MEMORY;
@@ -593,8 +569,6 @@ wf_status wf_render_picture(const wf_plan *plan, int64_t position, const wf_pict
     give_scratch(scratch);
     return WF_DONE;
 }
-
-/* ---- all pictures ---- */
 
 typedef struct {
     const wf_plan *plan;

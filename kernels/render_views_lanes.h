@@ -1,9 +1,31 @@
-/* Rendering one view, LANES pixels at a time: included by render_views_core.c once for every instruction set, NAME(x) telling them apart.
+/* Rendering one view, LANES values at a time: render_views_core.c includes this once for every instruction set; NAME(x) tells them apart.
  *
- * A view is made in blocks of LANES of its samples down the stored picture. First rows are blended: a vector holds LANES bytes of a row, and
- * LANES such results are transposed, so that a vector of the strip holds one column and channel of the whole block. Then columns are blended,
- * all rows of the block at once, and coloured. A view that does not lie on its side is transposed back on its way out.
+ * A view is made in blocks of LANES of its samples down the stored picture. Rows are blended first: a vector holds LANES bytes of a row,
+ * and LANES results are transposed, so that a vector of the strip holds one column and channel of the whole block. Then columns are
+ * blended, for all rows of the block at once, and coloured. A view that does not lie on its side is transposed back on its way out.
  */
+
+/* Parts of two vectors: alternating elements, halves or wholes of every group of four, and groups. */
+#if LANES == 4
+#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 4, 1, 5)
+#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 6, 3, 7)
+#define LOW_HALVES(a, b) __builtin_shufflevector(a, b, 0, 1, 4, 5)
+#define HIGH_HALVES(a, b) __builtin_shufflevector(a, b, 2, 3, 6, 7)
+#elif LANES == 8
+#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define LOW_HALVES(a, b) __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define HIGH_HALVES(a, b) __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+#define EVEN_GROUPS(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11)
+#define ODD_GROUPS(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
+#else
+#define LOW_PAIRS(a, b) __builtin_shufflevector(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define HIGH_PAIRS(a, b) __builtin_shufflevector(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define LOW_HALVES(a, b) __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define HIGH_HALVES(a, b) __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#define EVEN_GROUPS(a, b) __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+#define ODD_GROUPS(a, b) __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
+#endif
 
 #define FLOATS NAME(floats)
 #define INTS NAME(ints)
@@ -84,8 +106,8 @@ static INLINE void NAME(transpose)(FLOATS rows[LANES])
 #if LANES == 8
     for (int r = 0; r < 4; r++) {
         const FLOATS a = rows[r], b = rows[r + 4];
-        rows[r] = LOW_GROUPS(a, b);
-        rows[r + 4] = HIGH_GROUPS(a, b);
+        rows[r] = EVEN_GROUPS(a, b);
+        rows[r + 4] = ODD_GROUPS(a, b);
     }
 #elif LANES == 16
     for (int r = 0; r < 4; r++) {
@@ -400,7 +422,7 @@ static void NAME(copy_past_cache)(unsigned char *to, const unsigned char *from, 
     memcpy(to + lines_end, from + lines_end, (size_t)(bytes - lines_end));
 }
 
-/* Move finished rows, which end with row `last`, from where they were staged into the view. */
+/* Move finished rows `first` to `last` from where they were staged into the view. */
 static void NAME(flush_rows)(const wf_job *job, int64_t first, int64_t last)
 {
     const wf_target *stage = &job->stage, *target = &job->target;
@@ -409,6 +431,7 @@ static void NAME(flush_rows)(const wf_job *job, int64_t first, int64_t last)
                               stage->out + plane * stage->plane_bytes, (last - first + 1) * target->row_bytes);
 }
 
+/* Blend and finish all tiles of a view: into planes of levels if it is to be blurred. */
 static void NAME(resize)(wf_job *job)
 {
     const wf_axis *rows = &job->rows, *cols = &job->cols;
@@ -442,7 +465,7 @@ static void NAME(blur)(const wf_job *job)
 {
     const wf_blur *blur = &job->blur;
     const wf_target *target = job->staged ? &job->stage : &job->target;
-    const int64_t radius = blur->radius, stride = blur->stride, step = stride + 2 * radius;
+    const int64_t radius = blur->radius, stride = blur->stride, step = stride + 2 * radius, last = job->width - 1;
     const float *gaussian = blur->gaussian;
     for (int64_t row = 0; row < job->height; row++) {
         const int64_t *from = blur->mirrored_rows + radius + row;
@@ -459,14 +482,15 @@ static void NAME(blur)(const wf_job *job)
                 NAME(store)(line + x, near);
                 NAME(store)(line + x + LANES, far);
             }
-            for (int64_t k = 1; k <= radius; k++) {
-                line[-k] = line[mirrored(-k, job->width)];
-                line[job->width - 1 + k] = line[mirrored(job->width - 1 + k, job->width)];
+            for (int64_t k = 1; k <= radius; k++) { /* by turns, so that each finds its image however short the line is */
+                line[-k] = line[last > 0 ? k : 0];
+                line[last + k] = line[last > 0 ? last - k : 0];
             }
         }
         for (int64_t x = 0; x < job->width; x += LANES) {
             const float *line = blur->lines + radius + x;
-            FLOATS r = gaussian[0] * NAME(load)(line), g = gaussian[0] * NAME(load)(line + step), b = gaussian[0] * NAME(load)(line + 2 * step);
+            FLOATS r = gaussian[0] * NAME(load)(line), g = gaussian[0] * NAME(load)(line + step);
+            FLOATS b = gaussian[0] * NAME(load)(line + 2 * step);
             for (int64_t k = 1; k <= radius; k++) {
                 r += gaussian[k] * (NAME(load)(line - k) + NAME(load)(line + k));
                 g += gaussian[k] * (NAME(load)(line + step - k) + NAME(load)(line + step + k));
@@ -499,3 +523,11 @@ static void NAME(render_view)(wf_job *job)
 #undef INTS
 #undef DOUBLES
 #undef LONGS
+#undef LOW_PAIRS
+#undef HIGH_PAIRS
+#undef LOW_HALVES
+#undef HIGH_HALVES
+#undef EVEN_GROUPS
+#undef ODD_GROUPS
+#undef LANES
+#undef SUFFIX

@@ -73,8 +73,8 @@ static bool read_family(PyObject *tuple, int64_t pictures, wf_family *family, Py
     const int dtype = find_name(dtype_name, DTYPES, 4);
     if (dtype < 0 || views < 0 || views > 1 << 20 || height < 1 || width < 1 || height > WF_LARGEST_VIEW_SIDE_PX ||
         width > WF_LARGEST_VIEW_SIDE_PX) {
-        PyErr_Format(PyExc_ValueError, "a family is %lld views of (%lld, %lld) %s: needs sides of 1 to %d", views, height, width, dtype_name,
-                     WF_LARGEST_VIEW_SIDE_PX);
+        PyErr_Format(PyExc_ValueError, "size_px is (%lld, %lld), %lld views of %s: needs sides of 1 to %d", height, width, views,
+                     dtype_name, WF_LARGEST_VIEW_SIDE_PX);
         return false;
     }
     for (int i = 0; i < RECORD_BUFFERS; i++)
@@ -121,9 +121,11 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     long long pictures;
     PyObject *orientation_object, *families_object;
     const char *set_name;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LOO!s", keywords, &pictures, &orientation_object, &PyTuple_Type, &families_object, &set_name))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LOO!s", keywords, &pictures, &orientation_object, &PyTuple_Type, &families_object,
+                                     &set_name))
         return NULL;
-    const int set = strcmp(set_name, "auto") == 0 ? (int)wf_best_instruction_set() : find_name(set_name, INSTRUCTION_SETS, WF_INSTRUCTION_SETS);
+    const bool choose = strcmp(set_name, "auto") == 0;
+    const int set = choose ? (int)wf_best_instruction_set() : find_name(set_name, INSTRUCTION_SETS, WF_INSTRUCTION_SETS);
     if (set < 0 || !wf_has_instruction_set((wf_instruction_set)set))
         return PyErr_Format(PyExc_ValueError, "instruction_set='%s': not on this processor; take one of instruction_sets()", set_name);
     if (pictures < 0 || pictures > 1 << 24)
@@ -261,7 +263,8 @@ static PyType_Slot plan_slots[] = {
     {Py_tp_new, plan_new},
     {Py_tp_dealloc, plan_dealloc},
     {Py_tp_methods, plan_methods},
-    {Py_tp_doc, "Plan(pictures, orientation, families, instruction_set)\n--\n\nA batch's records, checked and copied, and where its views go."},
+    {Py_tp_doc, "Plan(pictures, orientation, families, instruction_set)\n--\n\n"
+                "A batch's records, checked and copied, and where its views go."},
     {0, NULL},
 };
 
@@ -287,7 +290,7 @@ static PyObject *instruction_sets(PyObject *Py_UNUSED(module), PyObject *Py_UNUS
 }
 
 static PyMethodDef module_methods[] = {
-    {"instruction_sets", instruction_sets, METH_NOARGS, "instruction_sets()\n--\n\nReturn those that this processor has, the slowest first."},
+    {"instruction_sets", instruction_sets, METH_NOARGS, "instruction_sets()\n--\n\nReturn those of this processor, slowest first."},
     {NULL, NULL, 0, NULL},
 };
 
