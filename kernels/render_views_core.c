@@ -10,6 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__SANITIZE_ADDRESS__) /* what lies between the parts of a scratch must not be touched either */
+#include <sanitizer/asan_interface.h>
+#define FORBID(memory, bytes) ASAN_POISON_MEMORY_REGION(memory, bytes)
+#define ALLOW(memory, bytes) ASAN_UNPOISON_MEMORY_REGION(memory, bytes)
+#else
+#define FORBID(memory, bytes) ((void)(memory))
+#define ALLOW(memory, bytes) ((void)(memory))
+#endif
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -401,8 +410,11 @@ static void give_scratch(wf_scratch *scratch)
 /* Hand out the next part of a block, or with memory = NULL only count. */
 static void *carve(unsigned char *memory, size_t *used, int64_t count, size_t size)
 {
+    const size_t bytes = (size_t)count * size;
     void *part = memory ? memory + *used : NULL;
-    *used += (size_t)padded_to(count * (int64_t)size, LINE_BYTES);
+    if (memory)
+        ALLOW(part, bytes);
+    *used += (size_t)padded_to((int64_t)bytes, LINE_BYTES) + LINE_BYTES; /* the line between parts is nobody's */
     return part;
 }
 
@@ -546,6 +558,7 @@ wf_status wf_render_picture(const wf_plan *plan, int64_t position, const wf_pict
         snprintf(message, WF_MESSAGE_BYTES, "no memory to render picture %lld: %zu bytes", (long long)position, copied + needed);
         return WF_NO_MEMORY;
     }
+    ALLOW(scratch->memory, scratch->bytes);
     for (int64_t row = 0; narrow && row < picture->height; row++) {
         memset(scratch->memory + row * lanes, 0, (size_t)lanes);
         memcpy(scratch->memory + row * lanes, picture->pixels + row * 3 * picture->width, 3 * (size_t)picture->width);
@@ -553,6 +566,7 @@ wf_status wf_render_picture(const wf_plan *plan, int64_t position, const wf_pict
     for (int f = 0; f < plan->families; f++)
         for (int64_t v = 0; v < plan->family[f].views; v++) {
             wf_job job = make_job(plan, f, position, v, picture);
+            FORBID(scratch->memory + copied, scratch->bytes - copied);
             lay_out(&job, scratch->memory + copied, lanes);
             if (narrow) {
                 job.strip.pixels = scratch->memory;
