@@ -4,6 +4,7 @@ No speed is asserted anywhere; that a wrong box is found is, for every contender
 """
 
 import ctypes
+import hashlib
 import itertools
 import json
 import os
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -246,8 +248,36 @@ def spin(seconds: float) -> None:
         pass
 
 
+@contextmanager
+def known_load(hold: Callable[[float], object], held_s: float, rest: Callable[[float], object], rest_s: float) -> Iterator[list[float]]:
+    """Hold and rest by turns in a thread; the list's sum is the time spent in `hold`, by its own clock."""
+    over, inside = threading.Event(), [0.0]
+
+    def load() -> None:
+        while not over.is_set():
+            start = time.perf_counter()
+            hold(held_s)
+            inside[0] += time.perf_counter() - start
+            rest(rest_s)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        yield inside
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.fixture
+def spare_core() -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("whoever watches takes a core, and there is one alone")
+
+
+@pytest.mark.usefixtures("spare_core")
 @pytest.mark.parametrize(
-    ("hold", "held_s", "free_s", "holds"),
+    ("hold", "held_s", "rest_s", "holds"),
     [
         (lambda s: ctypes.PyDLL(None).usleep(round(1e6 * s)), 0.003, 0.007, True),  # a call of C code that keeps the lock
         (lambda s: ctypes.CDLL(None).usleep(round(1e6 * s)), 0.003, 0.007, False),  # the same call, which gives it back meanwhile
@@ -255,34 +285,36 @@ def spin(seconds: float) -> None:
     ],
 )
 def test_the_interpreter_is_seen_held_as_long_as_a_known_load_holds_it(
-    hold: Callable[[float], object], held_s: float, free_s: float, holds: bool
+    hold: Callable[[float], object], held_s: float, rest_s: float, holds: bool
 ) -> None:
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("whoever watches takes a core, and there is one alone")
-    over, cores = threading.Event(), os.sched_getaffinity(0)
-    inside = 0.0
-
-    def load() -> None:
-        nonlocal inside
-        while not over.is_set():
-            start = time.perf_counter()
-            hold(held_s)
-            inside += time.perf_counter() - start
-            time.sleep(free_s)
-
-    thread = threading.Thread(target=load)
-    thread.start()
-    with interpreter_watched() as found:
-        before, start = inside, time.perf_counter()
+    cores = os.sched_getaffinity(0)
+    with known_load(hold, held_s, time.sleep, rest_s) as inside, interpreter_watched() as found:
+        before, start = inside[0], time.perf_counter()
         time.sleep(1)
-        share = (inside - before) / (time.perf_counter() - start)  # by the load's own clock
-    over.set()
-    thread.join()
+        share = (inside[0] - before) / (time.perf_counter() - start)
     assert os.sched_getaffinity(0) == cores and found.readings > 1000 and share > 0.03
     if holds:
         assert 0.6 * share - 0.01 < found.share < 1.4 * share + 0.03
     else:
         assert found.share < 0.2 * share + 0.01
+
+
+@pytest.mark.usefixtures("spare_core")
+def test_of_a_cpu_second_only_what_python_runs_counts_as_held() -> None:
+    data = bytes(1 << 20)
+
+    def hash_without_lock(_: float) -> None:
+        hashlib.sha256(data)
+
+    start = time.perf_counter()
+    hashlib.sha256(data)
+    hashing_s = time.perf_counter() - start
+    found = {}
+    for name, held_s in (("half", hashing_s), ("none", 0.0)):
+        with known_load(spin, held_s, hash_without_lock, 0), interpreter_watched() as found[name]:
+            time.sleep(1)
+    assert 0.25 < found["half"].per_cpu_s < 0.85
+    assert found["none"].per_cpu_s < 0.15
 
 
 def test_ratios_are_of_medians_with_the_rounds_spread() -> None:

@@ -185,6 +185,32 @@ def test_the_command_says_what_holds_and_exits_with_one_if_anything_is_red(
     assert sum(line.endswith("fails as it must") for line in lines) == len(MISTAKES)
 
 
+def test_the_command_says_who_serves_and_why_who_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    proven: list[str] = []
+
+    def make(recipe: Recipe, name: str, device: str) -> Erring:
+        proven.append(name)
+        return Erring(recipe, same, same)
+
+    monkeypatch.setattr(command, "proof_cases", lambda snaps, quick: (TINY,))
+    monkeypatch.setattr(
+        command, "prove", lambda factory, cases, progress: ProofReport(renderer=factory(TINY.recipe).name, rows=(), controls=())
+    )
+    monkeypatch.setattr(command, "make_renderer", make)
+    monkeypatch.setattr(command, "native_missing", lambda: "it was not built")
+    monkeypatch.setattr(command.render_dali, "installed", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.prove_command() == 0
+    said = capsys.readouterr().out
+    assert 'renderer="auto" takes ' in said and proven == ["torch"]
+    assert "native is left out: it was not built" in said
+    assert "triton is left out: it is proven on a CUDA GPU" in said
+    assert "dali is left out: NVIDIA DALI is not installed here" in said
+    for name, why in (("native", "it was not built"), ("triton", "it is proven on a CUDA GPU"), ("dali", "NVIDIA DALI is not installed")):
+        with pytest.raises(ValueError, match=f"renderer '{name}': {why}"):
+            command.prove_command(name)  # type: ignore[arg-type]
+
+
 def test_a_device_that_is_not_here_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device='cuda': torch sees no CUDA GPU here; use --device cpu"):

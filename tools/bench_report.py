@@ -64,7 +64,7 @@ class Rate:
     per_wall_s: list[float]
     memory_mib: float  # of the process tree, the largest of the rounds
     draw_share: float | None = None  # of a batch's CPU time; of our loaders alone
-    held_frac: float | None = None  # of one core at 1000 pictures a second: the interpreter's lock; of our loaders alone
+    held_frac: float | None = None  # of one core at 1000 pictures a second: the interpreter's lock, the least of the rounds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

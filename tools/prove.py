@@ -83,6 +83,8 @@ def _contenders(
             raise ValueError(f"renderer {name!r}: {missing}")
         else:
             _say(console, f"{name} is left out: {missing}")
+    if not found:
+        raise ValueError(f"device={device!r}: no renderer runs there; leave out --device")
     return found
 
 
@@ -91,10 +93,13 @@ def _places(name: Name, places: Sequence[Device]) -> tuple[list[Device], str | N
     no_dali = None if render_dali.installed() else "NVIDIA DALI is not installed here; pip install nvidia-dali-cuda130"
     if name == "dali":
         return list(places), no_dali
-    if name == "triton":  # DALI decodes for it
-        return ["cuda"], triton_missing() or no_dali if "cuda" in places else "it is proven on a CUDA GPU, and none is here or asked for"
-    missing = native_missing() if name == "native" else None
-    return ["cpu"], missing if "cpu" in places else "it renders on the CPU whatever the device; leave out --device"
+    if name == "triton":
+        if "cuda" not in places:
+            return [], "it is proven on a CUDA GPU, and none is here or asked for"
+        return ["cuda"], triton_missing() or no_dali  # DALI decodes for it
+    if "cpu" not in places:
+        return [], "it renders on the CPU whatever the device; leave out --device"
+    return ["cpu"], native_missing() if name == "native" else None
 
 
 def _print_report(console: Console, report: ProofReport, title: str, seconds: float) -> None:
