@@ -266,7 +266,7 @@ class Loader:
         start = time.perf_counter()
         sample = self.index.replacement(wanted)
         with self._stage("read"):
-            encoded = [self._reader.read(int(i)) for i in sample]
+            encoded = self._reader.read_batch(sample)
         read = time.perf_counter()
         with self._stage("draw"):
             drawn, records = self._draw(sample, drawn_for, epoch)
@@ -282,7 +282,7 @@ class Loader:
             sample[where] = self.index.replacement(wanted[where])
             drawn, records = self._draw(sample, drawn_for, epoch)
             chosen = [(geometry[where.tolist()], photometric[where.tolist()]) for geometry, photometric in records]
-            again = self.renderer.render([self._reader.read(int(i)) for i in sample[where]], chosen)
+            again = self.renderer.render(self._reader.read_batch(sample[where]), chosen)
             for pixels, part in zip(rendered.pixels, again.pixels, strict=True):
                 pixels[torch.from_numpy(where).to(pixels.device)] = part
             failed = {int(where[position]): reason for position, reason in again.failed.items()}

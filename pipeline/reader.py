@@ -56,27 +56,54 @@ class ShardReader:
         Shapes: buffer (at least index.length[sample],) uint8, contiguous -> (index.length[sample],).
         Raises: ShardChanged; ValueError if the buffer is too small or the reader is closed; IndexError for an id out of range.
         """
-        if not 0 <= sample < len(self.index):
-            raise IndexError(f"sample {sample} of {len(self.index)}; samples are numbered 0 to {len(self.index) - 1}")
+        self._check_ids(np.array([sample]))
         length = int(self.index.length[sample])
         if buffer is None:
             buffer = np.empty(length, np.uint8)
         elif len(buffer) < length:
             raise ValueError(f"buffer holds {len(buffer)} bytes, sample {sample} has {length}; make it as large as index.length.max()")
-        target = buffer[:length]
+        self._read_shard(int(self.index.shard[sample]), [(sample, int(self.index.offset[sample]), buffer[:length].data)])
+        return buffer[:length]
+
+    def read_batch(self, samples: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Read the encoded bytes of samples (B,) into one stretch of memory, shard by shard, and return B views of it.
+
+        Raises: as `read`.
+        """
+        self._check_ids(samples)
+        lengths = self.index.length[samples]
+        ends = np.cumsum(lengths)
+        memory = np.empty(int(lengths.sum()), np.uint8)
+        views = [memory[start:end] for start, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True)]
+        wanted: dict[int, list[tuple[int, int, memoryview]]] = {}
+        shards, offsets = self.index.shard[samples].tolist(), self.index.offset[samples].tolist()
+        for shard, sample, offset, view in zip(shards, samples.tolist(), offsets, views, strict=True):
+            wanted.setdefault(shard, []).append((sample, offset, view.data))
+        for shard, places in wanted.items():
+            self._read_shard(shard, places)
+        return views
+
+    def _check_ids(self, samples: NDArray[np.int64]) -> None:
+        outside = samples[(samples < 0) | (samples >= len(self.index))]
+        if len(outside):
+            raise IndexError(f"sample {outside[0]} of {len(self.index)}; samples are numbered 0 to {len(self.index) - 1}")
+
+    def _read_shard(self, shard: int, places: list[tuple[int, int, memoryview]]) -> None:
+        """Fill the memory of every (sample, offset, memory), all of one shard."""
+        sample = places[0][0]
         try:
-            with self._borrow(int(self.index.shard[sample])) as descriptor:
+            with self._borrow(shard) as descriptor:
                 self._check_unchanged(descriptor, sample)
-                got = _read_fully(descriptor, target.data, int(self.index.offset[sample]))
+                for sample, offset, target in places:
+                    got = _read_fully(descriptor, target, offset)
+                    if got < len(target):
+                        raise self._changed(sample, f"{got} of its {len(target)} bytes are there")
         except ShardChanged:
             raise
         except OSError as error:
             if error.errno in _NOT_THE_SHARDS_FAULT:
                 raise
             raise self._changed(sample, error.strerror or str(error)) from error
-        if got < length:
-            raise self._changed(sample, f"{got} of its {length} bytes are there")
-        return target
 
     def close(self) -> None:
         """Close every shard; those in use when their read ends. Twice is fine."""

@@ -73,22 +73,35 @@ class ThreadedRenderer:
         plan = self.cutter.plan(records, pixels)
         sizes, orientations = records[0][0].source_size.tolist(), records[0][0].stored_orientation.tolist()
 
-        def one(position: int) -> tuple[str | None, float, float]:
-            start = time.perf_counter()
-            try:
-                stored = self._decode(encoded[position], sizes[position], orientations[position])
-            except DECODE_ERRORS as error:
-                return f"{type(error).__name__}: {error}", time.perf_counter() - start, 0.0
-            decoded = time.perf_counter()
-            self.cutter.cut(plan, position, stored)
-            return None, decoded - start, time.perf_counter() - decoded
+        failed: dict[int, str] = {}
+        positions = iter(
+            range(len(encoded))
+        )  # threads help themselves: handing out each picture would hold the interpreter as long as cutting it
 
-        results = list(self._pool.map(one, range(len(encoded))) if self._pool is not None else map(one, range(len(encoded))))
+        def work() -> tuple[float, float]:
+            decode_s = render_s = 0.0
+            for position in positions:
+                start = time.perf_counter()
+                try:
+                    stored = self._decode(encoded[position], sizes[position], orientations[position])
+                except DECODE_ERRORS as error:
+                    failed[position] = f"{type(error).__name__}: {error}"
+                    decode_s += time.perf_counter() - start
+                    continue
+                decoded = time.perf_counter()
+                self.cutter.cut(plan, position, stored)
+                decode_s, render_s = decode_s + decoded - start, render_s + time.perf_counter() - decoded
+            return decode_s, render_s
+
+        if self._pool is None:
+            spent = [work()]
+        else:
+            spent = [future.result() for future in [self._pool.submit(work) for _ in range(min(self.threads, len(encoded)))]]
         return Rendered(
             pixels=tuple(pixels),
-            failed={position: result[0] for position, result in enumerate(results) if result[0] is not None},
-            decode_s=sum(result[1] for result in results),
-            render_s=sum(result[2] for result in results),
+            failed=dict(sorted(failed.items())),
+            decode_s=sum(decode_s for decode_s, _ in spent),
+            render_s=sum(render_s for _, render_s in spent),
         )
 
     def _decode(self, encoded: NDArray[np.uint8], upright_size: list[int], orientation: int) -> NDArray[np.uint8]:

@@ -1,12 +1,16 @@
-"""The same views for people with their own dataset: a decoded picture and its key in, views out.
+"""The same views for people with their own dataset: decoded pictures and their keys in, views out.
 
-Here: `ViewTransform`, which keeps nothing between calls: record and pixels are those of the loader's torch renderer for the same
+Here: `ViewTransform`, which keeps nothing between calls: records and pixels are those of the loader with the same cutter for the same
 (seed, epoch, sample) and picture; points, boxes and masks carried along; a sampler of keys and `collate` for torch's DataLoader.
 Not here: reading files. There is no counter anywhere: a call without its key is refused, and the key comes from the sampler.
+In a DataLoader's worker a batch is made in shared memory, so that handing it over copies nothing.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import functools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from wherefrom.pipeline import geometry
 from wherefrom.pipeline.colour import draw_colours
@@ -28,6 +33,10 @@ if TYPE_CHECKING:
     from torchvision.tv_tensors import BoundingBoxes
 
 _EXIF_ORIENTATION = 0x0112
+_ALIGNED_BYTES = 64  # where tensors begin that share one piece of memory
+
+Picture = Image.Image | NDArray[np.uint8] | Tensor
+Rows = ArrayLike | Tensor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -61,7 +70,7 @@ class Carried:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Transformed:
-    """Views of B pictures (one from `ViewTransform`, more from `collate`) with what was carried along, a family after the other."""
+    """Views of B pictures with what was carried along, a family after the other."""
 
     batch: Batch
     carried: tuple[Carried, ...]
@@ -82,6 +91,7 @@ class ViewTransform:
     """Cuts the recipe's views out of pictures that somebody else decoded.
 
     `transform(picture, sample=i, epoch=e)`: the key decides the draws, so equal calls give equal views in any process and order.
+    `transform.batch(pictures, keys=keys)` gives the same for many at once, and takes a small part of the time beside the pixels.
     A PIL picture is turned upright by its EXIF orientation first, as the loader does; arrays and tensors are upright already.
     renderer: "native", the compiled kernel, whose pixels are the loader's on the CPU; "torch"; "auto": the first that is there.
     Raises: ValueError if a family has snap="none" and "torch" cuts: stock resizing cuts whole pixels.
@@ -94,14 +104,14 @@ class ViewTransform:
 
     def __call__(
         self,
-        picture: Image.Image | NDArray[np.uint8] | Tensor,
+        picture: Picture,
         *,
         sample: int,
         epoch: int,
         label: int = -1,
-        points: ArrayLike | Tensor | None = None,
-        boxes: ArrayLike | Tensor | None = None,
-        masks: ArrayLike | Tensor | None = None,
+        points: Rows | None = None,
+        boxes: Rows | None = None,
+        masks: Rows | None = None,
     ) -> Transformed:
         """Return the views of one picture, B = 1, and where its annotations went in them.
 
@@ -111,34 +121,67 @@ class ViewTransform:
         Units:  pixels of the upright picture, pixel i covers [i, i + 1).
         Raises: TypeError or ValueError if the key is none, or something has another type, shape or size.
         """
-        _check_key("sample", sample)
-        _check_key("epoch", epoch)
-        stored, orientation = _as_stored(picture)
-        height, width = stored.shape[:2] if orientation < 5 else stored.shape[1::-1]
-        ids, size = np.array([sample], np.int64), np.array([(height, width)], np.int32)
-        drawn = draw_geometry(
-            self.recipe,
-            seed=self.seed,
-            epoch=int(epoch),
-            drawn_for=ids,
-            source_size=size,
-            stored_orientation=np.array([orientation], np.uint8),
+        return self._transformed([picture], [(epoch, sample)], [label], [(points, boxes, masks)], _empty)
+
+    def batch(
+        self,
+        pictures: Sequence[Picture],
+        *,
+        keys: Sequence[tuple[int, int]],
+        labels: Sequence[int] | None = None,
+        points: Sequence[Rows | None] | None = None,
+        boxes: Sequence[Rows | None] | None = None,
+        masks: Sequence[Rows | None] | None = None,
+    ) -> Transformed:
+        """Return the views of B pictures of any sizes: what `collate` makes of a call for each, bit for bit.
+
+        keys: (epoch, sample) for each, as `KeyedSampler` yields them, of one epoch; the others: one for each picture, as a call takes it.
+        Raises: TypeError or ValueError as a call does, and if lengths differ, epochs are mixed or there are no pictures.
+        """
+        given = {"keys": keys, "labels": labels, "points": points, "boxes": boxes, "masks": masks}
+        for name, items in given.items():
+            if items is not None and len(items) != len(pictures):
+                raise ValueError(f"{len(items)} {name} came with {len(pictures)} pictures; give one for each")
+        if not len(pictures):
+            raise ValueError("no pictures to transform; give at least one")
+        nothing = [None] * len(pictures)
+        annotations = [nothing if items is None else items for items in (points, boxes, masks)]
+        every_label = [-1] * len(pictures) if labels is None else labels
+        return _ready_to_hand_over(
+            self._transformed(pictures, keys, every_label, list(zip(*annotations, strict=True)), _shared if _in_worker() else _empty)
         )
-        colours = draw_colours(self.recipe, seed=self.seed, epoch=int(epoch), drawn_for=ids)
-        made = [torch.empty(shape, dtype=getattr(torch, self.recipe.pixels)) for shape in view_shapes(self.recipe, 1)]
+
+    def _transformed(
+        self,
+        pictures: Sequence[Picture],
+        keys: Sequence[tuple[int, int]],
+        labels: Sequence[int],
+        annotations: Sequence[tuple[Rows | None, Rows | None, Rows | None]],
+        allocate: "Allocate",
+    ) -> Transformed:
+        epoch, samples = _split_keys(keys)
+        stored, orientations = zip(*map(_as_stored, pictures), strict=True)
+        turned = np.array(orientations, np.uint8)
+        size = np.array([array.shape[:2] for array in stored], np.int32)
+        size[turned >= 5] = size[turned >= 5, ::-1]
+        drawn = draw_geometry(self.recipe, seed=self.seed, epoch=epoch, drawn_for=samples, source_size=size, stored_orientation=turned)
+        colours = draw_colours(self.recipe, seed=self.seed, epoch=epoch, drawn_for=samples)
+        dtype = getattr(torch, self.recipe.pixels)
+        made = allocate([(shape, dtype) for shape in view_shapes(self.recipe, len(stored))])
         plan = self._cutter.plan([(item.geometry, colour) for item, colour in zip(drawn, colours, strict=True)], made)
-        self._cutter.cut(plan, 0, stored)
+        for position, array in enumerate(stored):
+            self._cutter.cut(plan, position, array)
         batch = Batch(
-            sample=torch.from_numpy(ids),
-            drawn_for=torch.from_numpy(ids),
-            label=torch.tensor([label]),
+            sample=torch.from_numpy(samples),
+            drawn_for=torch.from_numpy(samples),
+            label=torch.tensor([operator.index(label) for label in labels]),
             source_size=torch.from_numpy(size),
             views=tuple(
                 Views(pixels=tensor, geometry=item.geometry, valid=item.valid, photometric=colour)
                 for tensor, item, colour in zip(made, drawn, colours, strict=True)
             ),
         )
-        return Transformed(batch=batch, carried=tuple(carry(item.geometry, points=points, boxes=boxes, masks=masks) for item in drawn))
+        return Transformed(batch=batch, carried=tuple(_carry_all(item.geometry, annotations) for item in drawn))
 
 
 def carry(
@@ -155,44 +198,34 @@ def carry(
     """
     if len(record) != 1:
         raise ValueError(f"record holds {len(record)} pictures, annotations belong to one; pass views.geometry[b]")
+    carried = _carried_nothing(record.family, len(record.view), record.size_px)
     source_hw = (int(record.source_size[0, 0]), int(record.source_size[0, 1]))
-    to_view = record.source_to_view[0]  # (V, 2, 3)
     cut = record.boxes[0].double()[:, None]  # (V, 1, 4)
-
-    dots = _as_rows("points", points, 2)
-    inside = ((dots >= cut[..., :2]) & (dots < cut[..., 2:])).all(-1)  # (V, N)
-
-    wholes = _as_boxes(boxes, source_hw)
-    areas = geometry.area(wholes)
-    shown = geometry.overlap_area(wholes, cut)
-    visible = torch.where(areas > 0, shown / areas, torch.zeros_like(shown))
-    return Carried(
-        family=record.family,
-        size_px=record.size_px,
-        points=(geometry.map_points(to_view, dots),),
-        points_visible=(inside,),
-        boxes=(geometry.map_boxes(to_view, wholes),),
-        boxes_visible=(visible,),
-        masks=(_carry_masks(record, _as_masks(masks, source_hw)),),
-    )
+    if points is not None:
+        dots = _as_rows("points", points, 2)
+        inside = ((dots >= cut[..., :2]) & (dots < cut[..., 2:])).all(-1)  # (V, N)
+        carried = replace(carried, points=(geometry.map_points(record.source_to_view[0], dots),), points_visible=(inside,))
+    if boxes is not None:
+        wholes = _as_boxes(boxes, source_hw)
+        areas = geometry.area(wholes)
+        shown = geometry.overlap_area(wholes, cut)
+        visible = torch.where(areas > 0, shown / areas, torch.zeros_like(shown))
+        carried = replace(carried, boxes=(geometry.map_boxes(record.source_to_view[0], wholes),), boxes_visible=(visible,))
+    if masks is not None:
+        carried = replace(carried, masks=(_carry_masks(record, _as_masks(masks, source_hw)),))
+    return carried
 
 
-def collate(items: Sequence[Transformed]) -> Transformed:
-    """Join transformed pictures: the `collate_fn` of a DataLoader.
+def collate(items: Transformed | Sequence[Transformed]) -> Transformed:
+    """Join transformed pictures: the `collate_fn` of a DataLoader. A batch, as a dataset's `__getitems__` gives it, is joined already.
 
     Raises: ValueError if they differ in recipe, seed or epoch.
     """
+    if isinstance(items, Transformed):
+        return items
     batch = Batch.concatenate([item.batch for item in items])
-    names = ("points", "points_visible", "boxes", "boxes_visible", "masks")
-    carried = tuple(
-        Carried(
-            family=parts[0].family,
-            size_px=parts[0].size_px,
-            **{name: tuple(tensor for part in parts for tensor in getattr(part, name)) for name in names},
-        )
-        for parts in zip(*(item.carried for item in items), strict=True)
-    )
-    return Transformed(batch=batch, carried=carried)
+    carried = tuple(_join_carried(parts) for parts in zip(*(item.carried for item in items), strict=True))
+    return _ready_to_hand_over(Transformed(batch=batch, carried=carried))
 
 
 class KeyedSampler:
@@ -222,6 +255,94 @@ class KeyedSampler:
         for s in range(step, self.order.updates_per_epoch):
             for micro in range(self.order.accumulation):
                 yield [(epoch, sample) for sample in self.order.micro_batch(epoch, s, micro).tolist()]
+
+
+def _carry_all(record: ViewGeometry, annotations: Sequence[tuple[Rows | None, Rows | None, Rows | None]]) -> Carried:
+    """Carry (points, boxes, masks) of each of B pictures into its views."""
+    nothing = _carried_nothing(record.family, len(record.view), record.size_px)
+    return _join_carried(
+        [
+            nothing if points is boxes is masks is None else carry(record[b], points=points, boxes=boxes, masks=masks)
+            for b, (points, boxes, masks) in enumerate(annotations)
+        ]
+    )
+
+
+@functools.lru_cache
+def _carried_nothing(family: str, views: int, size_px: tuple[int, int]) -> Carried:
+    """Return what a picture without annotations carries; its tensors have no elements, so that all pictures may share them."""
+    return Carried(
+        family=family,
+        size_px=size_px,
+        points=(torch.empty(views, 0, 2, dtype=torch.float64),),
+        points_visible=(torch.empty(views, 0, dtype=torch.bool),),
+        boxes=(torch.empty(views, 0, 4, dtype=torch.float64),),
+        boxes_visible=(torch.empty(views, 0, dtype=torch.float64),),
+        masks=(torch.empty(views, 0, *size_px, dtype=torch.uint8),),
+    )
+
+
+def _join_carried(parts: Sequence[Carried]) -> Carried:
+    names = ("points", "points_visible", "boxes", "boxes_visible", "masks")
+    return replace(parts[0], **{name: tuple(tensor for part in parts for tensor in getattr(part, name)) for name in names})
+
+
+Allocate = Callable[[Sequence[tuple[Sequence[int], torch.dtype]]], list[Tensor]]  # shapes with dtypes -> tensors, contents undefined
+
+
+def _empty(wanted: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[Tensor]:
+    return [torch.empty(tuple(shape), dtype=dtype) for shape, dtype in wanted]
+
+
+def _shared(wanted: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[Tensor]:
+    """Return tensors over one piece of shared memory: however many, they go to another process as one file descriptor."""
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in wanted]
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + -(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES)
+    memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(starts[-1]))
+    return [
+        memory[start : start + size].view(dtype).view(tuple(shape))
+        for start, size, (shape, dtype) in zip(starts, sizes, wanted, strict=False)
+    ]
+
+
+def _in_worker() -> bool:
+    return get_worker_info() is not None
+
+
+def _ready_to_hand_over(made: Transformed) -> Transformed:
+    """Move what lies elsewhere to shared memory, in one piece, if this is a DataLoader's worker: the queue would do it tensor by tensor."""
+    if not _in_worker():
+        return made
+    found: dict[int, Tensor] = {}
+    _each_tensor(made, lambda tensor: found.setdefault(id(tensor), tensor))
+    private = [tensor for tensor in found.values() if tensor.numel() and not tensor.is_shared()]
+    moved = dict(found)
+    for tensor, shared in zip(private, _shared([(tensor.shape, tensor.dtype) for tensor in private]), strict=True):
+        moved[id(tensor)] = shared.copy_(tensor)
+    return _each_tensor(made, lambda tensor: moved[id(tensor)])
+
+
+def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return containers, of containers, with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(_each_tensor(item, change) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _each_tensor(getattr(value, field.name), change) for field in fields(value)})
+    return value
+
+
+def _split_keys(keys: Sequence[tuple[int, int]]) -> tuple[int, NDArray[np.int64]]:
+    """Return the one epoch of keys (epoch, sample), and their samples (B,)."""
+    for epoch, sample in keys:
+        _check_key("sample", sample)
+        _check_key("epoch", epoch)
+        if epoch != keys[0][0]:
+            raise ValueError(f"keys are of epochs {keys[0][0]} and {epoch}, a batch has one; transform each epoch's pictures by themselves")
+    return int(keys[0][0]), np.array([sample for _, sample in keys], np.int64)
 
 
 def _check_key(name: str, value: object) -> None:
