@@ -4,6 +4,7 @@ Here: ids as a function of (seed, epoch, position), and the slices of ranks and 
 Not here: reading (loader.py). The loop's count of completed updates is the only truth: epoch, step = divmod(updates, updates_per_epoch).
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -57,9 +58,12 @@ def permute(positions: NDArray[np.int64], count: int, keys: NDArray[np.uint32]) 
     return result.astype(np.int64)
 
 
+@functools.lru_cache(maxsize=64)  # every batch of an epoch asks for the same
 def _keys(seed: int, epoch: int, what: int) -> NDArray[np.uint32]:
     """Return the round keys of the permutation numbered `what`: 0 the samples or shards, k + 1 the k-th window of shards."""
-    return random_words(seed, epoch, what, PICTURE, 0, Purpose.ORDER, np.arange(_KEYS // 4)).reshape(-1)
+    keys = random_words(seed, epoch, what, PICTURE, 0, Purpose.ORDER, np.arange(_KEYS // 4)).reshape(-1)
+    keys.flags.writeable = False
+    return keys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
