@@ -29,6 +29,7 @@
 #define AHEAD_BYTES 128            /* of each row, prefetched: there are more rows than a processor follows by itself */
 #define STREAMED_BYTES (8LL << 20) /* of views; more of them go past the cache, which would read each line before it is written */
 #define MOST_BYTES (1LL << 47)     /* of a family's views: what a processor addresses */
+#define RUN 64                     /* taps that are summed on their own where there are many */
 #define LEAST_SPREAD 1e-12         /* px^2; below it one tap has all the weight and nothing can be centred */
 
 /* One view's record, checked. */

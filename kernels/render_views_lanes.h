@@ -329,9 +329,17 @@ static INLINE int64_t NAME(blend_rows_by)(const wf_strip *strip, const float *we
         for (int r = 0; r < LANES; r++) {
             const float *levels = all_levels + strip->first[r] * (TOGETHER * LANES), *weight = weights + r;
             FLOATS sum[TOGETHER] = {{0}};
-            for (int64_t k = 0; k < taps; k++)
+            for (int64_t k = 0; k < taps && k < RUN; k++)
                 for (int g = 0; g < TOGETHER; g++)
                     sum[g] += weight[k * LANES] * NAME(load)(levels + (k * TOGETHER + g) * LANES);
+            for (int64_t run = RUN; run < taps; run += RUN) { /* summed apart: thousands of roundings in one sum would show */
+                FLOATS part[TOGETHER] = {{0}};
+                for (int64_t k = run; k < taps && k < run + RUN; k++)
+                    for (int g = 0; g < TOGETHER; g++)
+                        part[g] += weight[k * LANES] * NAME(load)(levels + (k * TOGETHER + g) * LANES);
+                for (int g = 0; g < TOGETHER; g++)
+                    sum[g] += part[g];
+            }
             for (int g = 0; g < TOGETHER; g++)
                 blended[g][r] = sum[g];
         }
@@ -359,11 +367,23 @@ static INLINE void NAME(blend_cols_by)(const wf_strip *strip, const int32_t *fir
     for (int j = 0; j < LANES; j++) {
         const float *at = strip->values + (3 * (int64_t)first[j] - strip->start) * LANES;
         FLOATS r = {0}, g = {0}, b = {0};
-        for (int64_t k = 0; k < taps; k++, at += 3 * LANES) {
+        for (int64_t k = 0; k < taps && k < RUN; k++, at += 3 * LANES) {
             const float weight = weights[k * LANES + j];
             r += weight * NAME(load)(at);
             g += weight * NAME(load)(at + LANES);
             b += weight * NAME(load)(at + 2 * LANES);
+        }
+        for (int64_t run = RUN; run < taps; run += RUN) {
+            FLOATS part_r = {0}, part_g = {0}, part_b = {0};
+            for (int64_t k = run; k < taps && k < run + RUN; k++, at += 3 * LANES) {
+                const float weight = weights[k * LANES + j];
+                part_r += weight * NAME(load)(at);
+                part_g += weight * NAME(load)(at + LANES);
+                part_b += weight * NAME(load)(at + 2 * LANES);
+            }
+            r += part_r;
+            g += part_g;
+            b += part_b;
         }
         tile[0][j] = r;
         tile[1][j] = g;

@@ -173,6 +173,18 @@ def test_sizes_at_both_ends(hw: tuple[int, int], size_px: tuple[int, int]) -> No
 
 
 @needs_native
+@needs_native
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(("hw", "box"), [((2000, 10000), (0, 0, 10000, 2000)), ((29, 2244), (-273088, 10, 2.0**20, 20))])
+def test_white_stays_white_however_many_pixels_a_sample_reads(name: str, hw: tuple[int, int], box: tuple[float, ...]) -> None:
+    """Ten thousand roundings all point one way here; summed in one go they come to a hundredth of a level."""
+    out = torch.empty(1, 1, 3, 2, 3)
+    no = torch.zeros(1, 1, dtype=torch.bool)
+    request = ViewRequest(boxes=torch.tensor(box, dtype=torch.float32).view(1, 1, 4), flipped=no, quarter_turns=no.long(), out=out)
+    ViewPlan([request], instruction_set=name).render_all([torch.full((*hw, 3), 255, dtype=torch.uint8)])
+    assert (out - 255).abs().max() <= WORST_LEVELS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("hw", [(3000, 10000), (10000, 3000), (10000, 10)])
 def test_the_largest_pictures(hw: tuple[int, int]) -> None:
