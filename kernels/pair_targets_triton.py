@@ -187,7 +187,8 @@ def pair_targets_triton(
     if out.numel():
         arguments = target_arguments(boxes, pairs, flipped, quarter_turns, position, scale, axes, picture_hw, mean, std)
         grid = (triton.cdiv(count, PAIRS) * samples,)
-        pair_targets_kernel[grid](out, **arguments, N=boxes_each, P=count, PAIRS=PAIRS, num_warps=4, enable_fp_fusion=True)
+        with torch.cuda.device_of(boxes):  # Triton launches on the current device
+            pair_targets_kernel[grid](out, **arguments, N=boxes_each, P=count, PAIRS=PAIRS, num_warps=4, enable_fp_fusion=True)
     return out
 
 
