@@ -2,11 +2,12 @@
 
 Here: the kernels, and the launchers, which go through a batch 64 samples at a time.
 Not here: the definition (pair_loss_reference.py), checks and means (pair_loss.py).
-Forward: a program has PAIRS pairs, a lane each, and runs through the hidden units. Backward: a program has a block of hidden units and runs
-through the pairs, so that every sum has one owner and one order.
+Forward: a program has PAIRS pairs, some to a lane, and runs through the hidden units. Backward: a program has a block of hidden units
+and runs through the pairs, so that every sum has one owner and one order.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from wherefrom.kernels.dispatch import Launch, interpreted
-from wherefrom.kernels.pair_loss import Problem, Sums
+from wherefrom.kernels.pair_loss_torch import Problem, Sums
 from wherefrom.kernels.pair_targets_triton import load_boxes, pair_target_tile
 
 SAMPLES_AT_ONCE = 64  # bounds the slopes in memory ...
 SLOPES_AT_ONCE = 2**25  # ... as this does, where N is large
+PAIRS = 256  # of a program of forward, four a lane: more would spill on some architectures
 UNITS = 64  # hidden units of a program of backward, which is one warp
 WARPS_WANTED = 1024  # of backward: about eight on each processor of a large GPU
 
@@ -60,9 +62,12 @@ def activate(x, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "gelu_tanh":
         # (1 + tanh u) / 2 = 1 / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)
         square = x * x
-        share = reciprocal(1.0 + exp2(x * (-2 * LOG2_E * SQRT_2_PI) * (1.0 + 0.044715 * square)))
+        power = tl.minimum(x * (-2 * LOG2_E * SQRT_2_PI) * (1.0 + 0.044715 * square), 126.0)  # so that rest is not infinity times 0
+        rest = exp2(power)
+        share = reciprocal(1.0 + rest)
+        rest *= share  # 1 - share without cancellation
         active = x * share
-        return active, share + active * (1.0 - share) * (2 * SQRT_2_PI) * (1.0 + 3 * 0.044715 * square)
+        return active, share + active * rest * (2 * SQRT_2_PI) * (1.0 + 3 * 0.044715 * square)
     else:
         bell = exp2(x * x * (-0.5 * LOG2_E))
         t = reciprocal(1.0 + 0.31397466 * tl.abs(x))
@@ -184,7 +189,7 @@ def pair_loss_forward_kernel(
         r, t = pair // N, pair % N
     known = inside & (r >= 0) & (r < N) & (t >= 0) & (t < N)
 
-    r, t = tl.where(known, r, 0), tl.where(known, t, 0)
+    r, t = tl.where(known, r, 0).to(tl.int32), tl.where(known, t, 0).to(tl.int32)
 
     # outputs: the four inputs of a box that lie side by side come with one load
     four = tl.arange(0, 4)[None, :]
@@ -267,20 +272,20 @@ def pair_loss_backward_kernel(
     part = sample * tl.num_programs(1) + segment
     unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
     there = unit < H
-    near = tl.where(there, unit, 0)  # to load by: what is computed beside H is not stored
-    weights = load_each(weight_ptr, H, near, there, K)
+    weights = load_each(weight_ptr, H, unit, there, K)
     of_weight = zeros_each(K, UNITS)
     blocks = tl.cdiv(tl.cdiv(N, ROWS), tl.num_programs(1))
     for block in range(blocks):
         row = (segment * blocks + block) * ROWS + tl.arange(0, ROWS)
         inside = row < N
-        at = (sample * N + tl.where(inside, row, 0))[:, None] * H
-        a = tl.load(a_ptr + at + near[None, :])
+        mask = inside[:, None] & there[None, :]
+        at = (sample * N + row)[:, None] * H + unit[None, :]
+        a = tl.load(a_ptr + at, mask=mask, other=0.0)
         of_a = tl.zeros((ROWS, UNITS), tl.float32)
         tl.debug_barrier()  # what other threads added to of_b for the block before is there
         for t in range(N):
             slopes = load_each(slopes_ptr + sample * K * N * N + t, wide(N) * N, wide(N) * row, inside, K)
-            x = a + tl.load(b_ptr + (sample * N + t) * H + near)[None, :]
+            x = a + tl.load(b_ptr + (sample * N + t) * H + unit, mask=there, other=0.0)[None, :]
             active, steep = activate(x, ACTIVATION)
             gradient = tl.zeros((ROWS, UNITS), tl.float32)
             added = ()
@@ -293,7 +298,7 @@ def pair_loss_backward_kernel(
             at_b = of_b_ptr + (part * N + t) * H + unit
             before = tl.load(at_b, mask=there & (block > 0), other=0.0)
             tl.store(at_b, before + tl.sum(gradient, 0), mask=there)
-        tl.store(of_a_ptr + at + unit[None, :], of_a, mask=inside[:, None] & there[None, :])
+        tl.store(of_a_ptr + at, of_a, mask=mask)
     for c in tl.static_range(K):
         tl.store(of_weight_ptr + (part * K + c) * H + unit, of_weight[c], mask=there)
 
@@ -358,25 +363,26 @@ def pair_loss_triton(problem: Problem) -> Sums:
     pairs = boxes**2 if problem.chosen is None else len(problem.chosen)
     sums = Sums.zeros(problem)
     at_once = max(1, min(SAMPLES_AT_ONCE, SLOPES_AT_ONCE // max(1, outputs * pairs), batch))
-    slopes = problem.a.new_empty(at_once, outputs, pairs if problem.grads else 0)
+    slopes = problem.weight.new_empty(at_once, outputs, pairs if problem.grads else 0)
     lists = _sorted_lists(problem) if problem.grads and problem.chosen is not None else ()
     for start in range(0, batch if pairs else 0, at_once):
         part = slice(start, min(start + at_once, batch))
-        _forward(problem, part, slopes, sums)
+        a, b = problem.inputs(part)
+        _forward(problem, part, slopes, a, b, sums)
         if problem.grads:
-            a, b = problem.a[part].contiguous(), problem.b[part].contiguous()
+            a, b = a.contiguous(), b.contiguous()
             _list_backward(problem, part, slopes, a, b, lists, sums) if lists else _backward(problem, part, slopes, a, b, sums)
     return sums
 
 
-def _forward(problem: Problem, part: slice, slopes: Tensor, sums: Sums) -> None:
+def _forward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, sums: Sums) -> None:
     """Fill the slopes of some samples, and add up everything that has no hidden axis."""
-    a, b = (_fours(value[part]) for value in (problem.a, problem.b))
+    a, b = _fours(a), _fours(b)
     weight = _padded(problem.weight).contiguous()
     samples, _, boxes, _ = a.shape
     channels, outputs = problem.channels, len(problem.weight)
     pairs = boxes**2 if problem.chosen is None else len(problem.chosen)
-    block = min(512, max(64, triton.next_power_of_2(pairs)))
+    block = min(PAIRS, max(64, triton.next_power_of_2(pairs)))
     programs = triton.cdiv(pairs, block)
     parts = a.new_empty(samples, programs, 1 + 4 * channels + outputs)
 
@@ -410,7 +416,7 @@ def _forward(problem: Problem, part: slice, slopes: Tensor, sums: Sums) -> None:
         LOSS=problem.loss,
         GRADS=problem.grads,
         PAIRS=block,
-        num_warps=max(1, block // 256),
+        num_warps=max(1, block // 128),
         enable_fp_fusion=True,
     )
     parts = parts.double()
@@ -538,7 +544,7 @@ def _list_backward(
 
 
 def launches() -> list[Launch]:
-    """Return launches as they are really made: every activation both ways, and the widest outputs."""
+    """Return launches as they are really made: every activation both ways, 3, 4 and 8 outputs."""
     f32 = dict.fromkeys(("slopes_ptr", "sums_ptr", "a_ptr", "b_ptr", "weight_ptr", "offset_ptr", "boxes_ptr"), "*fp32")
     f32 |= dict.fromkeys(("picture_ptr", "mean_ptr", "std_ptr", "channel_weights_ptr"), "*fp32")
     forward = f32 | {"facts_ptr": "*i32", "chosen_ptr": "*i64", "N": "i32", "P": "i32", "H": "i32", "beta": "fp32"}
@@ -546,25 +552,25 @@ def launches() -> list[Launch]:
     backward |= {"N": "i32", "H": "i32"}
     by_list = dict.fromkeys(("of_own_ptr", "of_weight_ptr", "slopes_ptr", "own_ptr", "other_ptr", "weight_ptr"), "*fp32")
     by_list |= dict.fromkeys(("starts_ptr", "order_ptr", "partner_ptr"), "*i64") | {"N": "i32", "P": "i32", "H": "i32"}
-    options = {"WHICH": "all", "POSITION": "reference", "SCALE": "log_area", "GRADS": True, "PAIRS": 512}
-    made = []
-    for activation, loss, which in (
-        ("gelu", "squared", "all"),
-        ("gelu_tanh", "huber", "disjoint"),
-        ("relu", "smooth_l1", "given"),
-        ("gelu", "gaussian_nll", "others"),
+    made: list[tuple[str, Any, dict[str, str], dict[str, Any], int, int]] = []
+    for activation, loss, which, scale, outputs in (
+        ("gelu", "squared", "all", "log_area", 3),
+        ("gelu_tanh", "huber", "disjoint", "log_area", 3),
+        ("relu", "smooth_l1", "given", "log_sides", 4),
+        ("gelu", "gaussian_nll", "others", "ratio", 8),
     ):
-        outputs = 6 if loss == "gaussian_nll" else 3
-        rows = rows_at_once(outputs)
-        chosen = {"ACTIVATION": activation}
+        rows, chosen = rows_at_once(outputs), {"ACTIVATION": activation}
+        options = {"WHICH": which, "POSITION": "reference", "SCALE": scale, "LOSS": loss, "GRADS": True, "PAIRS": PAIRS}
+        backward_options = {"K": outputs, "ROWS": rows, "UNITS": UNITS}
+        list_options = {"K": outputs, "OF_WEIGHT": True, "UNITS": UNITS}
         made += [
-            ("forward", pair_loss_forward_kernel, forward, options | chosen | {"LOSS": loss, "WHICH": which}, 2, 512 * 4),
-            ("backward", pair_loss_backward_kernel, backward, chosen | {"K": outputs, "ROWS": rows, "UNITS": UNITS}, 1, rows * UNITS),
-            ("list backward", pair_list_backward_kernel, by_list, chosen | {"K": outputs, "OF_WEIGHT": True, "UNITS": UNITS}, 1, UNITS),
+            ("forward", pair_loss_forward_kernel, forward, options | chosen, PAIRS // 128, PAIRS * 4),
+            ("backward", pair_loss_backward_kernel, backward, backward_options | chosen, 1, rows * UNITS),
+            ("list backward", pair_list_backward_kernel, by_list, list_options | chosen, 1, UNITS),
         ]
     return [
         Launch(
-            name=f"pair_loss {direction}, {constants['ACTIVATION']}, {constants.get('K', constants.get('LOSS'))}",
+            name=f"pair_loss {direction}, {constants['ACTIVATION']}, {constants.get('LOSS') or constants['K']}",
             kernel=kernel,
             types=types,
             constants=constants,

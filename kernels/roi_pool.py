@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wherefrom.kernels.dispatch import LIBRARY, Backend, check_backend, check_device, check_dtype, check_shape, choose_path
@@ -17,7 +18,7 @@ from wherefrom.kernels.roi_pool_reference import Sampling, roi_pool_reference
 
 ADAPTIVE, AREA = 0, -1  # "adaptive" and "area" among numbers of samples
 READERS = 4  # samples of a bin that may read one token: in adaptive mode they lie at least 1/2 apart, 2/3 if they are three or more
-CHUNK = 2**19  # numbers that the torch path keeps between its two products: larger ones leave the cache
+CHUNK = 2**19  # numbers that the torch path keeps between its two sums: more would leave the cache
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -45,9 +46,9 @@ def roi_pool(
     Edges:  as torchvision: samples more than a token outside the map are 0 and count; boxes that are inverted, NaN or infinite pool to 0
             (inverted ones are read backwards with fixed sampling). Boxes that are not valid pool to 0 and give no gradient.
             "area": bins wholly outside the map, or of no width, are 0. Exact while a bin holds fewer than 2^22 tokens.
-    NaN:    a token that is NaN or infinite makes NaN of exactly those outputs that read it with a weight above 0; likewise an output's
-            gradient and the tokens that it read.
-    Paths:  float64 tokens take the reference. There is a gradient for tokens, of any order, none for boxes.
+    NaN:    a token that is NaN or infinite makes exactly those outputs NaN or infinite that read it with a weight above 0; likewise an
+            output's gradient those of the tokens that it read.
+    Paths:  float64 tokens take the reference; "torch" waits for a GPU. There is a gradient for tokens, of any order, none for boxes.
     Raises: ValueError if shapes, dtypes or devices do not fit, an option is unknown, or boxes requires a gradient.
     Source: roi_align of torchvision 0.29, aligned=True.
     """
@@ -57,8 +58,10 @@ def roi_pool(
         return roi_pool_reference(tokens, boxes, frame_hw=frame_hw, out_hw=out_hw, **options)
     map_hw = tokens.shape[1:3]
     samples = samples_of(sampling)
-    rows, columns = torch.ops.wherefrom.roi_weights(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples, backend)
-    return Contract.apply(tokens, rows, columns, quarter_turns, map_hw, out_hw, False, backend)
+    rows, columns = torch.ops.wherefrom.roi_weights.default(
+        boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples, backend
+    )
+    return contract(tokens, rows, columns, quarter_turns, map_hw, out_hw, False, backend)
 
 
 def samples_of(sampling: Sampling) -> int:
@@ -109,7 +112,14 @@ def check_rois(
         raise ValueError(f"sampling={sampling!r}: take one of {words}, or a whole number of samples above 0")
 
 
-class Contract(torch.autograd.Function):
+def contract(source: Tensor, *arguments: Any) -> Tensor:
+    """Call `roi_contract`, through its Function only where a gradient may be asked for: that costs as much as a small problem."""
+    if torch.is_grad_enabled() and source.requires_grad:
+        return _Contract.apply(source, *arguments)
+    return torch.ops.wherefrom.roi_contract.default(source, *arguments)
+
+
+class _Contract(torch.autograd.Function):
     """`roi_contract` with its gradient, which is `roi_contract` in the other direction."""
 
     @staticmethod
@@ -123,7 +133,7 @@ class Contract(torch.autograd.Function):
         transposed: bool,
         backend: str,
     ) -> Tensor:
-        return torch.ops.wherefrom.roi_contract(source, rows, columns, quarter_turns, map_hw, out_hw, transposed, backend)
+        return torch.ops.wherefrom.roi_contract.default(source, rows, columns, quarter_turns, map_hw, out_hw, transposed, backend)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -132,7 +142,7 @@ class Contract(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        out = Contract.apply(gradient, *ctx.saved_tensors, ctx.map_hw, ctx.out_hw, not ctx.transposed, ctx.backend)
+        out = contract(gradient, *ctx.saved_tensors, ctx.map_hw, ctx.out_hw, not ctx.transposed, ctx.backend)
         return out, None, None, None, None, None, None, None
 
 
@@ -162,12 +172,12 @@ def _roi_weights_op(
     Result (i, j) of a box reads rows[i] and columns[j], rows[j] and columns[i] where its turn is odd: mirror and turn are in the order of
     the bins. Without turns there are out_hw bins; else as many as the longer side of out_hw on both axes, those too many being 0.
     """
-    with torch.autocast(boxes.device.type, enabled=False):
+    with torch.autocast(boxes.device.type, enabled=False), torch.cuda.device_of(boxes):
         if choose_path(backend, boxes) == "triton":
             from wherefrom.kernels.roi_pool_triton import roi_weights_triton
 
             return roi_weights_triton(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples)
-        return _weights_torch(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples)
+        return weights_torch(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples)
 
 
 def _roi_contract_op(
@@ -181,7 +191,7 @@ def _roi_contract_op(
     backend: str,
 ) -> Tensor:
     """Pool tokens (B, H, W, D) into (B, R, *out_hw, D), or transposed: sum what each token gave to outputs (B, R, *out_hw, D)."""
-    with torch.autocast(source.device.type, enabled=False):
+    with torch.autocast(source.device.type, enabled=False), torch.cuda.device_of(source):
         if choose_path(backend, source) == "triton":
             from wherefrom.kernels.roi_pool_triton import roi_contract_triton
 
@@ -229,7 +239,7 @@ def table_bins(out_hw: Sequence[int], quarter_turns: Tensor | None) -> tuple[int
     return (out_hw[0], out_hw[1]) if quarter_turns is None else (max(out_hw), max(out_hw))
 
 
-def _weights_torch(
+def weights_torch(
     boxes: Tensor,
     quarter_turns: Tensor | None,
     flipped: Tensor | None,
@@ -239,67 +249,60 @@ def _weights_torch(
     out_hw: Sequence[int],
     samples: int,
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `roi_weights` returns, without waiting for a GPU."""
-    bins = table_bins(out_hw, quarter_turns)
-    counts: tuple[Tensor, Tensor] = (boxes.new_tensor(out_hw[0]), boxes.new_tensor(out_hw[1]))  # of this box: rows, columns
-    upwards, leftwards = None, flipped  # bins in reverse order
+    """Compute what `roi_weights` returns, without waiting for a GPU; both axes at once, the shorter one padded."""
+    (B, R), bins, size = boxes.shape[:2], table_bins(out_hw, quarter_turns), max(map_hw)
+    sizes, counts = (boxes.new_tensor(hw).view(2, 1, 1, 1) for hw in (map_hw, out_hw))  # leading axis: rows, columns
+    scale = boxes.new_tensor([side / frame for side, frame in zip(map_hw, frame_hw, strict=True)]).view(2, 1, 1, 1)
+    low, high = boxes.view(B, R, 2, 2).permute(2, 3, 0, 1).flip(1).unsqueeze(-1) * scale - 0.5  # (2, B, R, 1) each
+    bin = torch.arange(max(bins), device=boxes.device)
+    backwards = None if flipped is None else torch.stack([torch.zeros_like(flipped), flipped])
     if quarter_turns is not None:
-        turns = quarter_turns.long() % 4
-        odd = turns % 2 == 1
-        counts = (torch.where(odd, counts[1], counts[0]), torch.where(odd, counts[0], counts[1]))
-        upwards = turns >= 2
-        leftwards = (turns == 1) | (turns == 2)
-        leftwards = leftwards if flipped is None else leftwards ^ flipped
-    tables = []
-    for axis, reversed_ in ((0, upwards), (1, leftwards)):
-        scale = boxes.new_tensor(map_hw[axis] / frame_hw[axis])
-        low, high = (boxes[..., corner] * scale - 0.5 for corner in (1 - axis, 3 - axis))
-        bin = torch.arange(bins[axis], device=boxes.device)
-        count = counts[axis].unsqueeze(-1)
-        if reversed_ is not None:
-            bin = torch.where(reversed_.unsqueeze(-1), count - 1 - bin, bin)
-        table = _axis_weights(low.unsqueeze(-1), high.unsqueeze(-1), bin, count, map_hw[axis], samples)
-        keep = (bin >= 0) & (bin < count) if quarter_turns is not None else None
-        if valid is not None:
-            keep = valid.unsqueeze(-1) if keep is None else keep & valid.unsqueeze(-1)
-        tables.append(table if keep is None else table * keep.unsqueeze(-1))
-    return tables[0], tables[1]
+        turns = quarter_turns.unsqueeze(-1) % 4
+        counts = torch.where(turns % 2 == 1, counts.flip(0), counts)
+        turned = torch.stack([turns >= 2, (turns == 1) | (turns == 2)]).squeeze(-1)
+        backwards = turned if backwards is None else turned ^ backwards
+    if backwards is not None:
+        bin = torch.where(backwards.unsqueeze(-1), counts - 1 - bin, bin)
+    tables = _axis_weights(low, high, bin, counts, sizes, size, samples)
+    if quarter_turns is not None:
+        tables = tables * ((bin >= 0) & (bin < counts)).unsqueeze(-1)
+    if valid is not None:
+        tables = tables * valid.view(B, R, 1, 1)
+    rows, columns = (tables[axis, :, :, : bins[axis], : map_hw[axis]] for axis in (0, 1))
+    return rows.clone(memory_format=torch.contiguous_format), columns.clone(memory_format=torch.contiguous_format)
 
 
-def _axis_weights(low: Tensor, high: Tensor, bin: Tensor, bins: Tensor, size: int, samples: int) -> Tensor:
-    """Return the weights (B, R, n, size) of the tokens of one axis in bins `bin` of `bins` from low to high (B, R, 1).
+def _axis_weights(low: Tensor, high: Tensor, bin: Tensor, bins: Tensor, sizes: Tensor, size: int, samples: int) -> Tensor:
+    """Return the weights (2, B, R, n, size) of tokens in bins `bin` of `bins` from low to high (2, B, R, 1), of sizes (2, 1, 1, 1) tokens.
 
     The order of operations is torchvision's: other rounding would change the number of samples.
     """
     width = (high - low) / bins
-    start = (low + bin * width).unsqueeze(-1)  # (B, R, n, 1)
+    start = (low + bin * width).unsqueeze(-1)  # (2, B, R, n, 1)
     token = torch.arange(size, device=low.device, dtype=torch.float32)
+    sizes, width = sizes.unsqueeze(-1), width.unsqueeze(-1)
     if samples == AREA:
-        end = (low + (bin + 1) * width).unsqueeze(-1).clamp(-0.5, size - 0.5)
-        start = start.clamp(-0.5, size - 0.5)
+        start, end = (edge.clamp(min=-0.5).minimum(sizes - 0.5) for edge in (start, (low + (bin + 1) * width.squeeze(-1)).unsqueeze(-1)))
         overlap = (torch.minimum(end, token + 0.5) - torch.maximum(start, token - 0.5)).clamp_(min=0)
         return torch.where(end > start, overlap / (end - start), 0)
 
-    width = width.unsqueeze(-1)
-    first: Tensor | int = 0
+    count, readers = low.new_tensor(samples), samples
     if samples == ADAPTIVE:
         # a box that is inverted, infinite or NaN holds no sample
         count = torch.where((width > 0) & (width < 2**31), width.ceil(), 0)
         readers = min(READERS, int(count.max()) if count.numel() else 0) if low.device.type == "cpu" else READERS
-        if readers == READERS:
-            # the first sample that may read a token: those between are too many to list in a huge box
-            first = ((token - 1 - start) * (count / width) - 0.5).floor().clamp(min=0).minimum((count - readers).clamp(min=0))
-    else:
-        count, readers = low.new_tensor(samples), samples
-    total = torch.zeros(*start.shape[:-1], size, device=low.device)
-    for sample in range(readers):
-        number = first + sample
-        position = start + (number + 0.5) * width / count
-        held = (position >= -1) & (position <= size) & (number < count)
-        # the outermost tokens reach a whole token further out; what is not held is moved where no token reaches
-        position = torch.where(held, position.clamp(0, size - 1), -2)
-        total += (1 - (position - token).abs()).clamp_(min=0)
-    return total / count.clamp(min=1)
+    number = torch.arange(readers, device=low.device)
+    if samples == ADAPTIVE and readers == READERS:
+        # from the first sample that may read a token on: those between are too many to list in a huge box
+        first = ((token - 1 - start) * (count / width) - 0.5).floor().clamp(min=0).minimum((count - readers).clamp(min=0))
+        number = first.unsqueeze(-1) + number  # (2, B, R, n, size, readers)
+    start, width, count, sizes = (value.unsqueeze(-1) for value in (start, width, count, sizes))
+    position = start + (number + 0.5) * width / count
+    held = (position >= -1) & (position <= sizes) & (number < count)
+    # the outermost tokens reach a whole token further out; what is not held is moved where no token reaches
+    position = torch.where(held, position.clamp(min=0).minimum(sizes - 1), -2)
+    reach = (1 - (position - token.unsqueeze(-1)).abs()).clamp_(min=0)
+    return reach.sum(-1) / count.squeeze(-1).clamp(min=1)
 
 
 def contract_torch(
@@ -311,23 +314,17 @@ def contract_torch(
     out_hw: Sequence[int],
     transposed: bool,
 ) -> Tensor:
-    """Compute what `roi_contract` returns, in float32 (a CPU's bfloat16 products are many times slower), rounded at the end."""
-    odd = None
-    if quarter_turns is not None and (source.device.type != "cpu" or bool((quarter_turns % 2 == 1).any())):
+    """Compute what `roi_contract` returns, in float32, rounded at the end; on a GPU this waits for it."""
+    odd = None  # where a turn swaps the axes
+    if quarter_turns is not None and bool((quarter_turns % 2 == 1).any()):
         odd = (quarter_turns % 2 == 1)[..., None, None, None]
     product = _spread_turned if transposed else _pool_turned
-    source32 = source.float()
-    # a product with a table of weights multiplies every token, and 0 * NaN is NaN; one sum tells that there is none
-    if source.device.type == "cpu" and source32.sum().isfinite():
-        return product(source32, rows, columns, odd, out_hw).to(source.dtype)
-    wild = ~source32.isfinite()
-    result = product(source32.masked_fill(wild, 0), rows, columns, odd, out_hw)
-    reached = product(wild.float(), rows, columns, odd, out_hw) > 0
-    return result.masked_fill_(reached, float("nan")).to(source.dtype)
+    # detached: embedding_bag notes what its gradient would need, though none is taken here
+    return product(source.detach().float(), rows, columns, odd, out_hw).to(source.dtype)
 
 
 def _pool_turned(tokens: Tensor, rows: Tensor, columns: Tensor, odd: Tensor | None, out_hw: Sequence[int]) -> Tensor:
-    """Pool float32 tokens (B, H, W, D) -> (B, R, *out_hw, D); odd (B, R, 1, 1, 1) says where a turn swaps the axes, None nowhere."""
+    """Pool float32 tokens (B, H, W, D) -> (B, R, *out_hw, D)."""
     h, w = out_hw
     pooled = _pool(tokens, rows[:, :, :h], columns[:, :, :w])
     if odd is None:
@@ -348,13 +345,13 @@ def _spread_turned(gradient: Tensor, rows: Tensor, columns: Tensor, odd: Tensor 
 
 
 def _pool(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Multiply tokens (B, H, W, D) by rows (B, R, n, H), then by columns (B, R, m, W), a few pictures at a time -> (B, R, n, m, D)."""
+    """Sum tokens (B, H, W, D) by rows (B, R, n, H), then by columns (B, R, m, W), a few pictures at a time -> (B, R, n, m, D)."""
     (B, H, W, D), (R, n), m = tokens.shape, rows.shape[1:3], columns.shape[2]
     pooled = tokens.new_empty(B, R, n, m, D)
     for few, b in _few_pictures(B, R * n * W * D):
-        down = torch.bmm(rows[few].reshape(b, R * n, H), tokens[few].reshape(b, H, W * D))
-        across = columns[few, :, None].expand(b, R, n, m, W).reshape(b * R * n, m, W)
-        torch.bmm(across, down.view(b * R * n, W, D), out=pooled[few].view(b * R * n, m, D))
+        down = _weighted_sums(rows[few].reshape(b, R * n, H), tokens[few].reshape(b, 1, H, W * D))
+        across = _weighted_sums(columns[few].reshape(b * R, m, W), down.view(b * R, n, W, D))
+        pooled[few] = across.view(b, R, n, m, D)
     return pooled
 
 
@@ -363,13 +360,33 @@ def _spread(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     (B, R, n, H), (m, W), D = rows.shape, columns.shape[2:], gradient.shape[-1]
     tokens = gradient.new_empty(B, H, W, D)
     for few, b in _few_pictures(B, R * n * W * D):
-        across = columns[few, :, None].expand(b, R, n, m, W).reshape(b * R * n, m, W)
-        down = torch.bmm(across.mT, gradient[few].reshape(b * R * n, m, D))
-        torch.bmm(rows[few].reshape(b, R * n, H).mT, down.view(b, R * n, W * D), out=tokens[few].view(b, H, W * D))
+        down = _weighted_sums(columns[few].reshape(b * R, m, W).mT, gradient[few].reshape(b * R, n, m, D))
+        across = _weighted_sums(rows[few].reshape(b, R * n, H).mT, down.view(b, 1, R * n, W * D))
+        tokens[few] = across.view(b, H, W, D)
     return tokens
 
 
+def _weighted_sums(weights: Tensor, source: Tensor) -> Tensor:
+    """Multiply weights (G, n, m) with each of k matrices in source (G, k, m, C) -> (G, k, n, C).
+
+    Sums only what has a weight, in order: a bin reads few tokens, 0 * NaN would be NaN, and no number of threads changes a bit.
+    """
+    (G, k, m, C), n = source.shape, weights.shape[1]
+    used = weights != 0
+    group, copy, line, term = used[:, None].expand(G, k, n, m).nonzero(as_tuple=True)
+    ends = used.sum(-1)[:, None].expand(G, k, n).reshape(-1).cumsum(0)
+    sums = F.embedding_bag(
+        (group * k + copy) * m + term,
+        source.reshape(G * k * m, C),
+        F.pad(ends, (1, 0)),
+        mode="sum",
+        per_sample_weights=weights[group, line, term],
+        include_last_offset=True,
+    )
+    return sums.view(G, k, n, C)
+
+
 def _few_pictures(pictures: int, numbers_each: int) -> list[tuple[slice, int]]:
-    """Return slices of pictures, and their lengths, of which at most CHUNK numbers lie between the two products, or one picture."""
+    """Return slices of pictures, and their lengths, of which at most CHUNK numbers lie between the two sums, or one picture."""
     few = max(1, CHUNK // max(1, numbers_each))
     return [(slice(first, first + few), min(few, pictures - first)) for first in range(0, pictures, few)]

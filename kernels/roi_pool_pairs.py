@@ -13,7 +13,7 @@ from torch import Tensor
 from wherefrom.kernels.dispatch import LIBRARY, Backend, choose_path
 from wherefrom.kernels.pair_targets import Axes, Position, Scale, check_targets, pair_targets
 from wherefrom.kernels.pair_targets_reference import pair_targets_reference
-from wherefrom.kernels.roi_pool import Contract, check_rois, contract_torch, roi_pool, samples_of
+from wherefrom.kernels.roi_pool import check_rois, contract, contract_torch, roi_pool, samples_of
 from wherefrom.kernels.roi_pool_reference import Sampling
 
 
@@ -81,7 +81,7 @@ class _PoolPairs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return Contract.apply(gradient, *ctx.saved_tensors, ctx.map_hw, ctx.out_hw, True, ctx.backend), *[None] * 15
+        return contract(gradient, *ctx.saved_tensors, ctx.map_hw, ctx.out_hw, True, ctx.backend), *[None] * 15
 
 
 LIBRARY.define(
@@ -110,9 +110,9 @@ def _roi_pool_pairs_op(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Return pooled tokens (B, R, *out_hw, D) and targets (B, P, C) float32, by the path that there is."""
-    view = {"flipped": flipped, "quarter_turns": quarter_turns}
+    view: dict[str, Any] = {"flipped": flipped, "quarter_turns": quarter_turns}
     options: dict[str, Any] = {"position": position, "scale": scale, "axes": axes, "picture_hw": picture_hw, "mean": mean, "std": std}
-    with torch.autocast(tokens.device.type, enabled=False):
+    with torch.autocast(tokens.device.type, enabled=False), torch.cuda.device_of(tokens):
         if choose_path(backend, tokens) == "triton":
             from wherefrom.kernels.roi_pool_triton import roi_pool_pairs_triton
 

@@ -43,13 +43,12 @@ def roi_pool_reference(
             turns = 0 if quarter_turns is None else int(quarter_turns[b, r]) % 4
             bins = out_hw if turns % 2 == 0 else out_hw[::-1]
             x0, y0, x1, y1 = corners[b, r]
-            if valid is not None and not valid[b, r]:
-                pooled.append(exact.new_zeros(*out_hw, D))
-                continue
             rows = _pool_axis(exact[b], y0, y1, bins[0], sampling)  # (p, W, D)
             result = _pool_axis(rows.transpose(0, 1), x0, x1, bins[1], sampling).transpose(0, 1)  # (p, q, D)
             if flipped is not None and flipped[b, r]:
                 result = result.flip(1)
+            if valid is not None:
+                result = torch.where(valid[b, r], result, 0)
             pooled.append(torch.rot90(result, turns, (0, 1)))
     stacked = torch.stack(pooled) if pooled else exact[:, :0]  # of nothing, but still a function of the tokens
     return stacked.reshape(B, boxes.shape[1], *out_hw, D).to(tokens.dtype)

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from wherefrom.kernels import pair_loss as module
-from wherefrom.kernels.pair_loss import Activation, Pairs, Regression, pair_loss
+from wherefrom.kernels import pair_loss_torch
+from wherefrom.kernels.pair_loss import Activation, Pairs, Regression, _pair_loss_op, pair_loss
 from wherefrom.kernels.pair_loss_reference import PairLoss
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings, drawn_records, pair_terms
@@ -240,7 +240,7 @@ def test_words_for_pairs_are_lists_of_them(backend: str) -> None:
 @given(st.tuples(*[st.integers(0, 9)] * 3), st.tuples(*[st.integers(0, 30)] * 3), st.integers(1, 200))
 def test_tiles_hold_every_pair_once_and_no_more_than_allowed(lengths: tuple[int, ...], starts: tuple[int, ...], at_once: int) -> None:
     seen = np.zeros([start + length for start, length in zip(starts, lengths, strict=True)], int)
-    for tile in module._tiles(starts, lengths, at_once):
+    for tile in pair_loss_torch._tiles(starts, lengths, at_once):
         assert 0 < math.prod(part.stop - part.start for part in tile) <= at_once
         seen[tile] += 1
     assert (seen[tuple(slice(start, None) for start in starts)] == 1).all() and seen.sum() == math.prod(lengths)
@@ -252,11 +252,29 @@ def test_how_pairs_are_cut_changes_nothing_but_rounding(boxes: int, hidden: int,
     arguments = problem(3, boxes, hidden)
     whole = results(arguments, backend="torch", pairs="disjoint")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TILE", tile * hidden)
-        patch.setattr(module, "TARGETS_AT_ONCE", 2 * tile)
+        patch.setattr(pair_loss_torch, "TILE", tile * hidden)
+        patch.setattr(pair_loss_torch, "TARGETS_AT_ONCE", 2 * tile)
         cut = results(arguments, backend="torch", pairs="disjoint")
     for name in whole:
         torch.testing.assert_close(cut[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has the kernels for every size")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_pairs_are_materialised_in_float32_and_many_are_not(dtype: torch.dtype) -> None:
+    arguments = problem(2, 8, 37)
+    arguments |= {name: arguments[name].to(dtype) for name in ("a", "weight")}
+    expected = results(arguments, backend="torch")
+    learnt = {name: arguments[name].clone().requires_grad_() for name in LEARNT}
+    with Calls() as calls, torch.autocast(DEVICE, torch.bfloat16):
+        found = pair_loss(**(arguments | learnt))
+        assert not calls.grads
+        pair_loss(**problem(2, 120, 37))
+        assert calls.grads == [False]
+    found.loss.backward()
+    for name, value in expected.items():
+        same = learnt[name.removeprefix("d_")].grad if name.startswith("d_") else getattr(found, name)
+        torch.testing.assert_close(same.detach(), value)
 
 
 def test_gradients_of_samples_are_weighted_before_they_are_summed() -> None:
@@ -298,11 +316,11 @@ class Calls(TorchDispatchMode):
 def test_gradients_are_not_computed_where_none_is_wanted() -> None:
     arguments = problem(2, 5, 8)
     with Calls() as calls:
-        plain = pair_loss(**arguments)
+        plain = pair_loss(**arguments, backend="torch")
         learnt = arguments | {"a": arguments["a"].clone().requires_grad_()}
         with torch.no_grad():
-            unseen = pair_loss(**learnt)
-        wanted = pair_loss(**learnt)
+            unseen = pair_loss(**learnt, backend="torch")
+        wanted = pair_loss(**learnt, backend="torch")
     assert calls.grads == [False, False, True]
     assert not plain.loss.requires_grad and not unseen.loss.requires_grad and wanted.loss.requires_grad
     assert not any(part.requires_grad for part in wanted[1:])
@@ -423,7 +441,7 @@ def test_compiles_without_a_break(per_sample: bool) -> None:
     torch.compiler.reset()
 
     def step(a: Tensor, b: Tensor, weight: Tensor, offset: Tensor, bias: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        said = pair_loss(2 * a, b, boxes, weight=weight, offset=offset, bias=bias, pairs="others", per_sample=per_sample)
+        said = pair_loss(2 * a, b, boxes, weight=weight, offset=offset, bias=bias, pairs="others", per_sample=per_sample, backend="torch")
         loss = said.loss if upstream is None else said.loss * upstream.to(a)
         return loss.sum(), said.r2
 
@@ -436,6 +454,9 @@ def test_compiles_without_a_break(per_sample: bool) -> None:
         both.append([loss.detach(), said, *(value.grad for value in inputs)])
     for one, other in zip(*both, strict=True):
         torch.testing.assert_close(one, other)
+    loss, _ = compiled(*inputs, arguments["boxes"])
+    with pytest.raises(RuntimeError, match=r"create_graph=False|double backward"):
+        sum(torch.autograd.grad(loss, inputs, create_graph=True)[0].sum(), inputs[0].sum()).backward()
 
 
 def test_torch_func_differentiates_it() -> None:
@@ -497,7 +518,7 @@ class Allocated(TorchDispatchMode):
         self.known |= {tensor.untyped_storage()._cdata for tensor in tree_leaves(args) if isinstance(tensor, Tensor)}
         if func is torch.ops.wherefrom.pair_loss.default:
             with self:
-                out = module._pair_loss_op(*args)
+                out = _pair_loss_op(*args)
         else:
             out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):

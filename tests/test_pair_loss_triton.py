@@ -42,7 +42,7 @@ def problem(samples: int, boxes: int, hidden: int, *, scale: str = "log_area", l
         "valid": (torch.rand(samples, boxes, generator=random) < 0.9).to(DEVICE),
         "flipped": (torch.rand(samples, boxes, generator=random) < 0.5).to(DEVICE),
         "quarter_turns": torch.randint(-3, 4, (samples, boxes), generator=random).to(DEVICE),
-        "picture_hw": torch.tensor([[300, 280]] * samples).to(DEVICE),
+        "picture_hw": torch.tensor([[300, 280]]).expand(samples, 2).to(DEVICE),
         "mean": normal(channels),
         "std": normal(channels).abs() + 0.5,
         "channel_weights": normal(channels).abs() + 0.5,
@@ -106,14 +106,13 @@ def test_loss_and_gradients_are_those_of_float64(activation: str, loss: str, pai
         *(
             problem(samples, boxes, hidden, scale=scale, loss=loss)
             | {"position": position, "activation": activation, "pairs": chosen_pairs(pairs, boxes), "per_sample": number % 2 == 0}
-            for samples, boxes, hidden in ((3, 1, 5), (4, 2, 5), (1, 9, 7))
+            for samples, boxes, hidden in ((2, 1 + number // 4 % 2, 4), (1, 5, 5))
         )
     )
 
 
-@pytest.mark.parametrize(("activation", "pairs"), [("gelu", "all"), ("relu", "disjoint")])
-def test_63_boxes_are_those_of_float64(activation: str, pairs: str) -> None:
-    assert_exact(problem(1, 63, 5) | {"activation": activation, "pairs": pairs})
+def test_63_boxes_are_those_of_float64() -> None:
+    assert_exact(problem(1, 63, 3))
 
 
 @pytest.mark.slow
@@ -139,9 +138,9 @@ def test_a_shifted_box_breaks_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("pairs", ["all", "given"])
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_how_the_work_is_cut_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch, pairs: str, per_sample: bool) -> None:
-    arguments = problem(5, 18, 4) | {"pairs": chosen_pairs(pairs, 18), "per_sample": per_sample}
+    arguments = problem(3, 9, 3) | {"pairs": chosen_pairs(pairs, 9), "per_sample": per_sample}
     whole = results(arguments, "triton")
-    for samples, warps in ((2, 1), (2, 10**6), (64, 10)):
+    for samples, warps in ((2, 1), (64, 10**6)):
         monkeypatch.setattr(kernels, "SAMPLES_AT_ONCE", samples)
         monkeypatch.setattr(kernels, "WARPS_WANTED", warps)
         cut = results(arguments, "triton")

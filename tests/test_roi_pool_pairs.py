@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wherefrom.kernels import roi_pool as pooling
 from wherefrom.kernels.pair_targets import pair_targets
-from wherefrom.kernels.roi_pool import roi_pool
+from wherefrom.kernels.roi_pool import ADAPTIVE, roi_pool
 from wherefrom.kernels.roi_pool_pairs import roi_pool_pairs
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -132,7 +131,7 @@ def test_every_element_is_written_and_repeats_to_the_bit(backend: Any, monkeypat
 def test_passes_opcheck_and_compiles_into_one_graph(backend: Any, pairs: Tensor | None) -> None:
     boxes, view = regions(3), orientation(3)
     turns, flipped = view["quarter_turns"], view["flipped"]
-    rows, columns = torch.ops.wherefrom.roi_weights(boxes, turns, flipped, None, [H, W], [50.0, 40.0], [2, 3], pooling.ADAPTIVE, backend)
+    rows, columns = torch.ops.wherefrom.roi_weights(boxes, turns, flipped, None, [H, W], [50.0, 40.0], [2, 3], ADAPTIVE, backend)
     words = ("reference", "log_area", "view", backend)
     arguments = (tokens_of(), rows, columns, boxes, pairs, turns, flipped, None, None, None, [H, W], [2, 3], *words)
     torch.library.opcheck(torch.ops.wherefrom.roi_pool_pairs.default, arguments)

@@ -1,15 +1,18 @@
-"""Views of somebody else's pictures, against the loader's torch renderer, against painted pictures, and through torch's DataLoader.
+"""Views of somebody else's pictures, against the loader's with the same cutter, painted pictures, and through torch's DataLoader.
 
 The truth for points is where paint is found in the rendered view; for boxes and masks it is whole-pixel counting in numpy.
 """
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 
+from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline import Batch, ColourLaw, Independent, Loader, Paired, Recipe, ViewFamily, ViewGeometry, make_loader
+from wherefrom.pipeline.hand_over import _slots_of
 from wherefrom.pipeline.order import Order
+from wherefrom.pipeline.render import CutterName
 from wherefrom.pipeline.transform import KeyedSampler, Transformed, ViewTransform, carry, collate
 
 MUCH_COLOUR = ColourLaw(jitter_prob=0.5, grey_prob=0.3, blur_prob=0.5, solarise_prob=0.3)
@@ -36,6 +42,7 @@ RECIPE = Recipe(
         ),
     )
 )
+CUTTERS: list[CutterName] = ["torch"] if native_missing() else ["native", "torch"]
 SIZES = [(120, 160), (90, 64), (64, 64), (33, 200), (150, 101), (80, 80), (70, 90)]
 
 
@@ -67,11 +74,11 @@ def files() -> list[tuple[str, bytes]]:
 
 @pytest.fixture
 def open_loader(files: list[tuple[str, bytes]], make_shard: Callable[..., Path], tmp_path: Path) -> Callable[..., Loader]:
-    """`open_loader(seed=5, global_batch=3) -> Loader` over those files, the sample id being the number in the list."""
+    """`open_loader(seed=5, global_batch=3, renderer="auto") -> Loader` over those files, the sample id being the number in the list."""
     shard = make_shard(tmp_path / "pictures-000000.tar", [(f"{n:04d}", {kind: data}) for n, (kind, data) in enumerate(files)])
 
-    def opened(*, seed: int = 5, global_batch: int = 3) -> Loader:
-        return make_loader(str(shard), RECIPE, seed=seed, global_batch=global_batch, renderer="torch", threads=0)
+    def opened(*, seed: int = 5, global_batch: int = 3, renderer: CutterName = "auto") -> Loader:
+        return make_loader(str(shard), RECIPE, seed=seed, global_batch=global_batch, renderer=renderer, threads=0)
 
     return opened
 
@@ -82,12 +89,14 @@ def assert_same(one: object, other: object) -> None:
         mine, theirs = getattr(one, field.name), getattr(other, field.name)
         if isinstance(mine, Tensor):
             assert mine.dtype == theirs.dtype and torch.equal(mine, theirs), field.name
-        elif field.name == "views":
+        elif field.name in ("views", "carried"):
             assert len(mine) == len(theirs)
             for part, counterpart in zip(mine, theirs, strict=True):
                 assert_same(part, counterpart)
-        elif field.name in ("geometry", "photometric"):
+        elif field.name in ("batch", "geometry", "photometric"):
             assert_same(mine, theirs)
+        elif isinstance(mine, tuple) and mine and isinstance(mine[0], Tensor):
+            assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)), field.name
         else:
             assert mine == theirs, field.name
 
@@ -96,9 +105,41 @@ def opened(file: tuple[str, bytes]) -> Image.Image:
     return Image.open(io.BytesIO(file[1]))
 
 
-def test_views_are_the_loaders_for_the_same_key(files: list[tuple[str, bytes]], open_loader: Callable[..., Loader]) -> None:
-    transform = ViewTransform(RECIPE, seed=5)
-    with open_loader(seed=5) as loader, open_loader(seed=6) as other_seed:
+def annotations(sample: int, source_hw: tuple[int, int]) -> dict[str, Any]:
+    """What a picture is annotated with: every third one with nothing, the others with points, and boxes or masks."""
+    if sample % 3 == 0:
+        return {}
+    rows = {"points": [[sample, 7.5]] * sample}
+    return rows | ({"boxes": [[1, 2, 9, 8]]} if sample % 3 == 1 else {"masks": np.arange(np.prod(source_hw)).reshape(source_hw)})
+
+
+@pytest.mark.parametrize("renderer", CUTTERS)
+def test_a_batch_is_its_pictures_one_by_one_in_any_order(files: list[tuple[str, bytes]], renderer: CutterName) -> None:
+    transform = ViewTransform(RECIPE, seed=5, renderer=renderer)
+    upright = [size[::-1] if n in (1, 4) else size for n, size in enumerate(SIZES)]  # two lie on their side
+    given_with = [annotations(n, source_hw) for n, source_hw in enumerate(upright)]
+    singles = [
+        transform(opened(file), sample=n, epoch=2, label=10 + n, **given_with[n]) for n, file in enumerate(files)
+    ]  # sizes, modes and EXIF turns differ
+    for order in (range(len(files)), [5, 1, 6, 0, 3, 2, 4]):
+        whole = transform.batch(
+            [opened(files[n]) for n in order],
+            keys=[(2, n) for n in order],
+            labels=[10 + n for n in order],
+            **{name: [given_with[n].get(name) for n in order] for name in ("points", "boxes", "masks")},
+        )
+        assert_same(whole, collate([singles[n] for n in order]))
+    elsewhere = transform.batch([opened(files[0])], keys=[(3, 0)], labels=[10])
+    assert not torch.equal(elsewhere.batch.views[1].pixels, singles[0].batch.views[1].pixels)
+    assert collate(whole) is whole
+
+
+@pytest.mark.parametrize("renderer", CUTTERS)
+def test_views_are_the_loaders_for_the_same_key(
+    files: list[tuple[str, bytes]], open_loader: Callable[..., Loader], renderer: CutterName
+) -> None:
+    transform = ViewTransform(RECIPE, seed=5, renderer=renderer)
+    with open_loader(seed=5, renderer=renderer) as loader, open_loader(seed=6, renderer=renderer) as other_seed:
         for number, file in enumerate(files):
             for epoch in (0, 3):
                 made = transform(opened(file), sample=number, epoch=epoch).batch
@@ -179,9 +220,27 @@ def test_what_does_not_fit_is_refused_in_one_line(error: type[Exception], words:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ("keys are of epochs 0 and 1, a batch has one", {"keys": [(0, 0), (1, 1)]}),
+        ("1 keys came with 2 pictures; give one for each", {"keys": [(0, 0)]}),
+        ("3 labels came with 2 pictures", {"labels": [1, 2, 3]}),
+        ("1 points came with 2 pictures", {"points": [[[1, 2]]]}),
+        ("1 boxes came with 2 pictures", {"boxes": [[[1, 2, 3, 4]]]}),
+        ("0 masks came with 2 pictures", {"masks": []}),
+        ("no pictures to transform", {"pictures": [], "keys": []}),
+    ],
+)
+def test_batches_that_do_not_fit_are_refused_in_one_line(words: str, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=words) as raised:
+        ViewTransform(RECIPE).batch(**({"pictures": [PLAIN, PLAIN], "keys": [(0, 0), (0, 1)]} | arguments))
+    assert "\n" not in str(raised.value)
+
+
 def test_half_pixel_boxes_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="family 'fine' has snap='none'"):
-        ViewTransform(Recipe(families=(ViewFamily(name="fine", views=1, size_px=(8, 8), snap="none"),)))
+        ViewTransform(Recipe(families=(ViewFamily(name="fine", views=1, size_px=(8, 8), snap="none"),)), renderer="torch")
 
 
 def oriented(seed: int, size_px: tuple[int, int] = (56, 72)) -> Recipe:
@@ -349,6 +408,48 @@ def test_persistent_workers_give_the_loaders_batches_in_every_epoch(
                 assert [len(points[0]) for points in seen.carried[0].points] == samples
                 shown += samples
     assert len(set(shown[:6])) == len(set(shown[6:])) == 6 and shown[:6] != shown[6:]
+
+
+class Batches(Pictures):
+    """The same with a whole batch at once; the label says which of the worker's pieces of memory the pixels lie in, -1: none."""
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Transformed:
+        pictures = [opened(self.files[sample]) for _, sample in keys]
+        made = self.transform.batch(pictures, keys=keys, points=[[[sample, epoch]] * sample for epoch, sample in keys])
+        found = _slots_of(os.getpid()).find(made.batch.views[1].pixels)
+        number = -1 if found is None else found[0].memory.data_ptr()
+        return replace(made, batch=replace(made.batch, label=torch.full((len(keys),), number)))
+
+
+def without_labels(transformed: Transformed) -> Transformed:
+    return replace(transformed, batch=replace(transformed.batch, label=torch.full_like(transformed.batch.label, -1)))
+
+
+@pytest.mark.parametrize("renderer", CUTTERS)
+def test_workers_hand_over_what_this_process_makes_and_use_their_memory_again(files: list[tuple[str, bytes]], renderer: CutterName) -> None:
+    transform = ViewTransform(RECIPE, seed=5, renderer=renderer)
+    epochs = [[[(epoch, n) for n in order] for order in ([0, 1, 2], [3, 4], [5, 6, 0], [2, 6])] for epoch in range(6)]
+    batches = list(chain.from_iterable(epochs))
+    here = [without_labels(Batches(files, transform).__getitems__(keys)) for keys in batches]
+    for keep in (False, True):
+        loader = DataLoader(
+            Batches(files, transform),
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=2,
+            collate_fn=collate,
+            multiprocessing_context="fork",
+        )
+        kept, memory = [], []
+        for seen, expected in zip(loader, here, strict=True):
+            memory.append(int(seen.batch.label[0]))
+            assert_same(without_labels(seen), expected)
+            kept.append(seen.batch.views[0].pixels if keep else None)  # one tensor is enough to hold a batch's memory
+            del seen
+        assert -1 not in memory, "pixels lie in no shared memory"
+        for worker in (memory[::2], memory[1::2]):
+            assert len(set(worker)) == len(worker) if keep else len(set(worker)) < len(worker) / 2
+        for pixels, expected in zip(kept, here, strict=True):
+            assert pixels is None or torch.equal(pixels, expected.batch.views[0].pixels)
 
 
 def test_a_sampler_stands_where_it_was_told() -> None:
