@@ -7,10 +7,9 @@ In a DataLoader's worker a batch is made in shared memory, so that handing it ov
 """
 
 import functools
-import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +17,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
 from wherefrom.pipeline import geometry
 from wherefrom.pipeline.colour import draw_colours
 from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.pipeline.hand_over import crosses_whole, empty_tensors
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.render import CutterName, make_cutter
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from torchvision.tv_tensors import BoundingBoxes
 
 _EXIF_ORIENTATION = 0x0112
-_ALIGNED_BYTES = 64  # where tensors begin that share one piece of memory
 
 Picture = Image.Image | NDArray[np.uint8] | Tensor
 Rows = ArrayLike | Tensor
@@ -68,6 +66,7 @@ class Carried:
         return boxes(self.boxes[sample][view], format="XYXY", canvas_size=self.size_px, clamping_mode=None)
 
 
+@crosses_whole
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Transformed:
     """Views of B pictures with what was carried along, a family after the other."""
@@ -121,7 +120,7 @@ class ViewTransform:
         Units:  pixels of the upright picture, pixel i covers [i, i + 1).
         Raises: TypeError or ValueError if the key is none, or something has another type, shape or size.
         """
-        return self._transformed([picture], [(epoch, sample)], [label], [(points, boxes, masks)], _empty)
+        return self._transformed([picture], [(epoch, sample)], [label], [(points, boxes, masks)])
 
     def batch(
         self,
@@ -147,9 +146,7 @@ class ViewTransform:
         nothing = [None] * len(pictures)
         annotations = [nothing if items is None else items for items in (points, boxes, masks)]
         every_label = [-1] * len(pictures) if labels is None else labels
-        return _ready_to_hand_over(
-            self._transformed(pictures, keys, every_label, list(zip(*annotations, strict=True)), _shared if _in_worker() else _empty)
-        )
+        return self._transformed(pictures, keys, every_label, list(zip(*annotations, strict=True)))
 
     def _transformed(
         self,
@@ -157,7 +154,6 @@ class ViewTransform:
         keys: Sequence[tuple[int, int]],
         labels: Sequence[int],
         annotations: Sequence[tuple[Rows | None, Rows | None, Rows | None]],
-        allocate: "Allocate",
     ) -> Transformed:
         epoch, samples = _split_keys(keys)
         stored, orientations = zip(*map(_as_stored, pictures), strict=True)
@@ -166,8 +162,7 @@ class ViewTransform:
         size[turned >= 5] = size[turned >= 5, ::-1]
         drawn = draw_geometry(self.recipe, seed=self.seed, epoch=epoch, drawn_for=samples, source_size=size, stored_orientation=turned)
         colours = draw_colours(self.recipe, seed=self.seed, epoch=epoch, drawn_for=samples)
-        dtype = getattr(torch, self.recipe.pixels)
-        made = allocate([(shape, dtype) for shape in view_shapes(self.recipe, len(stored))])
+        made = empty_tensors(view_shapes(self.recipe, len(stored)), getattr(torch, self.recipe.pixels))
         plan = self._cutter.plan([(item.geometry, colour) for item, colour in zip(drawn, colours, strict=True)], made)
         for position, array in enumerate(stored):
             self._cutter.cut(plan, position, array)
@@ -223,9 +218,9 @@ def collate(items: Transformed | Sequence[Transformed]) -> Transformed:
     """
     if isinstance(items, Transformed):
         return items
-    batch = Batch.concatenate([item.batch for item in items])
+    batch = _join_batches([item.batch for item in items])
     carried = tuple(_join_carried(parts) for parts in zip(*(item.carried for item in items), strict=True))
-    return _ready_to_hand_over(Transformed(batch=batch, carried=carried))
+    return Transformed(batch=batch, carried=carried)
 
 
 class KeyedSampler:
@@ -284,55 +279,19 @@ def _carried_nothing(family: str, views: int, size_px: tuple[int, int]) -> Carri
 
 def _join_carried(parts: Sequence[Carried]) -> Carried:
     names = ("points", "points_visible", "boxes", "boxes_visible", "masks")
-    return replace(parts[0], **{name: tuple(tensor for part in parts for tensor in getattr(part, name)) for name in names})
+    joined: dict[str, Any] = {name: tuple(tensor for part in parts for tensor in getattr(part, name)) for name in names}
+    return replace(parts[0], **joined)
 
 
-Allocate = Callable[[Sequence[tuple[Sequence[int], torch.dtype]]], list[Tensor]]  # shapes with dtypes -> tensors, contents undefined
-
-
-def _empty(wanted: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[Tensor]:
-    return [torch.empty(tuple(shape), dtype=dtype) for shape, dtype in wanted]
-
-
-def _shared(wanted: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[Tensor]:
-    """Return tensors over one piece of shared memory: however many, they go to another process as one file descriptor."""
-    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in wanted]
-    starts = [0]
-    for size in sizes:
-        starts.append(starts[-1] + -(-size // _ALIGNED_BYTES) * _ALIGNED_BYTES)
-    memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(starts[-1]))
-    return [
-        memory[start : start + size].view(dtype).view(tuple(shape))
-        for start, size, (shape, dtype) in zip(starts, sizes, wanted, strict=False)
-    ]
-
-
-def _in_worker() -> bool:
-    return get_worker_info() is not None
-
-
-def _ready_to_hand_over(made: Transformed) -> Transformed:
-    """Move what lies elsewhere to shared memory, in one piece, if this is a DataLoader's worker: the queue would do it tensor by tensor."""
-    if not _in_worker():
-        return made
-    found: dict[int, Tensor] = {}
-    _each_tensor(made, lambda tensor: found.setdefault(id(tensor), tensor))
-    private = [tensor for tensor in found.values() if tensor.numel() and not tensor.is_shared()]
-    moved = dict(found)
-    for tensor, shared in zip(private, _shared([(tensor.shape, tensor.dtype) for tensor in private]), strict=True):
-        moved[id(tensor)] = shared.copy_(tensor)
-    return _each_tensor(made, lambda tensor: moved[id(tensor)])
-
-
-def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return containers, of containers, with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple):
-        return tuple(_each_tensor(item, change) for item in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: _each_tensor(getattr(value, field.name), change) for field in fields(value)})
-    return value
+def _join_batches(batches: Sequence[Batch]) -> Batch:
+    """Return batches as one, their pixels joined where a worker hands them over from."""
+    bare = [replace(each, views=tuple(replace(views, pixels=views.pixels[:, :, :0]) for views in each.views)) for each in batches]
+    batch = Batch.concatenate(bare)  # checked, no channel of pixels copied
+    shapes = [(len(batch), *views.pixels.shape[1:]) for views in batches[0].views]
+    pixels = empty_tensors(shapes, batches[0].views[0].pixels.dtype)
+    for number, tensor in enumerate(pixels):
+        torch.cat([each.views[number].pixels for each in batches], out=tensor)
+    return replace(batch, views=tuple(replace(views, pixels=tensor) for views, tensor in zip(batch.views, pixels, strict=True)))
 
 
 def _split_keys(keys: Sequence[tuple[int, int]]) -> tuple[int, NDArray[np.int64]]:

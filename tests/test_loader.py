@@ -477,7 +477,8 @@ def test_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: Path) -> Non
 
 @pytest.mark.slow
 @needs_proc
-@pytest.mark.parametrize(("renderer", "allowed_bytes"), [("torch", 10e6), ("native", 10e6), ("dali", 100e6)])  # a DALI pipeline that stays takes 10 MB
+# a DALI pipeline that stays takes 10 MB
+@pytest.mark.parametrize(("renderer", "allowed_bytes"), [("torch", 10e6), ("native", 10e6), ("dali", 100e6)])
 def test_two_hundred_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: Path, renderer: RendererName, allowed_bytes: float) -> None:
     if renderer == "dali" and not render_dali.installed():
         pytest.skip("DALI is not installed")

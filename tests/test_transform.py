@@ -5,12 +5,14 @@ The truth for points is where paint is found in the rendered view; for boxes and
 
 import io
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from fractions import Fraction
 from itertools import chain
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.pipeline import Batch, ColourLaw, Independent, Loader, Paired, Recipe, ViewFamily, ViewGeometry, make_loader
-from wherefrom.pipeline.hand_over import _slots_of
+from wherefrom.pipeline import Batch, ColourLaw, Independent, Loader, Paired, Recipe, ViewFamily, ViewGeometry, hand_over, make_loader
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.render import CutterName
 from wherefrom.pipeline.transform import KeyedSampler, Transformed, ViewTransform, carry, collate
@@ -233,8 +234,9 @@ def test_what_does_not_fit_is_refused_in_one_line(error: type[Exception], words:
     ],
 )
 def test_batches_that_do_not_fit_are_refused_in_one_line(words: str, arguments: dict[str, Any]) -> None:
+    fitting: dict[str, Any] = {"pictures": [PLAIN, PLAIN], "keys": [(0, 0), (0, 1)]}
     with pytest.raises(ValueError, match=words) as raised:
-        ViewTransform(RECIPE).batch(**({"pictures": [PLAIN, PLAIN], "keys": [(0, 0), (0, 1)]} | arguments))
+        ViewTransform(RECIPE).batch(**fitting | arguments)
     assert "\n" not in str(raised.value)
 
 
@@ -416,7 +418,7 @@ class Batches(Pictures):
     def __getitems__(self, keys: list[tuple[int, int]]) -> Transformed:
         pictures = [opened(self.files[sample]) for _, sample in keys]
         made = self.transform.batch(pictures, keys=keys, points=[[[sample, epoch]] * sample for epoch, sample in keys])
-        found = _slots_of(os.getpid()).find(made.batch.views[1].pixels)
+        found = hand_over._slots_of(os.getpid()).find(made.batch.views[1].pixels)
         number = -1 if found is None else found[0].memory.data_ptr()
         return replace(made, batch=replace(made.batch, label=torch.full((len(keys),), number)))
 
@@ -450,6 +452,36 @@ def test_workers_hand_over_what_this_process_makes_and_use_their_memory_again(fi
             assert len(set(worker)) == len(worker) if keep else len(set(worker)) < len(worker) / 2
         for pixels, expected in zip(kept, here, strict=True):
             assert pixels is None or torch.equal(pixels, expected.batch.views[0].pixels)
+
+
+def test_memory_is_written_again_only_when_the_worker_and_every_receiver_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hand_over, "get_worker_info", lambda: "a worker's")
+    transform = ViewTransform(RECIPE)
+
+    def made() -> Transformed:
+        return transform.batch([PLAIN], keys=[(0, 0)])
+
+    def place(transformed: Transformed) -> int:
+        found = hand_over._slots_of(os.getpid()).find(transformed.batch.views[0].pixels)
+        assert found is not None
+        return found[0].memory.data_ptr()
+
+    first = made()
+    where = place(first)
+    received = [pickle.loads(ForkingPickler.dumps(first)) for _ in range(2)]
+    pixels = received[0].batch.views[1].pixels[0, 0, 1:]  # a view of a part holds the whole
+    assert torch.equal(pixels, first.batch.views[1].pixels[0, 0, 1:])
+    held = [made()]
+    del first
+    held.append(made())
+    del received[0]
+    held.append(made())
+    received.clear()
+    held.append(made())
+    assert where not in map(place, held)
+    del pixels
+    assert place(made()) == where
+    assert place(made()) == where  # dropped unsent
 
 
 def test_a_sampler_stands_where_it_was_told() -> None:

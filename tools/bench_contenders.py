@@ -159,10 +159,9 @@ class OurTransform:
         dataset: Any = self
         self.loader: Any = DataLoader(dataset, batch_sampler=self._endless_keys(), num_workers=plan.threads, collate_fn=collate)
 
-    def __getitem__(self, key: tuple[int, int]) -> Transformed:
-        epoch, sample = key
-        picture = peers.decode_with_torchvision(self.reader.read(int(self.index.replacement(sample))))
-        return self.transform(picture, sample=sample, epoch=epoch)
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Transformed:
+        shown = self.index.replacement(np.array([sample for _, sample in keys]))
+        return self.transform.batch([peers.decode_with_torchvision(self.reader.read(int(sample))) for sample in shown], keys=keys)
 
     def _endless_keys(self) -> Any:
         for epoch in itertools.count():
@@ -171,7 +170,7 @@ class OurTransform:
 
     def check(self, plant: bool) -> list[Check]:
         ids = checked_ids(self.index)
-        return _record_checks(collate([self[0, i] for i in ids.tolist()]).batch, self.plan, self.index, plant)
+        return _record_checks(self.__getitems__([(0, i) for i in ids.tolist()]).batch, self.plan, self.index, plant)
 
     def batches(self) -> Iterator[int]:
         for transformed in self.loader:
