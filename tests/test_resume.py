@@ -3,6 +3,7 @@
 The killed runs are processes of their own, started by the command line; SIGKILL leaves them no moment to tidy up.
 """
 
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,9 @@ def test_killed_at_a_step_and_amid_a_write_a_run_goes_on_bit_for_bit(tiny_shards
     for moments in state["state"].values():
         moments["exp_avg"].zero_()
     torch.save(state, earlier / "optimiser.pt")
+    told = json.loads((earlier / "state.json").read_text())
+    told["crc32"]["optimiser.pt"] = zlib.crc32((earlier / "optimiser.pt").read_bytes())
+    (earlier / "state.json").write_text(json.dumps(told))
     (earlier.parent / checkpoint.LATEST).write_text(earlier.name)
     run(settings, reporter=Silent(), out=forgetful, resume=True)
     with pytest.raises(AssertionError):
