@@ -19,6 +19,8 @@ from wherefrom.kernels.roi_pool_reference import Sampling, roi_pool_reference
 ADAPTIVE, AREA = 0, -1  # "adaptive" and "area" among numbers of samples
 READERS = 4  # samples of a bin that may read one token: in adaptive mode they lie at least 1/2 apart, 2/3 if they are three or more
 CHUNK = 2**19  # numbers that the torch path keeps between its two sums: more would leave the cache
+DIRECT_WIDTH = 128  # features from which on listing every (output, token) pays
+DIRECT_SPAN = 4  # tokens an axis that a bin may read for both axes to be summed at once; more are summed one axis after the other
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -345,9 +347,13 @@ def _spread_turned(gradient: Tensor, rows: Tensor, columns: Tensor, odd: Tensor 
 
 
 def _pool(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Sum tokens (B, H, W, D) by rows (B, R, n, H), then by columns (B, R, m, W), a few pictures at a time -> (B, R, n, m, D)."""
+    """Sum tokens (B, H, W, D) by rows (B, R, n, H) and columns (B, R, m, W) -> (B, R, n, m, D)."""
     (B, H, W, D), (R, n), m = tokens.shape, rows.shape[1:3], columns.shape[2]
-    pooled = tokens.new_empty(B, R, n, m, D)
+    terms = _terms(rows, columns) if D >= DIRECT_WIDTH else None
+    if terms is not None:
+        output, token, weight = terms
+        return _sums(token, tokens.reshape(-1, D), weight, output, B * R * n * m).view(B, R, n, m, D)
+    pooled = tokens.new_empty(B, R, n, m, D)  # by rows, then by columns, a few pictures at a time
     for few, b in _few_pictures(B, R * n * W * D):
         down = _weighted_sums(rows[few].reshape(b, R * n, H), tokens[few].reshape(b, 1, H, W * D))
         across = _weighted_sums(columns[few].reshape(b * R, m, W), down.view(b * R, n, W, D))
@@ -358,12 +364,48 @@ def _pool(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def _spread(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Apply the transpose of `_pool` to (B, R, n, m, D) -> (B, H, W, D)."""
     (B, R, n, H), (m, W), D = rows.shape, columns.shape[2:], gradient.shape[-1]
+    terms = _terms(rows, columns) if D >= DIRECT_WIDTH else None
+    if terms is not None:
+        output, token, weight = terms
+        token, order = token.sort(stable=True)
+        return _sums(output[order], gradient.reshape(-1, D), weight[order], token, B * H * W).view(B, H, W, D)
     tokens = gradient.new_empty(B, H, W, D)
     for few, b in _few_pictures(B, R * n * W * D):
         down = _weighted_sums(columns[few].reshape(b * R, m, W).mT, gradient[few].reshape(b * R, n, m, D))
         across = _weighted_sums(rows[few].reshape(b, R * n, H).mT, down.view(b, 1, R * n, W * D))
         tokens[few] = across.view(b, H, W, D)
     return tokens
+
+
+def _terms(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return every (output, token, weight) of rows (B, R, n, H) by columns (B, R, m, W), in the outputs' order.
+
+    None where bins read so many tokens that two sums, one an axis, are less work.
+    """
+    B, H, W = len(rows), rows.shape[-1], columns.shape[-1]
+    spans = []  # of each axis: the first token of a bin, and the weights from there on
+    for table in (rows, columns):
+        used = table != 0
+        length = used.shape[-1]
+        place = torch.arange(length, device=table.device)
+        first = torch.where(used, place, length).amin(-1).clamp(max=length - 1)
+        longest = int((torch.where(used, place, -1).amax(-1) - first).amax()) + 1 if used.numel() else 0
+        if longest > DIRECT_SPAN:
+            return None
+        at = first.unsqueeze(-1) + place[: max(longest, 1)]
+        spans.append((at, table.gather(-1, at.clamp(max=length - 1)) * (at < length)))
+    (y, down), (x, across) = spans
+    weight = (down[:, :, :, None, :, None] * across[:, :, None, :, None, :]).flatten()
+    picture = torch.arange(B, device=rows.device).view(B, 1, 1, 1, 1, 1) * (H * W)
+    token = (picture + y[:, :, :, None, :, None] * W + x[:, :, None, :, None, :]).flatten()
+    kept = weight.nonzero().squeeze(-1)
+    return kept // (down.shape[-1] * across.shape[-1]), token[kept], weight[kept]
+
+
+def _sums(term: Tensor, source: Tensor, weight: Tensor, line: Tensor, lines: int) -> Tensor:
+    """Sum weight (T,) times row term (T,) of source (S, C) into each line (T,), ascending, of `lines` -> (lines, C)."""
+    ends = torch.searchsorted(line, torch.arange(lines + 1, device=line.device))
+    return F.embedding_bag(term, source, ends, mode="sum", per_sample_weights=weight, include_last_offset=True)
 
 
 def _weighted_sums(weights: Tensor, source: Tensor) -> Tensor:
