@@ -6,11 +6,9 @@ told of the numbers (bench_report.py, bench_plot.py).
 The main figure is pictures per CPU-second of the whole process tree: it hardly moves when others use the machine, wall time does.
 """
 
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from wherefrom.tools.bench_data import described, enlarged_shard
 from wherefrom.tools.bench_peers import FFCV_MISSING
 from wherefrom.tools.bench_plot import draw_rates
 from wherefrom.tools.bench_report import Case, Mode, Rate, as_data, print_case, role
+from wherefrom.tools.machine import machine
 from wherefrom.train.demo_data import demo_shards
 
 __all__ = ["bench_loader_command"]
@@ -110,7 +109,7 @@ def bench_loader_command(
             return 1
     result = {
         "command": ["wherefrom", "bench", "loader", *sys.argv[3:]],
-        "machine": machine(),
+        "machine": machine(PACKAGES),
         "views": [f"{views} x {side} px of area {low} to {high}" for views, side, (low, high) in FAMILIES],
         "settings": {"rounds": rounds, "seconds": seconds, "batch": batch, "feed": feed, "data": data},
         "left_out": left_out,
@@ -210,32 +209,6 @@ def _watch_memory(console: Console, plan: Plan) -> int:
     console.print(f"{TITLES[plan.contender]}: memory after each of {len(memory)} epochs, MiB: {told}", markup=False)
     console.print("steady" if steady else f"grows by more than {STEADY_FACTOR - 1:.0%} and {STEADY_MIB:.0f} MiB after the third epoch")
     return 0 if steady else 1
-
-
-def machine() -> dict[str, Any]:
-    """Return what numbers depend on: processor, cores, memory, GPU, versions."""
-    models = {line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")}
-    total_kib = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {
-        "cpu": ", ".join(sorted(models)) or platform.processor(),
-        "cores": available_cores(),
-        "memory_gib": round(total_kib / 2**20, 1),
-        **gpu,
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:

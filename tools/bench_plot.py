@@ -46,7 +46,7 @@ def draw_rates(result: Mapping[str, Any], path: Path) -> None:
             )
             axes.set_ylim(len(names) - 0.5, -0.5)
     where, settings = result["machine"], result["settings"]
-    gpu = f", {where['gpu']}" if "gpu" in where else ""
+    gpu = f", {where['gpu']['name']}" if where.get("gpu") else ""
     figure.suptitle(
         f"{' + '.join(result['views'])}; {where['cpu']}, {where['cores']} cores{gpu}\n"
         f"medians of {settings['rounds']} fresh processes in turns; whiskers: least and largest; bold: ratio to Pillow; dashed: decoding",
