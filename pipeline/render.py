@@ -1,9 +1,10 @@
 """What a renderer is, and which one serves.
 
 Here: the protocol that every renderer follows, and the choice behind renderer="auto".
-Not here: pixels (render_torch.py, render_dali.py; the definition is wherefrom.kernels.render_views_reference).
+Not here: pixels (render_native, render_torch, render_triton, render_dali; the definition is wherefrom.kernels.render_views_reference).
 """
 
+import functools
 import logging
 import statistics
 import time
@@ -70,6 +71,7 @@ def choose_renderer(name: RendererName, recipe: Recipe, device: torch.device) ->
     return choose_cutter()
 
 
+@functools.cache  # a run builds loaders for its evaluations too, and a trial takes seconds
 def _faster_on_gpu(recipe: Recipe, device: torch.device) -> tuple[RendererName, str]:
     """Return the faster of the two renderers that decode on a GPU, by a trial on that device."""
     missing = triton_missing()

@@ -136,10 +136,7 @@ class DaliRenderer:
                 decodable = [stand_in if i in failed else file for i, file in enumerate(encoded)]
                 decoded_size, pixels = self._run(decodable, source_size, fed)
             render_s = time.perf_counter() - started
-        for i in np.flatnonzero((decoded_size != source_size).any(1)).tolist():
-            found, told = tuple(decoded_size[i].tolist()), tuple(source_size[i].tolist())
-            failed.setdefault(i, f"decodes to (height, width) {found}, its record says {told}; build the index again")
-        return Rendered(pixels=pixels, failed=failed, render_s=render_s)
+        return Rendered(pixels=pixels, failed=wrong_sizes(decoded_size, source_size) | failed, render_s=render_s)
 
     def close(self) -> None:
         """Free threads and memory; twice is fine."""
@@ -229,6 +226,23 @@ def _recolour(frames: Any, fed: dict[str, Any], steps: _Steps, gpu: bool) -> Any
     return frames
 
 
+def wrong_sizes(upright_size: NDArray[np.int32], told_size: NDArray[np.int32]) -> dict[int, str]:
+    """Return which pictures have not the size that their record tells, position -> reason; both sizes (B, 2), (height, width)."""
+    reasons = {}
+    for i in np.flatnonzero((upright_size != told_size).any(1)).tolist():
+        found, told = tuple(upright_size[i].tolist()), tuple(told_size[i].tolist())
+        reasons[i] = f"decodes to (height, width) {found}, its record says {told}; build the index again"
+    return reasons
+
+
+def leaves_picture(geometry: ViewGeometry, b: int, v: int) -> ValueError:
+    """Return what to raise for a box that leaves its picture."""
+    return ValueError(
+        f"box {geometry.boxes[b, v].tolist()} of family {geometry.family!r}, sample {geometry.sample[b]}, view {v}: leaves its "
+        f"picture of (height, width) {tuple(geometry.source_size[b].tolist())}; cut it back to the picture"
+    )
+
+
 def undecodable(encoded: Sequence[NDArray[np.uint8]], threads: int) -> dict[int, str]:
     """Return which files DALI's decoder refuses, position -> reason, by halving the batch until the refused ones stand alone."""
     reason = _refusal(encoded, threads)
@@ -286,11 +300,7 @@ def _fed(geometry: ViewGeometry, photometric: Photometric) -> dict[str, NDArray[
     x0, y0, x1, y1 = np.moveaxis(geometry.boxes.numpy(), -1, 0)
     outside = (x0 < 0) | (y0 < 0) | (x1 > geometry.source_size[:, 1:].numpy()) | (y1 > geometry.source_size[:, :1].numpy())
     if outside.any():
-        b, v = np.argwhere(outside)[0].tolist()
-        raise ValueError(
-            f"box {geometry.boxes[b, v].tolist()} of family {geometry.family!r}, sample {geometry.sample[b]}, view {v}: leaves its "
-            f"picture of (height, width) {tuple(geometry.source_size[b].tolist())}; cut it back to the picture"
-        )
+        raise leaves_picture(geometry, *np.argwhere(outside)[0].tolist())
     height, width = geometry.size_px
     sigma = photometric.blur_sigma_px.numpy()
     region = [

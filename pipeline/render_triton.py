@@ -23,7 +23,7 @@ from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
 from wherefrom.pipeline.places import available_cores
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.render import Rendered
-from wherefrom.pipeline.render_dali import STAND_IN, installed, undecodable
+from wherefrom.pipeline.render_dali import STAND_IN, installed, leaves_picture, undecodable, wrong_sizes
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
 WIDEST_SIGMA_PX = 1000.0  # of a blur; the kernel cuts a radius of 4096
@@ -106,12 +106,9 @@ class TritonRenderer:
             self._launch(decoded, orientation, records, pixels)
             self._keep_until_rendered(decoded)
             rendered_s = time.perf_counter()
-        failed = dict(decoded.failed)
         lying = orientation.numpy() >= 5
         upright_size = np.where(lying[:, None], decoded.sizes[:, ::-1], decoded.sizes)
-        for i in np.flatnonzero((upright_size != source_size).any(1)).tolist():
-            found, told = tuple(upright_size[i].tolist()), tuple(source_size[i].tolist())
-            failed.setdefault(i, f"decodes to (height, width) {found}, its record says {told}; build the index again")
+        failed = wrong_sizes(upright_size, source_size) | decoded.failed
         return Rendered(pixels=pixels, failed=failed, decode_s=decoded_s - started, render_s=rendered_s - decoded_s)
 
     def close(self) -> None:
@@ -254,11 +251,7 @@ def _check_record(geometry: ViewGeometry, photometric: Photometric) -> None:
     start, stop = geometry.boxes[..., :2], geometry.boxes[..., 2:]
     inside = ((start >= 0) & (start <= stop) & (stop <= geometry.source_size.flip(-1)[:, None])).all(-1)  # false for NaN
     if not inside.all():
-        b, v = (~inside).nonzero()[0].tolist()
-        raise ValueError(
-            f"box {geometry.boxes[b, v].tolist()} of family {geometry.family!r}, sample {geometry.sample[b]}, view {v}: leaves its "
-            f"picture of (height, width) {tuple(geometry.source_size[b].tolist())}; cut it back to the picture"
-        )
+        raise leaves_picture(geometry, *(~inside).nonzero()[0].tolist())
     known = (geometry.stored_orientation >= 1) & (geometry.stored_orientation <= 8)
     if not known.all():
         b = int((~known).nonzero()[0])

@@ -1,6 +1,6 @@
 """Memory that batches are written into, and used again once nobody holds it.
 
-Here: a ring of slots. Not here: what is written (render_torch.py).
+Here: a ring of slots. Not here: what is written (render_threads.py).
 A slot comes back when the last tensor that shares its memory is gone: the array behind those tensors is watched, not the tensors.
 """
 
