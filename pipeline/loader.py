@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from wherefrom.pipeline.colour import draw_colours
 from wherefrom.pipeline.crops import DrawnGeometry, draw_geometry
 from wherefrom.pipeline.order import Order, OrderMode
+from wherefrom.pipeline.places import single_threaded_pool
 from wherefrom.pipeline.reader import ShardReader
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.render import Renderer, RendererName, make_renderer
@@ -109,7 +110,7 @@ class Loader:
         self.updates = 0  # the position
         self._reader = ShardReader(index)
         weakref.finalize(self, self._reader.close)  # a dropped loader leaves no file open
-        self._makers = ThreadPoolExecutor(min(2, prefetch), "wherefrom-make") if threads != 0 else None
+        self._makers = single_threaded_pool(min(2, prefetch), "wherefrom-make") if threads != 0 else None
         self._stats = LoaderStats()
         self._lock = threading.Lock()
         self._bad: dict[int, str] = {}

@@ -7,7 +7,6 @@ Not here: pixels (render_torch.py and render_native.py hold the cutters), drawin
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
-from wherefrom.pipeline.places import available_cores
+from wherefrom.pipeline.places import available_cores, single_threaded_pool
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.render import Rendered
 from wherefrom.pipeline.slots import SlotRing
@@ -53,11 +52,7 @@ class ThreadedRenderer:
         self.threads = available_cores() if threads is None else threads
         self.ring = SlotRing(prefetch + 3, pinned=torch.device(device).type == "cuda")
         self._local = threading.local()
-        # In PyTorch this setting belongs to the thread: pictures are the parallelism here, not the insides of one resize.
-        self._pool = ThreadPoolExecutor(self.threads, "wherefrom-render", torch.set_num_threads, (1,)) if self.threads else None
-        if self._pool is not None:  # all threads start now, none amid the caller's own arithmetic
-            barrier = threading.Barrier(self.threads)
-            list(self._pool.map(lambda _: barrier.wait(), range(self.threads)))
+        self._pool = single_threaded_pool(self.threads, "wherefrom-render") if self.threads else None
 
     def close(self) -> None:
         """End the threads; twice is fine."""

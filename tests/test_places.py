@@ -1,11 +1,13 @@
 """The user's cache folder against each system's own custom, and what is said where it cannot be."""
 
+import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from wherefrom.pipeline import places
-from wherefrom.pipeline.places import user_cache_folder
+from wherefrom.pipeline.places import single_threaded_pool, user_cache_folder
 
 HOME = Path.home()
 
@@ -45,3 +47,18 @@ def test_unusable_cache_is_one_line_with_the_mend(tmp_path: Path, monkeypatch: p
     ) as caught:
         user_cache_folder()
     assert "\n" not in str(caught.value)
+
+
+def test_a_pool_of_ours_leaves_the_threads_of_others_as_they_were() -> None:
+    counted: list[int] = []
+    theirs = threading.Thread(target=lambda: counted.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with single_threaded_pool(2, "ours") as pool:
+            assert list(pool.map(lambda _: torch.get_num_threads(), range(8))) == [1] * 8
+        theirs.start()  # after ours: it begins with what PyTorch noted last
+        theirs.join()
+        assert (counted, torch.get_num_threads()) == ([3], 3)
+    finally:
+        torch.set_num_threads(before)
