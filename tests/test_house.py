@@ -226,3 +226,13 @@ def test_a_folder_opens_with_its_table_of_contents(folder: str) -> None:
     module = importlib.import_module(f"wherefrom.{folder}")
     assert module.__all__
     assert [name for name in module.__all__ if name.startswith("_")] == []
+
+
+def test_type_checkers_see_the_names_that_train_gives() -> None:
+    train = importlib.import_module("wherefrom.train")
+    shown: dict[str, str] = {}
+    for node in ast.walk(ast.parse((ROOT / "train" / "__init__.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wherefrom.train."):
+            shown |= {alias.name: (node.module or "").removeprefix("wherefrom.train.") for alias in node.names}
+    assert shown == train._HOMES
+    assert all(getattr(train, name).__module__ == f"wherefrom.train.{home}" for name, home in shown.items() if name != "RECIPES")

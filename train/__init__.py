@@ -1,10 +1,26 @@
 """What is learned from views: the encoder, the objectives, the run, and how good its result is.
 
 Here: the table of contents. A name is imported when it is asked for: the processes that render the demo's pictures need no timm.
+A type checker sees plain imports.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names, for who reads and does not run
+    from wherefrom.train.demo_data import DemoShards, demo_shards
+    from wherefrom.train.encoder import Encoder, Features, ModelSettings
+    from wherefrom.train.evaluate import ShardPictures, evaluate_labels
+    from wherefrom.train.loop import run
+    from wherefrom.train.objective import Encode, Objective, Progress, Step, StepOutput, Terms
+    from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
+    from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
+    from wherefrom.train.pair_geometry import evaluate_pairs, pair_r2
+    from wherefrom.train.recipes import RECIPES, recipe
+    from wherefrom.train.reporting import Evaluated, LogRecord, Reporter, RunFacts, Silent, Summary
+    from wherefrom.train.run_folder import RunFolder
+    from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings, write_settings
+    from wherefrom.train.trainer import Trainer
 
 _HOMES = {
     "recipe": "recipes",
