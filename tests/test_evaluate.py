@@ -4,6 +4,8 @@ The encoder of the controls is a stub that reads where a view lies from its pixe
 So what a control must say follows from how the pictures are made, without any training.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +39,7 @@ from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings, ordered_pairs
 from wherefrom.train.pair_controls import control_heads, one_view_oracle, r2_with_interval, structure_gates, train_heads
 from wherefrom.train.pair_geometry import PairReport, evaluate_pairs, pair_r2
+from wherefrom.train.run_evaluation import check_held_out
 
 SIDE_PX, VIEW_PX = 200, 32
 DISJOINT = SpatialSettings(
@@ -370,6 +373,26 @@ def test_labels_are_judged_beside_pixels_and_chance(shards: Callable[..., ShardI
 def test_a_part_of_the_pictures_is_spread_evenly_over_them() -> None:
     assert spread(Drawn(10), 4).tolist() == [0, 2, 5, 7]
     assert spread(Drawn(3), 8).tolist() == spread(Drawn(3), None).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("how", ["itself", "symbolic link", "hard link", "copy"])
+def test_held_out_shards_that_are_learned_from_are_refused_by_name(
+    how: str, tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]
+) -> None:
+    picture = jpeg_bytes(np.zeros((20, 20, 3), np.uint8))
+    shards = [make_shard(tmp_path / f"{number}.tar", [(f"{number}", {"jpg": picture, "cls": b"0"})]) for number in range(3)]
+    empty = [make_shard(tmp_path / f"{name}.tar", []) for name in ("empty", "empty too")]
+    assert len({path.stat().st_size for path in shards}) == 1
+    learned = ShardIndex.open([*shards[:2], empty[0]])
+    check_held_out(learned, ShardIndex.open([shards[2], empty[1]]))
+    again = {"itself": shards[1]}.get(how, tmp_path / "again.tar")
+    make: dict[str, Callable[[Path, Path], object]] = {"symbolic link": os.symlink, "hard link": os.link, "copy": shutil.copyfile}
+    make.get(how, lambda *_: None)(shards[1], again)
+    with pytest.raises(ValueError, match=r"val: \S+\.tar (is a training shard too|holds the same bytes as the training shard )") as refused:
+        check_held_out(learned, ShardIndex.open([shards[2], again]))
+    assert str(again) in str(refused.value)
+    assert str(shards[1]) in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_without_labels_there_is_no_score(shards: Callable[..., ShardIndex]) -> None:

@@ -226,6 +226,7 @@ def test_micro_batches_change_no_loss_and_no_update(tiny_shards: Path, tmp_path:
 REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "fewer samples than a batch": (lambda _: {"global_batch": 64}, "40 samples|samples=40|fewer samples"),
     "ranks and micro-batches that do not divide": (lambda s: {"runtime": RuntimeSettings(device="cpu", accumulation=3)}, "accumulation"),
+    "held-out shards that are learned from": (lambda s: {"val": str(s / "train.tar")}, r"train\.tar is a training shard too"),
     "no such shards": (lambda s: {"data": str(s / "none-{000000..000003}.tar")}, "none-000000.tar"),
     "no such optimiser": (lambda _: {"optim": OptimSettings(name="adamv")}, "adamv"),
 }

@@ -23,7 +23,7 @@ from wherefrom.train import checkpoint
 from wherefrom.train.demo_data import demo_shards
 from wherefrom.train.evaluate import ShardPictures
 from wherefrom.train.reporting import Reporter, RunFacts, Silent, Summary
-from wherefrom.train.run_evaluation import evaluate_run
+from wherefrom.train.run_evaluation import check_held_out, evaluate_run
 from wherefrom.train.run_folder import RunFolder, append_metrics, claim, cut_metrics, refuse_if_taken, write_encoder, write_evaluation
 from wherefrom.train.settings import TrainSettings, check_same_run, read_plain_settings, write_settings
 from wherefrom.train.trainer import Trainer
@@ -172,7 +172,8 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
 def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Reporter) -> tuple[ShardIndex, ShardIndex | None]:
     """Return the indexes of training and held-out pictures; one rank of a machine renders and indexes, the others find it done.
 
-    Raises: as ShardIndex.open; ValueError if too few pictures are held out to be measured, which would else come out at the very end.
+    Raises: as ShardIndex.open and check_held_out; ValueError if too few pictures are held out to be measured, which would else come out
+    at the very end.
     """
     with accelerator.local_main_process_first():
         train, val = settings.data, settings.val
@@ -183,6 +184,8 @@ def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Repo
         learned, held_out = ShardIndex.open(train, progress=told), None if val is None else ShardIndex.open(val, progress=told)
     if held_out is not None and len(held_out) - held_out.unsound_count < 2:
         raise ValueError(f"val={settings.val!r}: 1 sound picture or none, R2 needs at least 2; name more shards, or leave out --val")
+    if held_out is not None:
+        check_held_out(learned, held_out)
     return learned, held_out
 
 

@@ -1,11 +1,14 @@
 """What a run measures of itself: a short evaluation now and then, the full one with every control at its end.
 
-Here: how many pictures are looked at, and both evaluations as one report, tables and curves.
+Here: how many pictures are looked at, and both evaluations as one report, tables and curves, and that held-out shards are not learned from.
 Not here: how anything is measured (pair_geometry.py, evaluate.py), when (loop.py).
 """
 
-from collections.abc import Sequence
+import filecmp
+import os
+from collections.abc import Iterator, Sequence
 
+from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.train.evaluate import KNN_PROTOCOL, PROBE_PROTOCOL, Pictures, Progress, Table, evaluate_labels
 from wherefrom.train.objective import Step
 from wherefrom.train.pair_controls import PairObjective
@@ -15,6 +18,27 @@ from wherefrom.train.reporting import Evaluated
 from wherefrom.train.settings import EvaluationSettings
 
 SHORT_NAMES = {KNN_PROTOCOL: "k-NN", PROBE_PROTOCOL: "linear probe"}
+
+
+def check_held_out(learned: ShardIndex, held_out: ShardIndex) -> None:
+    """Refuse held-out shards that are learned from; pictures that two different shards share are not looked for.
+
+    Raises: ValueError that names the first shard that is a training shard too, or has the very bytes of one.
+    """
+    alike: dict[tuple[int, int], list[str]] = {}
+    for path, contents in zip(learned.paths, _contents(learned), strict=True):
+        alike.setdefault(contents, []).append(path)
+    for path, contents in zip(held_out.paths, _contents(held_out), strict=True):
+        pictures, _ = contents
+        for training in alike.get(contents, ()) if pictures else ():
+            if os.path.samefile(path, training) or filecmp.cmp(path, training, shallow=False):
+                same = "is a training shard too" if path == training else f"holds the same bytes as the training shard {training}"
+                raise ValueError(f"val: {path} {same}; hold out shards that are not learned from, or leave out --val")
+
+
+def _contents(index: ShardIndex) -> Iterator[tuple[int, int]]:
+    """Yield the number of pictures and of bytes of every shard."""
+    yield from zip(index.shard_lengths.tolist(), index.shard_stamps[:, 1].tolist(), strict=True)
 
 
 def evaluate_run(
