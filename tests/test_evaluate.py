@@ -6,7 +6,7 @@ So what a control must say follows from how the pictures are made, without any t
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.geometry import map_points
+from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.pipeline.views import Batch, Photometric, Views
@@ -29,11 +30,11 @@ from wherefrom.train.evaluate import (
     PROBE_PROTOCOL,
     RIDGE,
     ShardPictures,
+    drawn_ids,
     evaluate_labels,
     nearest_neighbours,
     ridge_probe,
     ridge_weights,
-    spread,
 )
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings, ordered_pairs
@@ -337,18 +338,18 @@ MODEL = ModelSettings(view_size_px=16, patch_size_px=8, width=16, depth=1, heads
 
 @pytest.fixture
 def shards(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> Callable[..., ShardIndex]:
-    """Two kinds of pictures: bright above, or bright below; the label says which, if asked for."""
+    """Two kinds of pictures: bright above, or bright below; labels come in turn, by default one that says which."""
 
-    def made(*, labelled: bool = True, number: int = 24) -> ShardIndex:
+    def made(*, labels: Sequence[int] | None = (0, 1), number: int = 24) -> ShardIndex:
         rng = np.random.default_rng(6)
         samples = []
         for i in range(number):
             picture = rng.integers(0, 90, (64 + i, 80, 3))
             picture[: len(picture) // 2] += 120
             picture = (picture if i % 2 == 0 else picture[::-1]).astype(np.uint8)
-            members = {"jpg": jpeg_bytes(picture)} | ({"cls": str(i % 2).encode()} if labelled else {})
+            members = {"jpg": jpeg_bytes(picture)} | ({"cls": str(labels[i % len(labels)]).encode()} if labels else {})
             samples.append((f"{i:04d}", members))
-        return ShardIndex.open(str(make_shard(tmp_path / f"{labelled}.tar", samples)))
+        return ShardIndex.open(str(make_shard(tmp_path / f"{labels}.tar", samples)))
 
     return made
 
@@ -365,14 +366,64 @@ def test_labels_are_judged_beside_pixels_and_chance(shards: Callable[..., ShardI
     assert {(score.protocol, score.features) for score in found.scores} == {
         (protocol, features) for protocol in (KNN_PROTOCOL, PROBE_PROTOCOL) for features in ("encoder", "random encoder", "raw pixels")
     }
+    assert (found.missing, found.ceiling) == (0, 1)
     assert found.table()[0][1:] == ("encoder", "random encoder", "raw pixels")
     assert said[-1] == ("features for labels: train", 18, 18)
     assert encoder.training
 
 
-def test_a_part_of_the_pictures_is_spread_evenly_over_them() -> None:
-    assert spread(Drawn(10), 4).tolist() == [0, 2, 5, 7]
-    assert spread(Drawn(3), 8).tolist() == spread(Drawn(3), None).tolist() == [0, 1, 2]
+@pytest.mark.parametrize("classes", [2, 10, 16, 100])
+@pytest.mark.parametrize("in_turn", [True, False], ids=["in turn", "sorted"])
+def test_a_part_of_the_pictures_shows_every_class_however_labels_lie(classes: int, in_turn: bool) -> None:
+    for total, number in ((3000, 500), (1024, 512), (500, 250)):
+        labels = np.arange(total) % classes if in_turn else np.arange(total) * classes // total
+
+        def unevenness(ids: NDArray[np.int64], labels: NDArray[np.int64] = labels) -> float:
+            """How far the classes' counts are from even, against what drawing pictures by lot gives: 1 on average."""
+            counts, even = np.bincount(labels[ids], minlength=classes), len(ids) / classes
+            return float(((counts - even) ** 2).sum() / (even * (classes - 1) * (1 - len(ids) / len(labels))))
+
+        # sums of about `classes` squares: 1 in 10,000 lots exceeds 1 + 4 deviations of the broadest, that of 2 classes
+        assert unevenness(drawn_ids(Drawn(total), number)) < 1 + 4 * (2 / (classes - 1)) ** 0.5 + 10 / classes
+        if in_turn and classes == 10:
+            assert unevenness(np.arange(number) * total // number) > 9  # control: a stride
+
+
+def test_evaluations_look_at_the_same_pictures_whatever_the_run() -> None:
+    everything = drawn_ids(Drawn(1000), None)
+    assert sorted(everything) == list(range(1000))
+    for number in (0, 1, 200, 1000, 5000):
+        assert drawn_ids(Drawn(1000), number).tolist() == everything[:number].tolist()
+    # not those that a run of some seed learns from first
+    learned = Order(samples=1000, global_batch=1, seed=0).ids(0, np.arange(200))
+    assert len(set(learned) & set(everything[:200].tolist())) < 80
+
+
+def test_classes_are_counted_and_those_that_cannot_be_told_are_named(shards: Callable[..., ShardIndex]) -> None:
+    with ShardPictures(shards(labels=(3, 5)), renderer="torch", threads=1) as pictures:
+        found = evaluate_labels(Encoder(MODEL), pictures, pictures, view_px=16)
+    assert found is not None
+    assert (found.classes, found.missing, found.ceiling) == (2, 0, 1)
+    assert found.accuracy(PROBE_PROTOCOL, "raw pixels") == 1
+
+    options = {"renderer": "torch", "threads": 1}
+    with ShardPictures(shards(labels=(700, 5)), **options) as train, ShardPictures(shards(labels=(5, 3, 9)), **options) as held_out:
+        found = evaluate_labels(Encoder(MODEL), train, held_out, view_px=16)
+    assert found is not None
+    assert (found.classes, found.missing, found.ceiling) == (4, 2, pytest.approx(1 / 3))
+    assert max(score.accuracy for score in found.scores) <= found.ceiling
+
+
+def test_a_labels_number_changes_no_accuracy(shards: Callable[..., ShardIndex]) -> None:
+    scores = []
+    with random_scope(2, "encoder"):
+        encoder = Encoder(MODEL)
+    for labels in ((0, 1, 2), (9, 4, 70)):
+        with ShardPictures(shards(labels=labels), renderer="torch", threads=1) as pictures:
+            found = evaluate_labels(encoder, pictures, pictures, view_px=16, limit=12)
+            assert found is not None
+            scores.append([score.accuracy for score in found.scores if score.protocol == KNN_PROTOCOL])
+    assert scores[0] == scores[1]
 
 
 @pytest.mark.parametrize("how", ["itself", "symbolic link", "hard link", "copy"])
@@ -396,7 +447,7 @@ def test_held_out_shards_that_are_learned_from_are_refused_by_name(
 
 
 def test_without_labels_there_is_no_score(shards: Callable[..., ShardIndex]) -> None:
-    with ShardPictures(shards(labelled=False, number=4), renderer="torch", threads=1) as pictures:
+    with ShardPictures(shards(labels=None, number=4), renderer="torch", threads=1) as pictures:
         assert evaluate_labels(Encoder(MODEL), pictures, pictures, view_px=16) is None
 
 

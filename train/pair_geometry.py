@@ -14,7 +14,7 @@ from torch import Tensor
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.views import Views
 from wherefrom.train.encoder import Encoder, Features
-from wherefrom.train.evaluate import Pictures, Progress, Table, blocks, judged, spread
+from wherefrom.train.evaluate import Pictures, Progress, Table, blocks, drawn_ids, judged
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives import SpatialPrediction
 from wherefrom.train.pair_controls import (
@@ -28,7 +28,7 @@ from wherefrom.train.pair_controls import (
     train_heads,
 )
 
-PAIRS_PROTOCOL = "pairs-r2@1"
+PAIRS_PROTOCOL = "pairs-r2@2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,7 +199,7 @@ def _seen(
     found: list[Features] = []
     wanted, counted = [], []
     with judged(encoder, objective):
-        for ids in blocks(spread(pictures, number)):
+        for ids in blocks(drawn_ids(pictures, number)):
             cut = pictures.views(recipe, ids) if content else pictures.plain_views(recipe, ids)
             views = cut.views[0] if content else _with_noise(cut.views[0], seed, int(ids[0]))
             features = objective.features(views, encoder.encode)
@@ -218,7 +218,7 @@ def _with_noise(views: Views, seed: int, first: int) -> Views:
 def _across(encoder: Encoder, objective: PairObjective, pictures: Pictures, number: int) -> Tensor:
     """Predict pairs whose target view is cut from the next picture, by the same draws."""
     recipe = _recipe(objective)
-    chosen = spread(pictures, number)
+    chosen = drawn_ids(pictures, number)
     said = []
     with judged(encoder, objective):
         for ids, next_ids in zip(blocks(chosen), blocks(np.roll(chosen, -1)), strict=True):
