@@ -255,4 +255,7 @@ def test_on_a_terminal_a_panel_shows_the_same_and_goes_away() -> None:
 
 def test_tables_and_times_are_easy_to_read() -> None:
     assert columns([("name", "x"), ("a longer name", "0.123")]) == "name               x\na longer name  0.123"
+    assert columns([("R2", "x", "expected"), ("a longer name", "-0.123", "at most 0"), ("a", "1.000", "")]) == (
+        "R2                  x  expected\na longer name  -0.123  at most 0\na               1.000"
+    )
     assert [duration(seconds) for seconds in (0.4, 59.4, 185, 7620)] == ["0s", "59s", "3m05s", "2h07m"]

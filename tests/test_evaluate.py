@@ -23,12 +23,15 @@ from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.pipeline.views import Batch, Photometric, Views
+from wherefrom.tools.terminal import columns
 from wherefrom.train import pair_controls
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.evaluate import (
     KNN_PROTOCOL,
     PROBE_PROTOCOL,
     RIDGE,
+    LabelReport,
+    LabelScore,
     ShardPictures,
     drawn_ids,
     evaluate_labels,
@@ -38,7 +41,7 @@ from wherefrom.train.evaluate import (
 )
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings, ordered_pairs
-from wherefrom.train.pair_controls import control_heads, one_view_oracle, r2_with_interval, structure_gates, train_heads
+from wherefrom.train.pair_controls import NoPairsError, control_heads, one_view_oracle, r2_with_interval, structure_gates, train_heads
 from wherefrom.train.pair_geometry import PairReport, evaluate_pairs, pair_r2
 from wherefrom.train.run_evaluation import check_held_out
 
@@ -367,7 +370,8 @@ def test_labels_are_judged_beside_pixels_and_chance(shards: Callable[..., ShardI
         (protocol, features) for protocol in (KNN_PROTOCOL, PROBE_PROTOCOL) for features in ("encoder", "random encoder", "raw pixels")
     }
     assert (found.missing, found.ceiling) == (0, 1)
-    assert found.table()[0][1:] == ("encoder", "random encoder", "raw pixels")
+    assert found.tables()[1][0][1:] == ("encoder", "random encoder", "raw pixels")
+    assert not any("without a training picture" in row[0] for row in found.tables()[2])
     assert said[-1] == ("features for labels: train", 18, 18)
     assert encoder.training
 
@@ -412,6 +416,7 @@ def test_classes_are_counted_and_those_that_cannot_be_told_are_named(shards: Cal
     assert found is not None
     assert (found.classes, found.missing, found.ceiling) == (4, 2, pytest.approx(1 / 3))
     assert max(score.accuracy for score in found.scores) <= found.ceiling
+    assert ("classes without a training picture here: 2; at most 0.333 can be right",) in found.tables()[2]
 
 
 def test_a_labels_number_changes_no_accuracy(shards: Callable[..., ShardIndex]) -> None:
@@ -424,6 +429,33 @@ def test_a_labels_number_changes_no_accuracy(shards: Callable[..., ShardIndex]) 
             assert found is not None
             scores.append([score.accuracy for score in found.scores if score.protocol == KNN_PROTOCOL])
     assert scores[0] == scores[1]
+
+
+def test_tables_fit_80_columns_in_plain_words(honest: PairReport) -> None:
+    assert len(honest.channels) == 4  # as many as there can be
+    row = replace(honest.rows[0], r2=(-123.4, -0.8584, float("nan"), 0.99), low=(-1234.5,) * 4, high=(0.5,) * 4)
+    rows = (row, *(replace(other, r2=row.r2) for other in honest.rows[1:]))
+    worst = replace(honest, pictures=50000, pairs=27600000, left_out=1200000, loss=12345.678, rows=rows)
+    scores = [LabelScore(protocol=protocol, features=name, accuracy=0.5) for protocol in (KNN_PROTOCOL, PROBE_PROTOCOL) for name in NAMES]
+    labels = LabelReport(train=1281167, held_out=50000, classes=1000, missing=999, ceiling=0.1, scores=tuple(scores))
+    lines = [text for table in (*worst.tables(), *labels.tables()) for text in columns(table).splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert "targets of the next picture   -123  -0.858    nan   0.990  at most 0" in lines
+    assert "k-NN            0.500           0.500       0.500" in lines
+    text = " ".join(lines)
+    assert not any(word in text for word in ("honest", "gate", "<="))
+    assert {other.expected for other in honest.rows} == EXPLAINED
+
+
+NAMES = ("encoder", "random encoder", "raw pixels")
+EXPLAINED = {"1 is perfect", "at most 0", "lower", "lower than fresh", "as held-out pairs", "ceiling of 1 view"}
+
+
+def test_pictures_that_are_too_small_for_any_pair_are_no_r2(shards: Callable[..., ShardIndex]) -> None:
+    encoder, objective = Encoder(MODEL), SpatialPrediction(replace(DISJOINT, size_px=16, min_side_px=60))
+    objective.setup(encoder)
+    with ShardPictures(shards(number=4), renderer="torch", threads=1) as pictures, pytest.raises(NoPairsError, match="4 pictures, 0 pairs"):
+        pair_r2(encoder, objective, pictures, pictures=4)
 
 
 @pytest.mark.parametrize("how", ["itself", "symbolic link", "hard link", "copy"])
@@ -462,8 +494,9 @@ def test_pairs_of_real_shards_are_judged_from_end_to_end(shards: Callable[..., S
     names = [row.name for row in full.rows]
     assert len(set(names)) == len(names) == 11
     assert full.as_dict()["rows"][0]["name"] == "held-out pairs"
-    assert {len(row) for row in full.table()} == {2 + len(full.channels)}
-    assert "disjoint" in full.table()[0][0]
+    explained = full.tables()[1]
+    assert {len(row) for row in explained} == {2 + len(full.channels)}
+    assert [row[0] for row in explained if not row[0].startswith("  95 %")] == ["R2", *names]
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
 

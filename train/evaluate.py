@@ -1,6 +1,6 @@
 """How good an encoder is by labels: neighbours and a linear probe, each beside what needs no learning.
 
-Here: the pictures that evaluations draw and cut views of, protocols by name and version, the report as plain data and as a table.
+Here: the pictures that evaluations draw and cut views of, protocols by name and version, the report as plain data and as tables.
 Not here: pair geometry (pair_geometry.py), when to evaluate (loop.py). Nothing here changes a weight.
 """
 
@@ -31,6 +31,7 @@ RAW_PX = 32
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 KNN_PROTOCOL = "knn20-cosine-t0.07-grid3x3w0.4-mean-tokens@2"
 PROBE_PROTOCOL = "ridge-grid3x3w0.4-mean-tokens@2"
+PROTOCOL_NAMES = {KNN_PROTOCOL: "k-NN", PROBE_PROTOCOL: "linear probe"}  # for curves and tables
 DRAW_SEED = int.from_bytes(b"evaluate")  # a number that no run takes for its own order
 RIDGE = tuple(10.0**power for power in range(-4, 3))  # times the number of samples
 
@@ -161,15 +162,16 @@ class LabelReport:
         """Return plain data for JSON."""
         return asdict(self)
 
-    def table(self) -> Table:
-        """Return rows of text, the heading first."""
-        names = list(dict.fromkeys(score.features for score in self.scores))
-        heading = (f"labels ({self.train} train, {self.held_out} held out, {self.classes} classes)", *names)
-        rows = []
-        for protocol in dict.fromkeys(score.protocol for score in self.scores):
-            by_name = {score.features: f"{score.accuracy:.3f}" for score in self.scores if score.protocol == protocol}
-            rows.append((protocol, *(by_name[name] for name in names)))
-        return heading, *rows
+    def tables(self) -> tuple[Table, ...]:
+        """Return what was looked at, the accuracies with their heading first, and notes: rows of text within 80 columns."""
+        names = tuple(dict.fromkeys(score.features for score in self.scores))
+        protocols = tuple(dict.fromkeys(score.protocol for score in self.scores))
+        rows = [(PROTOCOL_NAMES[protocol], *(f"{self.accuracy(protocol, name):.3f}" for name in names)) for protocol in protocols]
+        notes = [(f"{PROTOCOL_NAMES[protocol]}: {protocol}",) for protocol in protocols]
+        if self.missing:
+            notes.append((f"classes without a training picture here: {self.missing}; at most {self.ceiling:.3f} can be right",))
+        looked_at = f"labels: {self.train} training, {self.held_out} held-out pictures, {self.classes} classes"
+        return ((looked_at,),), (("accuracy", *names), *rows), tuple(notes)
 
     def accuracy(self, protocol: str, features: str = "encoder") -> float:
         """Return one score."""
