@@ -22,7 +22,7 @@ TINY = [
     *("--spatial.views", "3", "--spatial.size-px", "24", "--spatial.min-side-px", "4"),
     *("--runtime.device", "cpu", "--runtime.threads", "1", "--runtime.log-every", "2", "--runtime.renderer", "torch"),
     *("--evaluation.every", "0", "--evaluation.pictures", "8", "--evaluation.head-pictures", "8", "--evaluation.head-steps", "3"),
-    *("--evaluation.knn-pictures", "0"),
+    *("--evaluation.knn-pictures", "0", "--evaluation.short-pictures", "8", "--evaluation.short-knn-pictures", "0"),
 ]
 
 

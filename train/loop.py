@@ -103,10 +103,11 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
 
 
 def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
-    """Write the trained encoder for others, and measure it with every control."""
+    """Write the trained encoder for others, and measure it: the curves' last point, then everything with every control."""
     if trainer.ranks.first:
         write_encoder(folder, trainer.step.encoder, trainer.loader.recipe)
-    _evaluate(trainer, folder, val, reporter, full=True)
+    for full in (False, True):
+        _evaluate(trainer, folder, val, reporter, full=full)
 
 
 def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter, *, full: bool) -> None:
@@ -126,10 +127,11 @@ def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, repor
                     full=full,
                     progress=reporter.progressed,
                 )
-            append_metrics(folder, {"kind": "evaluation", "update": trainer.done, "full": full, "curves": results.curves})
             if full:
                 write_evaluation(folder, results.report)
-            trainer.accelerator.log({f"evaluation/{name}": value for name, value in results.curves.items()}, step=trainer.done)
+            else:
+                append_metrics(folder, {"kind": "evaluation", "update": trainer.done, "curves": results.curves})
+                trainer.accelerator.log({f"evaluation/{name}": value for name, value in results.curves.items()}, step=trainer.done)
             reporter.evaluated(results)
         trainer.ranks.wait()
 

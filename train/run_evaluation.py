@@ -1,4 +1,4 @@
-"""What a run measures of itself: a short evaluation now and then, the full one with every control at its end.
+"""What a run measures of itself: a short evaluation now and then and at its end, where the full one with every control follows.
 
 Here: how many pictures are looked at, both evaluations as one report, tables and curves, and that held-out shards are not learned from.
 Not here: how anything is measured (pair_geometry.py, evaluate.py), when (loop.py).
@@ -52,7 +52,7 @@ def evaluate_run(
 ) -> Evaluated:
     """Measure a run after `update` updates: pairs of held-out pictures, and labels, by views of side `view_px`, where there are any.
 
-    The short form looks at fewer pictures and at no control; its k-NN has a smaller bank, so it compares with other short ones only.
+    The short form looks at fewer pictures and at no control. It alone gives curves: k-NN from another number of pictures is another number.
     """
     report: dict[str, Plain] = {"update": update, "full": full}
     curves: dict[str, float] = {}
@@ -76,7 +76,6 @@ def evaluate_run(
                 )
                 report[name] = pairs.as_dict()
                 tables += [((heading,),), *pairs.tables()]
-                curves |= {f"{name}/r2_{channel}": value for channel, value in zip(pairs.channels, pairs.rows[0].r2, strict=True)}
             else:
                 row = pair_r2(step.encoder, objective, held_out, pictures=settings.short_pictures)
                 report[name] = {"protocol": PAIRS_PROTOCOL, "law": law, "r2": dict(zip(objective.channels, row.r2, strict=True))}
@@ -95,7 +94,8 @@ def evaluate_run(
         else:
             report["labels"] = labels.as_dict()
             tables += labels.tables()
-            curves |= {f"{PROTOCOL_NAMES[score.protocol]} {score.features}": score.accuracy for score in labels.scores}
+            if not full:
+                curves |= {f"{PROTOCOL_NAMES[score.protocol]} {score.features}": score.accuracy for score in labels.scores}
     return Evaluated(update=update, full=full, report=report, curves=curves, tables=tuple(tables))
 
 
