@@ -22,7 +22,7 @@ TINY = [
     *("--spatial.views", "3", "--spatial.size-px", "24", "--spatial.min-side-px", "4"),
     *("--runtime.device", "cpu", "--runtime.threads", "1", "--runtime.log-every", "2", "--runtime.renderer", "torch"),
     *("--evaluation.every", "0", "--evaluation.pictures", "8", "--evaluation.head-pictures", "8", "--evaluation.head-steps", "3"),
-    *("--evaluation.knn-pictures", "0"),
+    *("--evaluation.knn-pictures", "0", "--evaluation.short-pictures", "8", "--evaluation.short-knn-pictures", "0"),
 ]
 
 
@@ -255,4 +255,7 @@ def test_on_a_terminal_a_panel_shows_the_same_and_goes_away() -> None:
 
 def test_tables_and_times_are_easy_to_read() -> None:
     assert columns([("name", "x"), ("a longer name", "0.123")]) == "name               x\na longer name  0.123"
+    assert columns([("R2", "x", "expected"), ("a longer name", "-0.123", "at most 0"), ("a", "1.000", "")]) == (
+        "R2                  x  expected\na longer name  -0.123  at most 0\na               1.000"
+    )
     assert [duration(seconds) for seconds in (0.4, 59.4, 185, 7620)] == ["0s", "59s", "3m05s", "2h07m"]

@@ -4,7 +4,9 @@ The encoder of the controls is a stub that reads where a view lies from its pixe
 So what a control must say follows from how the pictures are made, without any training.
 """
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,26 +19,31 @@ from torch import Tensor, nn
 
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.geometry import map_points
+from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.pipeline.views import Batch, Photometric, Views
+from wherefrom.tools.terminal import columns
 from wherefrom.train import pair_controls
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.evaluate import (
     KNN_PROTOCOL,
     PROBE_PROTOCOL,
     RIDGE,
+    LabelReport,
+    LabelScore,
     ShardPictures,
+    drawn_ids,
     evaluate_labels,
     nearest_neighbours,
     ridge_probe,
     ridge_weights,
-    spread,
 )
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings, ordered_pairs
-from wherefrom.train.pair_controls import control_heads, one_view_oracle, r2_with_interval, structure_gates, train_heads
+from wherefrom.train.pair_controls import NoPairsError, control_heads, one_view_oracle, r2_with_interval, structure_gates, train_heads
 from wherefrom.train.pair_geometry import PairReport, evaluate_pairs, pair_r2
+from wherefrom.train.run_evaluation import check_held_out
 
 SIDE_PX, VIEW_PX = 200, 32
 DISJOINT = SpatialSettings(
@@ -334,18 +341,18 @@ MODEL = ModelSettings(view_size_px=16, patch_size_px=8, width=16, depth=1, heads
 
 @pytest.fixture
 def shards(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> Callable[..., ShardIndex]:
-    """Two kinds of pictures: bright above, or bright below; the label says which, if asked for."""
+    """Two kinds of pictures: bright above, or bright below; labels come in turn, by default one that says which."""
 
-    def made(*, labelled: bool = True, number: int = 24) -> ShardIndex:
+    def made(*, labels: Sequence[int] | None = (0, 1), number: int = 24) -> ShardIndex:
         rng = np.random.default_rng(6)
         samples = []
         for i in range(number):
             picture = rng.integers(0, 90, (64 + i, 80, 3))
             picture[: len(picture) // 2] += 120
             picture = (picture if i % 2 == 0 else picture[::-1]).astype(np.uint8)
-            members = {"jpg": jpeg_bytes(picture)} | ({"cls": str(i % 2).encode()} if labelled else {})
+            members = {"jpg": jpeg_bytes(picture)} | ({"cls": str(labels[i % len(labels)]).encode()} if labels else {})
             samples.append((f"{i:04d}", members))
-        return ShardIndex.open(str(make_shard(tmp_path / f"{labelled}.tar", samples)))
+        return ShardIndex.open(str(make_shard(tmp_path / f"{labels}.tar", samples)))
 
     return made
 
@@ -362,18 +369,117 @@ def test_labels_are_judged_beside_pixels_and_chance(shards: Callable[..., ShardI
     assert {(score.protocol, score.features) for score in found.scores} == {
         (protocol, features) for protocol in (KNN_PROTOCOL, PROBE_PROTOCOL) for features in ("encoder", "random encoder", "raw pixels")
     }
-    assert found.table()[0][1:] == ("encoder", "random encoder", "raw pixels")
+    assert (found.missing, found.ceiling) == (0, 1)
+    assert found.tables()[1][0][1:] == ("encoder", "random encoder", "raw pixels")
+    assert not any("without a training picture" in row[0] for row in found.tables()[2])
     assert said[-1] == ("features for labels: train", 18, 18)
     assert encoder.training
 
 
-def test_a_part_of_the_pictures_is_spread_evenly_over_them() -> None:
-    assert spread(Drawn(10), 4).tolist() == [0, 2, 5, 7]
-    assert spread(Drawn(3), 8).tolist() == spread(Drawn(3), None).tolist() == [0, 1, 2]
+@pytest.mark.parametrize("classes", [2, 10, 16, 100])
+@pytest.mark.parametrize("in_turn", [True, False], ids=["in turn", "sorted"])
+def test_a_part_of_the_pictures_shows_every_class_however_labels_lie(classes: int, in_turn: bool) -> None:
+    for total, number in ((3000, 500), (1024, 512), (500, 250)):
+        labels = np.arange(total) % classes if in_turn else np.arange(total) * classes // total
+
+        def unevenness(ids: NDArray[np.int64], labels: NDArray[np.int64] = labels) -> float:
+            """How far the classes' counts are from even, against what drawing pictures by lot gives: 1 on average."""
+            counts, even = np.bincount(labels[ids], minlength=classes), len(ids) / classes
+            return float(((counts - even) ** 2).sum() / (even * (classes - 1) * (1 - len(ids) / len(labels))))
+
+        # sums of about `classes` squares: 1 in 10,000 lots exceeds 1 + 4 deviations of the broadest, that of 2 classes
+        assert unevenness(drawn_ids(Drawn(total), number)) < 1 + 4 * (2 / (classes - 1)) ** 0.5 + 10 / classes
+        if in_turn and classes == 10:
+            assert unevenness(np.arange(number) * total // number) > 9  # control: a stride
+
+
+def test_evaluations_look_at_the_same_pictures_whatever_the_run() -> None:
+    everything = drawn_ids(Drawn(1000), None)
+    assert sorted(everything) == list(range(1000))
+    for number in (0, 1, 200, 1000, 5000):
+        assert drawn_ids(Drawn(1000), number).tolist() == everything[:number].tolist()
+    # not those that a run of some seed learns from first
+    learned = Order(samples=1000, global_batch=1, seed=0).ids(0, np.arange(200))
+    assert len(set(learned) & set(everything[:200].tolist())) < 80
+
+
+def test_classes_are_counted_and_those_that_cannot_be_told_are_named(shards: Callable[..., ShardIndex]) -> None:
+    with ShardPictures(shards(labels=(3, 5)), renderer="torch", threads=1) as pictures:
+        found = evaluate_labels(Encoder(MODEL), pictures, pictures, view_px=16)
+    assert found is not None
+    assert (found.classes, found.missing, found.ceiling) == (2, 0, 1)
+    assert found.accuracy(PROBE_PROTOCOL, "raw pixels") == 1
+
+    options = {"renderer": "torch", "threads": 1}
+    with ShardPictures(shards(labels=(700, 5)), **options) as train, ShardPictures(shards(labels=(5, 3, 9)), **options) as held_out:
+        found = evaluate_labels(Encoder(MODEL), train, held_out, view_px=16)
+    assert found is not None
+    assert (found.classes, found.missing, found.ceiling) == (4, 2, pytest.approx(1 / 3))
+    assert max(score.accuracy for score in found.scores) <= found.ceiling
+    assert ("classes without a training picture here: 2; at most 0.333 can be right",) in found.tables()[2]
+
+
+def test_a_labels_number_changes_no_accuracy(shards: Callable[..., ShardIndex]) -> None:
+    scores = []
+    with random_scope(2, "encoder"):
+        encoder = Encoder(MODEL)
+    for labels in ((0, 1, 2), (9, 4, 70)):
+        with ShardPictures(shards(labels=labels), renderer="torch", threads=1) as pictures:
+            found = evaluate_labels(encoder, pictures, pictures, view_px=16, limit=12)
+            assert found is not None
+            scores.append([score.accuracy for score in found.scores if score.protocol == KNN_PROTOCOL])
+    assert scores[0] == scores[1]
+
+
+def test_tables_fit_80_columns_in_plain_words(honest: PairReport) -> None:
+    assert len(honest.channels) == 4  # as many as there can be
+    row = replace(honest.rows[0], r2=(-123.4, -0.8584, float("nan"), 0.99), low=(-1234.5,) * 4, high=(0.5,) * 4)
+    rows = (row, *(replace(other, r2=row.r2) for other in honest.rows[1:]))
+    worst = replace(honest, pictures=50000, pairs=27600000, left_out=1200000, loss=12345.678, rows=rows)
+    scores = [LabelScore(protocol=protocol, features=name, accuracy=0.5) for protocol in (KNN_PROTOCOL, PROBE_PROTOCOL) for name in NAMES]
+    labels = LabelReport(train=1281167, held_out=50000, classes=1000, missing=999, ceiling=0.1, scores=tuple(scores))
+    lines = [text for table in (*worst.tables(), *labels.tables()) for text in columns(table).splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert "targets of the next picture   -123  -0.858    nan   0.990  at most 0" in lines
+    assert "k-NN            0.500           0.500       0.500" in lines
+    text = " ".join(lines)
+    assert not any(word in text for word in ("honest", "gate", "<="))
+    assert {other.expected for other in honest.rows} == EXPLAINED
+
+
+NAMES = ("encoder", "random encoder", "raw pixels")
+EXPLAINED = {"1 is perfect", "at most 0", "lower", "lower than fresh", "as held-out pairs", "ceiling of 1 view"}
+
+
+def test_pictures_that_are_too_small_for_any_pair_are_no_r2(shards: Callable[..., ShardIndex]) -> None:
+    encoder, objective = Encoder(MODEL), SpatialPrediction(replace(DISJOINT, size_px=16, min_side_px=60))
+    objective.setup(encoder)
+    with ShardPictures(shards(number=4), renderer="torch", threads=1) as pictures, pytest.raises(NoPairsError, match="4 pictures, 0 pairs"):
+        pair_r2(encoder, objective, pictures, pictures=4)
+
+
+@pytest.mark.parametrize("how", ["itself", "symbolic link", "hard link", "copy"])
+def test_held_out_shards_that_are_learned_from_are_refused_by_name(
+    how: str, tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]
+) -> None:
+    picture = jpeg_bytes(np.zeros((20, 20, 3), np.uint8))
+    shards = [make_shard(tmp_path / f"{number}.tar", [(f"{number}", {"jpg": picture, "cls": b"0"})]) for number in range(3)]
+    empty = [make_shard(tmp_path / f"{name}.tar", []) for name in ("empty", "empty too")]
+    assert len({path.stat().st_size for path in shards}) == 1
+    learned = ShardIndex.open([*shards[:2], empty[0]])
+    check_held_out(learned, ShardIndex.open([shards[2], empty[1]]))
+    again = {"itself": shards[1]}.get(how, tmp_path / "again.tar")
+    make: dict[str, Callable[[Path, Path], object]] = {"symbolic link": os.symlink, "hard link": os.link, "copy": shutil.copyfile}
+    make.get(how, lambda *_: None)(shards[1], again)
+    with pytest.raises(ValueError, match=r"val: \S+\.tar (is a training shard too|holds the same bytes as the training shard )") as refused:
+        check_held_out(learned, ShardIndex.open([shards[2], again]))
+    assert str(again) in str(refused.value)
+    assert str(shards[1]) in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_without_labels_there_is_no_score(shards: Callable[..., ShardIndex]) -> None:
-    with ShardPictures(shards(labelled=False, number=4), renderer="torch", threads=1) as pictures:
+    with ShardPictures(shards(labels=None, number=4), renderer="torch", threads=1) as pictures:
         assert evaluate_labels(Encoder(MODEL), pictures, pictures, view_px=16) is None
 
 
@@ -388,8 +494,9 @@ def test_pairs_of_real_shards_are_judged_from_end_to_end(shards: Callable[..., S
     names = [row.name for row in full.rows]
     assert len(set(names)) == len(names) == 11
     assert full.as_dict()["rows"][0]["name"] == "held-out pairs"
-    assert {len(row) for row in full.table()} == {2 + len(full.channels)}
-    assert "disjoint" in full.table()[0][0]
+    explained = full.tables()[1]
+    assert {len(row) for row in explained} == {2 + len(full.channels)}
+    assert [row[0] for row in explained if not row[0].startswith("  95 %")] == ["R2", *names]
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
 

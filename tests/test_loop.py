@@ -1,5 +1,6 @@
 """A run as a whole, in this process, on a tiny model and tiny shards: what it writes, when it stops, what it refuses."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -18,11 +20,13 @@ from torch import Tensor, nn
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.train import checkpoint
 from wherefrom.train.encoder import Encoder, ModelSettings
+from wherefrom.train.evaluate import ShardPictures
 from wherefrom.train.loop import accelerator_for, run
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.optimiser import gated_step, make_optimiser
 from wherefrom.train.recipes import recipe
 from wherefrom.train.reporting import LogRecord, Silent
+from wherefrom.train.run_evaluation import evaluate_run
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings
 from wherefrom.train.trainer import Trainer
@@ -100,16 +104,48 @@ def test_a_run_folder_holds_settings_log_checkpoints_and_encoder(finished: Path,
         raise AssertionError(f"left over: {left}")
 
 
-def test_evaluations_are_in_the_log_and_the_full_one_in_a_file_of_its_own(finished: Path) -> None:
-    folder = RunFolder(finished)
-    short, full = (record for record in read_metrics(folder) if record["kind"] == "evaluation")
-    assert ((short["update"], short["full"]), (full["update"], full["full"])) == ((4, False), (6, True))
-    for record in (short, full):
-        names = {"spatial/r2_x", "spatial/r2_y", "spatial/r2_scale", "k-NN encoder", "k-NN random encoder", "k-NN raw pixels"}
-        assert names <= record["curves"].keys()
+def test_every_point_of_a_curve_is_of_the_same_protocol_and_the_full_figures_stand_in_a_file(finished: Path, tiny_shards: Path) -> None:
+    folder, settings = RunFolder(finished), evaluated(tiny_shards)
+    amid, last = (record for record in read_metrics(folder) if record["kind"] == "evaluation")
+    assert (amid["update"], last["update"]) == (4, 6)
+    names = {"spatial/r2_x", "spatial/r2_y", "spatial/r2_scale", "k-NN encoder", "k-NN random encoder", "k-NN raw pixels"}
+    assert amid["curves"].keys() == last["curves"].keys() == names
+    for floor in ("k-NN random encoder", "k-NN raw pixels"):  # the same pictures, so that only the encoder moves
+        assert amid["curves"][floor] == last["curves"][floor]
+
+    # measured once more by the short protocol, from the weights that the run ended with
     report = json.loads(folder.evaluation.read_text())
-    assert report["spatial"]["rows"][0]["r2"][0] == full["curves"]["spatial/r2_x"]
-    assert report["labels"]["classes"] == 4
+    trainer = Trainer(settings, ShardIndex.open(str(tiny_shards / "train.tar")), accelerator_for(settings))
+    options = {"renderer": "torch", "threads": 1}
+    with (
+        contextlib.closing(trainer),
+        ShardPictures(trainer.loader.index, **options) as train,
+        ShardPictures(ShardIndex.open(settings.val), **options) as held_out,
+    ):
+        newest = checkpoint.latest(folder.checkpoints)
+        assert newest is not None
+        trainer.restore(newest)
+        short, full = (
+            evaluate_run(trainer.step, train, held_out, settings.evaluation, view_px=settings.label_view_px, update=6, full=full)
+            for full in (False, True)
+        )
+    assert (short.curves, full.curves) == (last["curves"], {})
+    assert full.report == report | {"spatial": full.report["spatial"], "labels": full.report["labels"]}
+    assert list(full.report["spatial"]["rows"][0]["r2"]) == report["spatial"]["rows"][0]["r2"]
+    assert (report["labels"]["train"], report["labels"]["held_out"], report["labels"]["classes"]) == (40, 16, 4)
+    assert (short.report["labels"]["train"], short.report["labels"]["held_out"]) == (20, 8)
+
+
+def test_held_out_pictures_that_are_too_small_stop_no_run(
+    tiny_shards: Path, tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]
+) -> None:
+    picture = jpeg_bytes(np.zeros((12, 12, 3), np.uint8))
+    small = make_shard(tmp_path / "small.tar", [(f"{i}", {"jpg": picture, "cls": str(i % 4).encode()}) for i in range(8)])
+    summary = run(dataclasses.replace(evaluated(tiny_shards), val=str(small)), reporter=Silent(), out=tmp_path / "run")
+    assert (summary.update, summary.stopped_by) == (6, None)
+    report = json.loads(RunFolder(tmp_path / "run").evaluation.read_text())
+    assert report["spatial"]["not_measured"].startswith("8 pictures, 0 pairs that count")
+    assert report["labels"]["held_out"] == 8
 
 
 def test_timm_loads_the_exported_encoder(finished: Path, tiny_shards: Path) -> None:
@@ -226,6 +262,7 @@ def test_micro_batches_change_no_loss_and_no_update(tiny_shards: Path, tmp_path:
 REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "fewer samples than a batch": (lambda _: {"global_batch": 64}, "40 samples|samples=40|fewer samples"),
     "ranks and micro-batches that do not divide": (lambda s: {"runtime": RuntimeSettings(device="cpu", accumulation=3)}, "accumulation"),
+    "held-out shards that are learned from": (lambda s: {"val": str(s / "train.tar")}, r"train\.tar is a training shard too"),
     "no such shards": (lambda s: {"data": str(s / "none-{000000..000003}.tar")}, "none-000000.tar"),
     "no such optimiser": (lambda _: {"optim": OptimSettings(name="adamv")}, "adamv"),
 }

@@ -51,13 +51,11 @@ def _draw_explained(axes: Axes, logged: Records, evaluations: Records) -> None:
 
 
 def _draw_labels(axes: Axes, evaluations: Records) -> None:
-    """Draw accuracies of short evaluations as lines, of full ones as diamonds apart: they look at more pictures and do not compare."""
-    short, full = (_grouped([record for record in evaluations if record["full"] is kind], "curves") for kind in (False, True))
-    names = [name for name in dict.fromkeys([*short, *full]) if "/r2_" not in name]
-    for number, name in enumerate(names):
-        axes.plot(*short.get(name, ([], [])), "o--", color=f"C{number}", linewidth=1, markersize=4, label=name)
-        axes.plot(*full.get(name, ([], [])), "D", color=f"C{number}", markersize=6)
-    _finish(axes, "accuracy by labels; diamonds: with all pictures", legend=bool(names))
+    """Draw accuracies by labels."""
+    curves = {name: series for name, series in _grouped(evaluations, "curves").items() if "/r2_" not in name}
+    for name, series in curves.items():
+        axes.plot(*series, "o--", linewidth=1, markersize=4, label=name)
+    _finish(axes, "accuracy by labels, on the few pictures of short evaluations", legend=bool(curves))
 
 
 def _draw(axes: Axes, title: str, curves: Mapping[str, Series]) -> None:

@@ -146,14 +146,23 @@ def line(record: LogRecord) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of words as aligned columns, the first to the left, the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join(_aligned(row, widths) for row in rows)
+    """Return rows of words, the heading first, as aligned columns: numbers to the right, words to the left."""
+    cells = list(zip(*rows, strict=True))
+    return "\n".join("  ".join(row).rstrip() for row in zip(*map(_aligned, cells), strict=True))
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    others = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-    return "  ".join([row[0].ljust(widths[0]), *others]).rstrip()
+def _aligned(column: Sequence[str]) -> list[str]:
+    width = max(map(len, column))
+    to_the_right = len(column) > 1 and all(map(_is_number, column[1:]))
+    return [cell.rjust(width) if to_the_right else cell.ljust(width) for cell in column]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,6 @@
 """How good an encoder is by labels: neighbours and a linear probe, each beside what needs no learning.
 
-Here: the pictures that evaluations cut views of, protocols by name and version, the report as plain data and as a table.
+Here: the pictures that evaluations draw and cut views of, protocols by name and version, the report as plain data and as tables.
 Not here: pair geometry (pair_geometry.py), when to evaluate (loop.py). Nothing here changes a weight.
 """
 
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wherefrom.pipeline.loader import Loader, make_loader
+from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.recipe import Centre, Grid, Recipe, ViewFamily
 from wherefrom.pipeline.render import RendererName
 from wherefrom.pipeline.shards import ShardIndex
@@ -28,8 +29,10 @@ from wherefrom.train.objective import random_scope
 GRID = Grid(rows=3, cols=3, side_frac=0.4)
 RAW_PX = 32
 NEIGHBOURS, TEMPERATURE = 20, 0.07
-KNN_PROTOCOL = "knn20-cosine-t0.07-grid3x3w0.4-mean-tokens@1"
-PROBE_PROTOCOL = "ridge-grid3x3w0.4-mean-tokens@1"
+KNN_PROTOCOL = "knn20-cosine-t0.07-grid3x3w0.4-mean-tokens@2"
+PROBE_PROTOCOL = "ridge-grid3x3w0.4-mean-tokens@2"
+PROTOCOL_NAMES = {KNN_PROTOCOL: "k-NN", PROBE_PROTOCOL: "linear probe"}  # for curves and tables
+DRAW_SEED = int.from_bytes(b"evaluate")  # a number that no run takes for its own order
 RIDGE = tuple(10.0**power for power in range(-4, 3))  # times the number of samples
 
 Table = tuple[tuple[str, ...], ...]
@@ -118,11 +121,15 @@ def judged(*modules: nn.Module) -> Iterator[None]:
             module.train(mode)
 
 
-def spread(pictures: Pictures, number: int | None) -> NDArray[np.int64]:
-    """Return the ids of `number` pictures, evenly over the set, since shards are often sorted by class; None: of all."""
+def drawn_ids(pictures: Pictures, number: int | None) -> NDArray[np.int64]:
+    """Return the ids of `number` pictures, the first of a permutation that only the size of the set decides; None: of all.
+
+    So every run on the same data is judged by the same pictures, and fewer are the first of more. Never a stride: classes come sorted
+    in some sets and in turn in others, where a stride meets a part of them.
+    """
     total = len(pictures)
     chosen = total if number is None else min(number, total)
-    return np.arange(chosen) * total // max(chosen, 1)
+    return Order(samples=total, global_batch=1, seed=DRAW_SEED).ids(0, np.arange(chosen))
 
 
 def blocks(ids: NDArray[np.int64], batch: int = 64) -> Iterator[NDArray[np.int64]]:
@@ -146,22 +153,25 @@ class LabelReport:
 
     train: int
     held_out: int
-    classes: int
+    classes: int  # different labels among them all
+    missing: int  # of them: shown by held-out pictures, by no training picture
+    ceiling: float  # the accuracy that missing classes leave possible
     scores: tuple[LabelScore, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return asdict(self)
 
-    def table(self) -> Table:
-        """Return rows of text, the heading first."""
-        names = list(dict.fromkeys(score.features for score in self.scores))
-        heading = (f"labels ({self.train} train, {self.held_out} held out, {self.classes} classes)", *names)
-        rows = []
-        for protocol in dict.fromkeys(score.protocol for score in self.scores):
-            by_name = {score.features: f"{score.accuracy:.3f}" for score in self.scores if score.protocol == protocol}
-            rows.append((protocol, *(by_name[name] for name in names)))
-        return heading, *rows
+    def tables(self) -> tuple[Table, ...]:
+        """Return what was looked at, the accuracies with their heading first, and notes: rows of text within 80 columns."""
+        names = tuple(dict.fromkeys(score.features for score in self.scores))
+        protocols = tuple(dict.fromkeys(score.protocol for score in self.scores))
+        rows = [(PROTOCOL_NAMES[protocol], *(f"{self.accuracy(protocol, name):.3f}" for name in names)) for protocol in protocols]
+        notes = [(f"{PROTOCOL_NAMES[protocol]}: {protocol}",) for protocol in protocols]
+        if self.missing:
+            notes.append((f"classes without a training picture here: {self.missing}; at most {self.ceiling:.3f} can be right",))
+        looked_at = f"labels: {self.train} training, {self.held_out} held-out pictures, {self.classes} classes"
+        return ((looked_at,),), (("accuracy", *names), *rows), tuple(notes)
 
     def accuracy(self, protocol: str, features: str = "encoder") -> float:
         """Return one score."""
@@ -183,7 +193,7 @@ def evaluate_labels(
     """Judge features by labels; None where the pictures have none.
 
     Features are the mean tokens of 3 x 3 local views (0.4 of each side, `view_px`), side by side; raw pixels, the whole picture at 32 px;
-    the random encoder has the same architecture. limits: how many pictures, evenly spread; without `probe`, k-NN alone.
+    the random encoder has the same architecture. limits: how many pictures, drawn by `drawn_ids`; without `probe`, k-NN alone.
     """
     with random_scope(seed, "random encoder"):
         random = Encoder(encoder.settings).to(next(encoder.parameters()).device)
@@ -194,14 +204,23 @@ def evaluate_labels(
     known, known_labels = _described(encoders, train, view_px, limit, "features for labels: train", progress)
     if not len(known_labels):
         return None
-    classes = int(torch.cat([known_labels, asked_labels]).max()) + 1
+    named, ordinals = torch.cat([known_labels, asked_labels]).unique(return_inverse=True)  # labels need not be 0, 1, 2, ...
+    known_labels, asked_labels = ordinals.split([len(known_labels), len(asked_labels)])
+    answerable = torch.isin(asked_labels, known_labels)
     scores = []
     protocols = {KNN_PROTOCOL: nearest_neighbours, PROBE_PROTOCOL: ridge_probe} if probe else {KNN_PROTOCOL: nearest_neighbours}
     for protocol, predict in protocols.items():
         for name in known:
-            said = predict(known[name], known_labels, asked[name], classes=classes)
+            said = predict(known[name], known_labels, asked[name], classes=len(named))
             scores.append(LabelScore(protocol=protocol, features=name, accuracy=float((said == asked_labels).double().mean())))
-    return LabelReport(train=len(known_labels), held_out=len(asked_labels), classes=classes, scores=tuple(scores))
+    return LabelReport(
+        train=len(known_labels),
+        held_out=len(asked_labels),
+        classes=len(named),
+        missing=len(asked_labels[~answerable].unique()),
+        ceiling=float(answerable.double().mean()),
+        scores=tuple(scores),
+    )
 
 
 def _described(
@@ -211,7 +230,7 @@ def _described(
     grid = ViewFamily(name="grid", views=GRID.rows * GRID.cols, size_px=(view_px, view_px), law=GRID)
     whole = ViewFamily(name="whole", views=1, size_px=(RAW_PX, RAW_PX), law=Centre())
     recipe = Recipe(families=(grid, whole))
-    chosen = spread(pictures, limit)
+    chosen = drawn_ids(pictures, limit)
     found: dict[str, list[Tensor]] = {name: [] for name in (*encoders, "raw pixels")}
     named: list[Tensor] = []
     with judged(*encoders.values()):

@@ -23,7 +23,7 @@ from wherefrom.train import checkpoint
 from wherefrom.train.demo_data import demo_shards
 from wherefrom.train.evaluate import ShardPictures
 from wherefrom.train.reporting import Reporter, RunFacts, Silent, Summary
-from wherefrom.train.run_evaluation import evaluate_run
+from wherefrom.train.run_evaluation import check_held_out, evaluate_run
 from wherefrom.train.run_folder import RunFolder, append_metrics, claim, cut_metrics, refuse_if_taken, write_encoder, write_evaluation
 from wherefrom.train.settings import TrainSettings, check_same_run, read_plain_settings, write_settings
 from wherefrom.train.trainer import Trainer
@@ -103,10 +103,11 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
 
 
 def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
-    """Write the trained encoder for others, and measure it with every control."""
+    """Write the trained encoder for others, and measure it: the curves' last point, then everything with every control."""
     if trainer.ranks.first:
         write_encoder(folder, trainer.step.encoder, trainer.loader.recipe)
-    _evaluate(trainer, folder, val, reporter, full=True)
+    for full in (False, True):
+        _evaluate(trainer, folder, val, reporter, full=full)
 
 
 def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter, *, full: bool) -> None:
@@ -126,10 +127,11 @@ def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, repor
                     full=full,
                     progress=reporter.progressed,
                 )
-            append_metrics(folder, {"kind": "evaluation", "update": trainer.done, "full": full, "curves": results.curves})
             if full:
                 write_evaluation(folder, results.report)
-            trainer.accelerator.log({f"evaluation/{name}": value for name, value in results.curves.items()}, step=trainer.done)
+            else:
+                append_metrics(folder, {"kind": "evaluation", "update": trainer.done, "curves": results.curves})
+                trainer.accelerator.log({f"evaluation/{name}": value for name, value in results.curves.items()}, step=trainer.done)
             reporter.evaluated(results)
         trainer.ranks.wait()
 
@@ -172,7 +174,8 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
 def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Reporter) -> tuple[ShardIndex, ShardIndex | None]:
     """Return the indexes of training and held-out pictures; one rank of a machine renders and indexes, the others find it done.
 
-    Raises: as ShardIndex.open; ValueError if too few pictures are held out to be measured, which would else come out at the very end.
+    Raises: as ShardIndex.open and check_held_out; ValueError if too few pictures are held out to be measured, which would else come out
+    at the very end.
     """
     with accelerator.local_main_process_first():
         train, val = settings.data, settings.val
@@ -183,6 +186,8 @@ def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Repo
         learned, held_out = ShardIndex.open(train, progress=told), None if val is None else ShardIndex.open(val, progress=told)
     if held_out is not None and len(held_out) - held_out.unsound_count < 2:
         raise ValueError(f"val={settings.val!r}: 1 sound picture or none, R2 needs at least 2; name more shards, or leave out --val")
+    if held_out is not None:
+        check_held_out(learned, held_out)
     return learned, held_out
 
 

@@ -23,6 +23,10 @@ ORACLE_BINS = 20
 PairObjective = SpatialPrediction | DenseSpatialPrediction  # of the latter, read "region" for "view" below
 
 
+class NoPairsError(ValueError):
+    """There is nothing to compute an R2 of."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class R2:
     """R2 of every channel, with the 95 % interval that pictures drawn anew would give."""
@@ -36,10 +40,12 @@ def r2_with_interval(predicted: Tensor, wanted: Tensor, counted: Tensor, *, seed
     """Return R2 = 1 - squared error / variance of the targets, and its percentile bootstrap over whole pictures.
 
     Shapes: predicted and wanted (B, P, C), counted (B, P) bool: pairs of pictures.
-    Raises: ValueError if no pair counts, or fewer than 2 pictures.
+    Raises: NoPairsError if no pair counts, or fewer than 2 pictures.
     """
     if len(wanted) < 2 or not bool(counted.any()):
-        raise ValueError(f"{len(wanted)} pictures, {int(counted.sum())} pairs that count: R2 needs 2 pictures and a pair")
+        raise NoPairsError(
+            f"{len(wanted)} pictures, {int(counted.sum())} pairs that count: R2 needs 2 and 1; are the pictures too small for the law?"
+        )
     weight = counted.double().unsqueeze(-1)
     error = ((predicted.double() - wanted.double()).square() * weight).sum(1)
     first, second = ((wanted.double() ** power * weight).sum(1) for power in (1, 2))

@@ -1,6 +1,6 @@
 """How good an encoder and its head are by pair geometry: R2 on held-out pairs, and everything that it must be read beside.
 
-Here: which views are cut for which row, and the report as plain data and as a table.
+Here: which views are cut for which row, and the report as plain data and as tables.
 Not here: statistics and the controls that need no picture (pair_controls.py), labels (evaluate.py), when to evaluate (loop.py).
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.views import Views
 from wherefrom.train.encoder import Encoder, Features
-from wherefrom.train.evaluate import Pictures, Progress, Table, blocks, judged, spread
+from wherefrom.train.evaluate import Pictures, Progress, Table, blocks, drawn_ids, judged
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives import SpatialPrediction
 from wherefrom.train.pair_controls import (
@@ -28,18 +28,29 @@ from wherefrom.train.pair_controls import (
     train_heads,
 )
 
-PAIRS_PROTOCOL = "pairs-r2@1"
+PAIRS_PROTOCOL = "pairs-r2@2"
+GATE_NAMES = {
+    "identity_position": "a view with itself: position",
+    "identity_scale": "a view with itself: ln scale",
+    "symmetry": "a to b, back to a",
+    "composition": "a to b to c, and a to c",
+}
+NOTES = (
+    "R2: 1 is perfect, 0 as good as always saying the mean. At most 0: above it,",
+    "something other than the pictures tells the place. Lower: the distance is what",
+    "comparing two views tells, beyond where each lies by itself.",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairRow:
-    """R2 of one way to predict, by channel; `honest` says what a model that compares two views gives."""
+    """R2 of one way to predict, by channel; `expected` says what a model that compares two views gives."""
 
     name: str
     r2: tuple[float, ...]
     low: tuple[float, ...] | None  # 95 % bootstrap over pictures; None: not a sample of pictures
     high: tuple[float, ...] | None
-    honest: str
+    expected: str  # 18 characters at most: tables fit 80 columns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,26 +68,28 @@ class PairReport:
     position_distance: float  # mean Euclidean error, in the targets' unit
     constant_position_distance: float
     rows: tuple[PairRow, ...]  # the model first
-    gates: dict[str, float]
+    gates: dict[str, float]  # how far predictions contradict one another, see `structure_gates`
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return asdict(self)
 
-    def table(self) -> Table:
-        """Return rows of text, the heading first."""
-        rows = [(f"R2, law {self.law}, {self.pictures} pictures, {self.pairs} pairs", *self.channels, "honest")]
-        for row in self.rows:
-            cells = [f"{value:.3f}" for value in row.r2]
-            if row.low is not None and row.high is not None:
-                cells = [f"{cell} [{low:.3f}, {high:.3f}]" for cell, low, high in zip(cells, row.low, row.high, strict=True)]
-            rows.append((row.name, *cells, row.honest))
-        blank = ("",) * (len(self.channels) - 1)
-        rows.append(("loss, of the constant", f"{self.loss:.4f}, {self.constant_loss:.4f}", *blank, "below"))
-        distances = f"{self.position_distance:.3f}, {self.constant_position_distance:.3f}"
-        rows.append(("position error, of the constant", distances, *blank, "below"))
-        rows += [(f"gate: {name.replace('_', ' ')}", f"{value:.3f}", *blank, "near 0") for name, value in self.gates.items()]
-        return tuple(rows)
+    def tables(self) -> tuple[Table, ...]:
+        """Return what was looked at, R2, how to read it, errors and contradictions: rows of text within 80 columns."""
+        first, *others = self.rows
+        looked_at = ((f"{self.pictures} held-out pictures, {self.pairs} pairs, {self.left_out} left out",),)
+        explained = [("R2", *self.channels, "expected"), (first.name, *map(r2_text, first.r2), first.expected)]
+        if first.low is not None and first.high is not None:
+            explained += [(f"  95 % interval, {side}", *map(r2_text, end), "") for side, end in (("from", first.low), ("to", first.high))]
+        explained += [(row.name, *map(r2_text, row.r2), row.expected) for row in others]
+        errors = (
+            ("error", "model", "mean", "expected"),
+            ("loss", f"{self.loss:.4f}", f"{self.constant_loss:.4f}", "model lower"),
+            ("distance of positions", f"{self.position_distance:.3f}", f"{self.constant_position_distance:.3f}", "model lower"),
+        )
+        gates = [(GATE_NAMES[name], f"{value:.3f}", "near 0") for name, value in self.gates.items()]
+        notes = tuple((note,) for note in NOTES)
+        return looked_at, tuple(explained), notes, errors, (("contradictions", "error", "expected"), *gates)
 
     def row(self, name: str) -> PairRow:
         """Return one row by its name."""
@@ -92,8 +105,16 @@ class _Seen:
     counted: Tensor  # (B, P) bool
 
 
+def r2_text(r2: float) -> str:
+    """Return R2 in few characters, however bad it is."""
+    return f"{r2:.3f}" if r2 > -9.9995 else f"{r2:.0f}"
+
+
 def pair_r2(encoder: Encoder, objective: PairObjective, held_out: Pictures, *, pictures: int) -> PairRow:
-    """Return the R2 of the objective's own head on held-out pairs; the short form, for during a run."""
+    """Return the R2 of the objective's own head on held-out pairs; the short form, for during a run.
+
+    Raises: NoPairsError, as evaluate_pairs.
+    """
     seen = _seen(encoder, objective, held_out, pictures)
     return _row("held-out pairs", _predicted(objective, seen.features), seen.wanted, seen.counted, "")
 
@@ -114,7 +135,7 @@ def evaluate_pairs(
     """Judge the prediction of pairs by R2, beside every control.
 
     Heads of the controls are trained alike on frozen features of `train_pictures` training pictures, `head_steps` steps.
-    Raises: ValueError if no pair counts, or there are fewer than 2 pictures.
+    Raises: NoPairsError if no pair counts, or there are fewer than 2 pictures.
     """
 
     def told(done: int) -> None:
@@ -126,12 +147,12 @@ def evaluate_pairs(
     predicted = _predicted(objective, seen.features)
     told(1)
     rows = [
-        _row("held-out pairs", predicted, seen.wanted, seen.counted, "high"),
-        _row("targets of the next picture", predicted, seen.wanted.roll(1, 0), seen.counted & seen.counted.roll(1, 0), "<= 0"),
+        _row("held-out pairs", predicted, seen.wanted, seen.counted, "1 is perfect"),
+        _row("targets of the next picture", predicted, seen.wanted.roll(1, 0), seen.counted & seen.counted.roll(1, 0), "at most 0"),
     ]
 
     across = _across(encoder, objective, held_out, pictures)
-    rows.append(_row("pairs across pictures", across, seen.wanted, seen.counted, "below held-out pairs"))
+    rows.append(_row("pairs across pictures", across, seen.wanted, seen.counted, "lower"))
     told(2)
     taught = _seen(encoder, objective, train, train_pictures)
     told(3)
@@ -141,19 +162,17 @@ def evaluate_pairs(
     for name, head in heads.items():
         with judged(head):
             said = torch.cat([head(part, pairs)[0].float() for part in parts_of(seen.features)])
-        rows.append(
-            _row(name, said, seen.wanted, seen.counted, "for comparison" if name == "fresh full head" else "below the fresh full head")
-        )
+        rows.append(_row(name, said, seen.wanted, seen.counted, "as held-out pairs" if name == "fresh full head" else "lower than fresh"))
 
     if isinstance(objective, SpatialPrediction):  # regions of one view are equally sharp as they are
         blurred = _seen(encoder, objective, held_out, pictures, equalise_px=equalise_px)
         said = _predicted(objective, blurred.features)
-        rows.append(_row(f"sharpness equalised at {equalise_px} px", said, blurred.wanted, blurred.counted, "as held-out"))
+        rows.append(_row(f"sharpness equalised at {equalise_px} px", said, blurred.wanted, blurred.counted, "as held-out pairs"))
     told(5)
     empty = _seen(encoder, objective, held_out, pictures, content=False, seed=seed)
-    rows.append(_row("content-free pictures", _predicted(objective, empty.features), empty.wanted, empty.counted, "<= 0"))
+    rows.append(_row("content-free pictures", _predicted(objective, empty.features), empty.wanted, empty.counted, "at most 0"))
     for name, ceiling in one_view_oracle(objective).items():
-        rows.append(PairRow(name=f"oracle: {name} box known", r2=ceiling, low=None, high=None, honest="ceiling of one view"))
+        rows.append(PairRow(name=f"oracle: {name} box known", r2=ceiling, low=None, high=None, expected="ceiling of 1 view"))
     told(6)
 
     weights = torch.tensor(
@@ -199,7 +218,7 @@ def _seen(
     found: list[Features] = []
     wanted, counted = [], []
     with judged(encoder, objective):
-        for ids in blocks(spread(pictures, number)):
+        for ids in blocks(drawn_ids(pictures, number)):
             cut = pictures.views(recipe, ids) if content else pictures.plain_views(recipe, ids)
             views = cut.views[0] if content else _with_noise(cut.views[0], seed, int(ids[0]))
             features = objective.features(views, encoder.encode)
@@ -218,7 +237,7 @@ def _with_noise(views: Views, seed: int, first: int) -> Views:
 def _across(encoder: Encoder, objective: PairObjective, pictures: Pictures, number: int) -> Tensor:
     """Predict pairs whose target view is cut from the next picture, by the same draws."""
     recipe = _recipe(objective)
-    chosen = spread(pictures, number)
+    chosen = drawn_ids(pictures, number)
     said = []
     with judged(encoder, objective):
         for ids, next_ids in zip(blocks(chosen), blocks(np.roll(chosen, -1)), strict=True):
@@ -239,9 +258,9 @@ def _predicted(objective: PairObjective, features: Features) -> Tensor:
         return torch.cat([objective.predict(part)[0].float() for part in parts_of(features)])
 
 
-def _row(name: str, predicted: Tensor, wanted: Tensor, counted: Tensor, honest: str) -> PairRow:
+def _row(name: str, predicted: Tensor, wanted: Tensor, counted: Tensor, expected: str) -> PairRow:
     found: R2 = r2_with_interval(predicted, wanted, counted)
-    return PairRow(name=name, r2=found.value, low=found.low, high=found.high, honest=honest)
+    return PairRow(name=name, r2=found.value, low=found.low, high=found.high, expected=expected)
 
 
 def _mean(values: Tensor, counted: Tensor) -> float:

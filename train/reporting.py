@@ -59,9 +59,9 @@ class Evaluated:
     """An evaluation's results."""
 
     update: int
-    full: bool  # with every control, at the end of the run
-    report: dict[str, Plain]  # all of it, as evaluation.json holds it
-    curves: dict[str, float]  # what is worth a curve, by name
+    full: bool  # with every control, at the end of the run; short ones compare with one another only
+    report: dict[str, Plain]  # all of it; evaluation.json holds the full one's
+    curves: dict[str, float]  # of a short one: what is worth a curve, by name
     tables: tuple[tuple[tuple[str, ...], ...], ...]  # for eyes, each with its heading first
 
 

@@ -59,7 +59,7 @@ class OptimSettings:
 class EvaluationSettings:
     """What is measured, and when; it reads weights and changes none."""
 
-    every: int = 500  # updates between two short evaluations; 0: only the full one at the end
+    every: int = 500  # updates between two short evaluations; 0: only at the end, before the full one
     pictures: int = 500  # held-out pictures whose pairs are predicted
     head_pictures: int = 3000  # training pictures that the controls' heads learn from
     head_steps: int = 400
