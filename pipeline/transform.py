@@ -22,6 +22,7 @@ from wherefrom.pipeline import geometry
 from wherefrom.pipeline.colour import draw_colours
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.hand_over import crosses_whole, empty_tensors
+from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.render import CutterName, make_cutter
@@ -227,26 +228,34 @@ class KeyedSampler:
     """Keys (epoch, sample), a list for each micro-batch: the `batch_sampler` of a DataLoader whose dataset is indexed by keys.
 
     The order is the loader's. Every key carries its epoch to the worker, so workers may persist and need to be told nothing.
-    The sampler itself is told: `seek(updates)` before each epoch; it stands where it was told until it is told again.
+    Each pass is the next epoch, whether or not the pass before was broken off; `seek` says where the next one begins.
     """
 
     def __init__(self, order: Order) -> None:
+        check_literal("order", order, Order)
         self.order = order
-        self.updates = 0
+        self.updates = 0  # where the next pass begins
 
     def seek(self, updates: int) -> None:
-        """Stand after `updates` completed optimiser steps: epoch, step = divmod(updates, order.updates_per_epoch)."""
+        """Begin the next pass after `updates` completed optimiser steps: epoch, step = divmod(updates, order.updates_per_epoch).
+
+        For resuming: the sampler can't know which of the batches that workers made ahead were learned from, the training loop does.
+        """
+        check_literal("updates", updates, int)
         if updates < 0:
             raise ValueError(f"updates={updates}: needs 0 or more")
         self.updates = updates
 
     def __len__(self) -> int:
-        """Micro-batches of the rest of this epoch."""
+        """Micro-batches of the next pass: a whole epoch, or after `seek` the rest of one."""
         return (self.order.updates_per_epoch - self.updates % self.order.updates_per_epoch) * self.order.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield the keys of the rest of this epoch, [(epoch, sample), ...] a micro-batch."""
+        """Yield the keys of an epoch, or of the rest of one, [(epoch, sample), ...] a micro-batch."""
         epoch, step = divmod(self.updates, self.order.updates_per_epoch)
+        # With the first key, not the last: a DataLoader draws keys ahead, so the last one is drawn while an epoch is still under way, and
+        # how early depends on its workers. Nor with iter(): a DataLoader with workers calls that twice and uses the second.
+        self.updates = (epoch + 1) * self.order.updates_per_epoch
         for s in range(step, self.order.updates_per_epoch):
             for micro in range(self.order.accumulation):
                 yield [(epoch, sample) for sample in self.order.micro_batch(epoch, s, micro).tolist()]
