@@ -7,6 +7,7 @@ Not here: the order (order.py), the draws (crops.py, colour.py), the pixels (ren
 import contextlib
 import itertools
 import logging
+import os
 import threading
 import time
 import weakref
@@ -23,10 +24,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from wherefrom.pipeline.colour import draw_colours
 from wherefrom.pipeline.crops import DrawnGeometry, draw_geometry
+from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order, OrderMode
 from wherefrom.pipeline.reader import ShardReader
 from wherefrom.pipeline.recipe import Recipe
-from wherefrom.pipeline.render import Renderer, RendererName, make_renderer
+from wherefrom.pipeline.render import Renderer, RendererName, check_runtime, make_renderer
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 
@@ -97,8 +99,8 @@ class Loader:
         prefetch: int = 2,
         max_bad: int | None = None,
     ) -> None:
-        if prefetch < 1:
-            raise ValueError(f"prefetch={prefetch}: needs at least 1 batch")
+        check_runtime(threads=threads, prefetch=prefetch)
+        check_literal("max_bad", max_bad, int | None)
         self.index = index
         self.recipe = recipe
         self.order = order
@@ -366,7 +368,7 @@ class Loader:
 
 
 def make_loader(
-    index: ShardIndex | str,
+    index: ShardIndex | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     recipe: Recipe,
     *,
     seed: int = 0,
@@ -381,13 +383,16 @@ def make_loader(
     device: str | torch.device = "cpu",
     max_bad: int | None = None,
 ) -> Loader:
-    """Build a loader over an index, or over the shards that a pattern names.
+    """Build a loader over an index, or over the shards that a pattern, or several, name as for `ShardIndex.open`.
 
     global_batch: samples of one optimiser step over all ranks; each rank takes a contiguous slice, in `accumulation` micro-batches.
     order:        "shuffled", "block" (for media that want sequential reads) or "sequential" (evaluation: every sample once).
     threads:      that decode and render; None: one a core; 0: everything in the caller's thread.
     """
-    opened = ShardIndex.open(index) if isinstance(index, str) else index
+    for name, value, annotation in (("recipe", recipe, Recipe), ("order", order, OrderMode), ("renderer", renderer, RendererName)):
+        check_literal(name, value, annotation)  # now: to build an index may take minutes
+    check_runtime(threads=threads, prefetch=prefetch)
+    opened = index if isinstance(index, ShardIndex) else ShardIndex.open(index)
     plan = Order(
         samples=len(opened),
         global_batch=global_batch,

@@ -91,6 +91,8 @@ class Order:
         check_literals(self)
         if self.samples < 1 or self.global_batch < 1:
             raise ValueError(f"samples={self.samples}, global_batch={self.global_batch}: needs at least 1 of each")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed}: needs 0 <= seed < 2**64")
         if self.samples > MAX_SAMPLES:
             raise ValueError(f"samples={self.samples}: draws are keyed by at most 2**40 samples; split the data")
         if not 0 <= self.rank < self.ranks or self.accumulation < 1:
