@@ -83,7 +83,7 @@ class Position:
 class Loader:
     """Batches of views, in an order and with draws that depend on (seed, epoch, sample, view) and the recipe alone.
 
-    Iterating gives the micro-batches of the rest of the epoch; `forever` goes on into the next ones. Threads live until `close`,
+    Iterating gives an epoch's micro-batches, each time the next epoch's; `forever` goes on into the next ones. Threads live until `close`,
     or until the loader is dropped. Prefetch is bounded: `prefetch` batches beside the one in the caller's hands, `prefetch_bytes`.
     """
 
@@ -119,8 +119,8 @@ class Loader:
         self._copying: deque[tuple[torch.cuda.Event, Batch]] = deque()
 
     def __len__(self) -> int:
-        """Micro-batches of one whole epoch on this rank."""
-        return self.order.updates_per_epoch * self.order.accumulation
+        """Micro-batches of the next pass on this rank: of a whole epoch, or after `seek` of the rest of one."""
+        return (self.updates_per_epoch - self.updates % self.updates_per_epoch) * self.order.accumulation
 
     def __enter__(self) -> "Loader":
         return self
@@ -142,12 +142,13 @@ class Loader:
 
     def seek(self, updates: int) -> None:
         """Stand after `updates` completed optimiser steps, wherever that is: nothing is read or skipped."""
+        check_literal("updates", updates, int)
         if updates < 0:
             raise ValueError(f"updates={updates}: needs 0 or more")
         self.updates = updates
 
     def position(self, updates: int | None = None) -> dict[str, Any]:
-        """Return the position after `updates` steps (default: where the loader stands) as plain data."""
+        """Return the position after `updates` steps (default: where the loader stands, between passes) as plain data."""
         return Position(
             dataset=self.index.fingerprint,
             recipe=self.recipe.fingerprint,
@@ -173,11 +174,15 @@ class Loader:
         self.seek(position["updates"])
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the micro-batches of the rest of this epoch; afterwards the loader stands at the next."""
+        """Yield the micro-batches of an epoch, or after `seek` of the rest of one.
+
+        From its first batch on the loader stands at the epoch after it: every pass is the next epoch, also where the pass before was
+        broken off. Who goes on in the middle of an epoch says so by `seek`.
+        """
         epoch, step = divmod(self.updates, self.updates_per_epoch)
+        self.updates = (epoch + 1) * self.updates_per_epoch
         per_step = self.order.accumulation
         yield from self._stream((epoch, s, m) for s in range(step, self.updates_per_epoch) for m in range(per_step))
-        self.updates = (epoch + 1) * self.updates_per_epoch
 
     def forever(self) -> Iterator[Batch]:
         """Yield micro-batches without end from the position, making ahead across epochs."""

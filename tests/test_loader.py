@@ -172,9 +172,28 @@ def test_an_epoch_ends_where_the_next_begins(build: Callable[..., Loader]) -> No
     assert loader.position()["updates"] == 2 * loader.updates_per_epoch
     assert [batch.views[0].geometry.epoch for batch in (first[0], second[0])] == [0, 1]
     loader.seek(loader.updates_per_epoch - 1)
+    assert len(loader) == 2
     assert len(list(loader)) == 2
+    assert len(loader) == 2 * loader.updates_per_epoch
     with pytest.raises(ValueError, match="updates=-1: needs 0 or more"):
         loader.seek(-1)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_pass_that_is_broken_off_is_followed_by_the_next_epoch(build: Callable[..., Loader], threads: int) -> None:
+    loader = build(threads=threads)
+    for epoch, taken in enumerate((1, loader.updates_per_epoch, 2)):
+        seen = list(itertools.islice(loader, taken))
+        assert [batch.sample.tolist() for batch in seen] == [loader.order.micro_batch(epoch, step, 0).tolist() for step in range(taken)]
+    loader.seek(1)
+    assert next(iter(loader)).sample.tolist() == loader.order.micro_batch(0, 1, 0).tolist()
+
+
+@pytest.mark.parametrize("form", [Path, str, lambda path: [path], lambda path: (str(path / "train.tar"), path / "val.tar")])
+def test_shards_are_named_as_for_the_index(tiny_shards: Path, form: Callable[[Path], Any]) -> None:
+    with make_loader(form(tiny_shards), RECIPE, global_batch=4, renderer="torch", threads=0) as loader:
+        assert loader.index.fingerprint == ShardIndex.open(str(tiny_shards)).fingerprint
+        assert len(next(iter(loader))) == 4
 
 
 def test_ranks_draw_independently() -> None:
