@@ -194,16 +194,22 @@ class Loader:
 
         Shapes: sample (B,), drawn_for (B,). Replays what a run saw; cuts a picture as another was cut.
         """
-        shown = np.asarray(sample, np.int64)
-        keyed = shown if drawn_for is None else np.asarray(drawn_for, np.int64)
-        for name, ids in (("sample", shown), ("drawn_for", keyed)):
-            if ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(self.index))):
-                raise IndexError(
-                    f"{name} {ids.tolist() if ids.size < 9 else ids.shape}: ids are a row of numbers from 0 to {len(self.index) - 1}"
-                )
+        check_literal("epoch", epoch, int)
+        shown = self._own_ids("sample", sample)
+        keyed = self._own_ids("drawn_for", sample if drawn_for is None else drawn_for)
         if len(keyed) != len(shown):
             raise ValueError(f"drawn_for has {len(keyed)} ids, sample has {len(shown)}; give one for every sample")
         return self._handed_over(self._make(shown, keyed, epoch))
+
+    def _own_ids(self, name: str, given: ArrayLike) -> NDArray[np.int64]:
+        """Return ids (B,) in memory of their own, which a batch keeps."""
+        ids = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given)
+        whole = ids.dtype.kind in "iu" or not ids.size  # an empty list is an array of floats
+        if not whole or ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(self.index))):
+            raise IndexError(
+                f"{name} {ids.tolist() if ids.size < 9 else ids.shape}: ids are a row of whole numbers from 0 to {len(self.index) - 1}"
+            )
+        return ids.astype(np.int64)
 
     def stats(self) -> LoaderStats:
         """Return the counters so far."""

@@ -168,8 +168,8 @@ class ViewTransform:
         for position, array in enumerate(stored):
             self._cutter.cut(plan, position, array)
         batch = Batch(
-            sample=torch.from_numpy(samples),
-            drawn_for=torch.from_numpy(samples),
+            sample=torch.tensor(samples),
+            drawn_for=torch.tensor(samples),
             label=torch.tensor([operator.index(label) for label in labels]),
             source_size=torch.from_numpy(size),
             views=tuple(
