@@ -148,7 +148,10 @@ class Loader:
         self.updates = updates
 
     def position(self, updates: int | None = None) -> dict[str, Any]:
-        """Return the position after `updates` steps (default: where the loader stands, between passes) as plain data."""
+        """Return the position after `updates` steps as plain data.
+
+        By default it is where the next pass begins; in the middle of one give the count of steps that are done.
+        """
         return Position(
             dataset=self.index.fingerprint,
             recipe=self.recipe.fingerprint,

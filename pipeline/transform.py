@@ -53,6 +53,11 @@ class Carried:
     boxes_visible: tuple[Tensor, ...]  # B of (V, N) float64, the part of each box that the view shows
     masks: tuple[Tensor, ...]  # B of (V, N, height, width), the dtype as given; nearest source pixel
 
+    def __repr__(self) -> str:
+        counts = {name: sum(tensor.shape[1] for tensor in getattr(self, name)) for name in ("points", "boxes", "masks")}
+        carried = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return f"Carried({self.family!r}, {len(self.points)} pictures, {carried}, size_px={self.size_px})"
+
     def clamped_boxes(self, sample: int) -> Tensor:
         """Return the boxes of a picture cut back to the view's edges: (V, N, 4) float64; what a view does not show has no area."""
         height, width = self.size_px
