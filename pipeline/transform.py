@@ -372,9 +372,9 @@ def _as_boxes(boxes: ArrayLike | Tensor | None, source_hw: tuple[int, int]) -> T
             raise ValueError(f"boxes have format {given.format.value}, expected one of {[item.value for item in known]}")
         boxes = convert_bounding_box_format(given, new_format=BoundingBoxFormat.XYXY)
     rows = _as_rows("boxes", boxes, 4)
-    inverted = (rows[:, 2:] < rows[:, :2]).any(-1)
-    if inverted.any():
-        n = int(inverted.nonzero()[0, 0])
+    wrong = ~(rows[:, 2:] >= rows[:, :2]).all(-1)  # nan too
+    if wrong.any():
+        n = int(wrong.nonzero()[0, 0])
         raise ValueError(f"boxes[{n}] is {rows[n].tolist()}, expected x0 <= x1 and y0 <= y1; other formats come as BoundingBoxes")
     return rows
 

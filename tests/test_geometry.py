@@ -169,6 +169,22 @@ def test_box_seen_from_another_view_agrees_with_brute_force_on_its_pixels(data: 
     assert fraction.item() == pytest.approx(shared / (aw * ah), abs=1e-9)
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_what_depends_on_a_number_that_is_none_is_none(place: int) -> None:
+    whole, broken = torch.tensor([2.0, 3, 9, 8]), torch.tensor([2.0, 3, 9, 8])
+    broken[place] = torch.nan
+    assert geometry.iou(whole, whole) == 1 and geometry.visible_fraction(whole, (20, 20)) == 1
+    for number in (
+        geometry.area(broken),
+        geometry.overlap_area(broken, whole),
+        geometry.iou(broken, whole),
+        geometry.iou(whole, broken),
+        geometry.iou(broken, broken),
+        geometry.visible_fraction(broken, (20, 20)),
+    ):
+        assert number.isnan()
+
+
 def test_own_box_fills_the_view_in_every_orientation() -> None:
     views = all_orientations(torch.tensor([3.0, 5, 24, 17]), (6, 14), (30, 40))
     own = torch.diagonal(views.seen_from(views)[0], dim1=0, dim2=1).T

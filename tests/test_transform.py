@@ -199,6 +199,7 @@ PLAIN = np.zeros((50, 60, 3), np.uint8)
         (ValueError, r"points has shape \(2,\), expected \(N, 2\)", {"points": [1, 2]}),
         (ValueError, r"boxes has shape \(1, 5\), expected \(N, 4\)", {"boxes": np.zeros((1, 5))}),
         (ValueError, r"boxes\[1\] is \[9.0, 2.0, 3.0, 4.0\], expected x0 <= x1", {"boxes": [[0, 0, 1, 1], [9, 2, 3, 4]]}),
+        (ValueError, r"boxes\[0\] is \[0.0, nan, 1.0, 1.0\], expected x0 <= x1", {"boxes": [[0, float("nan"), 1, 1]]}),
         (ValueError, r"masks have shape \(60, 50\), expected \(N, 50, 60\)", {"masks": np.zeros((60, 50))}),
         (
             ValueError,
