@@ -99,10 +99,14 @@ class ViewTransform:
     `transform.batch(pictures, keys=keys)` gives the same for many at once, and takes a small part of the time beside the pixels.
     A PIL picture is turned upright by its EXIF orientation first, as the loader does; arrays and tensors are upright already.
     renderer: "native", the compiled kernel, whose pixels are the loader's on the CPU; "torch"; "auto": the first that is there.
-    Raises: ValueError if a family has snap="none" and "torch" cuts: stock resizing cuts whole pixels.
+    Raises: ValueError if a setting is none that there is, or a family has snap="none" and "torch" cuts: stock resizing cuts whole pixels.
     """
 
     def __init__(self, recipe: Recipe, *, seed: int = 0, renderer: CutterName = "auto") -> None:
+        check_literal("recipe", recipe, Recipe)
+        check_literal("seed", seed, int)
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed={seed}: needs 0 <= seed < 2**64")
         self.recipe = recipe
         self.seed = seed
         self._cutter = make_cutter(recipe, renderer)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from wherefrom.pipeline import Independent, Recipe, ViewFamily, ViewTransform, make_loader, render
+from wherefrom.pipeline import Independent, Order, Recipe, ViewFamily, ViewTransform, make_loader, render
 from wherefrom.pipeline.render import RendererName, choose_renderer, make_cutter, make_renderer
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -107,3 +107,20 @@ def test_threads_and_prefetch_are_checked_before_anything_starts(setting: dict[s
 def test_a_loaders_settings_are_checked_before_an_index_is_opened(setting: dict[str, Any], tmp_path: Any) -> None:
     with pytest.raises(ValueError, match=r"order='shufled': take one of shuffled|recipe='demo': needs Recipe"):
         make_loader(tmp_path / "is-not-even-opened.tar", **{"recipe": RECIPE, **setting})
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"seed": 1.0}, r"^seed=1\.0: needs a whole number$"),
+        ({"seed": -1}, r"^seed=-1: needs 0 <= seed < 2\*\*64$"),
+        ({"seed": 2**64}, r"^seed=18446744073709551616: needs 0 <= seed < 2\*\*64$"),
+    ],
+)
+def test_a_seed_that_is_none_is_refused_before_a_draw(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ViewTransform(RECIPE, **setting)
+    with pytest.raises(ValueError, match=message):
+        Order(samples=8, global_batch=2, **setting)
+    with pytest.raises(ValueError, match="recipe='demo': needs Recipe"):
+        ViewTransform("demo")  # type: ignore[arg-type]
