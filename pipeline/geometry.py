@@ -27,7 +27,11 @@ def view_to_source(boxes: Tensor, flipped: Tensor, quarter_turns: Tensor, size_p
 
     Shapes: boxes (..., 4) xyxy, flipped (...) bool, quarter_turns (...) integer -> (..., 2, 3) float64.
     Units:  view pixels in [0, width] x [0, height] -> source pixels.
+    Raises: ValueError if mirrors or turns are parts of numbers.
     """
+    for name, tensor in (("flipped", flipped), ("quarter_turns", quarter_turns)):
+        if tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}, expected {'torch.bool' if name == 'flipped' else 'an integer type'}")
     corners = boxes.double()
     unit = _UNIT_TO_BOX.to(boxes.device)[quarter_turns.long() % 4, flipped.long()]
     extent = (corners[..., 2:] - corners[..., :2]).unsqueeze(-1)  # (..., 2, 1)

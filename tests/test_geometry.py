@@ -185,6 +185,14 @@ def test_what_depends_on_a_number_that_is_none_is_none(place: int) -> None:
         assert number.isnan()
 
 
+@pytest.mark.parametrize("name", ["flipped", "quarter_turns"])
+def test_parts_of_mirrors_and_turns_are_refused(name: str) -> None:
+    given = {"boxes": torch.tensor([0.0, 0, 4, 4]), "flipped": torch.tensor(True), "quarter_turns": torch.tensor(1), "size_px": (8, 8)}
+    geometry.view_to_source(**given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"^{name} is torch\.float32, expected "):
+        geometry.view_to_source(**given | {name: torch.tensor(0.9)})  # type: ignore[arg-type]
+
+
 def test_own_box_fills_the_view_in_every_orientation() -> None:
     views = all_orientations(torch.tensor([3.0, 5, 24, 17]), (6, 14), (30, 40))
     own = torch.diagonal(views.seen_from(views)[0], dim1=0, dim2=1).T
