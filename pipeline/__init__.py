@@ -1,5 +1,6 @@
 """What a view is, where it came from, how it is drawn, rendered and delivered."""
 
+from wherefrom.pipeline.colour import colour_matrix
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.geometry import (
     compose,
@@ -39,6 +40,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Views",
     "ViewGeometry",
     "Photometric",
+    "colour_matrix",
     "draw_geometry",
     "view_to_source",
     "invert",

@@ -2,6 +2,7 @@
 
 Here: pure functions on coordinates, any device; maps are (..., 2, 3) float64 and carry column points (x, y, 1).
 Not here: drawing boxes (crops.py), touching pixels (render_*.py), pair targets (wherefrom.kernels.pair_targets).
+A coordinate that is not a number is never looked for, for that would wait for the device: what depends on it comes out as nan.
 Convention: x right, y down; pixel i covers [i, i + 1), its centre is i + 0.5; boxes are half-open xyxy; sizes are (height, width).
 A view is cropped, resized, mirrored left-right, then turned counter-clockwise: `torch.rot90(k, (-2, -1))`.
 """
@@ -26,7 +27,11 @@ def view_to_source(boxes: Tensor, flipped: Tensor, quarter_turns: Tensor, size_p
 
     Shapes: boxes (..., 4) xyxy, flipped (...) bool, quarter_turns (...) integer -> (..., 2, 3) float64.
     Units:  view pixels in [0, width] x [0, height] -> source pixels.
+    Raises: ValueError if mirrors or turns are parts of numbers.
     """
+    for name, tensor in (("flipped", flipped), ("quarter_turns", quarter_turns)):
+        if tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}, expected {'torch.bool' if name == 'flipped' else 'an integer type'}")
     corners = boxes.double()
     unit = _UNIT_TO_BOX.to(boxes.device)[quarter_turns.long() % 4, flipped.long()]
     extent = (corners[..., 2:] - corners[..., :2]).unsqueeze(-1)  # (..., 2, 1)
@@ -88,7 +93,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     """Return intersection over union of boxes (..., 4), (...) float64; 0 where both are empty."""
     shared = overlap_area(a, b)
     union = area(a) + area(b) - shared
-    return torch.where(union > 0, shared / union, torch.zeros_like(union))
+    return torch.where(union == 0, torch.zeros_like(union), shared / union)
 
 
 def visible_fraction(boxes: Tensor, frame_hw: tuple[int, int] | Tensor) -> Tensor:
@@ -99,7 +104,7 @@ def visible_fraction(boxes: Tensor, frame_hw: tuple[int, int] | Tensor) -> Tenso
     hw = torch.as_tensor(frame_hw, dtype=torch.float64, device=boxes.device)
     frame = torch.stack([torch.zeros_like(hw[..., 0]), torch.zeros_like(hw[..., 0]), hw[..., 1], hw[..., 0]], -1)
     whole = area(boxes)
-    return torch.where(whole > 0, overlap_area(boxes, frame) / whole, torch.zeros_like(whole))
+    return torch.where(whole == 0, torch.zeros_like(whole), overlap_area(boxes, frame) / whole)
 
 
 def token_boxes(maps: Tensor, size_px: tuple[int, int], grid: tuple[int, int]) -> Tensor:

@@ -7,6 +7,7 @@ Not here: the order (order.py), the draws (crops.py, colour.py), the pixels (ren
 import contextlib
 import itertools
 import logging
+import os
 import threading
 import time
 import weakref
@@ -23,11 +24,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from wherefrom.pipeline.colour import draw_colours
 from wherefrom.pipeline.crops import DrawnGeometry, draw_geometry
+from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order, OrderMode
 from wherefrom.pipeline.places import single_threaded_pool
 from wherefrom.pipeline.reader import ShardReader
 from wherefrom.pipeline.recipe import Recipe
-from wherefrom.pipeline.render import Renderer, RendererName, make_renderer
+from wherefrom.pipeline.render import Renderer, RendererName, check_runtime, make_renderer
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 
@@ -82,7 +84,7 @@ class Position:
 class Loader:
     """Batches of views, in an order and with draws that depend on (seed, epoch, sample, view) and the recipe alone.
 
-    Iterating gives the micro-batches of the rest of the epoch; `forever` goes on into the next ones. Threads live until `close`,
+    Iterating gives an epoch's micro-batches, each time the next epoch's; `forever` goes on into the next ones. Threads live until `close`,
     or until the loader is dropped. Prefetch is bounded: `prefetch` batches beside the one in the caller's hands, `prefetch_bytes`.
     """
 
@@ -98,8 +100,8 @@ class Loader:
         prefetch: int = 2,
         max_bad: int | None = None,
     ) -> None:
-        if prefetch < 1:
-            raise ValueError(f"prefetch={prefetch}: needs at least 1 batch")
+        check_runtime(threads=threads, prefetch=prefetch)
+        check_literal("max_bad", max_bad, int | None)
         self.index = index
         self.recipe = recipe
         self.order = order
@@ -118,8 +120,8 @@ class Loader:
         self._copying: deque[tuple[torch.cuda.Event, Batch]] = deque()
 
     def __len__(self) -> int:
-        """Micro-batches of one whole epoch on this rank."""
-        return self.order.updates_per_epoch * self.order.accumulation
+        """Micro-batches of the next pass on this rank: of a whole epoch, or after `seek` of the rest of one."""
+        return (self.updates_per_epoch - self.updates % self.updates_per_epoch) * self.order.accumulation
 
     def __enter__(self) -> "Loader":
         return self
@@ -141,12 +143,16 @@ class Loader:
 
     def seek(self, updates: int) -> None:
         """Stand after `updates` completed optimiser steps, wherever that is: nothing is read or skipped."""
+        check_literal("updates", updates, int)
         if updates < 0:
             raise ValueError(f"updates={updates}: needs 0 or more")
         self.updates = updates
 
     def position(self, updates: int | None = None) -> dict[str, Any]:
-        """Return the position after `updates` steps (default: where the loader stands) as plain data."""
+        """Return the position after `updates` steps as plain data.
+
+        By default it is where the next pass begins; in the middle of one give the count of steps that are done.
+        """
         return Position(
             dataset=self.index.fingerprint,
             recipe=self.recipe.fingerprint,
@@ -172,11 +178,15 @@ class Loader:
         self.seek(position["updates"])
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the micro-batches of the rest of this epoch; afterwards the loader stands at the next."""
+        """Yield the micro-batches of an epoch, or after `seek` of the rest of one.
+
+        From its first batch on the loader stands at the epoch after it: every pass is the next epoch, also where the pass before was
+        broken off. Who goes on in the middle of an epoch says so by `seek`.
+        """
         epoch, step = divmod(self.updates, self.updates_per_epoch)
+        self.updates = (epoch + 1) * self.updates_per_epoch
         per_step = self.order.accumulation
         yield from self._stream((epoch, s, m) for s in range(step, self.updates_per_epoch) for m in range(per_step))
-        self.updates = (epoch + 1) * self.updates_per_epoch
 
     def forever(self) -> Iterator[Batch]:
         """Yield micro-batches without end from the position, making ahead across epochs."""
@@ -188,16 +198,22 @@ class Loader:
 
         Shapes: sample (B,), drawn_for (B,). Replays what a run saw; cuts a picture as another was cut.
         """
-        shown = np.asarray(sample, np.int64)
-        keyed = shown if drawn_for is None else np.asarray(drawn_for, np.int64)
-        for name, ids in (("sample", shown), ("drawn_for", keyed)):
-            if ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(self.index))):
-                raise IndexError(
-                    f"{name} {ids.tolist() if ids.size < 9 else ids.shape}: ids are a row of numbers from 0 to {len(self.index) - 1}"
-                )
+        check_literal("epoch", epoch, int)
+        shown = self._own_ids("sample", sample)
+        keyed = self._own_ids("drawn_for", sample if drawn_for is None else drawn_for)
         if len(keyed) != len(shown):
             raise ValueError(f"drawn_for has {len(keyed)} ids, sample has {len(shown)}; give one for every sample")
         return self._handed_over(self._make(shown, keyed, epoch))
+
+    def _own_ids(self, name: str, given: ArrayLike) -> NDArray[np.int64]:
+        """Return ids (B,) in memory of their own, which a batch keeps."""
+        ids = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given)
+        whole = ids.dtype.kind in "iu" or not ids.size  # an empty list is an array of floats
+        if not whole or ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(self.index))):
+            raise IndexError(
+                f"{name} {ids.tolist() if ids.size < 9 else ids.shape}: ids are a row of whole numbers from 0 to {len(self.index) - 1}"
+            )
+        return ids.astype(np.int64)
 
     def stats(self) -> LoaderStats:
         """Return the counters so far."""
@@ -367,7 +383,7 @@ class Loader:
 
 
 def make_loader(
-    index: ShardIndex | str,
+    index: ShardIndex | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     recipe: Recipe,
     *,
     seed: int = 0,
@@ -382,13 +398,16 @@ def make_loader(
     device: str | torch.device = "cpu",
     max_bad: int | None = None,
 ) -> Loader:
-    """Build a loader over an index, or over the shards that a pattern names.
+    """Build a loader over an index, or over the shards that a pattern, or several, name as for `ShardIndex.open`.
 
     global_batch: samples of one optimiser step over all ranks; each rank takes a contiguous slice, in `accumulation` micro-batches.
     order:        "shuffled", "block" (for media that want sequential reads) or "sequential" (evaluation: every sample once).
     threads:      that decode and render; None: one a core; 0: everything in the caller's thread.
     """
-    opened = ShardIndex.open(index) if isinstance(index, str) else index
+    for name, value, annotation in (("recipe", recipe, Recipe), ("order", order, OrderMode), ("renderer", renderer, RendererName)):
+        check_literal(name, value, annotation)  # now: to build an index may take minutes
+    check_runtime(threads=threads, prefetch=prefetch)
+    opened = index if isinstance(index, ShardIndex) else ShardIndex.open(index)
     plan = Order(
         samples=len(opened),
         global_batch=global_batch,

@@ -6,12 +6,13 @@ Not here: reading (loader.py). The loop's count of completed updates is the only
 
 import functools
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wherefrom.pipeline.draws import PICTURE, Purpose, random_words
+from wherefrom.pipeline.literals import check_literals
 
 OrderMode = Literal["shuffled", "block", "sequential"]
 
@@ -72,7 +73,8 @@ class Order:
 
     `shuffled`: one permutation of all samples; `block`: shards permuted, then samples within windows of `window` shards;
     `sequential`: as they lie, every sample once, the last batch short (ranks may get none).
-    Raises: ValueError if ranks and accumulation do not divide the global batch, or there are fewer samples than a batch.
+    Raises: ValueError if a field is not what it is annotated as, ranks and accumulation do not divide the global batch, or there are
+            fewer samples than a batch.
     """
 
     samples: int
@@ -86,10 +88,11 @@ class Order:
     window: int = 8  # shards mixed together in `block`
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(OrderMode):
-            raise ValueError(f"mode={self.mode!r}: take one of {', '.join(get_args(OrderMode))}")
+        check_literals(self)
         if self.samples < 1 or self.global_batch < 1:
             raise ValueError(f"samples={self.samples}, global_batch={self.global_batch}: needs at least 1 of each")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed}: needs 0 <= seed < 2**64")
         if self.samples > MAX_SAMPLES:
             raise ValueError(f"samples={self.samples}: draws are keyed by at most 2**40 samples; split the data")
         if not 0 <= self.rank < self.ranks or self.accumulation < 1:

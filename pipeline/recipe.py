@@ -9,12 +9,13 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wherefrom.pipeline.draws import check_family_names
+from wherefrom.pipeline.literals import check_literals
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -46,6 +47,7 @@ class Independent:
     tries: int = 10
 
     def __post_init__(self) -> None:
+        check_literals(self)
         _check_range("area_frac", self.area_frac, 1)
         _check_range("aspect", self.aspect)
         if self.tries < 1:
@@ -75,6 +77,7 @@ class Paired:
     border_frac: float = 0.0  # of the short side, kept free on every side
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if not 0 <= self.position_min < self.position_max:
             raise ValueError(f"position_min={self.position_min}, position_max={self.position_max}: needs 0 <= min < max")
         if self.log_scale_max < 0 or self.aspect_jitter < 1 or not 0 <= self.border_frac < 0.5:
@@ -129,6 +132,7 @@ class Disjoint:
     tries: int = 24
 
     def __post_init__(self) -> None:
+        check_literals(self)
         _check_range("area_frac", self.area_frac, 1)
         _check_range("aspect", self.aspect)
         if self.tries < 1 or self.min_gap_frac < 0:
@@ -155,6 +159,7 @@ class Overlapping:
     tries: int = 32
 
     def __post_init__(self) -> None:
+        check_literals(self)
         _check_range("area_frac", self.area_frac, 1)
         _check_range("aspect", self.aspect)
         if self.tries < 1 or not 0 < self.min_shared_frac <= 1:
@@ -178,6 +183,7 @@ class Inside:
     tries: int = 10
 
     def __post_init__(self) -> None:
+        check_literals(self)
         _check_range("area_frac", self.area_frac, 1)
         _check_range("aspect", self.aspect)
         if self.tries < 1:
@@ -196,6 +202,7 @@ class Centre:
     crop_px: int | None = None
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if (self.resize_px is None) != (self.crop_px is None):
             raise ValueError(f"resize_px={self.resize_px}, crop_px={self.crop_px}: give both, or neither for the whole picture")
         if self.resize_px is not None and self.crop_px is not None and not 0 < self.crop_px <= self.resize_px:
@@ -211,6 +218,7 @@ class Grid:
     side_frac: float = 0.4  # of the source's height and width
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if self.rows < 1 or self.cols < 1 or not 0 < self.side_frac <= 1:
             raise ValueError(f"rows={self.rows}, cols={self.cols}, side_frac={self.side_frac}: needs at least 1, 1 and 0 < side_frac <= 1")
 
@@ -234,6 +242,7 @@ class ColourLaw:
     solarise_prob: float = 0.0
 
     def __post_init__(self) -> None:
+        check_literals(self)
         for name in ("jitter_prob", "grey_prob", "blur_prob", "solarise_prob"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: a probability lies in [0, 1]")
@@ -260,6 +269,11 @@ class ViewFamily:
     min_side_px: int = 16  # pictures in which the law would go below this give invalid views
 
     def __post_init__(self) -> None:
+        if not isinstance(self.law, Law):
+            laws = ", ".join(law.__name__ for law in get_args(Law))
+            shown = f"law={self.law!r:.60} of family {self.name!r}"
+            raise ValueError(f"{shown}: needs one of {laws}, such as law=Disjoint(); others are not taken")
+        check_literals(self)
         if not self.name:
             raise ValueError("name='': a family needs a name, its draws are keyed by it")
         if not 1 <= self.views <= 256:
@@ -282,6 +296,7 @@ class Recipe:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
+        check_literals(self)
         names = [family.name for family in self.families]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"families {names}: needs at least one, each name once")

@@ -4,10 +4,7 @@ Here: the protocol that every renderer follows, and the choice behind renderer="
 Not here: pixels (render_native, render_torch, render_triton, render_dali; the definition is wherefrom.kernels.render_views_reference).
 """
 
-import functools
 import logging
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from wherefrom.kernels.dispatch import triton_missing
 from wherefrom.kernels.render_views import native_missing
+from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
@@ -30,7 +28,15 @@ log = logging.getLogger(__name__)
 RendererName = Literal["auto", "native", "torch", "triton", "dali"]
 CutterName = Literal["auto", "native", "torch"]
 
-TRIAL_PICTURES, TRIAL_SIZE, TRIAL_ROUNDS = 64, (375, 500), 5  # what tells which renderer is the faster on a GPU
+# What renderer="auto" takes: the first that can run. TODO: triton before dali once the proof has passed with it on a GPU.
+GPU_PREFERENCE: tuple[RendererName, ...] = ("dali", "triton", "native", "torch")
+CPU_PREFERENCE: tuple[RendererName, ...] = ("native", "torch")
+WHY: dict[RendererName, str] = {
+    "dali": "decodes and resizes on the GPU",
+    "triton": "decodes and renders on the GPU",
+    "native": "the fastest on CPUs",
+    "torch": "runs everywhere",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,74 +63,54 @@ class Renderer(Protocol):
         ...
 
 
-def choose_renderer(name: RendererName, recipe: Recipe, device: torch.device) -> tuple[RendererName, str]:
-    """Return which renderer serves a recipe on a device, and why."""
+def choose_renderer(name: RendererName, device: torch.device) -> tuple[RendererName, str]:
+    """Return which renderer serves on a device, and why: the one named, or the first of a fixed list that can run here.
+
+    Nothing is timed, so that ranks and resumed runs on machines of one kind choose alike.
+    Raises: ValueError if there is no renderer of that name.
+    """
+    check_literal("renderer", name, RendererName)
     if name != "auto":
         return name, "as asked"
-    if device.type == "cuda":
-        from wherefrom.pipeline.render_dali import installed
-
-        if installed():
-            return _faster_on_gpu(recipe, device)
-        chosen, why = choose_cutter()
-        return chosen, f"{why}; pip install nvidia-dali-cuda130 decodes on the GPU"
-    return choose_cutter()
-
-
-@functools.cache  # a run builds loaders for its evaluations too, and a trial takes seconds
-def _faster_on_gpu(recipe: Recipe, device: torch.device) -> tuple[RendererName, str]:
-    """Return the faster of the two renderers that decode on a GPU, by a trial on that device."""
-    missing = triton_missing()
-    if missing is not None:
-        return "dali", f"decodes and resizes on the GPU; {missing}"
-    took = trial_seconds(recipe, ("triton", "dali"), device)
-    faster, slower = sorted(took, key=lambda name: took[name])
-    each_ms = {name: f"{seconds / TRIAL_PICTURES * 1e3:.2f} ms a picture" for name, seconds in took.items()}
-    return faster, f"{each_ms[faster]} on this GPU, where {slower} takes {each_ms[slower]}"
+    passed_over: list[str] = []
+    for candidate in GPU_PREFERENCE if device.type == "cuda" else CPU_PREFERENCE:
+        missing = _missing(candidate)
+        if missing is None:
+            return candidate, "; ".join([WHY[candidate], *passed_over])
+        passed_over.append(f"{candidate} cannot run: {missing}")
+    raise AssertionError("torch runs everywhere")
 
 
-def trial_seconds(recipe: Recipe, names: Sequence[RendererName], device: torch.device) -> dict[RendererName, float]:
-    """Return the median time that renderers take for a batch of TRIAL_PICTURES made-up photographs, in turns, once all are warm."""
-    import simplejpeg
+def _missing(name: RendererName) -> str | None:
+    """Return why a renderer cannot run on this machine, or None."""
+    if name == "native":
+        return native_missing()
+    if name == "torch":
+        return None
+    from wherefrom.pipeline.render_dali import installed
 
-    from wherefrom.pipeline.colour import draw_colours
-    from wherefrom.pipeline.crops import draw_geometry
-
-    height, width = TRIAL_SIZE
-    coarse = torch.rand(1, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(0)) * 255
-    picture = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255).byte()[0].permute(1, 2, 0)
-    file = np.frombuffer(simplejpeg.encode_jpeg(np.ascontiguousarray(picture.numpy()), quality=90), np.uint8)
-    ids, size = np.arange(TRIAL_PICTURES), np.full((TRIAL_PICTURES, 2), TRIAL_SIZE, np.int32)
-    drawn = draw_geometry(recipe, seed=0, epoch=0, drawn_for=ids, source_size=size)
-    colours = draw_colours(recipe, seed=0, epoch=0, drawn_for=ids)
-    records = [(item.geometry, colour) for item, colour in zip(drawn, colours, strict=True)]
-
-    renderers = {name: make_renderer(recipe, name, device=device) for name in names}
-    took: dict[RendererName, list[float]] = {name: [] for name in names}
-    for _ in range(TRIAL_ROUNDS + 1):
-        for name, renderer in renderers.items():
-            started = time.perf_counter()
-            renderer.render([file] * TRIAL_PICTURES, records)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            took[name].append(time.perf_counter() - started)
-    for renderer in renderers.values():
-        renderer.close()
-    return {name: statistics.median(rounds[1:]) for name, rounds in took.items()}  # the first builds and compiles
+    if not installed():  # it decodes for triton too
+        return "NVIDIA DALI is not installed; pip install nvidia-dali-cuda130"
+    return triton_missing() if name == "triton" else None
 
 
-def choose_cutter() -> tuple[Literal["native", "torch"], str]:
-    """Return what cuts views on the CPU, and why."""
-    missing = native_missing()
-    return ("native", "the fastest on CPUs") if missing is None else ("torch", f"the compiled one is not there: {missing}")
+def check_runtime(*, threads: int | None, prefetch: int) -> None:
+    """Raise ValueError unless threads and prefetch are numbers that a loader can work with."""
+    check_literal("threads", threads, int | None)
+    check_literal("prefetch", prefetch, int)
+    if threads is not None and threads < 0:
+        raise ValueError(f"threads={threads}: needs at least 0 (all in the caller's thread); None takes one a core")
+    if prefetch < 1:
+        raise ValueError(f"prefetch={prefetch}: needs at least 1 batch")
 
 
 def make_cutter(recipe: Recipe, name: CutterName = "auto") -> "Cutter":
     """Build what cuts views of decoded pictures, and say which one and why.
 
-    Raises: ValueError if "native" is asked for and not there, or "torch" cannot serve the recipe.
+    Raises: ValueError if there is none of that name, "native" is asked for and not there, or "torch" cannot serve the recipe.
     """
-    chosen, why = choose_cutter() if name == "auto" else (name, "as asked")
+    check_literal("renderer", name, CutterName)
+    chosen, why = choose_renderer(name, torch.device("cpu"))
     log.info("views are cut by %s: %s", chosen, why)
     if chosen == "native":
         from wherefrom.pipeline.render_native import NativeCutter
@@ -138,8 +124,12 @@ def make_cutter(recipe: Recipe, name: CutterName = "auto") -> "Cutter":
 def make_renderer(
     recipe: Recipe, name: RendererName = "auto", *, device: str | torch.device = "cpu", threads: int | None = None, prefetch: int = 2
 ) -> Renderer:
-    """Build the renderer called `name` and say which one serves and why."""
-    chosen, why = choose_renderer(name, recipe, torch.device(device))
+    """Build the renderer called `name` and say which one serves and why.
+
+    Raises: ValueError if there is none of that name, it cannot run here or serve the recipe, or threads or prefetch are out of range.
+    """
+    check_runtime(threads=threads, prefetch=prefetch)
+    chosen, why = choose_renderer(name, torch.device(device))
     log.info("renderer %s: %s", chosen, why)
     if chosen == "dali":
         from wherefrom.pipeline.render_dali import DaliRenderer

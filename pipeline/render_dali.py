@@ -298,9 +298,9 @@ def _fed(geometry: ViewGeometry, photometric: Photometric) -> dict[str, NDArray[
     odd = turns % 2 == 1
     mirrored_x, mirrored_y = flipped ^ ((turns == 1) | (turns == 2)), turns >= 2
     x0, y0, x1, y1 = np.moveaxis(geometry.boxes.numpy(), -1, 0)
-    outside = (x0 < 0) | (y0 < 0) | (x1 > geometry.source_size[:, 1:].numpy()) | (y1 > geometry.source_size[:, :1].numpy())
-    if outside.any():
-        raise leaves_picture(geometry, *np.argwhere(outside)[0].tolist())
+    inside = (x0 >= 0) & (y0 >= 0) & (x1 <= geometry.source_size[:, 1:].numpy()) & (y1 <= geometry.source_size[:, :1].numpy())
+    if not inside.all():  # nan is nowhere
+        raise leaves_picture(geometry, *np.argwhere(~inside)[0].tolist())
     height, width = geometry.size_px
     sigma = photometric.blur_sigma_px.numpy()
     region = [

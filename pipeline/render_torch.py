@@ -109,7 +109,7 @@ def _plan(geometry: ViewGeometry, photometric: Photometric, pixels: Tensor) -> P
     changed = photometric.changed
     return Plan(
         orientations=geometry.stored_orientation.tolist(),
-        boxes=geometry.boxes.int().tolist(),
+        boxes=_whole_boxes(geometry).tolist(),
         flipped=geometry.flipped.tolist(),
         quarter_turns=geometry.quarter_turns.tolist(),
         size_px=geometry.size_px,
@@ -119,6 +119,24 @@ def _plan(geometry: ViewGeometry, photometric: Photometric, pixels: Tensor) -> P
         solarised=photometric.solarised.tolist(),
         pixels=pixels,
     )
+
+
+def _whole_boxes(geometry: ViewGeometry) -> Tensor:
+    """Return the boxes (B, V, 4) as int32.
+
+    Raises: ValueError for one that is not of whole pixels, is empty or leaves its picture: slicing would cut another.
+    """
+    boxes, frame = geometry.boxes.int(), geometry.source_size.flip(-1)[:, None]
+    start, stop = boxes[..., :2], boxes[..., 2:]
+    fits = (boxes == geometry.boxes).all(-1) & ((start >= 0) & (start < stop) & (stop <= frame)).all(-1)  # nan equals nothing
+    if not fits.all():
+        b, v = (~fits).nonzero()[0].tolist()
+        raise ValueError(
+            f"box {geometry.boxes[b, v].tolist()} of family {geometry.family!r}, sample {geometry.sample[b]}, view {v}: the torch renderer "
+            f"cuts whole pixels within a picture, here (height, width) {tuple(geometry.source_size[b].tolist())}; "
+            'mend the record, or for parts of pixels use renderer="native"'
+        )
+    return boxes
 
 
 def _recolour(view: Tensor, matrix: Tensor, sigma_px: float, solarised: bool) -> Tensor:

@@ -22,6 +22,7 @@ from wherefrom.pipeline import geometry
 from wherefrom.pipeline.colour import draw_colours
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.hand_over import crosses_whole, empty_tensors
+from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.render import CutterName, make_cutter
@@ -51,6 +52,11 @@ class Carried:
     boxes: tuple[Tensor, ...]  # B of (V, N, 4) float64, xyxy, view pixels
     boxes_visible: tuple[Tensor, ...]  # B of (V, N) float64, the part of each box that the view shows
     masks: tuple[Tensor, ...]  # B of (V, N, height, width), the dtype as given; nearest source pixel
+
+    def __repr__(self) -> str:
+        counts = {name: sum(tensor.shape[1] for tensor in getattr(self, name)) for name in ("points", "boxes", "masks")}
+        carried = ", ".join(f"{count} {name}" for name, count in counts.items())
+        return f"Carried({self.family!r}, {len(self.points)} pictures, {carried}, size_px={self.size_px})"
 
     def clamped_boxes(self, sample: int) -> Tensor:
         """Return the boxes of a picture cut back to the view's edges: (V, N, 4) float64; what a view does not show has no area."""
@@ -93,10 +99,14 @@ class ViewTransform:
     `transform.batch(pictures, keys=keys)` gives the same for many at once, and takes a small part of the time beside the pixels.
     A PIL picture is turned upright by its EXIF orientation first, as the loader does; arrays and tensors are upright already.
     renderer: "native", the compiled kernel, whose pixels are the loader's on the CPU; "torch"; "auto": the first that is there.
-    Raises: ValueError if a family has snap="none" and "torch" cuts: stock resizing cuts whole pixels.
+    Raises: ValueError if a setting is none that there is, or a family has snap="none" and "torch" cuts: stock resizing cuts whole pixels.
     """
 
     def __init__(self, recipe: Recipe, *, seed: int = 0, renderer: CutterName = "auto") -> None:
+        check_literal("recipe", recipe, Recipe)
+        check_literal("seed", seed, int)
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed={seed}: needs 0 <= seed < 2**64")
         self.recipe = recipe
         self.seed = seed
         self._cutter = make_cutter(recipe, renderer)
@@ -167,8 +177,8 @@ class ViewTransform:
         for position, array in enumerate(stored):
             self._cutter.cut(plan, position, array)
         batch = Batch(
-            sample=torch.from_numpy(samples),
-            drawn_for=torch.from_numpy(samples),
+            sample=torch.tensor(samples),
+            drawn_for=torch.tensor(samples),
             label=torch.tensor([operator.index(label) for label in labels]),
             source_size=torch.from_numpy(size),
             views=tuple(
@@ -227,26 +237,34 @@ class KeyedSampler:
     """Keys (epoch, sample), a list for each micro-batch: the `batch_sampler` of a DataLoader whose dataset is indexed by keys.
 
     The order is the loader's. Every key carries its epoch to the worker, so workers may persist and need to be told nothing.
-    The sampler itself is told: `seek(updates)` before each epoch; it stands where it was told until it is told again.
+    Each pass is the next epoch, whether or not the pass before was broken off; `seek` says where the next one begins.
     """
 
     def __init__(self, order: Order) -> None:
+        check_literal("order", order, Order)
         self.order = order
-        self.updates = 0
+        self.updates = 0  # where the next pass begins
 
     def seek(self, updates: int) -> None:
-        """Stand after `updates` completed optimiser steps: epoch, step = divmod(updates, order.updates_per_epoch)."""
+        """Begin the next pass after `updates` completed optimiser steps: epoch, step = divmod(updates, order.updates_per_epoch).
+
+        For resuming: the sampler can't know which of the batches that workers made ahead were learned from, the training loop does.
+        """
+        check_literal("updates", updates, int)
         if updates < 0:
             raise ValueError(f"updates={updates}: needs 0 or more")
         self.updates = updates
 
     def __len__(self) -> int:
-        """Micro-batches of the rest of this epoch."""
+        """Micro-batches of the next pass: a whole epoch, or after `seek` the rest of one."""
         return (self.order.updates_per_epoch - self.updates % self.order.updates_per_epoch) * self.order.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield the keys of the rest of this epoch, [(epoch, sample), ...] a micro-batch."""
+        """Yield the keys of an epoch, or of the rest of one, [(epoch, sample), ...] a micro-batch."""
         epoch, step = divmod(self.updates, self.order.updates_per_epoch)
+        # With the first key, not the last: a DataLoader draws keys ahead, so the last one is drawn while an epoch is still under way, and
+        # how early depends on its workers. Nor with iter(): a DataLoader with workers calls that twice and uses the second.
+        self.updates = (epoch + 1) * self.order.updates_per_epoch
         for s in range(step, self.order.updates_per_epoch):
             for micro in range(self.order.accumulation):
                 yield [(epoch, sample) for sample in self.order.micro_batch(epoch, s, micro).tolist()]
@@ -358,9 +376,9 @@ def _as_boxes(boxes: ArrayLike | Tensor | None, source_hw: tuple[int, int]) -> T
             raise ValueError(f"boxes have format {given.format.value}, expected one of {[item.value for item in known]}")
         boxes = convert_bounding_box_format(given, new_format=BoundingBoxFormat.XYXY)
     rows = _as_rows("boxes", boxes, 4)
-    inverted = (rows[:, 2:] < rows[:, :2]).any(-1)
-    if inverted.any():
-        n = int(inverted.nonzero()[0, 0])
+    wrong = ~(rows[:, 2:] >= rows[:, :2]).all(-1)  # nan too
+    if wrong.any():
+        n = int(wrong.nonzero()[0, 0])
         raise ValueError(f"boxes[{n}] is {rows[n].tolist()}, expected x0 <= x1 and y0 <= y1; other formats come as BoundingBoxes")
     return rows
 

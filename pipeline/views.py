@@ -21,13 +21,31 @@ def _kept(index: Index, length: int, what: str) -> slice | Tensor:
     """Return an index that keeps its axis, of `length` samples or views."""
     if isinstance(index, slice):
         return index
-    listed = torch.as_tensor(index)
+    listed = _listed(index, what)
     if listed.ndim:
         return listed
     number = int(listed)
     if not -length <= number < length:
         raise IndexError(f"{what} {number} of {length}; {what}s are numbered 0 to {length - 1}")
     return slice(number % length, number % length + 1)
+
+
+def _listed(index: Any, what: str) -> Tensor:
+    """Return a number, or a row of numbers or of a mask, as a tensor.
+
+    Raises: IndexError for all else: a float would be cut off, and words, ... and None say nothing of samples and views.
+    """
+    try:
+        listed = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError):
+        listed = torch.empty(())
+    if listed.shape == (0,) and isinstance(index, Sequence):
+        return listed.long()  # torch takes an empty list for floats
+    whole = not (listed.is_floating_point() or listed.is_complex()) and (listed.dtype != torch.bool or listed.ndim == 1)
+    if not whole or listed.ndim > 1:
+        mend = "; batch.family(name) finds views by their family" if isinstance(index, str) else ""
+        raise IndexError(f"{index!r:.60} is no index of {what}s; take a whole number, a slice, a row of numbers or a mask{mend}")
+    return listed
 
 
 def _split(index: Index | tuple[Index, ...], shape: tuple[int, ...]) -> tuple[slice | Tensor, slice | Tensor]:
@@ -43,6 +61,11 @@ def _check(owner: str, name: str, value: Tensor, shape: tuple[int | None, ...], 
         raise ValueError(f"{owner}.{name} has shape {tuple(value.shape)}, expected {shape} (None: any)")
     if dtype is not None and value.dtype != dtype:
         raise ValueError(f"{owner}.{name} is {value.dtype}, expected {dtype}")
+
+
+def _shape(tensor: Tensor) -> str:
+    """Say a tensor's shape and type, never its numbers: (16, 2, 3, 224, 224) float32."""
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _moved(container: Any, device: torch.device | str, non_blocking: bool) -> dict[str, Any]:
@@ -96,6 +119,9 @@ class Photometric:
         b, v = _split(index, self.grey.shape)
         return Photometric(**{field.name: getattr(self, field.name)[b][:, v] for field in fields(self)})
 
+    def __repr__(self) -> str:
+        return f"Photometric({tuple(self.grey.shape)}, {self.grey.device})"
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Photometric":
         """Return the same on another device."""
         return replace(self, **_moved(self, device, non_blocking))
@@ -144,6 +170,10 @@ class ViewGeometry:
 
     def __len__(self) -> int:
         return self.boxes.shape[0]
+
+    def __repr__(self) -> str:
+        drawn = f"size_px={self.size_px}, seed={self.seed}, epoch={self.epoch}"
+        return f"ViewGeometry({self.family!r}, boxes {_shape(self.boxes)}, {drawn}, {self.boxes.device})"
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "ViewGeometry":
         b, v = _split(index, self.flipped.shape)
@@ -212,6 +242,9 @@ class Views:
     def __len__(self) -> int:
         return self.pixels.shape[0]
 
+    def __repr__(self) -> str:
+        return f"Views({self.geometry.family!r}, pixels {_shape(self.pixels)}, {self.pixels.device})"
+
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "Views":
         b, v = _split(index, self.valid.shape)
         return Views(
@@ -246,7 +279,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sample)
 
+    def __repr__(self) -> str:
+        families = ", ".join(f"{views.geometry.family!r} {_shape(views.pixels)}" for views in self.views)
+        return f"Batch({len(self)} samples, {families}, {self.sample.device})"
+
     def __getitem__(self, index: Index) -> "Batch":
+        if isinstance(index, tuple):
+            raise IndexError(f"index with {len(index)} parts, a batch has one axis: samples; index the views of a family for both")
         b = _kept(index, len(self), "sample")
         each = {name: getattr(self, name)[b] for name in ("sample", "drawn_for", "label", "source_size")}
         return Batch(**each, views=tuple(views[b, :] for views in self.views))

@@ -120,6 +120,15 @@ def test_interrupted_rendering_leaves_nothing(tmp_path: Path, stop_at: int) -> N
     assert len(members(demo_shards(tmp_path, train=8, val=4, workers=1).val)) == 8
 
 
+def test_drawing_is_announced_once_and_only_where_nobody_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """No logging need be set up, and standard output stays the caller's."""
+    demo_shards(tmp_path, train=3, val=2, workers=1)
+    assert capfd.readouterr() == ("", f"drawing 5 demo pictures, once; they are kept in {tmp_path / f'demo-v{demo_data.GENERATOR}-3-2'}\n")
+    demo_shards(tmp_path, train=3, val=2, workers=1)
+    demo_shards(tmp_path, train=2, val=1, workers=1, progress=lambda done, total: None)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_slower_of_two_renderings_takes_the_faster_ones_shards(tmp_path: Path) -> None:
     stamps: list[int] = []
 

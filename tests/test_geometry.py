@@ -1,5 +1,6 @@
 """Maps between views and sources: against torch.rot90 and flip on index pictures, brute force on pixel grids, and affine_grid."""
 
+import re
 from itertools import product
 
 import numpy as np
@@ -168,6 +169,30 @@ def test_box_seen_from_another_view_agrees_with_brute_force_on_its_pixels(data: 
     assert fraction.item() == pytest.approx(shared / (aw * ah), abs=1e-9)
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_what_depends_on_a_number_that_is_none_is_none(place: int) -> None:
+    whole, broken = torch.tensor([2.0, 3, 9, 8]), torch.tensor([2.0, 3, 9, 8])
+    broken[place] = torch.nan
+    assert geometry.iou(whole, whole) == 1 and geometry.visible_fraction(whole, (20, 20)) == 1
+    for number in (
+        geometry.area(broken),
+        geometry.overlap_area(broken, whole),
+        geometry.iou(broken, whole),
+        geometry.iou(whole, broken),
+        geometry.iou(broken, broken),
+        geometry.visible_fraction(broken, (20, 20)),
+    ):
+        assert number.isnan()
+
+
+@pytest.mark.parametrize("name", ["flipped", "quarter_turns"])
+def test_parts_of_mirrors_and_turns_are_refused(name: str) -> None:
+    given = {"boxes": torch.tensor([0.0, 0, 4, 4]), "flipped": torch.tensor(True), "quarter_turns": torch.tensor(1), "size_px": (8, 8)}
+    geometry.view_to_source(**given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"^{name} is torch\.float32, expected "):
+        geometry.view_to_source(**given | {name: torch.tensor(0.9)})  # type: ignore[arg-type]
+
+
 def test_own_box_fills_the_view_in_every_orientation() -> None:
     views = all_orientations(torch.tensor([3.0, 5, 24, 17]), (6, 14), (30, 40))
     own = torch.diagonal(views.seen_from(views)[0], dim1=0, dim2=1).T
@@ -269,12 +294,13 @@ def _views(b: int = 4, v: int = 3) -> Views:
         ((np.array([2, 0]), slice(0, 2)), [2, 0], [0, 1]),
         (torch.tensor([True, False, False, True]), [0, 3], [0, 1, 2]),
         ((slice(None), [True, False, True]), [0, 1, 2, 3], [0, 2]),
+        ((slice(None), []), [0, 1, 2, 3], []),
     ],
 )
 def test_everything_is_indexed_together_and_axes_never_vanish(index: object, samples: list[int], numbers: list[int]) -> None:
     views = _views()
     part = views[index]
-    expected = torch.tensor([[b * 3 + v for v in numbers] for b in samples])
+    expected = torch.tensor([[b * 3 + v for v in numbers] for b in samples]).view(len(samples), len(numbers)).long()
     assert torch.equal(part.pixels[:, :, 0, 0, 0].long(), expected)
     assert torch.equal(part.geometry.boxes[..., 0].long(), expected)
     assert part.geometry.sample.tolist() == samples and part.geometry.view.tolist() == numbers
@@ -295,6 +321,52 @@ def test_index_out_of_range_is_named(index: object, message: str) -> None:
         _views()[index]
 
 
+@pytest.mark.parametrize(
+    ("index", "shown", "what"),
+    [
+        ("g", "'g'", "samples"),
+        ((..., 0), "Ellipsis", "samples"),
+        ((0, None), "None", "views"),
+        (1.5, "1.5", "samples"),
+        ((0, 2.0), "2.0", "views"),
+        ((0, [0.0]), "[0.0]", "views"),
+        (True, "True", "samples"),
+        (torch.tensor(1.0), "tensor(1.)", "samples"),
+        ([[0]], "[[0]]", "samples"),
+        ({}, "{}", "samples"),
+    ],
+)
+def test_what_is_no_index_is_refused_in_one_line(index: object, shown: str, what: str) -> None:
+    views = _views()
+    for thing in (views, views.geometry, views.photometric):
+        message = f"^{re.escape(shown)} is no index of {what}; take a whole number, a slice, a row of numbers or a mask"
+        with pytest.raises(IndexError, match=message) as refused:
+            thing[index]
+        assert "\n" not in str(refused.value)
+
+
+def _batch() -> Batch:
+    views = _views()
+    each = {name: getattr(views.geometry, name) for name in ("sample", "drawn_for", "source_size")}
+    return Batch(**each, label=torch.full((4,), -1), views=(views,))
+
+
+def test_a_batch_is_indexed_by_samples_alone() -> None:
+    with pytest.raises(IndexError, match=r"'f' is no index of samples; .*; batch\.family\(name\) finds views by their family$"):
+        _batch()["f"]  # type: ignore[index]
+    with pytest.raises(IndexError, match="index with 2 parts, a batch has one axis: samples; index the views of a family for both"):
+        _batch()[0, 1]
+
+
+def test_containers_show_shapes_and_no_numbers() -> None:
+    batch = _batch()
+    views = batch.family("f")
+    assert repr(batch) == "Batch(4 samples, 'f' (4, 3, 3, 6, 5) float32, cpu)"
+    assert repr(views) == "Views('f', pixels (4, 3, 3, 6, 5) float32, cpu)"
+    assert repr(views.geometry) == "ViewGeometry('f', boxes (4, 3, 4) float32, size_px=(6, 5), seed=0, epoch=0, cpu)"
+    assert repr(views.photometric) == "Photometric((4, 3), cpu)"
+
+
 def test_containers_check_one_another_and_name_what_does_not_fit() -> None:
     views = _views()
     with pytest.raises(ValueError, match=r"Views\.valid has shape \(4, 2\), expected \(4, 3\)"):
@@ -309,9 +381,7 @@ def test_containers_check_one_another_and_name_what_does_not_fit() -> None:
 
 
 def test_batch_finds_families_by_name_and_slices_all_of_them() -> None:
-    views = _views()
-    each = {name: getattr(views.geometry, name) for name in ("sample", "drawn_for", "source_size")}
-    batch = Batch(**each, label=torch.full((4,), -1), views=(views,))
+    batch = _batch()
     part = batch[1:3]
     assert len(part) == 2 and part.family("f").geometry.sample.tolist() == [1, 2] and len(batch[-1]) == 1
     with pytest.raises(KeyError, match="family 'g': this batch holds"):

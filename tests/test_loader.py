@@ -172,9 +172,28 @@ def test_an_epoch_ends_where_the_next_begins(build: Callable[..., Loader]) -> No
     assert loader.position()["updates"] == 2 * loader.updates_per_epoch
     assert [batch.views[0].geometry.epoch for batch in (first[0], second[0])] == [0, 1]
     loader.seek(loader.updates_per_epoch - 1)
+    assert len(loader) == 2
     assert len(list(loader)) == 2
+    assert len(loader) == 2 * loader.updates_per_epoch
     with pytest.raises(ValueError, match="updates=-1: needs 0 or more"):
         loader.seek(-1)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_pass_that_is_broken_off_is_followed_by_the_next_epoch(build: Callable[..., Loader], threads: int) -> None:
+    loader = build(threads=threads)
+    for epoch, taken in enumerate((1, loader.updates_per_epoch, 2)):
+        seen = list(itertools.islice(loader, taken))
+        assert [batch.sample.tolist() for batch in seen] == [loader.order.micro_batch(epoch, step, 0).tolist() for step in range(taken)]
+    loader.seek(1)
+    assert next(iter(loader)).sample.tolist() == loader.order.micro_batch(0, 1, 0).tolist()
+
+
+@pytest.mark.parametrize("form", [Path, str, lambda path: [path], lambda path: (str(path / "train.tar"), path / "val.tar")])
+def test_shards_are_named_as_for_the_index(tiny_shards: Path, form: Callable[[Path], Any]) -> None:
+    with make_loader(form(tiny_shards), RECIPE, global_batch=4, renderer="torch", threads=0) as loader:
+        assert loader.index.fingerprint == ShardIndex.open(str(tiny_shards)).fingerprint
+        assert len(next(iter(loader))) == 4
 
 
 def test_ranks_draw_independently() -> None:
@@ -223,8 +242,9 @@ def test_a_position_of_another_dataset_is_refused_by_name(build: Callable[..., L
     del position["seed"]
     with pytest.raises(ValueError, match="position lacks 'seed'"):
         build().resume(position)
-    with pytest.raises(ValueError, match="position has updates='3'"):
-        build().resume(build().position() | {"updates": "3"})
+    for wrong in ("3", 3.0, True):
+        with pytest.raises(ValueError, match=f"updates={wrong!r}: needs a whole number"):
+            build().resume(build().position() | {"updates": wrong})
 
 
 def test_a_position_may_be_resumed_by_other_numbers_of_ranks_and_threads(build: Callable[..., Loader]) -> None:
@@ -386,11 +406,35 @@ def test_batch_replays_what_a_run_saw_and_cuts_a_picture_as_another(build: Calla
     assert torch.equal(crossed.family("local").geometry.flipped, seen.family("local").geometry.flipped.flip(0))
     assert not torch.equal(crossed.family("local").pixels, seen.family("local").pixels)
     assert len(loader.batch([])) == 0
-    for wrong in ([56], [-1], [[0]]):
-        with pytest.raises(IndexError, match="ids are a row of numbers from 0 to 55"):
+    for wrong in ([56], [-1], [[0]], [1.5], [2.0], [True], ["3"], 0, np.array([2**63], np.uint64)):
+        with pytest.raises(IndexError, match="ids are a row of whole numbers from 0 to 55"):
             loader.batch(wrong)
+    with pytest.raises(ValueError, match=r"epoch=1\.0: needs a whole number"):
+        loader.batch([0], epoch=1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="drawn_for has 1 ids, sample has 2"):
         loader.batch([0, 1], drawn_for=[0])
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_a_batch_keeps_what_it_was_asked_for_whatever_happens_to_the_asking(build: Callable[..., Loader], kind: Callable[..., Any]) -> None:
+    sample, drawn_for = kind([3, 1, 4]), kind([2, 7, 1])
+    loader = build()
+    own, crossed = loader.batch(sample), loader.batch(sample, drawn_for)
+    sample[:], drawn_for[:] = 0, 0
+    own.sample[:] = 9
+    assert own.drawn_for.tolist() == crossed.sample.tolist() == [3, 1, 4] and crossed.drawn_for.tolist() == [2, 7, 1]
+    for views, other in zip(own.views, crossed.views, strict=True):
+        assert views.geometry.sample.tolist() == views.geometry.drawn_for.tolist() == other.geometry.sample.tolist() == [3, 1, 4]
+        assert other.geometry.drawn_for.tolist() == [2, 7, 1]
+
+
+def test_a_drawn_record_is_its_own() -> None:
+    ids, size, stored = np.array([3, 1]), np.array([[60, 80], [90, 70]], np.int32), np.array([6, 1], np.uint8)
+    drawn = draw_geometry(RECIPE, seed=0, epoch=0, drawn_for=ids, source_size=size, stored_orientation=stored)
+    ids[:], size[:], stored[:] = 0, 0, 0
+    for geometry in (item.geometry for item in drawn):
+        assert geometry.sample.tolist() == geometry.drawn_for.tolist() == [3, 1]
+        assert geometry.source_size.tolist() == [[60, 80], [90, 70]] and geometry.stored_orientation.tolist() == [6, 1]
 
 
 @pytest.mark.parametrize("renderer", ["torch", "native", "dali"])

@@ -308,13 +308,14 @@ def test_a_picture_of_another_size_than_its_record_is_named(noisy: list[Bytes]) 
 
 
 @needs_dali
-def test_a_box_outside_its_picture_is_refused(noisy: list[Bytes]) -> None:
+@pytest.mark.parametrize("right", [121.0, float("nan")])
+def test_a_box_outside_its_picture_is_refused(noisy: list[Bytes], right: float) -> None:
     recipe = recipe_of()
     records = records_for(recipe, [(90, 120)])
     geometry, photometric = records[1]
     boxes = geometry.boxes.clone()
-    boxes[0, 1] = torch.tensor([100.0, 10, 121, 20])
-    with pytest.raises(ValueError, match=r"box \[100.0, 10.0, 121.0, 20.0\] of family 'small', sample 0, view 1: leaves its picture"):
+    boxes[0, 1] = torch.tensor([100.0, 10, right, 20])
+    with pytest.raises(ValueError, match=rf"box \[100.0, 10.0, {right}, 20.0\] of family 'small', sample 0, view 1: leaves its picture"):
         DaliRenderer(recipe).render(noisy[:1], [records[0], (replace(geometry, boxes=boxes), photometric)])
 
 

@@ -20,7 +20,6 @@ from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.headers import examine_picture
 from wherefrom.pipeline.parity import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.recipe import ColourLaw, Independent, PixelType, Recipe, ViewFamily
-from wherefrom.pipeline.render import choose_renderer, make_cutter, make_renderer
 from wherefrom.pipeline.render_dali import DaliRenderer, installed
 from wherefrom.pipeline.render_native import NativeRenderer
 from wherefrom.pipeline.render_torch import TorchRenderer
@@ -176,22 +175,3 @@ def test_a_hostile_record_is_refused_before_a_pixel_moves(number: float) -> None
     boxes[0, 1, 2] = number
     with pytest.raises(ValueError, match="box"):
         NativeRenderer(recipe, threads=0).render(files, [(dataclasses.replace(geometry, boxes=boxes), colour), *rest])
-
-
-def test_auto_takes_it_on_a_cpu_and_says_why_where_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = recipe_of(pixels="uint8")
-    assert choose_renderer("auto", recipe, torch.device("cpu")) == ("native", "the fastest on CPUs")
-    assert make_renderer(recipe).name == "native" and make_cutter(recipe).name == "native"
-    monkeypatch.setattr("wherefrom.pipeline.render.native_missing", lambda: "it was not built")
-    assert choose_renderer("auto", recipe, torch.device("cpu")) == ("torch", "the compiled one is not there: it was not built")
-    monkeypatch.setattr("wherefrom.pipeline.render_native.native_missing", lambda: "it was not built")
-    with pytest.raises(ValueError, match='renderer "native" cannot run: it was not built; or use renderer="torch"'):
-        make_renderer(recipe, "native")
-
-
-def test_the_trial_that_chooses_on_a_gpu_times_what_it_is_told() -> None:
-    from wherefrom.pipeline import render
-
-    took = render.trial_seconds(recipe_of(None), ("native", "torch"), torch.device("cpu")) if not installed() else None
-    took = took or render.trial_seconds(recipe_of(None), ("native", "dali"), torch.device("cpu"))
-    assert all(seconds > 0 for seconds in took.values()) and len(took) == 2

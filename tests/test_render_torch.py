@@ -287,3 +287,30 @@ def test_parts_of_pixels_are_refused_with_the_mend() -> None:
     family = dataclasses.replace(SMALL, snap="none")
     with pytest.raises(ValueError, match=r"""family 'small' has snap='none', .*use snap="pixel" or renderer="native" or "dali"$"""):
         TorchRenderer(Recipe(families=(LARGE, family)))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (0.0, 0.0, float("nan"), 8.0),
+        (0.0, 0.0, float("inf"), 8.0),
+        (0.5, 0.0, 8.0, 8.0),  # would be cut at 0
+        (-3.0, 0.0, 8.0, 8.0),  # slicing would count from the other edge
+        (0.0, 0.0, 61.0, 8.0),
+        (0.0, 0.0, 8.0, 51.0),
+        (4.0, 4.0, 4.0, 8.0),
+        (8.0, 8.0, 4.0, 9.0),
+    ],
+)
+def test_a_box_that_cannot_be_cut_as_it_stands_is_refused_by_name(box: tuple[float, ...]) -> None:
+    recipe = Recipe(families=(ViewFamily(name="one", views=2, size_px=(8, 8)),))
+    files = [png(noise(50, 60))]
+    (geometry, colour), *_ = records_for(recipe, files)
+    boxes = geometry.boxes.clone()
+    boxes[0, 1] = torch.tensor([0.0, 0, 60, 50])
+    edges = dataclasses.replace(geometry, boxes=boxes.clone())
+    TorchRenderer(recipe, threads=0).render(files, [(edges, colour)])  # the whole picture
+    boxes[0, 1] = torch.tensor(box)
+    with pytest.raises(ValueError, match=r"^box \[.*\] of family 'one', sample 0, view 1: the torch renderer cuts whole pixels") as refused:
+        TorchRenderer(recipe, threads=0).render(files, [(dataclasses.replace(geometry, boxes=boxes), colour)])
+    assert "\n" not in str(refused.value)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice, product
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,7 @@ PLAIN = np.zeros((50, 60, 3), np.uint8)
         (ValueError, r"points has shape \(2,\), expected \(N, 2\)", {"points": [1, 2]}),
         (ValueError, r"boxes has shape \(1, 5\), expected \(N, 4\)", {"boxes": np.zeros((1, 5))}),
         (ValueError, r"boxes\[1\] is \[9.0, 2.0, 3.0, 4.0\], expected x0 <= x1", {"boxes": [[0, 0, 1, 1], [9, 2, 3, 4]]}),
+        (ValueError, r"boxes\[0\] is \[0.0, nan, 1.0, 1.0\], expected x0 <= x1", {"boxes": [[0, float("nan"), 1, 1]]}),
         (ValueError, r"masks have shape \(60, 50\), expected \(N, 50, 60\)", {"masks": np.zeros((60, 50))}),
         (
             ValueError,
@@ -484,17 +485,48 @@ def test_memory_is_written_again_only_when_the_worker_and_every_receiver_let_go(
     assert place(made()) == where  # dropped unsent
 
 
-def test_a_sampler_stands_where_it_was_told() -> None:
-    order = Order(samples=20, global_batch=6, seed=1, rank=1, ranks=2, accumulation=3)
-    sampler = KeyedSampler(order)
-    whole = list(sampler)
-    assert list(sampler) == whole and len(sampler) == len(whole) == 9
-    sampler.seek(order.updates_per_epoch + 2)
-    rest = list(sampler)
-    assert len(sampler) == len(rest) == 3
-    assert [key for batch in rest for key in batch] == [(1, int(i)) for micro in range(3) for i in order.micro_batch(1, 2, micro)]
-    with pytest.raises(ValueError, match="updates=-1: needs 0 or more"):
-        sampler.seek(-1)
+def keys_of(order: Order, epoch: int, step: int = 0) -> list[list[tuple[int, int]]]:
+    """The keys of an epoch from a step on, a list for each micro-batch, from the order itself."""
+    places = product(range(step, order.updates_per_epoch), range(order.accumulation))
+    return [[(epoch, int(i)) for i in order.micro_batch(epoch, s, micro)] for s, micro in places]
+
+
+class Keys:
+    """A dataset that gives back what it is indexed by."""
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, int]:
+        return key
+
+
+ACCUMULATED = Order(samples=20, global_batch=6, seed=1, rank=1, ranks=2, accumulation=3)
+
+
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 1}, {"num_workers": 2, "persistent_workers": True}])
+def test_every_pass_over_a_dataloader_is_the_next_epoch(workers: dict[str, Any]) -> None:
+    sampler = KeyedSampler(ACCUMULATED)
+    context = {"multiprocessing_context": "fork"} if workers else {}
+    loader: DataLoader[Any] = DataLoader(Keys(), batch_sampler=sampler, collate_fn=list, **workers, **context)  # type: ignore[arg-type]
+    for epoch in (0, 1):
+        assert len(loader) == 9
+        assert list(loader) == keys_of(ACCUMULATED, epoch)
+    for taken in (1, 8):  # broken off early and late: with workers all keys are drawn by then, without them not
+        assert list(islice(loader, taken)) == keys_of(ACCUMULATED, 2)[:taken]
+        assert list(loader) == keys_of(ACCUMULATED, 3)
+        sampler.seek(2 * ACCUMULATED.updates_per_epoch)
+
+
+def test_a_sampler_goes_on_from_where_it_is_told() -> None:
+    sampler = KeyedSampler(ACCUMULATED)
+    sampler.seek(ACCUMULATED.updates_per_epoch + 2)
+    assert len(sampler) == 3
+    assert list(sampler) == keys_of(ACCUMULATED, 1, step=2)
+    assert len(sampler) == 9
+    assert list(sampler) == keys_of(ACCUMULATED, 2)
+    sampler.seek(0)
+    assert next(iter(sampler)) == keys_of(ACCUMULATED, 0)[0]
+    for wrong, message in ((-1, "updates=-1: needs 0 or more"), (True, "updates=True: needs a whole number"), (2.0, "updates=2.0: needs")):
+        with pytest.raises(ValueError, match=message):
+            sampler.seek(wrong)  # type: ignore[arg-type]
 
 
 def test_joined_batches_are_the_batch_and_strangers_are_refused(open_loader: Callable[..., Loader]) -> None:
@@ -539,10 +571,9 @@ if __name__ == "__main__":
     sampler = KeyedSampler(Order(samples=8, global_batch=4))
     loader = DataLoader(Pictures(), batch_sampler=sampler, num_workers=2, persistent_workers=True, collate_fn=collate,
                         multiprocessing_context="spawn")
-    here = Pictures()
+    here, expected = Pictures(), KeyedSampler(sampler.order)
     for epoch in (0, 1):
-        sampler.seek(2 * epoch)
-        for seen, keys in zip(loader, sampler, strict=True):
+        for seen, keys in zip(loader, expected, strict=True):
             own = collate([here[key] for key in keys])
             assert (seen.batch.views[0].pixels == own.batch.views[0].pixels).all()
             assert seen.batch.views[0].geometry.epoch == epoch and seen.batch.sample.tolist() == [key[1] for key in keys]

@@ -164,8 +164,7 @@ class OurTransform:
         return self.transform.batch([peers.decode_with_torchvision(self.reader.read(int(sample))) for sample in shown], keys=keys)
 
     def _endless_keys(self) -> Any:
-        for epoch in itertools.count():
-            self.keys.seek(epoch * self.keys.order.updates_per_epoch)
+        while True:  # each pass is the next epoch
             yield from self.keys
 
     def check(self, plant: bool) -> list[Check]:

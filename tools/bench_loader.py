@@ -24,7 +24,7 @@ from rich.console import Console
 from wherefrom.pipeline.places import available_cores
 from wherefrom.pipeline.render import choose_renderer
 from wherefrom.pipeline.shards import ShardIndex
-from wherefrom.tools.bench_checks import FAMILIES, bench_recipe
+from wherefrom.tools.bench_checks import FAMILIES
 from wherefrom.tools.bench_contenders import ON_GPU, OURS, TITLES, Name, Plan, why_missing
 from wherefrom.tools.bench_data import described, enlarged_shard
 from wherefrom.tools.bench_peers import FFCV_MISSING
@@ -137,7 +137,7 @@ def _check_settings(*, rounds: int, seconds: float, threads: Sequence[int], mega
 def _served_by() -> list[str]:
     """Return a line for each kind of device here: which renderer serves who asks for none, and why."""
     places = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
-    chosen = {place: choose_renderer("auto", bench_recipe(False), place) for place in places}
+    chosen = {place: choose_renderer("auto", place) for place in places}
     return [f'renderer="auto" takes {name} on {place}: {why}' for place, (name, why) in chosen.items()]
 
 

@@ -68,7 +68,7 @@ def _contenders(
         raise ValueError(f"device={device!r}: torch sees no CUDA GPU here; use --device cpu")
     places: list[Device] = [place for place in ("cpu", "cuda") if device in (None, place) and (place == "cpu" or torch.cuda.is_available())]
     for place in places:
-        chosen, why = choose_renderer("auto", proof_cases(("pixel",), quick=True)[0].recipe, torch.device(place))
+        chosen, why = choose_renderer("auto", torch.device(place))
         _say(console, f'renderer="auto" takes {chosen} on {place}: {why}')
     found: list[tuple[Name, str, Callable[[Recipe], Renderer]]] = []
     for name in SNAPS:

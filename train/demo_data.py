@@ -62,7 +62,8 @@ def demo_shards(
 
     Ten kinds in turn, so labels 0 to 9 are balanced; train and val are numbers of pictures and come from different seeds of one generator.
     The set is written aside and renamed when complete: of two processes that start at once one wins and both return the same shards.
-    `progress(done, total)` is called as pictures are finished. `workers` are processes, by default one a core; 1 renders in this one.
+    `progress(done, total)` is called as pictures are finished; without it one line on standard error says that they are being drawn,
+    which takes a while. `workers` are processes, by default one a core; 1 renders in this one.
     Raises: ValueError if a number is below 1; OSError if the cache cannot be written.
     """
     for name, number in (("train", train), ("val", val), ("workers", 1 if workers is None else workers)):
@@ -72,6 +73,8 @@ def demo_shards(
     folder = parent / f"demo-v{GENERATOR}-{train}-{val}"
     if not folder.is_dir():
         parent.mkdir(parents=True, exist_ok=True)
+        if progress is None:
+            print(f"drawing {train + val} demo pictures, once; they are kept in {folder}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".demo-", ignore_cleanup_errors=True) as aside:
             complete = Path(aside) / folder.name
             _write_set(complete, {"train": train, "val": val}, progress, workers or available_cores())
