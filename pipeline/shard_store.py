@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture, upright
-from wherefrom.pipeline.headers import FORMATS
+from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
 from wherefrom.pipeline.places import available_cores, user_cache_folder
 from wherefrom.pipeline.shard_table import TABLE_LAYOUT, BrokenShardError, ShardTable, scan_shard, stamp_of
 
@@ -202,13 +200,10 @@ def _audit(shard: Path, table: ShardTable, pool: ThreadPoolExecutor) -> ShardTab
 
 
 def _decode_fault(table: ShardTable, row: int, descriptor: int) -> str:
-    """Decode one picture, a JPEG without forgiving warnings; return what is wrong, empty if nothing."""
+    """Decode one picture as the renderers do; return what is wrong, empty if nothing."""
     data = np.frombuffer(os.pread(descriptor, int(table.length[row]), int(table.offset[row])), np.uint8)
     try:
-        if FORMATS[table.format[row]] == "jpeg":
-            picture = upright(simplejpeg.decode_jpeg(data, "RGB", strict=True), int(table.orientation[row]))
-        else:
-            picture = decode_picture(data, int(table.orientation[row]))
+        picture = decode_picture(data, int(table.orientation[row]))
     except DECODE_ERRORS as error:
         return f"does not decode: {printable(str(error))}"
     size = tuple(table.source_size[row].tolist())

@@ -24,7 +24,7 @@ __all__ = ["TABLE_LAYOUT", "BrokenShardError", "ShardTable", "scan_shard", "stam
 
 PICTURE_EXTENSIONS = (b"jpg", b"jpeg", b"png", b"webp")  # where a key has several, the first of these is the sample's picture
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _WEBDATASET_META = re.compile(rb"__[^/]*__(?:$|/)")
 _LABEL = re.compile(rb"\s*([+-]?[0-9]{1,18})\s*")
 _MAX_LABEL_BYTES = 64

@@ -392,6 +392,16 @@ def test_exif_loops_and_garbage_cost_nothing_and_turn_nothing() -> None:
     assert exif_orientation(nine) == 1
 
 
+@pytest.mark.parametrize("prefix", [b"", b"Exif\0\0", b"Exif\0\0Exif\0\0"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_one_whole_number_of_any_width_names_an_orientation_and_nothing_else_does(order: str, prefix: bytes) -> None:
+    head = prefix + (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, 1)
+    for kind, code, expected in ((1, "B3x", 6), (3, "H2x", 6), (4, "I", 6), (2, "B3x", None), (8, "H2x", None), (11, "I", None)):
+        assert exif_orientation(head + struct.pack(f"{order}HHI{code}", 0x0112, kind, 1, 6)) == expected
+        assert exif_orientation(head + struct.pack(f"{order}HHI{code}", 0x0112, kind, 2, 6)) is None
+    assert exif_orientation(head + struct.pack(f"{order}HHII", 0x0112, 4, 1, 2**31)) == 1
+
+
 corpus = [
     encode("JPEG"),
     jpeg_with(exif_thumbnail()),
