@@ -24,6 +24,7 @@ from safetensors.numpy import load, save
 
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
 from wherefrom.pipeline.places import available_cores, user_cache_folder
+from wherefrom.pipeline.regular_files import open_regular, read_regular
 from wherefrom.pipeline.shard_table import TABLE_LAYOUT, BrokenShardError, ShardTable, scan_shard, stamp_of
 
 __all__ = ["DECODED_PIXELS", "Kept", "Progress", "file_beside", "gather_tables", "load_table", "printable"]
@@ -83,7 +84,7 @@ def load_table(file: Path, stamp: tuple[int, ...]) -> ShardTable | None:
     try:
         if os.path.getsize(file) > _MAX_FILE_BYTES:
             return None
-        arrays = load(file.read_bytes())
+        arrays = load(read_regular(file, _MAX_FILE_BYTES))
         whole = arrays.pop("checksum").tobytes() == _checksum(arrays)
         table = ShardTable(**arrays)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):  # KeyError, TypeError: dtypes or names that are not ours
@@ -194,8 +195,11 @@ def _decode_all(paths: Sequence[str], kept: Sequence[Kept], places: _Places, wor
 def _audit(shard: Path, table: ShardTable, pool: ThreadPoolExecutor) -> ShardTable:
     pixels = np.prod(table.source_size, axis=1, dtype=np.int64)
     rows = np.flatnonzero(table.sound() & (pixels <= DECODED_PIXELS)).tolist()
-    with shard.open("rb", buffering=0) as file:
-        faults = list(pool.map(lambda row: _decode_fault(table, row, file.fileno()), rows))
+    descriptor = open_regular(shard)
+    try:
+        faults = list(pool.map(lambda row: _decode_fault(table, row, descriptor), rows))
+    finally:
+        os.close(descriptor)
     return table.with_decoded({row: fault for row, fault in zip(rows, faults, strict=True) if fault})
 
 

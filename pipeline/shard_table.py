@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wherefrom.pipeline.headers import FORMATS, MAX_ENCODED_BYTES, PictureHeader, examine_picture
+from wherefrom.pipeline.regular_files import open_regular
 from wherefrom.pipeline.tar_members import Member, TarError, walk_tar
 
 __all__ = ["TABLE_LAYOUT", "BrokenShardError", "ShardTable", "scan_shard", "stamp_of"]
@@ -157,7 +158,7 @@ def scan_shard(shard: Path) -> ShardTable:
 
 
 def _scanned(shard: Path, size: int) -> "_Scan":
-    descriptor = os.open(shard, os.O_RDONLY)
+    descriptor = open_regular(shard)
     scan = _Scan(descriptor)
     try:
         for member in walk_tar(descriptor, size):

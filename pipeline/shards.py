@@ -24,7 +24,8 @@ import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import ArrayLike, NDArray
 
-from wherefrom.pipeline.shard_store import Kept, Progress, file_beside, gather_tables, load_table, printable
+from wherefrom.pipeline.regular_files import read_regular
+from wherefrom.pipeline.shard_store import DECODED_PIXELS, Kept, Progress, file_beside, gather_tables, load_table, printable
 from wherefrom.pipeline.shard_table import BrokenShardError, ShardTable, scan_shard
 
 __all__ = ["MAX_PIXELS", "BrokenShardError", "Quarantined", "ShardIndex", "expand_pattern"]
@@ -341,8 +342,7 @@ def _other_counts_that_differ(index: ShardIndex) -> Iterator[str]:
 def _dali_count(shard: Path) -> int | None:
     """Return the number of samples in the head of a DALI index, `v1.2 COUNT`; None where there is none."""
     try:
-        with shard.with_suffix(".idx").open("rb") as lines:
-            head = re.match(rb"v1\.[0-2] ([0-9]{1,12})\s", lines.read(32))
+        head = re.match(rb"v1\.[0-2] ([0-9]{1,12})\s", read_regular(shard.with_suffix(".idx"), 32))
     except OSError:
         return None
     return int(head[1]) if head else None
@@ -352,8 +352,7 @@ def _info_counts(folder: Path) -> dict[str, int]:
     """Return samples by file name from `_info.json` or `info.json`; empty where there is none that can be read."""
     for name in ("_info.json", "info.json"):
         try:
-            with (folder / name).open("rb") as file:
-                splits = json.loads(file.read(_MAX_METADATA_BYTES))["splits"].values()
+            splits = json.loads(read_regular(folder / name, _MAX_METADATA_BYTES))["splits"].values()
             return {
                 str(shard): int(count) for split in splits for shard, count in zip(split["filenames"], split["shard_lengths"], strict=True)
             }

@@ -476,6 +476,52 @@ def test_any_bytes_as_index_file_or_metadata_are_passed_over(tmp_path: Path, mak
     assert (len(index), index.reused) == (2, 0)
 
 
+def at_once(work: Callable[[], object], pipe: Path) -> object:
+    """Return what `work` returns or raises; fail if it waits for somebody to write into the pipe."""
+    outcome: list[object] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except (OSError, ValueError) as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    waits = thread.is_alive()
+    writer = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # lets it go
+    thread.join(20)
+    os.close(writer)
+    assert not waits, f"waits at {pipe}"
+    return outcome[0]
+
+
+@pytest.mark.parametrize("name", ["_info.json", "info.json", "s.idx", ".wherefrom/s.tar.index", ".wherefrom"])
+def test_a_pipe_in_the_place_of_metadata_or_an_index_keeps_nobody_waiting(
+    tmp_path: Path, make_shard: Callable[..., Path], name: str
+) -> None:
+    path = two_samples(make_shard, tmp_path / "s.tar")
+    pipe = tmp_path / name
+    pipe.parent.mkdir(exist_ok=True)
+    os.mkfifo(pipe)
+    index = at_once(lambda: ShardIndex.open(path), pipe)
+    assert isinstance(index, ShardIndex) and (len(index), index.reused) == (2, 0)
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_one_line(tmp_path: Path, make_shard: Callable[..., Path]) -> None:
+    path = two_samples(make_shard, tmp_path / "s.tar")
+    index = ShardIndex.open(path)
+    path.unlink()
+    os.mkfifo(path)
+    error = at_once(lambda: ShardReader(index).read(1), path)
+    assert isinstance(error, ShardChanged)
+    assert_one_line(error, "s.tar", "not a regular file")
+    error = at_once(lambda: scan_shard(path), path)
+    assert isinstance(error, OSError)
+    assert_one_line(error, "s.tar", "not a regular file")
+
+
 def test_an_index_file_that_points_outside_the_shard_is_not_believed(tmp_path: Path, make_shard: Callable[..., Path]) -> None:
     table = scan_shard(two_samples(make_shard, tmp_path / "s.tar"))
     arrays = {name: getattr(table, name).copy() for name in table.__slots__}
