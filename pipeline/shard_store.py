@@ -1,6 +1,6 @@
 """Where the tables of shards are kept, and how those of many shards are found, built and audited.
 
-Here: index files beside the shards or in a cache folder, parallel building that resumes, the audit by decoding.
+Here: index files in a folder beside the shards or in a cache folder, parallel building that resumes, the audit by decoding.
 Not here: what a table holds (shard_table.py), the joined index (shards.py).
 An index file is safetensors with a checksum: hostile or rotten bytes in it cost another scan, never more. It is written aside and renamed,
 so any number of processes may build the same one at once.
@@ -31,7 +31,8 @@ __all__ = ["DECODED_PIXELS", "Kept", "Progress", "file_beside", "gather_tables",
 
 DECODED_PIXELS = 64_000_000  # the audit leaves larger pictures alone
 
-_SUFFIX = ".wherefrom-index"
+_FOLDER = ".wherefrom"
+_SUFFIX = ".index"
 _MAX_FILE_BYTES = 2**32
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def gather_tables(
 
 def file_beside(shard: Path) -> Path:
     """Return where the index file of a shard lies by preference."""
-    return shard.with_name(shard.name + _SUFFIX)
+    return shard.parent / _FOLDER / (shard.name + _SUFFIX)
 
 
 def load_table(file: Path, stamp: tuple[int, ...]) -> ShardTable | None:
@@ -99,7 +100,7 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Places:
-    """Where index files may lie, in order of preference: beside the shard, then in a cache folder."""
+    """Where index files may lie, in order of preference: in a folder beside the shard, then in a cache folder."""
 
     cache: Path | None  # None: the user's
     beside: bool
@@ -143,9 +144,10 @@ def _store_table(table: ShardTable, file: Path) -> None:
 
     Raises: OSError if the place cannot be written; a folder whose mode forbids writing is left alone even by root.
     """
+    there = next(folder for folder in file.parents if folder.exists())
+    if not os.stat(there).st_mode & 0o222:
+        raise PermissionError(f"{there} is read-only")
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not os.stat(file.parent).st_mode & 0o222:
-        raise PermissionError(f"{file.parent} is read-only")
     arrays = {name: np.ascontiguousarray(getattr(table, name)) for name in TABLE_LAYOUT}
     arrays["checksum"] = np.frombuffer(_checksum(arrays), np.uint8)
     aside = file.with_name(f".{file.name}.{secrets.token_hex(6)}.part")

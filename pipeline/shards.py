@@ -161,9 +161,9 @@ class ShardIndex:
     ) -> Self:
         """Find the stored index of every shard or build it, and join them.
 
-        A shard's index is kept beside it, or in `cache` (default: the user's cache folder) where that place cannot be written or `beside`
-        is False; it is keyed by the shard's size and mtime. `progress` is called with (shards done, shards in all). `decode` really
-        decodes every picture that counts as sound, once, with progress of its own, and keeps the verdicts.
+        A shard's index is kept in the folder `.wherefrom` beside it, or in `cache` (default: the user's cache folder) where that place
+        cannot be written or `beside` is False; it is keyed by the shard's size and mtime. `progress` is called with (shards done, shards
+        in all). `decode` really decodes every picture that counts as sound, once, with progress of its own, and keeps the verdicts.
         Raises: FileNotFoundError, ValueError (expand_pattern); BrokenShardError; ValueError if there is no picture, or a bad setting.
         """
         if max_pixels < 1 or (workers is not None and workers < 1):

@@ -22,6 +22,7 @@ from PIL import Image
 
 from wherefrom.pipeline.headers import examine_picture, exif_orientation
 from wherefrom.pipeline.reader import ShardChanged, ShardReader
+from wherefrom.pipeline.shard_store import file_beside
 from wherefrom.pipeline.shard_table import scan_shard
 from wherefrom.pipeline.shards import BrokenShardError, ShardIndex, expand_pattern
 from wherefrom.tools.index import index_command
@@ -470,7 +471,8 @@ def test_flipped_bytes_in_a_tar_give_an_index_or_one_line(tmp_path: Path, seed: 
 @given(content=st.binary(max_size=3000))
 def test_any_bytes_as_index_file_or_metadata_are_passed_over(tmp_path: Path, make_shard: Callable[..., Path], content: bytes) -> None:
     path = two_samples(make_shard, tmp_path / "s.tar")
-    for name in ("s.tar.wherefrom-index", "s.idx", "_info.json"):
+    (tmp_path / ".wherefrom").mkdir(exist_ok=True)
+    for name in (".wherefrom/s.tar.index", "s.idx", "_info.json"):
         (tmp_path / name).write_bytes(content)
     index = ShardIndex.open(path)
     assert (len(index), index.reused) == (2, 0)
@@ -571,7 +573,7 @@ def test_the_error_names_a_number_where_the_key_cannot_be_looked_up_any_more(tmp
     path = two_samples(make_shard, tmp_path / "s.tar")
     index = ShardIndex.open(path)
     change_while_open(path, "cut short")
-    (tmp_path / "s.tar.wherefrom-index").unlink()
+    file_beside(path).unlink()
     with ShardReader(index) as reader, pytest.raises(ShardChanged, match=r"s\.tar:sample 1: the shard has"):
         reader.read(1)
 
