@@ -131,8 +131,13 @@ class ShardIndex:
         self.format = _fixed(np.concatenate([table.format for table in tables]))
         self.shard_stamps = _fixed(np.stack([table.stamp for table in tables]))  # (S, 3): format version, bytes, mtime_ns
         self._starts = np.cumsum(self.shard_lengths) - self.shard_lengths
-        self._sound = np.concatenate([table.sound() for table in tables])
-        self._sound &= np.prod(self.source_size, axis=1, dtype=np.int64) <= max_pixels
+        too_large = np.prod(self.source_size, axis=1, dtype=np.int64) > max_pixels
+        self._sound = np.concatenate([table.sound() for table in tables]) & ~too_large
+        undecodable = np.zeros_like(too_large)
+        undecodable[np.concatenate([start + table.undecodable for start, table in zip(self._starts, tables, strict=True)])] = True
+        self.audited = max_pixels <= DECODED_PIXELS and all(table.decoded[0] for table in tables)  # every sound sample was decoded once
+        self._as_opened = _digest(~self._sound)
+        self._without_audit = _digest(~self._sound & (too_large | ~undecodable))
         self.sound = _fixed(self._sound.view())
 
         hasher = hashlib.blake2b(digest_size=16)
@@ -229,6 +234,13 @@ class ShardIndex:
             raise ValueError(f"none of the {len(self)} samples is sound; `wherefrom index` lists the reasons")
         return sound_ids[np.searchsorted(sound_ids, wanted) % len(sound_ids)]
 
+    def unsound_digest(self, *, audit: bool) -> str:
+        """Hash which samples were unsound when the index was opened, with or without those that only its audit by decoding found.
+
+        It depends on the data, on max_pixels and, if asked, on which shards were audited; never on `condemn`.
+        """
+        return self._as_opened if audit else self._without_audit
+
     def condemn(self, sample: int, reason: str) -> bool:
         """Mark a sample as unsound from now on, because a strict decode failed; return whether that is news. Safe from any thread."""
         self._check_ids(np.asarray([sample], np.int64))
@@ -297,6 +309,10 @@ class ShardIndex:
             while len(self._recent) > _TABLES_KEPT:
                 self._recent.popitem(last=False)
         return table
+
+
+def _digest(mask: NDArray[np.bool_]) -> str:
+    return hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=8).hexdigest()
 
 
 def _fixed(array: NDArray) -> NDArray:

@@ -85,6 +85,7 @@ def synthetic_table(sound: NDArray[np.bool_], size: int = 1 << 30) -> ShardTable
         key_ends=8 * np.arange(1, n + 1),
         unsound=unsound,
         reasons=np.frombuffer(b"x" * len(unsound), np.uint8),
+        undecodable=np.empty(0, np.int64),
         reason_ends=np.arange(1, len(unsound) + 1),
         extensions=np.empty(0, np.uint8),
         extension_ends=np.empty(0, np.int64),
