@@ -13,6 +13,7 @@ import math
 import os
 import re
 import secrets
+import shlex
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
@@ -78,7 +79,7 @@ def _expand_part(part: str) -> list[str]:
     if os.path.isfile(part):
         return [part]
     if os.path.isdir(part):
-        return _matches(os.path.join(glob.escape(part), "*.tar"))
+        return _shards_of_folder(part)
     ranges = re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})", part)
     if math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > _MAX_SHARDS:
         raise ValueError(f"{part!r} names more than {_MAX_SHARDS} shards; narrow its braces")
@@ -87,6 +88,17 @@ def _expand_part(part: str) -> list[str]:
     except ValueError as error:
         raise ValueError(f"{part!r} has unbalanced braces; write 'train-{{000000..000009}}.tar'") from error
     return [path for name in names for path in (_matches(name) if glob.has_magic(name) and not os.path.isfile(name) else [name])]
+
+
+def _shards_of_folder(folder: str) -> list[str]:
+    try:
+        return _matches(os.path.join(glob.escape(folder), "*.tar"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder}: no file matches *.tar, and pictures are read from tar shards alone; pack them: without labels by "
+            f"`tar --sort=name -cf pictures.tar -C {shlex.quote(folder)} .`, with labels as KEY.jpg beside KEY.cls (a whole number) by "
+            "webdataset.ShardWriter"
+        ) from error
 
 
 def _matches(pattern: str) -> list[str]:
@@ -340,7 +352,21 @@ def _notes(index: ShardIndex, kept: Sequence[Kept], beside: bool) -> Iterator[st
     if beside and elsewhere:
         path, folder = elsewhere[0]
         yield f"nothing can be written beside {path}: its index lies in {folder} ({len(elsewhere)} shards)"
+    yield from _labels_not_read(index)
     yield from _other_counts_that_differ(index)
+
+
+def _labels_not_read(index: ShardIndex) -> Iterator[str]:
+    """Say why samples have no label although something like one lies beside them."""
+    unlabelled = int(np.count_nonzero(index.label < 0))
+    words, described = index.left_aside["cls (not a number)"], index.left_aside["json"]
+    if words:
+        yield f"{words} .cls members hold no whole number, so their samples have no label; write the number of the class into KEY.cls"
+    if unlabelled and described:
+        yield (
+            f"{unlabelled} of {len(index)} samples have no label, and {described} .json members are not read; "
+            "a label is a whole number in KEY.cls"
+        )
 
 
 def _other_counts_that_differ(index: ShardIndex) -> Iterator[str]:
