@@ -123,10 +123,9 @@ class Loader:
         self._closed = False
         self._copying: deque[tuple[torch.cuda.Event, Batch]] = deque()
         if self._decoding == "lenient":
-            log.warning(
-                "renderer %s decodes JPEGs on the GPU, where damaged ones may be shown in part, and not all shards have decode verdicts; "
-                "`wherefrom index PATTERN --decode` makes them, once",
-                renderer.name,
+            index.say_once(
+                f"renderer {renderer.name} decodes JPEGs on the GPU, where damaged ones may be shown in part, and not all shards have "
+                "decode verdicts; `wherefrom index PATTERN --decode` makes them, once"
             )
 
     def __len__(self) -> int:

@@ -127,8 +127,9 @@ class DaliRenderer:
         started = time.perf_counter()
         pool = self._decoding_pool()
         pictures, failed = decoded_pictures(encoded, pool) if self.strict else readable_files(encoded, pool, decode_jpegs=False)
-        decoded = time.perf_counter()
+        decode_s = time.perf_counter() - started
         with self._lock:
+            started = time.perf_counter()
             steps = tuple(mine | _Steps.of_record(*record) for mine, record in zip(self._steps, records, strict=True))
             if steps != self._steps or len(encoded) > self._max_batch or lying.any() > self._lying:
                 self._steps, self._max_batch, self._pipeline = steps, max(len(encoded), self._max_batch), None
@@ -141,12 +142,8 @@ class DaliRenderer:
                     raise
                 pictures, failed = readable_files(encoded, pool, decode_jpegs=True)
                 upright_size, pixels = self._run(pictures, source_size, lying, fed)
-        return Rendered(
-            pixels=pixels,
-            failed=wrong_sizes(upright_size, source_size) | failed,
-            decode_s=decoded - started if self.strict else 0.0,
-            render_s=time.perf_counter() - (decoded if self.strict else started),
-        )
+            render_s = decode_s + time.perf_counter() - started
+        return Rendered(pixels=pixels, failed=wrong_sizes(upright_size, source_size) | failed, render_s=render_s)
 
     def close(self) -> None:
         """Free threads and memory; twice is fine."""

@@ -199,9 +199,8 @@ class ShardIndex:
             aside = ", ".join(f"{count} .{kind}" for kind, count in index.left_aside.most_common(3)) or "nothing else either"
             others = f" nor in {len(paths) - 1} more shards" if len(paths) > 1 else ""
             raise ValueError(f"{paths[0]}: no pictures{others} ({aside}); a picture is a member KEY.jpg, .jpeg, .png or .webp")
-        index.notes.extend(_notes(index, kept, beside))
-        for note in index.notes:
-            log.warning(note)
+        for note in _notes(index, kept, beside):
+            index.say_once(note)
         return index
 
     def __len__(self) -> int:
@@ -210,6 +209,12 @@ class ShardIndex:
     @property
     def unsound_count(self) -> int:
         return len(self) - int(np.count_nonzero(self._sound))
+
+    def say_once(self, note: str) -> None:
+        """Say aloud what a user should know about these shards, and keep it in `notes`; not a second time."""
+        if note not in self.notes:
+            self.notes.append(note)
+            log.warning(note)
 
     def key(self, sample: int) -> str:
         """Return the WebDataset key of a sample, looked up in its shard's index file.
