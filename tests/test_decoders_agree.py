@@ -21,6 +21,7 @@ from wherefrom.pipeline.headers import examine_picture
 from wherefrom.pipeline.recipe import Independent, Recipe, ViewFamily
 from wherefrom.pipeline.render import Rendered, Renderer, make_renderer
 from wherefrom.pipeline.render_dali import DaliRenderer, installed
+from wherefrom.pipeline.render_triton import DaliDecoder
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
 Bytes = NDArray[np.uint8]
@@ -165,13 +166,16 @@ def test_the_bar_sees_another_picture_of_the_same_size() -> None:
 
 @pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
 def test_where_dali_decodes_jpegs_itself_everything_else_is_judged_strictly_all_the_same() -> None:
-    """As on a GPU: of damaged JPEGs it may show some, never one that decodes strictly less; PNG and WebP are as everywhere."""
+    """As on a GPU: of damaged JPEGs some may be shown, sound ones never refused; PNG and WebP are as everywhere."""
     files = mutations(90)
     renderer = DaliRenderer(RECIPE, threads=2, strict=False)
     rendered = [renderer.render([file], whole_records(1)) for file in files]
+    of_triton = DaliDecoder(device=torch.device("cpu"), threads=2)
     lenient = 0
     for file, one in zip(files, rendered, strict=True):
         expected = truth(file)
+        decoded = of_triton.decode([file])
+        assert bool(decoded.failed) == bool(one.failed) or tuple(decoded.sizes[0]) != SIZE
         if file[:2].tobytes() == b"\xff\xd8" and expected is None:
             lenient += not one.failed
         else:
