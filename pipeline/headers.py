@@ -1,9 +1,9 @@
 """What a picture's bytes say before anybody decodes them.
 
-Here: format, upright size, EXIF orientation and soundness of JPEG, PNG and WebP bytes.
-Not here: decoding (render_*.py), tar files (tar_members.py, shards.py).
+Here: format, upright size, EXIF orientation and soundness of JPEG, PNG and WebP bytes, and what a PNG's chunks hold.
+Not here: decoding (decode.py), tar files (tar_members.py, shards.py).
 Convention: sizes are (height, width) of the upright picture; orientation is the EXIF value as stored, 1 to 8.
-The bytes are hostile until shown otherwise: every loop is bounded, nothing but `Unsound` is raised, and that stays inside.
+The bytes are hostile until shown otherwise: every loop is bounded, and nothing but `Unsound` is raised.
 """
 
 import re
@@ -11,7 +11,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-__all__ = ["FORMATS", "MAX_ENCODED_BYTES", "PictureHeader", "examine_picture", "exif_orientation"]
+__all__ = ["FORMATS", "MAX_ENCODED_BYTES", "PictureHeader", "PngParts", "Unsound", "examine_picture", "exif_orientation", "read_png"]
 
 FORMATS = ("unknown", "jpeg", "png", "webp")  # the code of a format is its place here
 MAX_ENCODED_BYTES = 2**29  # a longer member is not read at all
@@ -20,6 +20,8 @@ _MAX_PARTS = 2**20  # segments or chunks of one picture
 _MAX_SCANS = 200  # a progressive JPEG has about ten; thousands are a decoder's denial of service
 _MAX_JPEG_SIDE = 65_500  # libjpeg's limit
 _ORIENTATION_TAG = 0x0112
+_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG
+_EXIF_PREFIXES = re.compile(rb"(?:Exif\0\0){0,2}")  # a JPEG's belongs there; PNG and WebP writers put it there too, and Pillow adds one
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour type
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
@@ -30,7 +32,7 @@ _END, _SCAN, _APP1 = 0xD9, 0xDA, 0xE1
 _SKIPPED_SEGMENTS = {0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # DHT, DAC, DQT, DNL, DRI, COM, APPn
 
 
-class Unsound(Exception):  # noqa: N818  a verdict on data, not a fault of ours; it never leaves this module
+class Unsound(ValueError):  # noqa: N818  a verdict on data, not a fault of ours
     """The bytes are not a sound picture; the message is the reason."""
 
 
@@ -70,13 +72,29 @@ def examine_picture(data: bytes) -> PictureHeader:
     return PictureHeader(format=code, height=height, width=width, orientation=orientation)
 
 
-def exif_orientation(tiff: bytes) -> int | None:
-    """Return the orientation (1 to 8) that a TIFF block of EXIF names, 1 for a value out of range, None where it names none.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PngParts:
+    """What a PNG's chunks hold that a decoder needs, every length and checksum of theirs verified."""
 
-    Only the first directory is read and no pointer is followed, so a block that loops costs nothing. The value's type is not looked at,
-    as in nvImageCodec 0.9, so that DALI and we turn the same pictures.
+    height: int  # as stored
+    width: int
+    depth: int  # bits a channel
+    colour: int  # color type: 0 gray, 2 RGB, 3 palette, 4 gray and alpha, 6 RGBA
+    interlaced: bool
+    palette: bytes  # RGB after RGB, for color type 3
+    compressed: bytes  # one zlib stream
+    exif: bytes
+
+
+def exif_orientation(block: bytes) -> int | None:
+    """Return the orientation (1 to 8) that a block of EXIF names, 1 for a value out of range, None where it names none.
+
+    The one place that reads it, for files and for Pillow's pictures. A block is a TIFF header and what follows, with or without the
+    prefix `Exif`. Only the first directory is read and no pointer is followed, so a block that loops costs nothing; one BYTE, SHORT or
+    LONG counts.
     """
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    tiff = memoryview(block)[_EXIF_PREFIXES.match(block).end() :]  # type: ignore[union-attr]  # it matches nothing as well
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(tiff[:4]))
     if order is None or len(tiff) < 8:
         return None
     (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
@@ -86,15 +104,19 @@ def exif_orientation(tiff: bytes) -> int | None:
     first = directory + 2
     last_whole = min(first + 12 * entries, len(tiff) - 11)
     for entry in range(first, last_whole, 12):
-        tag, value = struct.unpack_from(f"{order}H6xH", tiff, entry)
+        tag, kind, count = struct.unpack_from(f"{order}HHI", tiff, entry)
         if tag == _ORIENTATION_TAG:
+            if kind not in _TIFF_INTEGERS or count != 1:
+                return None
+            (value,) = struct.unpack_from(order + _TIFF_INTEGERS[kind], tiff, entry + 8)
             return value if 1 <= value <= 8 else 1
     return None
 
 
 def _scan_jpeg(data: bytes) -> tuple[int, int, int]:
     """Walk the segments up to the end marker that follows the last scan; return (height, width, orientation) as stored."""
-    at, scans, orientation = 2, 0, 1
+    at, scans = 2, 0
+    exif: list[bytes] = []  # one block, which may go on in further segments
     size: tuple[int, int] | None = None
     for _ in range(_MAX_PARTS):
         found = _MARKER_IN_SCAN.search(data, at) if scans else _MARKER.match(data, at)
@@ -104,7 +126,7 @@ def _scan_jpeg(data: bytes) -> tuple[int, int, int]:
         if marker == _END:
             if not scans or size is None:
                 raise Unsound("ends before its first scan")
-            return *size, orientation
+            return *size, exif_orientation(b"".join(exif)) or 1
         length = int.from_bytes(data[at : at + 2], "big")
         if length < 2 or at + length > len(data):
             raise Unsound(f"is cut short in segment FF{marker:02X}")
@@ -122,8 +144,8 @@ def _scan_jpeg(data: bytes) -> tuple[int, int, int]:
             raise Unsound(f"is of JPEG process {marker - 0xC0}, which not every renderer decodes")
         elif marker not in _SKIPPED_SEGMENTS:
             raise Unsound(f"has a stray marker FF{marker:02X}")
-        elif marker == _APP1 and body.startswith(b"Exif\0\0"):
-            orientation = exif_orientation(body[6:]) or orientation
+        elif marker == _APP1 and not scans and body.startswith(b"Exif\0\0"):
+            exif.append(body[6:])
     raise Unsound(f"has more than {_MAX_PARTS} segments")
 
 
@@ -139,8 +161,20 @@ def _jpeg_frame_size(body: bytes) -> tuple[int, int]:
 
 
 def _scan_png(data: bytes) -> tuple[int, int, int]:
-    """Walk the chunks up to IEND; return (height, width, orientation) as stored."""
-    at, orientation, pixels_seen = 33, 1, False
+    """Return (height, width, orientation) as stored."""
+    png = read_png(data)
+    return png.height, png.width, exif_orientation(png.exif) or 1
+
+
+def read_png(data: bytes) -> PngParts:
+    """Walk the chunks of a PNG up to IEND and return what they hold; of chunks that a decoder may leave out, only eXIf is looked at.
+
+    Raises: Unsound for anything but known critical chunks in their order, whole and with checksums that hold.
+    Source: PNG 3rd edition, 5.3 and 5.6 (chunks and their order), 11.2 (critical chunks), 11.3.4.5 (eXIf; the last one counts).
+    """
+    at, exif, before = 33, b"", b"IHDR"
+    palette: bytes | None = None
+    pixels: list[bytes] = []
     if len(data) < at or data[8:16] != b"\0\0\0\x0dIHDR":
         raise Unsound("has no IHDR chunk at its start")
     width, height, depth, colour, compression, filtering, interlace, checksum = struct.unpack_from(">IIBBBBBI", data, 16)
@@ -154,17 +188,45 @@ def _scan_png(data: bytes) -> tuple[int, int, int]:
         length, name = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (2**32, b"")
         if at + 12 + length > len(data):
             raise Unsound("is cut short before its IEND chunk")
-        if zlib.crc32(data[at + 4 : at + 8 + length]) != int.from_bytes(data[at + 8 + length : at + 12 + length], "big"):
-            raise Unsound(f"has a chunk {name!r} with a wrong checksum")  # DALI refuses it, Pillow does not always
+        if zlib.crc32(memoryview(data)[at + 4 : at + 8 + length]) != int.from_bytes(data[at + 8 + length : at + 12 + length], "big"):
+            raise Unsound(f"has a chunk {name!r} with a wrong checksum")
+        if not name.isalpha():
+            raise Unsound(f"has a chunk of the name {name!r}")
         if name == b"IEND":
-            if not pixels_seen:
+            if not pixels:
                 raise Unsound("has no IDAT chunk")
-            return height, width, orientation
-        pixels_seen |= name == b"IDAT"
-        if name == b"eXIf":
-            orientation = exif_orientation(data[at + 8 : at + 8 + length]) or orientation
+            if colour == 3 and palette is None:
+                raise Unsound("has no PLTE chunk, which its color type needs")
+            return PngParts(
+                height=height,
+                width=width,
+                depth=depth,
+                colour=colour,
+                interlaced=bool(interlace),
+                palette=palette if colour == 3 and palette else b"",
+                compressed=b"".join(pixels),
+                exif=exif,
+            )
+        body = data[at + 8 : at + 8 + length] if name in (b"IDAT", b"PLTE", b"eXIf") else b""
+        if name == b"IDAT":
+            if pixels and before != b"IDAT":
+                raise Unsound("has other chunks between its IDAT chunks")
+            pixels.append(body)
+        elif name == b"PLTE":
+            if palette is not None or pixels or colour in (0, 4) or not _fits_palette(body, depth if colour == 3 else 8):
+                raise Unsound("has a PLTE chunk that does not fit its color type, its length or its place")
+            palette = body
+        elif name == b"eXIf":
+            exif = body
+        elif name[:1].isupper():
+            raise Unsound(f"has a critical chunk {name!r}, which no decoder knows" if name != b"IHDR" else "has two IHDR chunks")
+        before = name
         at += 12 + length
     raise Unsound(f"has more than {_MAX_PARTS} chunks")
+
+
+def _fits_palette(body: bytes, depth: int) -> bool:
+    return len(body) % 3 == 0 and 3 <= len(body) <= 3 * 2**depth
 
 
 def _scan_webp(data: bytes) -> tuple[int, int, int]:
@@ -172,7 +234,8 @@ def _scan_webp(data: bytes) -> tuple[int, int, int]:
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
         raise Unsound(f"is cut short: its header names {end} bytes, {len(data)} are there")
-    at, orientation, flags = 12, 1, 0
+    at, flags = 12, 0
+    exif: bytes | None = None
     canvas: tuple[int, int] | None = None
     frame: tuple[int, int] | None = None
     for _ in range(_MAX_PARTS):
@@ -189,12 +252,12 @@ def _scan_webp(data: bytes) -> tuple[int, int, int]:
             frame = _webp_frame_size(name, data[body_at : body_at + min(length, 10)])
         elif name in (b"ANIM", b"ANMF"):
             raise Unsound("is animated")
-        elif name == b"EXIF" and flags & 8:
-            orientation = exif_orientation(data[body_at : body_at + length]) or orientation
+        elif name == b"EXIF" and flags & 8 and exif is None:
+            exif = data[body_at : body_at + length]
         at = body_at + length + length % 2
     if frame is None or (canvas is not None and canvas != frame):
         raise Unsound("has no frame" if frame is None else f"has a frame of {frame} on a canvas of {canvas}")
-    return *frame, orientation
+    return *frame, exif_orientation(exif or b"") or 1
 
 
 def _webp_frame_size(name: bytes, body: bytes) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -67,9 +67,16 @@ class LoaderStats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
-    """Where a run stands and what it was made from; everything a saved position must agree on."""
+    """Where a run stands and what it was made from; everything a saved position must agree on.
+
+    Which picture stands in for which follows from `dataset`, `unsound` and `decoding`. Strictly, every picture shown passed a strict
+    decode, the renderer's own or the index's audit (`wherefrom index --decode`): then it does not matter whether there was an audit, nor
+    when a picture was found undecodable. Leniently, a GPU's decoder decides, and the audit's verdicts belong to `unsound`.
+    """
 
     dataset: str  # the index's fingerprint
+    unsound: str  # digest of the samples that the index held for unsound when it was opened; if strict, without its audit's
+    decoding: Literal["strict", "lenient"]
     recipe: str  # the recipe's fingerprint
     seed: int
     global_batch: int
@@ -118,6 +125,11 @@ class Loader:
         self._bad: dict[int, str] = {}
         self._closed = False
         self._copying: deque[tuple[torch.cuda.Event, Batch]] = deque()
+        if self._decoding == "lenient":
+            index.say_once(
+                f"renderer {renderer.name} decodes JPEGs on the GPU, where damaged ones may be shown in part, and not all shards have "
+                "decode verdicts; `wherefrom index PATTERN --decode` makes them, once"
+            )
 
     def __len__(self) -> int:
         """Micro-batches of the next pass on this rank: of a whole epoch, or after `seek` of the rest of one."""
@@ -148,6 +160,10 @@ class Loader:
             raise ValueError(f"updates={updates}: needs 0 or more")
         self.updates = updates
 
+    @property
+    def _decoding(self) -> Literal["strict", "lenient"]:
+        return "strict" if self.renderer.strict or self.index.audited else "lenient"
+
     def position(self, updates: int | None = None) -> dict[str, Any]:
         """Return the position after `updates` steps as plain data.
 
@@ -155,6 +171,8 @@ class Loader:
         """
         return Position(
             dataset=self.index.fingerprint,
+            unsound=self.index.unsound_digest(audit=self._decoding == "lenient"),
+            decoding=self._decoding,
             recipe=self.recipe.fingerprint,
             seed=self.order.seed,
             global_batch=self.order.global_batch,
@@ -165,14 +183,22 @@ class Loader:
     def resume(self, position: dict[str, Any]) -> None:
         """Stand where a saved position says.
 
-        Raises: ValueError naming the field if it is a position of another dataset, recipe, seed, batch or order.
+        Raises: ValueError naming the field if it is a position of another dataset, recipe, seed, batch or order, or if other pictures
+                may have been left out: under another max_pixels, or by a decoder of another strictness.
         """
         here = self.position()
+        mends = {
+            "unsound": "the same max_pixels, and the shards audited that were",
+            "decoding": "a renderer and an index that decode alike",
+        }
+        if self.index.audited and self.index.unsound_digest(audit=True) == self.index.unsound_digest(audit=False):
+            here["decoding"] = position.get("decoding")  # every picture decodes: strict and lenient are one
         for name in here:
             if name not in position:
-                raise ValueError(f"position lacks {name!r}; it was not written by this library")
+                raise ValueError(f"position lacks {name!r}; it was not written by this version of the library")
             if name != "updates" and position[name] != here[name]:
-                raise ValueError(f"position has {name}={position[name]!r}, this loader has {here[name]!r}; resume with the same {name}")
+                mend = mends.get(name, f"the same {name}")
+                raise ValueError(f"position has {name}={position[name]!r}, this loader has {here[name]!r}; resume with {mend}")
         if not isinstance(position["updates"], int):
             raise ValueError(f"position has updates={position['updates']!r}: needs a whole number")
         self.seek(position["updates"])

@@ -18,6 +18,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from wherefrom.pipeline.regular_files import open_regular
 from wherefrom.pipeline.shards import ShardIndex
 
 __all__ = ["ShardChanged", "ShardReader"]
@@ -120,7 +121,7 @@ class ShardReader:
     @contextmanager
     def _borrow(self, shard: int) -> Iterator[int]:
         """Hand out a shard's descriptor, which stays open until the block ends. Shards are opened outside the lock: that may be slow."""
-        opened = self._take(shard) or self._take(shard, os.open(self.index.paths[shard], os.O_RDONLY))
+        opened = self._take(shard) or self._take(shard, open_regular(self.index.paths[shard]))
         assert opened is not None
         try:
             yield opened.descriptor

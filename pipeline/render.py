@@ -53,6 +53,7 @@ class Renderer(Protocol):
     """Records and encoded bytes in, pixels out. Safe to call from several threads; any batch size."""
 
     name: str
+    strict: bool  # whether it refuses whatever decode.py refuses; a GPU's decoders show damaged JPEGs in part
 
     def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
         """Render a batch: `encoded` holds B files, `records` one (geometry, photometric) a family of the recipe."""

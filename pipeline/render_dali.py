@@ -1,6 +1,7 @@
-"""The `dali` renderer: one DALI graph for CPU and GPU that decodes a picture once and cuts all its views from it.
+"""The `dali` renderer: one DALI graph for CPU and GPU that cuts all views of a picture that was decoded once.
 
-Here: the graph, feeding it records and bytes, finding the picture that will not decode. Pixels are float32 from resize to hand-over.
+Here: the graph, feeding it records and pictures. Pixels are float32 from resize to hand-over. On a CPU decode.py decodes, strictly; a GPU
+decodes JPEGs itself, which is never strict, and is asked for nothing else: `readable_files` is what it is given.
 Not here: drawing (DALI's own random operators are never used), reading. DALI is imported when a renderer is made, not before.
 Convention: DALI's regions are (y, x), floats, absolute; an end before its start mirrors that axis.
 """
@@ -9,6 +10,7 @@ import importlib.util
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wherefrom.pipeline.colour import colour_matrix
+from wherefrom.pipeline.decode import decode_or_stand_in, is_jpeg
 from wherefrom.pipeline.places import available_cores
 from wherefrom.pipeline.recipe import Recipe, ViewFamily
 from wherefrom.pipeline.render import Rendered
 from wherefrom.pipeline.views import Photometric, ViewGeometry
-
-STAND_IN = b"P5\n1 1\n255\n\x80"  # one grey pixel, drawn in the place of a picture that will not decode
 
 
 def installed() -> bool:
@@ -74,7 +75,7 @@ class DaliRenderer:
     """Renders batches with NVIDIA DALI, on a GPU or on the CPU; its pixels equal the float64 reference's to 0.001 levels mean.
 
     A batch takes up to three times the memory of its float32 views while it is rendered. `max_batch` only spares the rebuilding (about
-    0.1 s) that the first larger batch brings.
+    0.1 s) that the first larger batch brings, or the first picture that lies on its side.
     Raises: ValueError if DALI is not installed, or for a device that is neither cpu nor cuda.
     """
 
@@ -88,6 +89,7 @@ class DaliRenderer:
         threads: int | None = None,
         max_batch: int | None = None,
         hw_decoder_load: float = 0.65,  # share of JPEGs that a GPU's hardware decoder takes, where it has one
+        strict: bool | None = None,  # None: on a CPU; True decodes JPEGs on the CPU for a GPU too
         exact: bool = True,  # False keeps 8 bits after the resize: 1.25 times as fast on a CPU, where make_renderer asks for it
     ) -> None:
         if not installed():
@@ -102,10 +104,13 @@ class DaliRenderer:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self.threads = available_cores() if threads is None else max(1, threads)
         self.hw_decoder_load = hw_decoder_load
+        self.strict = self.device.type == "cpu" if strict is None else strict
         self.exact = exact
         self._max_batch = max_batch or 1
         self._steps = tuple(_Steps.of_family(family) for family in recipe.families)
+        self._lying = False  # whether a picture has come whose EXIF orientation exchanges its sides
         self._pipeline: Any = None  # built on first use, again when a batch is larger or needs more steps, or after a failure
+        self._pool: ThreadPoolExecutor | None = None  # decodes
         self._lock = threading.Lock()
 
     def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
@@ -117,49 +122,66 @@ class DaliRenderer:
         if not encoded:  # DALI has no batches of none
             nothing = [torch.empty(0, f.views, 3, *f.size_px, dtype=getattr(torch, self.recipe.pixels)) for f in self.recipe.families]
             return Rendered(pixels=tuple(pixels.to(self.device) for pixels in nothing), failed={})
-        source_size = records[0][0].source_size.numpy()
+        source_size, lying = records[0][0].source_size.numpy(), records[0][0].stored_orientation.numpy() >= 5
         fed = [_fed(geometry, photometric) for geometry, photometric in records]
+        started = time.perf_counter()
+        pool = self._decoding_pool()
+        pictures, failed = decoded_pictures(encoded, pool) if self.strict else readable_files(encoded, pool, decode_jpegs=False)
+        decode_s = time.perf_counter() - started
         with self._lock:
             started = time.perf_counter()
             steps = tuple(mine | _Steps.of_record(*record) for mine, record in zip(self._steps, records, strict=True))
-            if steps != self._steps or len(encoded) > self._max_batch:
+            if steps != self._steps or len(encoded) > self._max_batch or lying.any() > self._lying:
                 self._steps, self._max_batch, self._pipeline = steps, max(len(encoded), self._max_batch), None
-            failed: dict[int, str] = {}
+                self._lying |= bool(lying.any())
             try:
-                decoded_size, pixels = self._run(encoded, source_size, fed)
+                upright_size, pixels = self._run(pictures, source_size, lying, fed)
             except RuntimeError:
                 self._pipeline = None  # one undecodable picture ends a DALI pipeline
-                failed = undecodable(encoded, self.threads)
-                if not failed:
+                if self.strict:
                     raise
-                stand_in = np.frombuffer(STAND_IN, np.uint8)
-                decodable = [stand_in if i in failed else file for i, file in enumerate(encoded)]
-                decoded_size, pixels = self._run(decodable, source_size, fed)
-            render_s = time.perf_counter() - started
-        return Rendered(pixels=pixels, failed=wrong_sizes(decoded_size, source_size) | failed, render_s=render_s)
+                pictures, failed = readable_files(encoded, pool, decode_jpegs=True)
+                upright_size, pixels = self._run(pictures, source_size, lying, fed)
+            render_s = decode_s + time.perf_counter() - started
+        return Rendered(pixels=pixels, failed=wrong_sizes(upright_size, source_size) | failed, render_s=render_s)
 
     def close(self) -> None:
         """Free threads and memory; twice is fine."""
         with self._lock:
             self._pipeline = None
+            if self._pool is not None:
+                self._pool.shutdown(wait=True)
+                self._pool = None
+
+    def _decoding_pool(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.threads, "wherefrom-decode")
+            return self._pool
 
     def _run(
-        self, encoded: Sequence[NDArray[np.uint8]], source_size: NDArray[np.int32], fed: list[dict[str, NDArray[Any]]]
+        self,
+        pictures: Sequence[NDArray[np.uint8]],
+        source_size: NDArray[np.int32],
+        lying: NDArray[np.bool_],
+        fed: list[dict[str, NDArray[Any]]],
     ) -> tuple[NDArray[np.int32], tuple[Tensor, ...]]:
-        """Return decoded sizes (B, 2) and one (B, V, 3, H, W) a family."""
+        """Return the pictures' upright sizes (B, 2) and one (B, V, 3, H, W) a family. `pictures` are decoded if strict, files if not."""
         if self._pipeline is None:
             self._pipeline = self._build()
-        self._pipeline.feed_input("encoded", list(encoded))
+        self._pipeline.feed_input("pictures", list(pictures), layout="HWC" if self.strict else None)
         self._pipeline.feed_input("source_size", source_size)
+        if self._lying:
+            self._pipeline.feed_input("lying", lying.astype(np.int32))
         for number, (steps, arrays) in enumerate(zip(self._steps, fed, strict=True)):
             for name in _inputs(steps):
                 self._pipeline.feed_input(f"{name}{number}", arrays[name])
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-        decoded_size, *pixels = self._pipeline.run(stream)
-        return np.array(decoded_size.as_array()), tuple(torch.from_dlpack(views.as_tensor()) for views in pixels)
+        upright_size, *pixels = self._pipeline.run(stream)
+        return np.array(upright_size.as_array()), tuple(torch.from_dlpack(views.as_tensor()) for views in pixels)
 
     def _build(self) -> Any:
-        """Return the pipeline: pictures decoded once, each family's views cut, then treated together as frames of one sequence."""
+        """Return the pipeline: pictures decoded once or given, each family's views cut, then treated together as frames of one sequence."""
         from nvidia.dali import fn, pipeline_def, types
 
         recipe, gpu = self.recipe, self.device.type == "cuda"
@@ -172,12 +194,17 @@ class DaliRenderer:
             num_threads=self.threads,
             device_id=self.device.index,
             prefetch_queue_depth=1,
-            enable_conditionals=any(steps.turn for steps in self._steps),
+            enable_conditionals=self._lying or any(steps.turn for steps in self._steps),
         )
         def graph() -> Any:
-            file = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-            decoding = {"device": "mixed", "hw_decoder_load": self.hw_decoder_load} if gpu else {"device": "cpu"}
-            picture = fn.decoders.image(file, jpeg_fancy_upsampling=True, adjust_orientation=True, **decoding)
+            if self.strict:
+                picture = fn.external_source(name="pictures", dtype=types.UINT8, ndim=3)
+                picture = picture.gpu() if gpu else picture
+            else:
+                picture = decoded_by_dali("pictures", gpu, self.hw_decoder_load)
+            if self._lying:  # noqa: SIM102 - asked once, while the graph is built; the next is asked for every sample
+                if fn.external_source(name="lying", dtype=types.INT32, ndim=0) > 0:
+                    picture = fn.transpose(picture, perm=[1, 0, 2], transpose_layout=False)
             extent = fn.cast(picture.shape()[0:2], dtype=types.INT32)
             told = fn.external_source(name="source_size", dtype=types.INT32, ndim=1)
             # another size than the record's is found out after the run; until then no region may lead far outside: DALI 2.4 crashes there
@@ -243,35 +270,36 @@ def leaves_picture(geometry: ViewGeometry, b: int, v: int) -> ValueError:
     )
 
 
-def undecodable(encoded: Sequence[NDArray[np.uint8]], threads: int) -> dict[int, str]:
-    """Return which files DALI's decoder refuses, position -> reason, by halving the batch until the refused ones stand alone."""
-    reason = _refusal(encoded, threads)
-    if reason is None:
-        return {}
-    if len(encoded) == 1:
-        return {0: reason}
-    middle = len(encoded) // 2
-    second = undecodable(encoded[middle:], threads)
-    return undecodable(encoded[:middle], threads) | {middle + i: reason for i, reason in second.items()}
+def decoded_pictures(encoded: Sequence[NDArray[np.uint8]], pool: ThreadPoolExecutor) -> tuple[list[NDArray[np.uint8]], dict[int, str]]:
+    """Decode files strictly, as every CPU renderer does: pictures as stored, and position -> reason where one gray pixel stands in."""
+    decoded = list(pool.map(decode_or_stand_in, encoded))
+    return [picture for picture, _ in decoded], {i: reason for i, (_, reason) in enumerate(decoded) if reason}
 
 
-def _refusal(encoded: Sequence[NDArray[np.uint8]], threads: int) -> str | None:
-    """Decode files on the CPU alone, where a GPU's decoders fall back to as well; return what DALI says against them, or None."""
-    from nvidia.dali import fn, pipeline_def, types
+def readable_files(
+    encoded: Sequence[NDArray[np.uint8]], pool: ThreadPoolExecutor, *, decode_jpegs: bool
+) -> tuple[list[NDArray[np.uint8]], dict[int, str]]:
+    """Return files for DALI's decoder, and position -> reason for those that will not decode, where one gray pixel stands in.
 
-    @pipeline_def(batch_size=len(encoded), num_threads=threads, device_id=None, prefetch_queue_depth=1)
-    def graph() -> Any:
-        return fn.decoders.image(fn.external_source(name="encoded", dtype=types.UINT8, ndim=1), device="cpu").shape()
+    JPEGs stay as they are; everything else is decoded here and becomes PNM, so that all renderers refuse the same and show the same. With
+    `decode_jpegs` JPEGs do too: for a batch that DALI refused, whose verdict on each picture is then the strict one.
+    """
+    ours = [i for i, file in enumerate(encoded) if decode_jpegs or not is_jpeg(file)]
+    pictures, failed = decoded_pictures([encoded[i] for i in ours], pool)
+    files = list(encoded)
+    for i, picture in zip(ours, pictures, strict=True):
+        head = np.frombuffer(b"P6\n%d %d\n255\n" % (picture.shape[1], picture.shape[0]), np.uint8)
+        files[i] = np.concatenate([head, picture.ravel()])
+    return files, {ours[k]: reason for k, reason in failed.items()}
 
-    pipeline = graph()
-    pipeline.build()  # 2 ms
-    pipeline.feed_input("encoded", list(encoded))
-    try:
-        pipeline.run()
-    except RuntimeError as error:
-        said = str(error).partition("encountered:")[2].split("\n\n")[1:2]
-        return "DALI cannot decode it: " + (said[0].splitlines()[0].strip(" :") if said else "no reason given")
-    return None
+
+def decoded_by_dali(name: str, gpu: bool, hw_decoder_load: float) -> Any:
+    """Add to a graph: the files fed under a name, decoded; EXIF is not undone, for the record says how the picture lies."""
+    from nvidia.dali import fn, types
+
+    file = fn.external_source(name=name, dtype=types.UINT8, ndim=1)
+    decoding = {"device": "mixed", "hw_decoder_load": hw_decoder_load} if gpu else {"device": "cpu"}
+    return fn.decoders.image(file, jpeg_fancy_upsampling=True, adjust_orientation=False, **decoding)
 
 
 def _inputs(steps: _Steps) -> dict[str, tuple[int, bool]]:
@@ -292,6 +320,7 @@ def _fed(geometry: ViewGeometry, photometric: Photometric) -> dict[str, NDArray[
     """Return a record as the arrays of `_inputs`, the first axis B.
 
     A view is cut by a region that mirrors either axis, then transposed if its turn is odd: a mirror and four turns are no more than that.
+    What is left to undo of EXIF once a picture that lies on its side is transposed mirrors the region again.
     Raises: ValueError if a box leaves its picture.
     """
     flipped, turns = geometry.flipped.numpy(), geometry.quarter_turns.numpy() % 4
@@ -301,6 +330,11 @@ def _fed(geometry: ViewGeometry, photometric: Photometric) -> dict[str, NDArray[
     inside = (x0 >= 0) & (y0 >= 0) & (x1 <= geometry.source_size[:, 1:].numpy()) & (y1 <= geometry.source_size[:, :1].numpy())
     if not inside.all():  # nan is nowhere
         raise leaves_picture(geometry, *np.argwhere(~inside)[0].tolist())
+    x0, y0, x1, y1 = (edge.astype(np.float64) for edge in (x0, y0, x1, y1))  # float32 would round what is mirrored
+    stored, whole = geometry.stored_orientation.numpy()[:, None], geometry.source_size.numpy()
+    across, down = np.isin(stored, (2, 3, 6, 7)), np.isin(stored, (3, 4, 7, 8))
+    x0, x1 = (np.where(across, whole[:, 1:] - x, x) for x in (x0, x1))
+    y0, y1 = (np.where(down, whole[:, :1] - y, y) for y in (y0, y1))
     height, width = geometry.size_px
     sigma = photometric.blur_sigma_px.numpy()
     region = [

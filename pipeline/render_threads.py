@@ -45,6 +45,8 @@ def view_shapes(recipe: Recipe, samples: int) -> list[tuple[int, ...]]:
 class ThreadedRenderer:
     """Renders in `threads` threads (0: in the caller's); pixels land in a ring of reused slots."""
 
+    strict = True
+
     def __init__(self, cutter: Cutter, *, device: str | torch.device = "cpu", threads: int | None = None, prefetch: int = 2) -> None:
         self.cutter = cutter
         self.name = cutter.name

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,11 +20,11 @@ from torch import Tensor
 
 from wherefrom.kernels.dispatch import interpreted, triton_missing
 from wherefrom.pipeline.colour import colour_matrix
-from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
+from wherefrom.pipeline.decode import decode_or_stand_in
 from wherefrom.pipeline.places import available_cores
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.render import Rendered
-from wherefrom.pipeline.render_dali import STAND_IN, installed, leaves_picture, undecodable, wrong_sizes
+from wherefrom.pipeline.render_dali import decoded_by_dali, installed, leaves_picture, readable_files, wrong_sizes
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
 WIDEST_SIGMA_PX = 1000.0  # of a blur; the kernel cuts a radius of 4096
@@ -36,11 +37,13 @@ class Decoded:
     owner: object  # of the memory: they stay where they are while it lives
     addresses: list[int]  # of contiguous (H, W, 3) uint8
     sizes: NDArray[np.int32]  # (B, 2), (height, width)
-    failed: dict[int, str]  # position -> reason; one grey pixel stands in
+    failed: dict[int, str]  # position -> reason; one gray pixel stands in
 
 
 class Decoder(Protocol):
     """Encoded files in, decoded pictures out."""
+
+    strict: bool  # whether a damaged picture is always refused
 
     def decode(self, encoded: Sequence[NDArray[np.uint8]]) -> Decoded:
         """Decode a batch of at least one file."""
@@ -81,6 +84,7 @@ class TritonRenderer:
             self._decoder = DaliDecoder(device=self.device, threads=threads, hw_decoder_load=hw_decoder_load)
         else:
             self._decoder = StockDecoder()
+        self.strict = self._decoder.strict
         self._rendering: deque[tuple[torch.cuda.Event, Decoded]] = deque()  # pictures that the GPU may still read
         self._lock = threading.Lock()
 
@@ -155,10 +159,12 @@ class TritonRenderer:
 
 
 class DaliDecoder:
-    """Decodes with NVIDIA DALI, to the GPU or, for tests, to the CPU; pictures keep their stored orientation.
+    """Decodes JPEGs with NVIDIA DALI, to the GPU or, for tests, to the CPU; pictures keep their stored orientation.
 
     Raises: ValueError if DALI is not installed.
     """
+
+    strict = False
 
     def __init__(self, *, device: torch.device, threads: int | None = None, hw_decoder_load: float = 0.65) -> None:
         if not installed():
@@ -171,22 +177,22 @@ class DaliDecoder:
         self.hw_decoder_load = hw_decoder_load
         self._max_batch = 1
         self._pipeline: Any = None  # built on first use, again when a batch is larger, or after a failure
+        self._pool: ThreadPoolExecutor | None = None  # decodes what is no JPEG
 
     def decode(self, encoded: Sequence[NDArray[np.uint8]]) -> Decoded:
         """Decode a batch; on a GPU the pictures are there once its current stream has come so far.
 
         Raises: RuntimeError if DALI fails although every picture decodes.
         """
-        failed: dict[int, str] = {}
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, "wherefrom-decode")
+        files, failed = readable_files(encoded, self._pool, decode_jpegs=False)
         try:
-            pictures = self._run(encoded)
+            pictures = self._run(files)
         except RuntimeError:
             self._pipeline = None  # one undecodable picture ends a DALI pipeline
-            failed = undecodable(encoded, self.threads)
-            if not failed:
-                raise
-            stand_in = np.frombuffer(STAND_IN, np.uint8)
-            pictures = self._run([stand_in if i in failed else file for i, file in enumerate(encoded)])
+            files, failed = readable_files(encoded, self._pool, decode_jpegs=True)
+            pictures = self._run(files)
         return Decoded(
             owner=pictures,
             addresses=[pictures[i].data_ptr() for i in range(len(encoded))],
@@ -197,6 +203,9 @@ class DaliDecoder:
     def close(self) -> None:
         """Free threads and memory; twice is fine."""
         self._pipeline = None
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+            self._pool = None
 
     def _run(self, encoded: Sequence[NDArray[np.uint8]]) -> Any:
         """Return the decoded pictures, a list of DALI's."""
@@ -208,15 +217,11 @@ class DaliDecoder:
         return self._pipeline.run(stream)[0]
 
     def _build(self) -> Any:
-        from nvidia.dali import fn, pipeline_def, types
-
-        gpu = self.device.type == "cuda"
+        from nvidia.dali import pipeline_def
 
         @pipeline_def(batch_size=self._max_batch, num_threads=self.threads, device_id=self.device.index, prefetch_queue_depth=1)
         def graph() -> Any:
-            file = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
-            decoding = {"device": "mixed", "hw_decoder_load": self.hw_decoder_load} if gpu else {"device": "cpu"}
-            return fn.decoders.image(file, jpeg_fancy_upsampling=True, adjust_orientation=False, **decoding)
+            return decoded_by_dali("encoded", self.device.type == "cuda", self.hw_decoder_load)
 
         pipeline = graph()
         pipeline.build()
@@ -226,20 +231,16 @@ class DaliDecoder:
 class StockDecoder:
     """Decodes as the torch renderer does, in the caller's thread."""
 
+    strict = True
+
     def decode(self, encoded: Sequence[NDArray[np.uint8]]) -> Decoded:
         """Decode a batch on the CPU."""
-        pictures, failed = [], {}
-        for i, file in enumerate(encoded):
-            try:
-                pictures.append(np.ascontiguousarray(decode_picture(file)))
-            except DECODE_ERRORS as error:
-                pictures.append(np.full((1, 1, 3), 128, np.uint8))
-                failed[i] = f"{type(error).__name__}: {error}"
+        pictures, reasons = zip(*map(decode_or_stand_in, encoded), strict=True)
         return Decoded(
             owner=pictures,
             addresses=[picture.ctypes.data for picture in pictures],
             sizes=np.array([picture.shape[:2] for picture in pictures], np.int32),
-            failed=failed,
+            failed={i: reason for i, reason in enumerate(reasons) if reason},
         )
 
     def close(self) -> None:

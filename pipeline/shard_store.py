@@ -1,6 +1,6 @@
 """Where the tables of shards are kept, and how those of many shards are found, built and audited.
 
-Here: index files beside the shards or in a cache folder, parallel building that resumes, the audit by decoding.
+Here: index files in a folder beside the shards or in a cache folder, parallel building that resumes, the audit by decoding.
 Not here: what a table holds (shard_table.py), the joined index (shards.py).
 An index file is safetensors with a checksum: hostile or rotten bytes in it cost another scan, never more. It is written aside and renamed,
 so any number of processes may build the same one at once.
@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture, upright
-from wherefrom.pipeline.headers import FORMATS
+from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
 from wherefrom.pipeline.places import available_cores, user_cache_folder
+from wherefrom.pipeline.regular_files import open_regular, read_regular
 from wherefrom.pipeline.shard_table import TABLE_LAYOUT, BrokenShardError, ShardTable, scan_shard, stamp_of
 
 __all__ = ["DECODED_PIXELS", "Kept", "Progress", "file_beside", "gather_tables", "load_table", "printable"]
 
 DECODED_PIXELS = 64_000_000  # the audit leaves larger pictures alone
 
-_SUFFIX = ".wherefrom-index"
+_FOLDER = ".wherefrom"
+_SUFFIX = ".index"
 _MAX_FILE_BYTES = 2**32
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def gather_tables(
 
 def file_beside(shard: Path) -> Path:
     """Return where the index file of a shard lies by preference."""
-    return shard.with_name(shard.name + _SUFFIX)
+    return shard.parent / _FOLDER / (shard.name + _SUFFIX)
 
 
 def load_table(file: Path, stamp: tuple[int, ...]) -> ShardTable | None:
@@ -85,7 +85,7 @@ def load_table(file: Path, stamp: tuple[int, ...]) -> ShardTable | None:
     try:
         if os.path.getsize(file) > _MAX_FILE_BYTES:
             return None
-        arrays = load(file.read_bytes())
+        arrays = load(read_regular(file, _MAX_FILE_BYTES))
         whole = arrays.pop("checksum").tobytes() == _checksum(arrays)
         table = ShardTable(**arrays)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):  # KeyError, TypeError: dtypes or names that are not ours
@@ -100,7 +100,7 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Places:
-    """Where index files may lie, in order of preference: beside the shard, then in a cache folder."""
+    """Where index files may lie, in order of preference: in a folder beside the shard, then in a cache folder."""
 
     cache: Path | None  # None: the user's
     beside: bool
@@ -144,9 +144,10 @@ def _store_table(table: ShardTable, file: Path) -> None:
 
     Raises: OSError if the place cannot be written; a folder whose mode forbids writing is left alone even by root.
     """
+    there = next(folder for folder in file.parents if folder.exists())
+    if not os.stat(there).st_mode & 0o222:
+        raise PermissionError(f"{there} is read-only")
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not os.stat(file.parent).st_mode & 0o222:
-        raise PermissionError(f"{file.parent} is read-only")
     arrays = {name: np.ascontiguousarray(getattr(table, name)) for name in TABLE_LAYOUT}
     arrays["checksum"] = np.frombuffer(_checksum(arrays), np.uint8)
     aside = file.with_name(f".{file.name}.{secrets.token_hex(6)}.part")
@@ -196,19 +197,19 @@ def _decode_all(paths: Sequence[str], kept: Sequence[Kept], places: _Places, wor
 def _audit(shard: Path, table: ShardTable, pool: ThreadPoolExecutor) -> ShardTable:
     pixels = np.prod(table.source_size, axis=1, dtype=np.int64)
     rows = np.flatnonzero(table.sound() & (pixels <= DECODED_PIXELS)).tolist()
-    with shard.open("rb", buffering=0) as file:
-        faults = list(pool.map(lambda row: _decode_fault(table, row, file.fileno()), rows))
+    descriptor = open_regular(shard)
+    try:
+        faults = list(pool.map(lambda row: _decode_fault(table, row, descriptor), rows))
+    finally:
+        os.close(descriptor)
     return table.with_decoded({row: fault for row, fault in zip(rows, faults, strict=True) if fault})
 
 
 def _decode_fault(table: ShardTable, row: int, descriptor: int) -> str:
-    """Decode one picture, a JPEG without forgiving warnings; return what is wrong, empty if nothing."""
+    """Decode one picture as the renderers do; return what is wrong, empty if nothing."""
     data = np.frombuffer(os.pread(descriptor, int(table.length[row]), int(table.offset[row])), np.uint8)
     try:
-        if FORMATS[table.format[row]] == "jpeg":
-            picture = upright(simplejpeg.decode_jpeg(data, "RGB", strict=True), int(table.orientation[row]))
-        else:
-            picture = decode_picture(data, int(table.orientation[row]))
+        picture = decode_picture(data, int(table.orientation[row]))
     except DECODE_ERRORS as error:
         return f"does not decode: {printable(str(error))}"
     size = tuple(table.source_size[row].tolist())

@@ -18,19 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wherefrom.pipeline.headers import FORMATS, MAX_ENCODED_BYTES, PictureHeader, examine_picture
+from wherefrom.pipeline.regular_files import open_regular
 from wherefrom.pipeline.tar_members import Member, TarError, walk_tar
 
 __all__ = ["TABLE_LAYOUT", "BrokenShardError", "ShardTable", "scan_shard", "stamp_of"]
 
 PICTURE_EXTENSIONS = (b"jpg", b"jpeg", b"png", b"webp")  # where a key has several, the first of these is the sample's picture
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _WEBDATASET_META = re.compile(rb"__[^/]*__(?:$|/)")
 _LABEL = re.compile(rb"\s*([+-]?[0-9]{1,18})\s*")
 _MAX_LABEL_BYTES = 64
 _MAX_EXTENSIONS_COUNTED = 64
 
-# dtype and shape of every stored array: n samples, u of them unsound, e extensions left aside, any number of bytes
+# dtype and shape of every stored array: n samples, u of them unsound, d of these by a decode alone; e extensions left aside; any number
+# of bytes
 TABLE_LAYOUT: dict[str, tuple[type, tuple[int | str, ...]]] = {
     "stamp": (np.int64, (3,)),
     "decoded": (np.bool_, (1,)),
@@ -43,6 +45,7 @@ TABLE_LAYOUT: dict[str, tuple[type, tuple[int | str, ...]]] = {
     "keys": (np.uint8, ("key bytes",)),
     "key_ends": (np.int64, ("n",)),
     "unsound": (np.int64, ("u",)),
+    "undecodable": (np.int64, ("d",)),
     "reasons": (np.uint8, ("reason bytes",)),
     "reason_ends": (np.int64, ("u",)),
     "extensions": (np.uint8, ("extension bytes",)),
@@ -75,6 +78,7 @@ class ShardTable:
     keys: NDArray[np.uint8]
     key_ends: NDArray[np.int64]
     unsound: NDArray[np.int64]  # rows, rising
+    undecodable: NDArray[np.int64]  # those of them that only decoding told, rising
     reasons: NDArray[np.uint8]
     reason_ends: NDArray[np.int64]
     extensions: NDArray[np.uint8]
@@ -93,6 +97,7 @@ class ShardTable:
         in_file = (self.offset >= 0) & (self.length >= 0) & (self.offset <= self.stamp[1] - self.length)
         coded = (self.orientation >= 1) & (self.orientation <= 8) & (self.format < len(FORMATS))
         rows_fit = _rises(self.unsound, lowest=0) and (not len(self.unsound) or self.unsound[-1] < len(self))
+        rows_fit = rows_fit and _rises(self.undecodable, lowest=0) and bool(np.isin(self.undecodable, self.unsound).all())
         if not rows_fit or not np.all(in_file & coded) or not np.all(self.source_size[self.sound()] > 0):
             raise ValueError("offsets, sizes and verdicts do not fit")
 
@@ -129,7 +134,8 @@ class ShardTable:
         """Return the table after an audit by decoding: `failures` maps rows to reasons, all other sound rows decode."""
         reasons = {int(row): self.reason(row) for row in self.unsound} | failures
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ShardTable(**(arrays | _pack_verdicts(reasons) | {"decoded": np.array([True])}))
+        audit = {"decoded": np.array([True]), "undecodable": np.array(sorted(failures), np.int64)}
+        return ShardTable(**(arrays | _pack_verdicts(reasons) | audit))
 
 
 def stamp_of(shard: Path) -> tuple[int, int, int]:
@@ -157,7 +163,7 @@ def scan_shard(shard: Path) -> ShardTable:
 
 
 def _scanned(shard: Path, size: int) -> "_Scan":
-    descriptor = os.open(shard, os.O_RDONLY)
+    descriptor = open_regular(shard)
     scan = _Scan(descriptor)
     try:
         for member in walk_tar(descriptor, size):
@@ -240,6 +246,7 @@ class _Scan:
             format=np.array([header.format for header in headers], np.uint8),
             keys=keys,
             key_ends=key_ends,
+            undecodable=np.array([], np.int64),
             extensions=extensions,
             extension_ends=extension_ends,
             extension_counts=np.array([self.left_aside[kind] for kind in kinds], np.int64),

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import secrets
+import shlex
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,8 @@ import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import ArrayLike, NDArray
 
-from wherefrom.pipeline.shard_store import Kept, Progress, file_beside, gather_tables, load_table, printable
+from wherefrom.pipeline.regular_files import read_regular
+from wherefrom.pipeline.shard_store import DECODED_PIXELS, Kept, Progress, file_beside, gather_tables, load_table, printable
 from wherefrom.pipeline.shard_table import BrokenShardError, ShardTable, scan_shard
 
 __all__ = ["MAX_PIXELS", "BrokenShardError", "Quarantined", "ShardIndex", "expand_pattern"]
@@ -77,7 +79,7 @@ def _expand_part(part: str) -> list[str]:
     if os.path.isfile(part):
         return [part]
     if os.path.isdir(part):
-        return _matches(os.path.join(glob.escape(part), "*.tar"))
+        return _shards_of_folder(part)
     ranges = re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})", part)
     if math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > _MAX_SHARDS:
         raise ValueError(f"{part!r} names more than {_MAX_SHARDS} shards; narrow its braces")
@@ -86,6 +88,17 @@ def _expand_part(part: str) -> list[str]:
     except ValueError as error:
         raise ValueError(f"{part!r} has unbalanced braces; write 'train-{{000000..000009}}.tar'") from error
     return [path for name in names for path in (_matches(name) if glob.has_magic(name) and not os.path.isfile(name) else [name])]
+
+
+def _shards_of_folder(folder: str) -> list[str]:
+    try:
+        return _matches(os.path.join(glob.escape(folder), "*.tar"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder}: no file matches *.tar, and pictures are read from tar shards alone; pack them: without labels by "
+            f"`tar --sort=name -cf pictures.tar -C {shlex.quote(folder)} .`, with labels as KEY.jpg beside KEY.cls (a whole number) by "
+            "webdataset.ShardWriter"
+        ) from error
 
 
 def _matches(pattern: str) -> list[str]:
@@ -130,8 +143,13 @@ class ShardIndex:
         self.format = _fixed(np.concatenate([table.format for table in tables]))
         self.shard_stamps = _fixed(np.stack([table.stamp for table in tables]))  # (S, 3): format version, bytes, mtime_ns
         self._starts = np.cumsum(self.shard_lengths) - self.shard_lengths
-        self._sound = np.concatenate([table.sound() for table in tables])
-        self._sound &= np.prod(self.source_size, axis=1, dtype=np.int64) <= max_pixels
+        too_large = np.prod(self.source_size, axis=1, dtype=np.int64) > max_pixels
+        self._sound = np.concatenate([table.sound() for table in tables]) & ~too_large
+        undecodable = np.zeros_like(too_large)
+        undecodable[np.concatenate([start + table.undecodable for start, table in zip(self._starts, tables, strict=True)])] = True
+        self.audited = max_pixels <= DECODED_PIXELS and all(table.decoded[0] for table in tables)  # every sound sample was decoded once
+        self._as_opened = _digest(~self._sound)
+        self._without_audit = _digest(~self._sound & (too_large | ~undecodable))
         self.sound = _fixed(self._sound.view())
 
         hasher = hashlib.blake2b(digest_size=16)
@@ -160,9 +178,9 @@ class ShardIndex:
     ) -> Self:
         """Find the stored index of every shard or build it, and join them.
 
-        A shard's index is kept beside it, or in `cache` (default: the user's cache folder) where that place cannot be written or `beside`
-        is False; it is keyed by the shard's size and mtime. `progress` is called with (shards done, shards in all). `decode` really
-        decodes every picture that counts as sound, once, with progress of its own, and keeps the verdicts.
+        A shard's index is kept in the folder `.wherefrom` beside it, or in `cache` (default: the user's cache folder) where that place
+        cannot be written or `beside` is False; it is keyed by the shard's size and mtime. `progress` is called with (shards done, shards
+        in all). `decode` really decodes every picture that counts as sound, once, with progress of its own, and keeps the verdicts.
         Raises: FileNotFoundError, ValueError (expand_pattern); BrokenShardError; ValueError if there is no picture, or a bad setting.
         """
         if max_pixels < 1 or (workers is not None and workers < 1):
@@ -181,9 +199,8 @@ class ShardIndex:
             aside = ", ".join(f"{count} .{kind}" for kind, count in index.left_aside.most_common(3)) or "nothing else either"
             others = f" nor in {len(paths) - 1} more shards" if len(paths) > 1 else ""
             raise ValueError(f"{paths[0]}: no pictures{others} ({aside}); a picture is a member KEY.jpg, .jpeg, .png or .webp")
-        index.notes.extend(_notes(index, kept, beside))
-        for note in index.notes:
-            log.warning(note)
+        for note in _notes(index, kept, beside):
+            index.say_once(note)
         return index
 
     def __len__(self) -> int:
@@ -192,6 +209,12 @@ class ShardIndex:
     @property
     def unsound_count(self) -> int:
         return len(self) - int(np.count_nonzero(self._sound))
+
+    def say_once(self, note: str) -> None:
+        """Say aloud what a user should know about these shards, and keep it in `notes`; not a second time."""
+        if note not in self.notes:
+            self.notes.append(note)
+            log.warning(note)
 
     def key(self, sample: int) -> str:
         """Return the WebDataset key of a sample, looked up in its shard's index file.
@@ -227,6 +250,13 @@ class ShardIndex:
         if not len(sound_ids):
             raise ValueError(f"none of the {len(self)} samples is sound; `wherefrom index` lists the reasons")
         return sound_ids[np.searchsorted(sound_ids, wanted) % len(sound_ids)]
+
+    def unsound_digest(self, *, audit: bool) -> str:
+        """Hash which samples were unsound when the index was opened, with or without those that only its audit by decoding found.
+
+        It depends on the data, on max_pixels and, if asked, on which shards were audited; never on `condemn`.
+        """
+        return self._as_opened if audit else self._without_audit
 
     def condemn(self, sample: int, reason: str) -> bool:
         """Mark a sample as unsound from now on, because a strict decode failed; return whether that is news. Safe from any thread."""
@@ -298,6 +328,10 @@ class ShardIndex:
         return table
 
 
+def _digest(mask: NDArray[np.bool_]) -> str:
+    return hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=8).hexdigest()
+
+
 def _fixed(array: NDArray) -> NDArray:
     array.setflags(write=False)
     return array
@@ -323,7 +357,21 @@ def _notes(index: ShardIndex, kept: Sequence[Kept], beside: bool) -> Iterator[st
     if beside and elsewhere:
         path, folder = elsewhere[0]
         yield f"nothing can be written beside {path}: its index lies in {folder} ({len(elsewhere)} shards)"
+    yield from _labels_not_read(index)
     yield from _other_counts_that_differ(index)
+
+
+def _labels_not_read(index: ShardIndex) -> Iterator[str]:
+    """Say why samples have no label although something like one lies beside them."""
+    unlabelled = int(np.count_nonzero(index.label < 0))
+    words, described = index.left_aside["cls (not a number)"], index.left_aside["json"]
+    if words:
+        yield f"{words} .cls members hold no whole number, so their samples have no label; write the number of the class into KEY.cls"
+    if unlabelled and described:
+        yield (
+            f"{unlabelled} of {len(index)} samples have no label, and {described} .json members are not read; "
+            "a label is a whole number in KEY.cls"
+        )
 
 
 def _other_counts_that_differ(index: ShardIndex) -> Iterator[str]:
@@ -341,8 +389,7 @@ def _other_counts_that_differ(index: ShardIndex) -> Iterator[str]:
 def _dali_count(shard: Path) -> int | None:
     """Return the number of samples in the head of a DALI index, `v1.2 COUNT`; None where there is none."""
     try:
-        with shard.with_suffix(".idx").open("rb") as lines:
-            head = re.match(rb"v1\.[0-2] ([0-9]{1,12})\s", lines.read(32))
+        head = re.match(rb"v1\.[0-2] ([0-9]{1,12})\s", read_regular(shard.with_suffix(".idx"), 32))
     except OSError:
         return None
     return int(head[1]) if head else None
@@ -352,8 +399,7 @@ def _info_counts(folder: Path) -> dict[str, int]:
     """Return samples by file name from `_info.json` or `info.json`; empty where there is none that can be read."""
     for name in ("_info.json", "info.json"):
         try:
-            with (folder / name).open("rb") as file:
-                splits = json.loads(file.read(_MAX_METADATA_BYTES))["splits"].values()
+            splits = json.loads(read_regular(folder / name, _MAX_METADATA_BYTES))["splits"].values()
             return {
                 str(shard): int(count) for split in splits for shard, count in zip(split["filenames"], split["shard_lengths"], strict=True)
             }

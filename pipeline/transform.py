@@ -21,7 +21,9 @@ from torch import Tensor
 from wherefrom.pipeline import geometry
 from wherefrom.pipeline.colour import draw_colours
 from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.pipeline.decode import nearest_byte
 from wherefrom.pipeline.hand_over import crosses_whole, empty_tensors
+from wherefrom.pipeline.headers import exif_orientation
 from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.recipe import Recipe
@@ -31,8 +33,6 @@ from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 
 if TYPE_CHECKING:
     from torchvision.tv_tensors import BoundingBoxes
-
-_EXIF_ORIENTATION = 0x0112
 
 Picture = Image.Image | NDArray[np.uint8] | Tensor
 Rows = ArrayLike | Tensor
@@ -97,7 +97,8 @@ class ViewTransform:
 
     `transform(picture, sample=i, epoch=e)`: the key decides the draws, so equal calls give equal views in any process and order.
     `transform.batch(pictures, keys=keys)` gives the same for many at once, and takes a small part of the time beside the pixels.
-    A PIL picture is turned upright by its EXIF orientation first, as the loader does; arrays and tensors are upright already.
+    A PIL picture is turned upright by the EXIF block that it was opened with, read as the loader reads it; arrays and tensors are upright
+    already.
     renderer: "native", the compiled kernel, whose pixels are the loader's on the CPU; "torch"; "auto": the first that is there.
     Raises: ValueError if a setting is none that there is, or a family has snap="none" and "torch" cuts: stock resizing cuts whole pixels.
     """
@@ -330,8 +331,9 @@ def _check_key(name: str, value: object) -> None:
 def _as_stored(picture: Image.Image | NDArray[np.uint8] | Tensor) -> tuple[NDArray[np.uint8], int]:
     """Return (H, W, 3) uint8 RGB in memory order, as stored, and the EXIF orientation that is to be undone."""
     if isinstance(picture, Image.Image):
-        orientation = int(picture.getexif().get(_EXIF_ORIENTATION, 1))
-        return np.require(_as_rgb(picture), np.uint8, ["C", "W"]), orientation if 1 <= orientation <= 8 else 1
+        pixels = np.require(_as_rgb(picture), np.uint8, ["C", "W"])  # decoded first: a PNG's EXIF may follow its pixels
+        exif = picture.info.get("exif")  # not getexif(), which also asks XMP and a PNG's text, as the loader does not
+        return pixels, exif_orientation(exif) or 1 if isinstance(exif, bytes) else 1
     if not isinstance(picture, Tensor | np.ndarray):
         raise TypeError(f"picture is {type(picture).__name__}, expected a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8 tensor")
     planar = isinstance(picture, Tensor)
@@ -345,8 +347,7 @@ def _as_stored(picture: Image.Image | NDArray[np.uint8] | Tensor) -> tuple[NDArr
 def _as_rgb(picture: Image.Image) -> NDArray[np.uint8]:
     """Return (H, W, 3) uint8 as the loader's decoder has it: 16-bit grey becomes v / 257, the rest is Pillow's."""
     if picture.mode.startswith("I;16"):
-        grey = ((np.asarray(picture).astype(np.int32) + 128) // 257).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
+        return np.repeat(nearest_byte(np.asarray(picture))[..., None], 3, axis=-1)
     if picture.mode in ("I", "F"):
         raise ValueError(f"picture has Pillow mode {picture.mode!r}, whose range is not known; convert it to 8 bits first")
     return np.asarray(picture.convert("RGB"))

@@ -149,7 +149,7 @@ SAID_BY_THE_PARSER = {name for name, (words, _) in BAD.items() if name.startswit
 
 def files_in(folder: Path) -> list[Path]:
     """Return all that lies in a folder, but caches and the indexes of shards, which are whole and of use."""
-    return sorted(path for path in folder.rglob("*") if "cache" not in path.parts and path.suffix != ".wherefrom-index")
+    return sorted(path for path in folder.rglob("*") if "cache" not in path.parts and ".wherefrom" not in path.parts)
 
 
 @pytest.mark.parametrize("case", BAD)

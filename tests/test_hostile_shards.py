@@ -22,6 +22,7 @@ from PIL import Image
 
 from wherefrom.pipeline.headers import examine_picture, exif_orientation
 from wherefrom.pipeline.reader import ShardChanged, ShardReader
+from wherefrom.pipeline.shard_store import file_beside
 from wherefrom.pipeline.shard_table import scan_shard
 from wherefrom.pipeline.shards import BrokenShardError, ShardIndex, expand_pattern
 from wherefrom.tools.index import index_command
@@ -392,6 +393,16 @@ def test_exif_loops_and_garbage_cost_nothing_and_turn_nothing() -> None:
     assert exif_orientation(nine) == 1
 
 
+@pytest.mark.parametrize("prefix", [b"", b"Exif\0\0", b"Exif\0\0Exif\0\0"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_one_whole_number_of_any_width_names_an_orientation_and_nothing_else_does(order: str, prefix: bytes) -> None:
+    head = prefix + (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, 1)
+    for kind, code, expected in ((1, "B3x", 6), (3, "H2x", 6), (4, "I", 6), (2, "B3x", None), (8, "H2x", None), (11, "I", None)):
+        assert exif_orientation(head + struct.pack(f"{order}HHI{code}", 0x0112, kind, 1, 6)) == expected
+        assert exif_orientation(head + struct.pack(f"{order}HHI{code}", 0x0112, kind, 2, 6)) is None
+    assert exif_orientation(head + struct.pack(f"{order}HHII", 0x0112, 4, 1, 2**31)) == 1
+
+
 corpus = [
     encode("JPEG"),
     jpeg_with(exif_thumbnail()),
@@ -460,10 +471,57 @@ def test_flipped_bytes_in_a_tar_give_an_index_or_one_line(tmp_path: Path, seed: 
 @given(content=st.binary(max_size=3000))
 def test_any_bytes_as_index_file_or_metadata_are_passed_over(tmp_path: Path, make_shard: Callable[..., Path], content: bytes) -> None:
     path = two_samples(make_shard, tmp_path / "s.tar")
-    for name in ("s.tar.wherefrom-index", "s.idx", "_info.json"):
+    (tmp_path / ".wherefrom").mkdir(exist_ok=True)
+    for name in (".wherefrom/s.tar.index", "s.idx", "_info.json"):
         (tmp_path / name).write_bytes(content)
     index = ShardIndex.open(path)
     assert (len(index), index.reused) == (2, 0)
+
+
+def at_once(work: Callable[[], object], pipe: Path) -> object:
+    """Return what `work` returns or raises; fail if it waits for somebody to write into the pipe."""
+    outcome: list[object] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except (OSError, ValueError) as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    waits = thread.is_alive()
+    writer = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # lets it go
+    thread.join(20)
+    os.close(writer)
+    assert not waits, f"waits at {pipe}"
+    return outcome[0]
+
+
+@pytest.mark.parametrize("name", ["_info.json", "info.json", "s.idx", ".wherefrom/s.tar.index", ".wherefrom"])
+def test_a_pipe_in_the_place_of_metadata_or_an_index_keeps_nobody_waiting(
+    tmp_path: Path, make_shard: Callable[..., Path], name: str
+) -> None:
+    path = two_samples(make_shard, tmp_path / "s.tar")
+    pipe = tmp_path / name
+    pipe.parent.mkdir(exist_ok=True)
+    os.mkfifo(pipe)
+    index = at_once(lambda: ShardIndex.open(path), pipe)
+    assert isinstance(index, ShardIndex) and (len(index), index.reused) == (2, 0)
+
+
+def test_a_pipe_in_the_place_of_a_shard_is_one_line(tmp_path: Path, make_shard: Callable[..., Path]) -> None:
+    path = two_samples(make_shard, tmp_path / "s.tar")
+    index = ShardIndex.open(path)
+    path.unlink()
+    os.mkfifo(path)
+    error = at_once(lambda: ShardReader(index).read(1), path)
+    assert isinstance(error, ShardChanged)
+    assert_one_line(error, "s.tar", "not a regular file")
+    error = at_once(lambda: scan_shard(path), path)
+    assert isinstance(error, OSError)
+    assert_one_line(error, "s.tar", "not a regular file")
 
 
 def test_an_index_file_that_points_outside_the_shard_is_not_believed(tmp_path: Path, make_shard: Callable[..., Path]) -> None:
@@ -515,7 +573,7 @@ def test_the_error_names_a_number_where_the_key_cannot_be_looked_up_any_more(tmp
     path = two_samples(make_shard, tmp_path / "s.tar")
     index = ShardIndex.open(path)
     change_while_open(path, "cut short")
-    (tmp_path / "s.tar.wherefrom-index").unlink()
+    file_beside(path).unlink()
     with ShardReader(index) as reader, pytest.raises(ShardChanged, match=r"s\.tar:sample 1: the shard has"):
         reader.read(1)
 

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,10 +23,10 @@ from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.loader import Loader, TooManyBadError, make_loader
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.recipe import ColourLaw, Disjoint, Independent, Paired, Recipe, ViewFamily
-from wherefrom.pipeline.render import RendererName
+from wherefrom.pipeline.render import Rendered, RendererName, make_renderer
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.pipeline.slots import SlotRing
-from wherefrom.pipeline.views import Batch, Photometric, Views
+from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 
 PAIR = ViewFamily(name="pair", views=2, size_px=(24, 24), law=Paired(), mirror="picture", min_side_px=4)
 LOCAL = ViewFamily(
@@ -365,6 +365,80 @@ def test_what_will_not_decode_is_replaced_by_the_next_sound_picture(
         again = list(loader)  # known now, and replaced before decoding
         assert [batch.sample.tolist() for batch in again] == [batch.sample.tolist() for batch in batches]
         assert caplog.text.count("will not decode and is replaced") == 4
+
+
+class Lenient:
+    """The torch renderer, said to show damaged pictures as a GPU's decoders do."""
+
+    name, strict = "lenient", False
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.inner = make_renderer(recipe, "torch", threads=0)
+
+    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
+        return self.inner.render(encoded, records)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def plain_loader(index: ShardIndex, *, lenient: bool = False) -> Loader:
+    order = Order(samples=len(index), global_batch=5, mode="sequential")
+    renderer = Lenient(RECIPE) if lenient else make_renderer(RECIPE, "torch", threads=0)
+    return Loader(index, RECIPE, order, renderer, threads=0)
+
+
+def test_an_audit_changes_neither_what_a_strict_renderer_shows_nor_its_position(with_bad: Path) -> None:
+    before, audited = ShardIndex.open(str(with_bad)), ShardIndex.open(str(with_bad), decode=True)
+    assert (before.unsound_count, audited.unsound_count) == (1, 5)
+    with plain_loader(before) as one, plain_loader(audited) as other:
+        assert one.position(3) == other.position(3)
+        ids = list(range(20))
+        assert_same_pixels(one.batch(ids), other.batch(ids))
+        assert one.batch(ids).sample.tolist() == [STANDS_IN.get(i, i) for i in ids]
+        assert one.position(3) == other.position(3)  # what was found on the way changes nothing either
+        other.resume(json.loads(json.dumps(one.position(2))))
+        one.resume(other.position(1))
+
+
+def test_a_position_under_other_verdicts_is_refused_by_name(with_bad: Path) -> None:
+    position = plain_loader(ShardIndex.open(str(with_bad)), lenient=True).position(1)
+    strict = plain_loader(ShardIndex.open(str(with_bad)))
+    small = plain_loader(ShardIndex.open(str(with_bad), max_pixels=2000))
+    with pytest.raises(ValueError, match=r"position has unsound=.* resume with the same max_pixels, and the shards audited") as caught:
+        small.resume(strict.position(1))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="position has decoding='lenient', this loader has 'strict'; resume with a renderer"):
+        strict.resume(position)
+    audited = ShardIndex.open(str(with_bad), decode=True)
+    with pytest.raises(ValueError, match="position has decoding='lenient'"):
+        plain_loader(audited, lenient=True).resume(position)
+    plain_loader(audited, lenient=True).resume(strict.position(1))  # the audit's verdicts are the strict renderer's own
+
+
+def test_where_every_picture_decodes_an_audit_between_stop_and_resume_changes_nothing(
+    tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]
+) -> None:
+    picture = jpeg_bytes(np.zeros((40, 40, 3), np.uint8))
+    shard = make_shard(tmp_path / "s.tar", [(f"s{i}", {"jpg": picture if i else picture[:-2]}) for i in range(6)])
+    positions = [plain_loader(ShardIndex.open(str(shard)), lenient=lenient).position(1) for lenient in (True, False)]
+    audited = ShardIndex.open(str(shard), decode=True)
+    for lenient in (True, False):
+        for position in positions:
+            plain_loader(audited, lenient=lenient).resume(position)
+
+
+def test_a_lenient_renderer_without_decode_verdicts_is_said_once(with_bad: Path, caplog: pytest.LogCaptureFixture) -> None:
+    index = ShardIndex.open(str(with_bad))
+    for _ in range(2):  # as an evaluation makes loaders of its own
+        with plain_loader(index, lenient=True) as loader:
+            loader.batch([0, 1])
+            loader.batch([5, 6])
+    assert caplog.text.count("wherefrom index PATTERN --decode") == 1
+    caplog.clear()
+    plain_loader(ShardIndex.open(str(with_bad))).close()
+    plain_loader(ShardIndex.open(str(with_bad), decode=True), lenient=True).close()
+    assert "--decode" not in caplog.text
 
 
 def test_bad_pictures_leave_the_others_alone(with_bad: Path, tmp_path: Path, make_shard: Callable[..., Path]) -> None:

@@ -65,6 +65,7 @@ class Erring:
     """The torch renderer with a fault before or after it."""
 
     name = "erring"
+    strict = True
 
     def __init__(
         self, recipe: Recipe, before: Callable[[ViewGeometry], ViewGeometry], after: Callable[[torch.Tensor], torch.Tensor]

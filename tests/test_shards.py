@@ -4,7 +4,10 @@ import io
 import json
 import logging
 import os
+import re
+import shlex
 import shutil
+import subprocess
 import sys
 import tarfile
 import threading
@@ -85,6 +88,7 @@ def synthetic_table(sound: NDArray[np.bool_], size: int = 1 << 30) -> ShardTable
         key_ends=8 * np.arange(1, n + 1),
         unsound=unsound,
         reasons=np.frombuffer(b"x" * len(unsound), np.uint8),
+        undecodable=np.empty(0, np.int64),
         reason_ends=np.arange(1, len(unsound) + 1),
         extensions=np.empty(0, np.uint8),
         extension_ends=np.empty(0, np.int64),
@@ -390,9 +394,7 @@ def test_many_builders_at_once_agree_and_leave_nothing_half(shards: list[Path]) 
     with ThreadPoolExecutor(8) as pool:
         prints = {index.fingerprint for index in pool.map(lambda _: ShardIndex.open(shards, rebuild=True), range(16))}
     assert len(prints) == 1
-    assert sorted(path.name for path in shards[0].parent.iterdir()) == sorted(
-        [path.name for path in shards] + [file_beside(p).name for p in shards]
-    )
+    assert sorted(path for path in shards[0].parent.rglob("*") if path.is_file()) == sorted([*shards, *map(file_beside, shards)])
 
 
 def test_progress_counts_every_shard_once(shards: list[Path]) -> None:
@@ -401,12 +403,86 @@ def test_progress_counts_every_shard_once(shards: list[Path]) -> None:
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_index_files_lie_in_one_folder_beside_the_shards(shards: list[Path]) -> None:
+    ShardIndex.open(shards)
+    folder = shards[0].parent
+    assert sorted(path.name for path in folder.iterdir()) == sorted([".wherefrom", *(path.name for path in shards)])
+    assert all(file.parent == folder / ".wherefrom" for file in map(file_beside, shards))
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"cls": b"dog"}, "3 .cls members hold no whole number, so their samples have no label"),
+        ({"json": b"{}"}, "3 of 4 samples have no label, and 3 .json members are not read; a label is a whole number in KEY.cls"),
+        ({"cls": b"7"}, None),
+        ({"cls": b"7", "json": b"{}"}, None),
+        ({}, None),
+    ],
+)
+def test_labels_that_are_not_read_are_counted_where_the_index_opens(
+    tmp_path: Path,
+    make_shard: Callable[..., Path],
+    jpeg_bytes: Callable[..., bytes],
+    caplog: pytest.LogCaptureFixture,
+    members: dict[str, bytes],
+    words: str | None,
+) -> None:
+    samples = [(f"k{n}", {"jpg": jpeg_bytes(noise(9, 9)), **(members if n else {"cls": b"1"})}) for n in range(4)]
+    shard = make_shard(tmp_path / "s.tar", samples)
+    for _ in range(2):  # read, and found stored
+        caplog.clear()
+        ShardIndex.open(shard)
+        assert [record.getMessage().split(": ")[-1].split("; write")[0] for record in caplog.records] == ([words] if words else [])
+
+
+def test_a_folder_without_shards_is_told_how_to_pack_it(tmp_path: Path) -> None:
+    (tmp_path / "my pictures" / "dog").mkdir(parents=True)
+    (tmp_path / "my pictures" / "dog" / "1.jpg").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"no file matches \*\.tar") as caught:
+        ShardIndex.open(tmp_path / "my pictures")
+    text = str(caught.value)
+    assert "\n" not in text and "KEY.cls" in text and "webdataset.ShardWriter" in text
+
+
+def test_a_folder_packed_as_the_error_says_is_read(tmp_path: Path, jpeg_bytes: Callable[..., bytes]) -> None:
+    folder = tmp_path / "my pictures"
+    for name in ("dog/1.JPEG", "cat/1.JPEG", "cat/2.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(jpeg_bytes(noise(9, 9)))
+    with pytest.raises(FileNotFoundError) as caught:
+        ShardIndex.open(folder)
+    command = re.search(r"`(tar .*?)`", str(caught.value))
+    assert command is not None
+    subprocess.run(shlex.split(command[1]), cwd=tmp_path, check=True)
+    index = ShardIndex.open(tmp_path)
+    assert [index.key(sample) for sample in range(3)] == ["./cat/1", "./cat/2", "./dog/1"]
+    assert index.unsound_count == 0
+
+
+def test_the_digest_of_unsound_samples_tells_what_is_replaced_and_nothing_more(
+    tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]
+) -> None:
+    good = jpeg_bytes(noise(40, 50))
+    cut = good[: len(good) // 2] + b"\xff\xd9"
+    shard = make_shard(tmp_path / "s.tar", [(f"k{n}", {"jpg": cut if n == 2 else good}) for n in range(5)])
+    before, audited, small = ShardIndex.open(shard), ShardIndex.open(shard, decode=True), ShardIndex.open(shard, max_pixels=999)
+    assert (before.audited, audited.audited, ShardIndex.open(shard).audited) == (False, True, True)
+    assert (before.unsound_count, audited.unsound_count, small.unsound_count) == (0, 1, 5)
+    as_opened = before.unsound_digest(audit=True)
+    before.condemn(2, "found on the way")
+    assert {before.unsound_digest(audit=audit) for audit in (False, True)} == {as_opened, audited.unsound_digest(audit=False)}
+    assert len({as_opened, audited.unsound_digest(audit=True), small.unsound_digest(audit=False)}) == 3
+    assert small.unsound_digest(audit=False) == small.unsound_digest(audit=True)
+    assert not ShardIndex.open(shard, max_pixels=10**9).audited  # the audit leaves the largest alone
+
+
 def test_the_fingerprint_depends_on_the_data_alone(
     shards: list[Path], tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]
 ) -> None:
     index = ShardIndex.open(shards)
     copied = shutil.copytree(
-        shards[0].parent, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("*.wherefrom-index"), copy_function=shutil.copy
+        shards[0].parent, tmp_path / "elsewhere", ignore=shutil.ignore_patterns(".wherefrom"), copy_function=shutil.copy
     )
     same = [
         ShardIndex.open(copied),
@@ -492,7 +568,7 @@ def test_the_quarantine_is_listed_written_and_counted_aloud(
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert lines[0] == {"id": 0, "key": "fine", "shard": str(shard), "reason": "found on the way"}
     assert [line["key"] for line in lines] == ["fine", "cut\n[red]", "large"]
-    assert [path.name for path in tmp_path.glob(".*")] == []
+    assert [path.name for path in tmp_path.glob(".*.part")] == []
     assert "\n" not in index.name(1)
     assert ShardIndex.open(shard).sound.tolist() == [True, False, True]
 

@@ -6,8 +6,10 @@ The truth for points is where paint is found in the rendered view; for boxes and
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import fields, replace
 from fractions import Fraction
@@ -149,6 +151,76 @@ def test_views_are_the_loaders_for_the_same_key(
                 assert not torch.equal(made.views[1].pixels, other_seed.batch([number], epoch=epoch).views[1].pixels)
     turned = [int(transform(opened(file), sample=0, epoch=0).batch.views[0].geometry.stored_orientation) for file in files]
     assert turned == [1, 6, 1, 1, 7, 1, 1]
+
+
+def tiff(orientation: int, kind: int = 3, order: str = "<", padding: int = 0) -> bytes:
+    """A TIFF block of one directory, `padding` bytes behind its head."""
+    code = {1: "B3x", 3: "H2x", 4: "I"}[kind]
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + padding)
+    return head + bytes(padding) + struct.pack(f"{order}HHHI{code}I", 1, 0x0112, kind, 1, orientation, 0)
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def odd_exif() -> dict[str, tuple[str, bytes, int]]:
+    """Return name -> (extension, file, the orientation that it has)."""
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (30, 40, 3), np.uint8))
+    jpeg, png = encode(picture, "JPEG"), encode(picture)
+    webp = encode(picture, "WEBP", lossless=True, exif=b"Exif\0\0" + tiff(6))
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
+    profile = b"\nexif\n%8d\n%s\n" % (len(tiff(6)), tiff(6).hex().encode())
+
+    def app1(*bodies: bytes) -> bytes:
+        return jpeg[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body for body in bodies) + jpeg[2:]
+
+    exif = [b"Exif\0\0" + tiff(value) for value in (6, 3)]
+    cut = tiff(6, padding=50)
+    once = png[:33] + png_chunk(b"eXIf", tiff(3)) + png[33:-12]
+    lying = bytearray(tiff(6))
+    lying[8:10] = b"\xff\xff"
+    return {
+        "JPEG": ("jpg", app1(exif[0]), 6),
+        "XMP names another": ("jpg", app1(xmp), 1),
+        "two EXIF segments": ("jpg", app1(*exif), 6),
+        "EXIF that goes on in a second segment": ("jpg", app1(b"Exif\0\0" + cut[:20], b"Exif\0\0" + cut[20:]), 6),
+        "a number of 32 bits, big end first": ("jpg", app1(b"Exif\0\0" + tiff(6, kind=4, order=">")), 6),
+        "a number of 8 bits": ("jpg", app1(b"Exif\0\0" + tiff(6, kind=1)), 6),
+        "more entries than there are": ("jpg", app1(b"Exif\0\0" + bytes(lying)), 6),
+        "TIFF cut short": ("jpg", app1(b"Exif\0\0" + tiff(6)[:15]), 1),
+        "out of range": ("jpg", app1(b"Exif\0\0" + tiff(9)), 1),
+        "PNG": ("png", png[:33] + png_chunk(b"eXIf", tiff(6)) + png[33:], 6),
+        "PNG with a JPEG's prefix": ("png", png[:33] + png_chunk(b"eXIf", exif[0]) + png[33:], 6),
+        "PNG behind its pixels": ("png", png[:-12] + png_chunk(b"eXIf", tiff(6)) + png[-12:], 6),
+        "PNG twice": ("png", once + png_chunk(b"eXIf", tiff(6)) + png[-12:], 6),
+        "PNG as text": ("png", png[:33] + png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)) + png[33:], 1),
+        "WebP with a JPEG's prefix": ("webp", webp, 6),
+        "WebP": ("webp", encode(picture, "WEBP", lossless=True, exif=tiff(6)), 6),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow, looking for a resolution
+def test_loader_and_transform_read_every_exif_alike(make_shard: Callable[..., Path], tmp_path: Path) -> None:
+    cases = list(odd_exif().items())
+    shard = make_shard(tmp_path / "odd.tar", [(f"{n:02d}", {kind: data}) for n, (_, (kind, data, _)) in enumerate(cases)])
+    transform = ViewTransform(RECIPE, seed=5)
+    with make_loader(str(shard), RECIPE, seed=5, global_batch=1, threads=0) as loader:
+        assert loader.index.unsound_count == 0
+        for number, (name, (_, data, orientation)) in enumerate(cases):
+            made, theirs = transform(Image.open(io.BytesIO(data)), sample=number, epoch=0).batch, loader.batch([number])
+            told = [int(batch.views[0].geometry.stored_orientation) for batch in (made, theirs)]
+            assert told == [orientation, orientation], name
+            assert_same(made, theirs)
+
+
+def test_inks_give_the_loaders_views(make_shard: Callable[..., Path], tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    inks = Image.frombytes("CMYK", (9, 8), random.bytes(8 * 9 * 4)).resize((72, 64), Image.Resampling.BICUBIC)
+    file = encode(inks, "JPEG", quality=95)
+    shard = make_shard(tmp_path / "inks.tar", [("0", {"jpg": file})])
+    with make_loader(str(shard), RECIPE, seed=5, global_batch=1, threads=0) as loader:
+        assert_same(ViewTransform(RECIPE, seed=5)(Image.open(io.BytesIO(file)), sample=0, epoch=0).batch, loader.batch([0]))
 
 
 def test_arrays_and_tensors_give_the_views_of_the_picture(files: list[tuple[str, bytes]]) -> None:

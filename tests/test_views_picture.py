@@ -82,6 +82,7 @@ def test_every_kind_of_family_fits_one_picture_which_is_the_same_each_time(shard
         "one.png",
         "two.png",
         "later.png",
+        ".wherefrom",  # the index of the shard
     }
 
 
