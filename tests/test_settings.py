@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 from wherefrom.pipeline.recipe import Centre, ColourLaw, Paired, ViewFamily
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives.spatial import SpatialSettings
+from wherefrom.train.objectives.spatial_dense import DenseSpatialSettings
 from wherefrom.train.plain import differences, from_plain, to_plain
 from wherefrom.train.recipes import RECIPES, recipe
-from wherefrom.train.settings import OptimSettings, TrainSettings, check_same_run, read_settings, write_settings
+from wherefrom.train.settings import (
+    OptimSettings,
+    RuntimeSettings,
+    TrainSettings,
+    check_same_run,
+    read_settings,
+    write_settings,
+)
 
 CHANGES = st.fixed_dictionaries(
     {},
@@ -93,6 +101,41 @@ def test_a_broken_file_is_refused_in_one_line_that_names_file_and_field(tmp_path
     with pytest.raises(ValueError, match=message) as refused:
         read_settings(path, recipe("demo"))
     assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (RuntimeSettings, "renderer", "natvie"),
+        (RuntimeSettings, "device", "gpu"),
+        (RuntimeSettings, "compile", 1),
+        (RuntimeSettings, "threads", 2.0),
+        (OptimSettings, "schedule", "cosin"),
+        (TrainSettings, "order", "shufled"),
+        (TrainSettings, "precision", "bf16"),
+        (TrainSettings, "seed", True),
+        (ModelSettings, "summary", "cls"),
+        (SpatialSettings, "law", "disjointed"),
+        (SpatialSettings, "mirror", "both"),
+        (SpatialSettings, "mirror", True),
+        (SpatialSettings, "turns", "yes"),
+        (SpatialSettings, "views", 2.0),
+        (SpatialSettings, "position", "referenced"),
+        (SpatialSettings, "scale", "area"),
+        (SpatialSettings, "axes", "veiw"),
+        (SpatialSettings, "head", "atend"),
+        (SpatialSettings, "loss", "l2"),
+        (SpatialSettings, "stop", "target"),
+        (DenseSpatialSettings, "pairs", "appart"),
+        (DenseSpatialSettings, "sampling", "adaptve"),
+        (DenseSpatialSettings, "mirror", "veiw"),
+    ],
+)
+def test_what_is_misspelt_in_python_is_refused_where_it_is_set(kind: type, name: str, value: object) -> None:
+    given = {"recipe": "mine"} if kind is TrainSettings else {}
+    with pytest.raises(ValueError, match=rf"^{name}={value!r}: (take|needs) ") as refused:
+        kind(**given, **{name: value})
     assert "\n" not in str(refused.value)
 
 

@@ -15,6 +15,7 @@ from timm.models import is_model_in_modules
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.views import Views
 
 Summary = Literal["auto", "class", "mean"]
@@ -35,6 +36,7 @@ class ModelSettings:
     tokens_from_block: int | None = None  # ViT only: take the tokens after this block (-2: the last but one), then the final LayerNorm
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if not timm.is_model(self.name):
             close = timm.list_models(f"*{self.name.split('_')[0]}*")[:3]
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import Literal
 
 import yaml
 
+from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.render import RendererName
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objective import Objective
@@ -43,6 +44,7 @@ class OptimSettings:
     clip_norm: float | None = 3.0  # largest gradient norm, each objective's head and the encoder apart; None: no clipping
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if not self.lr > 0 or not 0 <= self.final_lr <= self.lr:
             raise ValueError(f"lr={self.lr}, final_lr={self.final_lr}: needs lr > 0 and 0 <= final_lr <= lr")
         if not all(0 <= beta < 1 for beta in (*self.betas, self.momentum)):
@@ -70,6 +72,7 @@ class EvaluationSettings:
     short_knn_pictures: int = 500  # labelled training pictures for its k-NN; 0: none
 
     def __post_init__(self) -> None:
+        check_literals(self)
         _at_least(self, 0, "every", "knn_pictures", "short_knn_pictures")
         _at_least(self, 1, "head_steps", "knn_held_out", "view_px")
         _at_least(self, 2, "pictures", "head_pictures", "short_pictures")
@@ -90,6 +93,7 @@ class RuntimeSettings:
     keep: int = 2  # checkpoints
 
     def __post_init__(self) -> None:
+        check_literals(self)
         _at_least(self, 1, "threads", "prefetch", "accumulation", "log_every", "checkpoint_every", "keep")
 
 
@@ -114,6 +118,7 @@ class TrainSettings:
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
 
     def __post_init__(self) -> None:
+        check_literals(self)
         _at_least(self, 1, "global_batch", "epochs", "updates")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed={self.seed}: needs 0 <= seed < 2**64")
