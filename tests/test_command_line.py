@@ -213,6 +213,19 @@ def test_a_loss_that_breaks_ends_the_run_with_one_line_and_exit_code_1(
     assert not (elsewhere / "runs" / "demo-0" / "checkpoints").exists()
 
 
+def test_asking_for_nothing_or_for_a_group_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, code, names in (
+        ([], 2, list(COMMANDS)),
+        (["bench"], 2, ["bench loader", "bench kernels"]),
+        (["bench", "--help"], 0, ["bench loader", "bench kernels"]),
+        (["bench", "-h"], 0, ["bench loader", "bench kernels"]),
+    ):
+        assert called(words) == code
+        said = capsys.readouterr()
+        assert [name for name in COMMANDS if f"\n  {name} " in said.out] == names
+        assert said.err == ""
+
+
 RECORD = LogRecord(
     update=20,
     updates=100,
