@@ -107,6 +107,8 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     "model that is none": (lambda t, s: ["train", "--model.name", "vit_of_dreams"], "vit_of_dreams"),
     "no such file": (lambda t, s: ["train", "--data", str(t / "none.tar")], "none.tar"),
     "pattern without match": (lambda t, s: ["train", "--data", str(t / "no-*.tar")], r"no-\*\.tar"),
+    "recipe for data without any": (lambda t, s: ["train", "imagenet_sp_vits16"], "without data: it is meant for pictures of yours"),
+    "resume of nothing": (lambda t, s: ["train", "--resume", "--out", str(t / "typo")], r"/typo: there is no run to go on with"),
     "held-out pictures alone": (lambda t, s: ["train", "--val", str(s / "val.tar")], "without data"),
     "not a tar": (lambda t, s: ["train", "--data", str(_not_a_tar(t))], "words.tar"),
     "empty tar": (lambda t, s: ["train", "--data", str(_empty_tar(t))], "empty.tar"),

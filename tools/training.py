@@ -16,7 +16,7 @@ from wherefrom.tools.terminal import Terminal
 from wherefrom.train.loop import run
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
 from wherefrom.train.recipes import DEFAULT, recipe
-from wherefrom.train.run_folder import RunFolder
+from wherefrom.train.run_folder import RunFolder, refuse_if_absent
 from wherefrom.train.settings import TrainSettings, read_plain_settings, read_settings
 
 
@@ -25,8 +25,9 @@ class TrainOptions(TrainSettings):
     """Pretrain an encoder. Every setting can be changed here; what a run was told lies in its settings.yaml."""
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]  # demo, sp_dense, imagenet_sp_vits16, ...
+    needs_data: tyro.conf.Suppress[bool] = False  # the recipe's to say
     out: Path | None = None  # the run's folder; None: the next free runs/RECIPE-NUMBER
-    resume: bool = False  # go on with the run in `out`, if there is one
+    resume: bool = False  # go on with the run in `out`
     config: Path | None = None  # a settings.yaml to start from, instead of the recipe's own values
 
 
@@ -51,9 +52,11 @@ def _parsed(base: TrainSettings, named: str, words: Sequence[str]) -> TrainOptio
 def _start(asked: TrainOptions) -> TrainSettings:
     """Return the settings that the command line changes: a file's, those of the run to go on with, or the recipe's.
 
-    Raises: ValueError if the file or the run is of another recipe than the one that is named.
+    Raises: ValueError if there is no run to go on with, or if the file or the run is of another recipe than the one that is named.
     """
     file = asked.config
+    if asked.resume and asked.out is not None:
+        refuse_if_absent(asked.out)
     if file is None and asked.resume and asked.out is not None and RunFolder(asked.out).settings.is_file():
         file = RunFolder(asked.out).settings
     if file is None:

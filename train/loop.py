@@ -24,7 +24,16 @@ from wherefrom.train.demo_data import demo_shards
 from wherefrom.train.evaluate import ShardPictures
 from wherefrom.train.reporting import Reporter, RunFacts, Silent, Summary
 from wherefrom.train.run_evaluation import evaluate_run
-from wherefrom.train.run_folder import RunFolder, append_metrics, claim, cut_metrics, refuse_if_taken, write_encoder, write_evaluation
+from wherefrom.train.run_folder import (
+    RunFolder,
+    append_metrics,
+    claim,
+    cut_metrics,
+    refuse_if_absent,
+    refuse_if_taken,
+    write_encoder,
+    write_evaluation,
+)
 from wherefrom.train.settings import TrainSettings, check_same_run, read_plain_settings, write_settings
 from wherefrom.train.trainer import Trainer
 
@@ -36,6 +45,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
     Raises: ValueError or OSError before anything is written, if settings, data, folder or checkpoint do not fit;
     FloatingPointError if a loss or a gradient is not finite: the weights are kept as they were before it, and not saved.
     """
+    settings.refuse_without_data()
     newest = _checked_folder(settings, out, resume)
     accelerator = accelerator_for(settings)
     reporter = reporter if accelerator.is_main_process else Silent()
@@ -145,6 +155,7 @@ def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> 
         return None
     if out is None:
         raise ValueError("resume without out: say which run to go on with, e.g. --out runs/demo-0 --resume")
+    refuse_if_absent(out)
     folder = RunFolder(out)
     if not folder.settings.is_file():
         refuse_if_taken(out)

@@ -52,6 +52,7 @@ def imagenette_sp() -> TrainSettings:
     """The demo's model on photographs, mirrored as a whole: half an hour and more on two cores."""
     return TrainSettings(
         recipe="imagenette_sp",
+        needs_data=True,
         global_batch=16,
         updates=9000,
         model=_small_vit(),
@@ -70,6 +71,7 @@ def imagenet_sp_vits16() -> TrainSettings:
     """
     return TrainSettings(
         recipe="imagenet_sp_vits16",
+        needs_data=True,
         global_batch=1024,
         epochs=100,
         precision="bfloat16",

@@ -86,6 +86,12 @@ def claim(out: Path | None, recipe: str, *, resume: bool) -> RunFolder:
     return RunFolder(out)
 
 
+def refuse_if_absent(out: Path) -> None:
+    """Raise ValueError if there is no folder to go on in; an empty one is what a run leaves that was killed before its first file."""
+    if not out.is_dir():
+        raise ValueError(f"{out}: there is no run to go on with; look at the name, or leave out --resume to start one")
+
+
 def refuse_if_taken(out: Path) -> None:
     """Raise ValueError if a new run may not write into `out`."""
     if out.is_dir() and any(out.iterdir()):

@@ -19,7 +19,7 @@ from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSetti
 from wherefrom.train.plain import Plain, differences, from_plain, to_plain
 from wherefrom.train.schedule import Shape, warmed_up
 
-NOT_COMPARED = ("runtime", "evaluation", "data", "val")  # between a run and its continuation; the loader compares what is in the data
+NOT_COMPARED = ("runtime", "evaluation", "data", "val", "needs_data")  # with a run to go on with; the loader compares what is in the data
 
 
 def _at_least(settings: object, smallest: int, *names: str) -> None:
@@ -102,6 +102,7 @@ class TrainSettings:
     """A whole run. All but `runtime` changes results."""
 
     recipe: str
+    needs_data: bool = False  # no run without `data`: the recipe is not meant for the demo's pictures
     data: str | None = None  # shards to learn from, e.g. '.../train-{000000..001281}.tar'; None: the embedded demo pictures
     val: str | None = None  # held-out shards; None: the demo's where `data` is the demo's, else none, and it says so
     seed: int = 0
@@ -134,11 +135,23 @@ class TrainSettings:
         return (*spatial, *dense)
 
     @property
-    def label_view_px(self) -> int:
-        """The side of the local views that labels are judged by: as `evaluation` says, else as the host's views."""
+    def view_px(self) -> int:
+        """The side of the host's views, as the encoder sees them."""
         host = self.spatial or self.dense
         assert host is not None
-        return self.evaluation.view_px or host.size_px
+        return host.size_px
+
+    @property
+    def label_view_px(self) -> int:
+        """The side of the local views that labels are judged by: as `evaluation` says, else as the host's views."""
+        return self.evaluation.view_px or self.view_px
+
+    def refuse_without_data(self) -> None:
+        """Raise ValueError if the recipe is meant for data and there is none."""
+        if self.needs_data and self.data is None:
+            raise ValueError(
+                f"recipe {self.recipe!r} without data: it is meant for pictures of yours, name shards by --data; the demo draws its own"
+            )
 
     def updates_in_all(self, updates_per_epoch: int) -> int:
         """Return the length of the run."""
