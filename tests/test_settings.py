@@ -14,7 +14,7 @@ from wherefrom.pipeline.recipe import Centre, ColourLaw, Paired, ViewFamily
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialSettings
-from wherefrom.train.plain import differences, from_plain, to_plain
+from wherefrom.train.plain import differences, from_plain, to_plain, unchecked
 from wherefrom.train.recipes import RECIPES, recipe
 from wherefrom.train.settings import (
     OptimSettings,
@@ -22,6 +22,7 @@ from wherefrom.train.settings import (
     TrainSettings,
     check_same_run,
     read_settings,
+    settled,
     write_settings,
 )
 
@@ -137,6 +138,42 @@ def test_what_is_misspelt_in_python_is_refused_where_it_is_set(kind: type, name:
     with pytest.raises(ValueError, match=rf"^{name}={value!r}: (take|needs) ") as refused:
         kind(**given, **{name: value})
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_stage_on_the_way_holds_the_same_and_is_checked_once_it_is_settled(name: str) -> None:
+    base = recipe(name)
+    stage = unchecked(base)
+    assert to_plain(stage) == to_plain(base)
+    assert settled(stage) == base
+    broken = dataclasses.replace(stage, val="val.tar", optim=dataclasses.replace(stage.optim, lr=-1.0))
+    with pytest.raises(ValueError, match=r"optim: lr=-1\.0"):
+        settled(broken)
+    mended = dataclasses.replace(broken, data="train.tar", optim=dataclasses.replace(broken.optim, lr=1.0))
+    assert settled(mended) == dataclasses.replace(base, data="train.tar", val="val.tar", optim=dataclasses.replace(base.optim, lr=1.0))
+
+
+@pytest.mark.parametrize(
+    ("start", "text", "expected"),
+    [
+        ("demo", "{name: vit_base_patch16_224}", {"view_size_px": 48}),
+        ("demo", "{name: vit_base_patch16_224, depth: 3}", {"view_size_px": 48, "depth": 3}),
+        ("demo", "{name: vit_base_patch16_224, view_size_px: null}", {}),
+        ("demo", "{name: resnet18}", {}),
+        ("sp_dense", "{name: deit_tiny_patch16_224}", {"view_size_px": 96}),
+        ("imagenet_sp_vits16", "{name: resnet50}", {"drop_path": 0.1}),  # no shape of the old model
+        ("demo", "{depth: 3}", {"view_size_px": 48, "patch_size_px": 12, "width": 128, "depth": 3, "heads": 4}),
+    ],
+)
+def test_another_model_is_itself_and_keeps_nothing_of_the_old_ones_shape(
+    tmp_path: Path, start: str, text: str, expected: dict[str, Any]
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"model: {text}\n")
+    base = recipe(start)
+    read = read_settings(path, base)
+    assert read.model == ModelSettings(name=yaml.safe_load(text).get("name", base.model.name), **expected)
+    assert dataclasses.replace(read, model=base.model) == base
 
 
 def test_only_runtime_and_places_may_differ_from_the_run_to_go_on_with() -> None:

@@ -45,6 +45,7 @@ class Terminal:
             f"{facts.updates_per_epoch} updates an epoch, {facts.parameters / 1e6:.2f} million parameters, "
             f"{facts.ranks} x {facts.device}, {facts.loader.renderer.name} renderer"
         )
+        self.said(f"encoder: {facts.model}, {facts.model_parameters / 1e6:.2f} million parameters")
         views = RunFolder(facts.folder).views
         if not views.exists():
             save_views_picture(views, facts.loader)

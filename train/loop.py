@@ -217,6 +217,8 @@ def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
         folder=folder.path,
         device=str(trainer.accelerator.device),
         ranks=trainer.ranks.count,
+        model=trainer.settings.model.described(),
+        model_parameters=sum(p.numel() for p in trainer.step.encoder.parameters()),
         parameters=sum(p.numel() for p in trainer.step.parameters() if p.requires_grad),
         samples=len(trainer.loader.index),
         global_batch=trainer.settings.global_batch,

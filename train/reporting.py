@@ -21,7 +21,9 @@ class RunFacts:
     folder: Path
     device: str
     ranks: int
-    parameters: int  # that learn
+    model: str  # the encoder's timm name, and what is changed of it
+    model_parameters: int  # of the encoder
+    parameters: int  # that learn, heads included
     samples: int  # of the training data
     global_batch: int
     updates: int

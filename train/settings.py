@@ -1,22 +1,23 @@
 """Everything that a run can be told: one frozen dataclass, whose last field is all that does not change results.
 
-Here: the settings, their checks, settings.yaml both ways.
+Here: the settings, their checks, settings.yaml both ways, what is left of a model's settings where another is taken.
 Not here: which settings make a good run (recipes.py); views by hand (pipeline/recipe.py); the command line (tools/training.py).
 """
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
 from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.render import RendererName
-from wherefrom.train.encoder import ModelSettings
+from wherefrom.train.encoder import ARCHITECTURE, ModelSettings
 from wherefrom.train.objective import Objective
 from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSettings, SpatialPrediction, SpatialSettings
-from wherefrom.train.plain import Plain, differences, from_plain, to_plain
+from wherefrom.train.plain import Plain, differences, from_plain, to_plain, unchecked
 from wherefrom.train.schedule import Shape, warmed_up
 
 NOT_COMPARED = ("runtime", "evaluation", "data", "val", "needs_data")  # with a run to go on with; the loader compares what is in the data
@@ -186,14 +187,50 @@ def read_plain_settings(path: Path) -> dict[str, object]:
 
 
 def read_settings(path: Path, base: TrainSettings) -> TrainSettings:
-    """Return `base` with what a settings file says.
+    """Return `base` with what a settings file says; where it names another model, without what `base` changes of its own.
 
     Raises: as `read_plain_settings` and `from_plain`, naming the file.
     """
+    return settled(overlaid(path, base), source=path)
+
+
+def overlaid(path: Path, base: TrainSettings) -> TrainSettings:
+    """Return what `read_settings` does, unchecked: a stage on the way, for `settled`.
+
+    Raises: ValueError that names file and field, for unknown names and wrong types; as `read_plain_settings`.
+    """
+    plain = read_plain_settings(path)
     try:
-        return from_plain(base, read_plain_settings(path))
+        stage = from_plain(unchecked(base), plain)
     except ValueError as problem:
-        raise ValueError(f"{path}: {problem}" if str(path) not in str(problem) else str(problem)) from None
+        raise ValueError(f"{path}: {problem}") from None
+    named = plain.get("model")
+    return with_its_own_model(stage, base, given=named if isinstance(named, dict) else ())
+
+
+def with_its_own_model(stage: TrainSettings, base: TrainSettings, *, given: Collection[str]) -> TrainSettings:
+    """Return `stage`, unchecked; where its model is another than that of `base`, without what `base` changes of its own.
+
+    A width, a depth, a patch are one model's. What is `given` beside the name stays; a ViT's position table is made for the host's views.
+    """
+    model, host = stage.model, stage.spatial or stage.dense
+    if model.name == base.model.name:
+        return stage
+    own: dict[str, Any] = dict.fromkeys(ARCHITECTURE)
+    own["view_size_px"] = host.size_px if host is not None and model.is_vit else None
+    return replace(stage, model=replace(model, **{name: value for name, value in own.items() if name not in given}))
+
+
+def settled(stage: TrainSettings, *, source: Path | str | None = None) -> TrainSettings:
+    """Return settings that were put together unchecked, checked; `source` is where they come from, if not from Python.
+
+    Raises: ValueError in one line that names the source and the field.
+    """
+    plain = {field.name: to_plain(getattr(stage, field.name)) for field in fields(TrainSettings)}
+    try:
+        return from_plain(TrainSettings(recipe=stage.recipe), plain)
+    except ValueError as problem:
+        raise ValueError(f"{source}: {problem}" if source is not None else str(problem)) from None
 
 
 def check_same_run(settings: TrainSettings, saved: Plain) -> None:
