@@ -115,7 +115,8 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
 def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
     """Write the trained encoder for others, and measure it with every control."""
     if trainer.ranks.first:
-        write_encoder(folder, trainer.step.encoder, trainer.loader.recipe)
+        encoder, loader = trainer.step.encoder, trainer.loader
+        write_encoder(folder, encoder, loader.recipe, settings=trainer.settings, data=loader.index.fingerprint)
     _evaluate(trainer, folder, val, reporter, full=True)
 
 
