@@ -48,7 +48,7 @@ class Terminal:
         self.said(f"encoder: {facts.model}, {facts.model_parameters / 1e6:.2f} million parameters")
         views = RunFolder(facts.folder).views
         if not views.exists():
-            save_views_picture(views, facts.loader)
+            save_views_picture(views, facts.loader, objectives=facts.objectives)
             self.said(f"some of the views: {views}")
 
     def logged(self, record: LogRecord) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from wherefrom.pipeline.loader import Loader
+from wherefrom.train.objective import Objective
 from wherefrom.train.plain import Plain
 
 
@@ -30,6 +31,7 @@ class RunFacts:
     updates_per_epoch: int
     resumed_at: int  # completed updates; 0: a new run
     loader: Loader
+    objectives: tuple[Objective, ...]  # as the settings name them, not set up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
