@@ -6,15 +6,21 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
+from wherefrom.tools import training
 from wherefrom.tools.cli import COMMANDS, main
 from wherefrom.tools.terminal import Terminal, columns, duration, line
-from wherefrom.train.reporting import LogRecord
+from wherefrom.train.encoder import ModelSettings
+from wherefrom.train.objectives import SpatialSettings
+from wherefrom.train.recipes import recipe
+from wherefrom.train.reporting import LogRecord, Summary
+from wherefrom.train.settings import TrainSettings
 
 TINY = [
     *("--updates", "4", "--global-batch", "8"),
@@ -90,6 +96,12 @@ def _one_picture(folder: Path) -> Path:
     return path
 
 
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "some.yaml"
+    path.write_text(text)
+    return path
+
+
 def _folder_with_another_run(folder: Path) -> Path:
     (folder / "run").mkdir()
     (folder / "run" / "settings.yaml").write_text("recipe: demo\n")
@@ -107,6 +119,32 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     "model that is none": (lambda t, s: ["train", "--model.name", "vit_of_dreams"], "vit_of_dreams"),
     "no such file": (lambda t, s: ["train", "--data", str(t / "none.tar")], "none.tar"),
     "pattern without match": (lambda t, s: ["train", "--data", str(t / "no-*.tar")], r"no-\*\.tar"),
+    "recipe for data without any": (lambda t, s: ["train", "imagenet_sp_vits16"], "without data: it is meant for pictures of yours"),
+    "resume of nothing": (lambda t, s: ["train", "--resume", "--out", str(t / "typo")], r"/typo: there is no run to go on with"),
+    "objective that the recipe lacks": (
+        lambda t, s: ["train", "sp_dense", "--spatial.views", "4"],
+        r"--spatial\.views: sp_dense has no spatial; a file for --config can add it, e\.g\. spatial: \{views: \.\.\.\}",
+    ),
+    "part of one that it lacks": (
+        lambda t, s: ["train", "--spatial.colour.grey_prob=0.1"],
+        r"--spatial\.colour\.grey-prob: demo has no spatial\.colour; .* spatial: \{colour: \{grey_prob: \.\.\.\}\}",
+    ),
+    "file of a recipe of one's own": (
+        lambda t, s: ["train", "--config", str(_file(t, "recipe: mine"))],
+        r"some\.yaml: recipe='mine': a file changes one of demo, .*; name that, or leave it out for demo",
+    ),
+    "file of a value out of range": (
+        lambda t, s: ["train", "--config", str(_file(t, "optim: {lr: -1}"))],
+        r"some\.yaml and the command line: optim: lr=-1\.0",
+    ),
+    "flag of an objective that the recipe lacks": (
+        lambda t, s: ["train", "sp_dense", "--spatial.no-turns"],
+        r"--spatial\.no-turns: sp_dense has no spatial; .* spatial: \{turns: \.\.\.\}",
+    ),
+    "width of a convolutional network": (
+        lambda t, s: ["train", "--model.name", "resnet18", "--model.width", "64"],
+        "width=64 of model 'resnet18'",
+    ),
     "held-out pictures alone": (lambda t, s: ["train", "--val", str(s / "val.tar")], "without data"),
     "not a tar": (lambda t, s: ["train", "--data", str(_not_a_tar(t))], "words.tar"),
     "empty tar": (lambda t, s: ["train", "--data", str(_empty_tar(t))], "empty.tar"),
@@ -142,9 +180,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
 }
 
 
-SAID_BY_THE_PARSER = {name for name, (words, _) in BAD.items() if name.startswith(("unknown", "value", "choice", "model", "held-out"))} - {
-    "unknown recipe"
-}
+SAID_BY_THE_PARSER = {"unknown command", "unknown bench", "unknown option", "value of another type", "choice that is none"}
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -182,6 +218,8 @@ def test_a_whole_run_by_the_command_line(tiny_shards: Path, elsewhere: Path, cap
     # lines for grep, the share of time for data and for writing, the table with its controls
     assert len(re.findall(r"^update=\d+/4 epoch=.* loss=[\d.]+ spatial/position=.* lr=.* pictures/s=.* waiting=.* left=", said, re.M)) == 2
     assert re.search(r"waiting for data [\d.]+%, logging and checkpoints [\d.]+%", said)
+    changed = "view_size_px 24, patch_size_px 12, width 32, depth 1, heads 2"
+    assert re.search(rf"^encoder: vit_small_patch16_224 \({changed}\), 0\.0[23] million parameters$", said, re.M)
     assert all(row in said for row in ("held-out pairs", "targets of the next picture", "pairs across pictures", "additive head"))
     assert yaml.safe_load((folder / "settings.yaml").read_text())["optim"]["lr"] == 2e-3
 
@@ -211,6 +249,80 @@ def test_a_loss_that_breaks_ends_the_run_with_one_line_and_exit_code_1(
     said = capsys.readouterr().err
     assert re.fullmatch(r"wherefrom: update 2: spatial/position is (nan|inf).* on rank 0, samples \d+.*\n", said)
     assert not (elsewhere / "runs" / "demo-0" / "checkpoints").exists()
+
+
+def test_asking_for_nothing_or_for_a_group_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, code, names in (
+        ([], 2, list(COMMANDS)),
+        (["bench"], 2, ["bench loader", "bench kernels"]),
+        (["bench", "--help"], 0, ["bench loader", "bench kernels"]),
+        (["bench", "-h"], 0, ["bench loader", "bench kernels"]),
+    ):
+        assert called(words) == code
+        said = capsys.readouterr()
+        assert [name for name in COMMANDS if f"\n  {name} " in said.out] == names
+        assert said.err == ""
+
+
+FINAL: dict[str, tuple[str, list[str], dict[str, object]]] = {  # a file beside, words, what the run is told
+    "a file's data, held-out pictures of the command line": ("data: x.tar", ["--val", "y.tar"], {"data": "x.tar", "val": "y.tar"}),
+    "the other way round": ("val: y.tar", ["--data", "x.tar"], {"data": "x.tar", "val": "y.tar"}),
+    "a file that only fits with the command line": ("{seed: 3, optim: {lr: 1.0, final_lr: 2.0}}", ["--optim.final-lr", "0"], {"seed": 3}),
+    "another model and what it lacks, of a recipe": (
+        "{recipe: imagenet_sp_vits16, data: x.tar}",
+        ["--model.name", "resnet50", "--model.view-size-px", "None"],
+        {"model": ModelSettings(name="resnet50", drop_path=0.1)},
+    ),
+    "a convolutional network on the demo": ("{}", ["--model.name", "resnet18"], {"model": ModelSettings(name="resnet18")}),
+    "another ViT on the demo": (
+        "{}",
+        ["--model.name", "vit_base_patch16_224", "--spatial.size-px", "64"],
+        {"model": ModelSettings(name="vit_base_patch16_224", view_size_px=64)},
+    ),
+    "another ViT, and some of its shape": (
+        "{}",
+        ["--model.name", "vit_base_patch16_224", "--model.view_size_px=32", "--model.depth", "4"],  # the recipe's depth, said
+        {"model": ModelSettings(name="vit_base_patch16_224", view_size_px=32, depth=4)},
+    ),
+    "another model than the file's": (
+        "model: {name: vit_tiny_patch16_224, depth: 3}",
+        ["--model.name", "vit_base_patch16_224"],
+        {"model": ModelSettings(name="vit_base_patch16_224", view_size_px=48)},
+    ),
+    "a flag that the recipe has on": (
+        "{recipe: imagenet_sp_vits16, data: x.tar}",
+        ["--spatial.no-both-orders"],
+        {"spatial": replace(recipe("imagenet_sp_vits16").spatial, both_orders=False)},
+    ),
+    "an objective that the file adds": (
+        "{recipe: sp_dense, spatial: {views: 4}}",
+        ["--spatial.size-px", "48"],
+        {"spatial": SpatialSettings(views=4, size_px=48), "dense": recipe("sp_dense").dense},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FINAL)
+def test_only_the_final_result_is_checked_and_no_stage_on_the_way(
+    case: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, words, expected = FINAL[case]
+    told = []
+
+    def run(settings: TrainSettings, **_: object) -> Summary:
+        told.append(settings)
+        return Summary(folder=elsewhere, update=0, updates=0, stopped_by=None, seconds={}, images_per_s=0.0)
+
+    monkeypatch.setattr(training, "run", run)
+    (elsewhere / "some.yaml").write_text(text)
+    (elsewhere / "run").mkdir()
+    (elsewhere / "run" / "settings.yaml").write_text(text)
+    for start in (["--config", "some.yaml"], ["--resume", "--out", "run"]):
+        assert called(["train", *start, *words]) == 0, capsys.readouterr().err
+    for settings in told:
+        assert type(settings) is TrainSettings
+        assert {name: getattr(settings, name) for name in expected} == expected
+    assert told[0] == told[1]
 
 
 RECORD = LogRecord(

@@ -1,8 +1,11 @@
 """The encoder's signature: shapes for every kind of model and view size, subsets of tokens, and timm's own forward as the truth."""
 
+from typing import Any
+
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 from wherefrom.train.encoder import Encoder, ModelSettings
 
@@ -90,6 +93,17 @@ def test_gradient_of_summary_and_tokens_reaches_every_parameter(settings: ModelS
     assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
 
 
+def test_a_vit_that_somebody_else_registered_takes_any_view_size_too() -> None:
+    @timm.models.register_model
+    def vit_of_somebody_else(pretrained: bool = False, **arguments: Any) -> VisionTransformer:
+        small = {"embed_dim": 32, "depth": 1, "num_heads": 2}
+        return timm.models.build_model_with_cfg(VisionTransformer, "vit_of_somebody_else", pretrained, **(small | arguments))
+
+    settings = ModelSettings(name="vit_of_somebody_else", view_size_px=48)
+    assert settings.is_vit
+    assert Encoder(settings)(torch.zeros(1, 3, 48, 32))[1].shape == (1, 3, 2, 32)
+
+
 def test_messages_name_the_thing_and_the_mend() -> None:
     with pytest.raises(ValueError, match=r"views are \(50, 48\) px.*must divide"):
         small_vit()(torch.zeros(1, 3, 50, 48))
@@ -100,5 +114,22 @@ def test_messages_name_the_thing_and_the_mend() -> None:
         ModelSettings(name="resnet10t", width=64)
     with pytest.raises(ValueError, match="no such model"):
         ModelSettings(name="vit_enormous")
+    with pytest.raises(ValueError, match=r"it has vit_base_.*, vit_base_patch16_224, "):
+        ModelSettings(name="vit_base")
+    with pytest.raises(ValueError, match="it has vit_small_patch16_224, "):
+        ModelSettings(name="vit_smal_patch16_224")
+    with torch.device("meta"):
+        for name, size, message in (
+            (
+                "swin_tiny_patch4_window7_224",
+                48,
+                r"views are \(48, 48\) px, model 'swin_tiny.* takes \(224, 224\) alone; take such",
+            ),
+            ("mixer_s32_224", 224, r"'mixer_s32_224': gives \(1, 49, 512\), no feature map; take"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                Encoder(ModelSettings(name=name))(torch.zeros(1, 3, size, size))
+        summary, tokens = Encoder(ModelSettings(name="swin_tiny_patch4_window7_224"))(torch.zeros(1, 3, 224, 224))
+        assert (summary.shape, tokens.shape) == ((1, 768), (1, 7, 7, 768))
     with pytest.raises(ValueError, match="no class token; use 'mean'"):
         ModelSettings(name="vit_base_patch16_siglip_224", summary="class")

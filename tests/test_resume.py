@@ -48,7 +48,7 @@ def start(settings: Path, out: Path) -> subprocess.Popen[bytes]:
     """Start `wherefrom train` in a process of its own, with as many threads as this one computes with."""
     command = [sys.executable, "-c", "import sys; from wherefrom.tools.cli import main; sys.exit(main())"]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    arguments = ["train", "--config", str(settings), "--out", str(out), "--resume"]
+    arguments = ["train", "--config", str(settings), "--out", str(out), *(["--resume"] if out.is_dir() else [])]
     return subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

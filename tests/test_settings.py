@@ -13,9 +13,18 @@ from hypothesis import strategies as st
 from wherefrom.pipeline.recipe import Centre, ColourLaw, Paired, ViewFamily
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives.spatial import SpatialSettings
-from wherefrom.train.plain import differences, from_plain, to_plain
+from wherefrom.train.objectives.spatial_dense import DenseSpatialSettings
+from wherefrom.train.plain import differences, from_plain, to_plain, unchecked
 from wherefrom.train.recipes import RECIPES, recipe
-from wherefrom.train.settings import OptimSettings, TrainSettings, check_same_run, read_settings, write_settings
+from wherefrom.train.settings import (
+    OptimSettings,
+    RuntimeSettings,
+    TrainSettings,
+    check_same_run,
+    read_settings,
+    settled,
+    write_settings,
+)
 
 CHANGES = st.fixed_dictionaries(
     {},
@@ -94,6 +103,77 @@ def test_a_broken_file_is_refused_in_one_line_that_names_file_and_field(tmp_path
         read_settings(path, recipe("demo"))
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (RuntimeSettings, "renderer", "natvie"),
+        (RuntimeSettings, "device", "gpu"),
+        (RuntimeSettings, "compile", 1),
+        (RuntimeSettings, "threads", 2.0),
+        (OptimSettings, "schedule", "cosin"),
+        (TrainSettings, "order", "shufled"),
+        (TrainSettings, "precision", "bf16"),
+        (TrainSettings, "seed", True),
+        (ModelSettings, "summary", "cls"),
+        (SpatialSettings, "law", "disjointed"),
+        (SpatialSettings, "mirror", "both"),
+        (SpatialSettings, "mirror", True),
+        (SpatialSettings, "turns", "yes"),
+        (SpatialSettings, "views", 2.0),
+        (SpatialSettings, "position", "referenced"),
+        (SpatialSettings, "scale", "area"),
+        (SpatialSettings, "axes", "veiw"),
+        (SpatialSettings, "head", "atend"),
+        (SpatialSettings, "loss", "l2"),
+        (SpatialSettings, "stop", "target"),
+        (DenseSpatialSettings, "pairs", "appart"),
+        (DenseSpatialSettings, "sampling", "adaptve"),
+        (DenseSpatialSettings, "mirror", "veiw"),
+    ],
+)
+def test_what_is_misspelt_in_python_is_refused_where_it_is_set(kind: type, name: str, value: object) -> None:
+    given = {"recipe": "mine"} if kind is TrainSettings else {}
+    with pytest.raises(ValueError, match=rf"^{name}={value!r}: (take|needs) ") as refused:
+        kind(**given, **{name: value})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_stage_on_the_way_holds_the_same_and_is_checked_once_it_is_settled(name: str) -> None:
+    base = recipe(name)
+    stage = unchecked(base)
+    assert to_plain(stage) == to_plain(base)
+    assert settled(stage) == base
+    broken = dataclasses.replace(stage, val="val.tar", optim=dataclasses.replace(stage.optim, lr=-1.0))
+    with pytest.raises(ValueError, match=r"optim: lr=-1\.0"):
+        settled(broken)
+    mended = dataclasses.replace(broken, data="train.tar", optim=dataclasses.replace(broken.optim, lr=1.0))
+    assert settled(mended) == dataclasses.replace(base, data="train.tar", val="val.tar", optim=dataclasses.replace(base.optim, lr=1.0))
+
+
+@pytest.mark.parametrize(
+    ("start", "text", "expected"),
+    [
+        ("demo", "{name: vit_base_patch16_224}", {"view_size_px": 48}),
+        ("demo", "{name: vit_base_patch16_224, depth: 3}", {"view_size_px": 48, "depth": 3}),
+        ("demo", "{name: vit_base_patch16_224, view_size_px: null}", {}),
+        ("demo", "{name: resnet18}", {}),
+        ("sp_dense", "{name: deit_tiny_patch16_224}", {"view_size_px": 96}),
+        ("imagenet_sp_vits16", "{name: resnet50}", {"drop_path": 0.1}),  # no shape of the old model
+        ("demo", "{depth: 3}", {"view_size_px": 48, "patch_size_px": 12, "width": 128, "depth": 3, "heads": 4}),
+    ],
+)
+def test_another_model_is_itself_and_keeps_nothing_of_the_old_ones_shape(
+    tmp_path: Path, start: str, text: str, expected: dict[str, Any]
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"model: {text}\n")
+    base = recipe(start)
+    read = read_settings(path, base)
+    assert read.model == ModelSettings(name=yaml.safe_load(text).get("name", base.model.name), **expected)
+    assert dataclasses.replace(read, model=base.model) == base
 
 
 def test_only_runtime_and_places_may_differ_from_the_run_to_go_on_with() -> None:

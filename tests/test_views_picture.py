@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wherefrom.pipeline import ColourLaw, Disjoint, Independent, Loader, Paired, Recipe, ViewFamily, make_loader
+from wherefrom.pipeline.geometry import map_boxes
 from wherefrom.tools.views_picture import save_views_picture, views_command
+from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSettings
 
 GREY = 128
-BLUE = (31, 119, 180)  # of view 0
+BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # of view 0, of region 2
+SOURCE_ENDS = 520  # columns; views stand to the right of it
 SIZES = [(300, 400), (400, 300), (90, 120)]
 
 
@@ -37,11 +40,12 @@ def extent(mask: NDArray[np.bool_], least: int = 1) -> NDArray[np.float64]:
     return np.array([cols[0], rows[0], cols[-1] + 1, rows[-1] + 1], float)
 
 
-def assert_box_is_drawn_at(picture: NDArray[np.uint8], box: NDArray[np.float64], source_wh: NDArray[np.float64]) -> None:
-    left = picture[:, : picture.shape[1] * 6 // 10]
-    frame = extent((left == GREY).all(-1), least=30)  # letters have a few grey pixels
-    scale = (frame[2:] - frame[:2]) / source_wh
-    found = (extent((np.abs(left.astype(int) - BLUE) < 12).all(-1)) - np.tile(frame[:2], 2)) / np.tile(scale, 2)
+def assert_box_is_drawn_at(
+    picture: NDArray[np.uint8], box: NDArray[np.float64], shown_wh: NDArray[np.float64], colour: tuple[int, int, int] = BLUE
+) -> None:
+    frame = extent((picture == GREY).all(-1), least=30)  # letters have a few grey pixels
+    scale = (frame[2:] - frame[:2]) / shown_wh
+    found = (extent((np.abs(picture.astype(int) - colour) < 12).all(-1)) - np.tile(frame[:2], 2)) / np.tile(scale, 2)
     off = np.abs(found - box) * np.tile(scale, 2)
     assert off.max() <= 5, f"{off} pixels of the drawing off"  # half the line, and the number's frame
 
@@ -54,12 +58,36 @@ def test_boxes_are_drawn_where_the_record_says(shard: Path, tmp_path: Path, seed
         batch = loader.batch([0])
     box = batch.views[0].geometry.boxes[0, 0].double().numpy()
     source_wh = batch.source_size[0].numpy()[::-1].astype(float)
-    picture = drawn(tmp_path / "views.png")
+    picture = drawn(tmp_path / "views.png")[:, :SOURCE_ENDS]
     assert_box_is_drawn_at(picture, box, source_wh)
     mirrored = np.array([source_wh[0] - box[2], box[1], source_wh[0] - box[0], box[3]])
     for wrong in (mirrored, box + 10):
         with pytest.raises(AssertionError, match="of the drawing off"):
             assert_box_is_drawn_at(picture, wrong, source_wh)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_regions_are_drawn_where_the_record_says_on_the_view_and_in_the_source(shard: Path, tmp_path: Path, seed: int) -> None:
+    settings = DenseSpatialSettings(size_px=96, regions=3, side_frac=(0.35, 0.4), pairs="all", mirror="view", colour=None)
+    dense = DenseSpatialPrediction(settings)
+    with open_loader(shard, *dense.families, seed=seed) as loader:
+        save_views_picture(tmp_path / "views.png", loader, samples=1, objectives=[dense])
+        save_views_picture(tmp_path / "without.png", loader, samples=1)
+        batch = loader.batch([0])
+    picture, without = drawn(tmp_path / "views.png"), drawn(tmp_path / "without.png")
+    record = batch.family("dense").geometry
+    region = dense.boxes(record)[0, 2].double()
+    in_source = map_boxes(record.view_to_source[0, 0], region[None])[0].numpy()
+    view_wh, source_wh = np.array([96.0, 96.0]), batch.source_size[0].numpy()[::-1].astype(float)
+    source, view = picture[:, :SOURCE_ENDS], picture[:, SOURCE_ENDS:]
+    assert_box_is_drawn_at(source, in_source, source_wh, ORANGE)
+    assert_box_is_drawn_at(view, region.numpy(), view_wh, ORANGE)
+    for place, box, wh in ((source, in_source, source_wh), (view, region.numpy(), view_wh)):
+        mirrored = np.array([wh[0] - box[2], box[1], wh[0] - box[0], box[3]])
+        for wrong in (mirrored, box + 0.05 * wh[0]):
+            with pytest.raises(AssertionError, match="of the drawing off"):
+                assert_box_is_drawn_at(place, wrong, wh, ORANGE)
+    assert not (np.abs(without.astype(int) - ORANGE) < 12).all(-1).any()
 
 
 def test_every_kind_of_family_fits_one_picture_which_is_the_same_each_time(shard: Path, tmp_path: Path) -> None:
@@ -91,6 +119,17 @@ def test_the_command_writes_the_picture_and_says_where(shard: Path, tmp_path: Pa
     assert views_command(data=str(shard), out=out, samples=2, seed=3, epoch=1) == 0
     assert capsys.readouterr().out == f"{out}: 2 pictures of recipe demo, seed 3, epoch 1\n"
     assert drawn(out).shape[1] > 600
+
+
+def test_the_command_draws_the_views_of_a_settings_file(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, out, plain = tmp_path / "some.yaml", tmp_path / "seen.png", tmp_path / "plain.png"
+    config.write_text(f"{{recipe: sp_dense, seed: 7, data: '{shard}', dense: {{regions: 5}}}}")
+    assert views_command(config=config, out=out, samples=1) == 0
+    assert capsys.readouterr().out == f"{out}: 1 pictures of recipe sp_dense, seed 7, epoch 0\n"
+    assert views_command("sp_dense", data=str(shard), out=plain, samples=1, seed=7) == 0
+    assert not np.array_equal(drawn(out), drawn(plain))  # 5 regions, not 24
+    with pytest.raises(ValueError, match=r"some\.yaml is of recipe 'sp_dense'"):
+        views_command("demo", config=config, out=out)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import importlib
 import importlib.metadata
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 FAILED, MISUSED = 1, 2  # exit codes
+HELP = ("-h", "--help")
 
 COMMANDS = {  # name: (what it does, module, function)
     "train": ("pretrain an encoder: a recipe, by default the demo, which needs no data", "wherefrom.tools.training", "train_command"),
@@ -25,20 +26,27 @@ COMMANDS = {  # name: (what it does, module, function)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command and return its exit code: 0, 1 if it failed, 2 if it was misused, 128 + n if signal n ended it."""
-    listed = "\n".join(f"  {name:<13} {what}" for name, (what, _, _) in COMMANDS.items())
+    words = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="wherefrom",
         description="Pretrain image encoders on where things are.",
-        epilog=f"commands:\n{listed}\n\nwherefrom COMMAND --help says more.",
+        epilog=_listed(COMMANDS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"wherefrom {importlib.metadata.version('wherefrom')}")
     parser.add_argument("command", metavar="COMMAND", help="one of those below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
+    if not words:
+        parser.print_help()
+        return MISUSED
+    options = parser.parse_args(words)
     name, rest = options.command, options.rest
-    if name == "bench":
-        name, rest = " ".join([name, *rest[:1]]), rest[1:]
+    group = [known for known in COMMANDS if known.startswith(f"{name} ")]
+    if group and (not rest or rest[0] in HELP):
+        print(f"usage: wherefrom {name} [-h] COMMAND\n\n{_listed(group)}")
+        return 0 if rest else MISUSED
+    if group:
+        name, rest = f"{name} {rest[0]}", rest[1:]
     if name not in COMMANDS:
         parser.error(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     try:
@@ -49,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _said(problem, FAILED)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _listed(names: Iterable[str]) -> str:
+    lines = "\n".join(f"  {name:<13} {COMMANDS[name][0]}" for name in names)
+    return f"commands:\n{lines}\n\nwherefrom COMMAND --help says more."
 
 
 def _called(name: str, arguments: Sequence[str]) -> int:

@@ -45,9 +45,10 @@ class Terminal:
             f"{facts.updates_per_epoch} updates an epoch, {facts.parameters / 1e6:.2f} million parameters, "
             f"{facts.ranks} x {facts.device}, {facts.loader.renderer.name} renderer"
         )
+        self.said(f"encoder: {facts.model}, {facts.model_parameters / 1e6:.2f} million parameters")
         views = RunFolder(facts.folder).views
         if not views.exists():
-            save_views_picture(views, facts.loader)
+            save_views_picture(views, facts.loader, objectives=facts.objectives)
             self.said(f"some of the views: {views}")
 
     def logged(self, record: LogRecord) -> None:

@@ -1,6 +1,6 @@
 """`wherefrom train`: a command line made from the settings, and where its default values come from.
 
-Here: the recipe's, a settings file's, or an earlier run's values, then what the command line says beside.
+Here: the recipe's, a settings file's, or an earlier run's values, then what the command line says beside; checked once, all together.
 Not here: what the settings are (train/settings.py), the run itself (train/loop.py).
 """
 
@@ -8,16 +8,19 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from wherefrom.tools.terminal import Terminal
 from wherefrom.train.loop import run
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
-from wherefrom.train.recipes import DEFAULT, recipe
-from wherefrom.train.run_folder import RunFolder
-from wherefrom.train.settings import TrainSettings, read_plain_settings, read_settings
+from wherefrom.train.plain import unchecked, unchecked_type
+from wherefrom.train.recipes import DEFAULT, recipe, started
+from wherefrom.train.run_folder import RunFolder, refuse_if_absent
+from wherefrom.train.settings import TrainSettings, settled, with_its_own_model
+
+HELP = ("-h", "--help")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,40 +28,58 @@ class TrainOptions(TrainSettings):
     """Pretrain an encoder. Every setting can be changed here; what a run was told lies in its settings.yaml."""
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")]  # demo, sp_dense, imagenet_sp_vits16, ...
+    needs_data: tyro.conf.Suppress[bool] = False  # the recipe's to say
     out: Path | None = None  # the run's folder; None: the next free runs/RECIPE-NUMBER
-    resume: bool = False  # go on with the run in `out`, if there is one
-    config: Path | None = None  # a settings.yaml to start from, instead of the recipe's own values
+    resume: bool = False  # go on with the run in `out`
+    config: Path | None = None  # a settings.yaml, whole or in part, whose values go over the recipe's
 
 
 def train_command(arguments: Sequence[str]) -> int:
     """Train as the command line says; return 0, or 128 + n if signal n stopped the run after saving it."""
     # once to learn what to start from, whatever it may learn, then again from there
     anything = replace(recipe(DEFAULT), spatial=SpatialSettings(), dense=DenseSpatialSettings())
-    asked = _parsed(anything, "", [word for word in arguments if word not in ("-h", "--help")])
-    base = _start(asked)
-    options = _parsed(base, asked.recipe or base.recipe, arguments)
-    settings = TrainSettings(**{field.name: getattr(options, field.name) for field in fields(TrainSettings)})
+    words = [word for word in arguments if word not in HELP]
+    asked = _parsed(unchecked(anything), "", words, tyro.conf.AvoidSubcommands)
+    file = _file(asked)
+    base = started(asked.recipe, file)
+    given = {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
+    _refuse_absent(base, given)
+    options = _parsed(base, asked.recipe or base.recipe, arguments, tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    stage = with_its_own_model(options, base, given={name.removeprefix("model.") for name in given})
+    settings = settled(stage, source=f"{file} and the command line" if file is not None else None)
     summary = run(settings, reporter=Terminal(), out=options.out, resume=options.resume)
     return 128 + signal.Signals[summary.stopped_by] if summary.stopped_by else 0
 
 
-def _parsed(base: TrainSettings, named: str, words: Sequence[str]) -> TrainOptions:
-    default = TrainOptions(**{field.name: getattr(base, field.name) for field in fields(base)} | {"recipe": named})
-    markers = (tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
-    return tyro.cli(TrainOptions, prog="wherefrom train", args=words, default=default, config=markers)
+def _parsed(base: TrainSettings, named: str, words: Sequence[str], *markers: Any) -> TrainOptions:
+    """Return what the words make of `base`; nothing is checked but their form."""
+    kind = unchecked_type(TrainOptions)
+    default = kind(**{field.name: getattr(base, field.name) for field in fields(TrainSettings)} | {"recipe": named})
+    return tyro.cli(kind, prog="wherefrom train", args=words, default=default, config=markers)
 
 
-def _start(asked: TrainOptions) -> TrainSettings:
-    """Return the settings that the command line changes: a file's, those of the run to go on with, or the recipe's.
+def _file(asked: TrainOptions) -> Path | None:
+    """Return the file whose settings the command line changes: the one that is named, or that of the run to go on with.
 
-    Raises: ValueError if the file or the run is of another recipe than the one that is named.
+    Raises: ValueError if there is no run to go on with.
     """
-    file = asked.config
-    if file is None and asked.resume and asked.out is not None and RunFolder(asked.out).settings.is_file():
-        file = RunFolder(asked.out).settings
-    if file is None:
-        return recipe(asked.recipe or DEFAULT)
-    named = str(read_plain_settings(file).get("recipe", asked.recipe or DEFAULT))
-    if asked.recipe and asked.recipe != named:
-        raise ValueError(f"recipe {asked.recipe!r}: {file} is of recipe {named!r}; leave the name out, or take another file or --out")
-    return read_settings(file, recipe(named))
+    if asked.resume and asked.out is not None:
+        refuse_if_absent(asked.out)
+        saved = RunFolder(asked.out).settings
+        return asked.config or (saved if saved.is_file() else None)
+    return asked.config
+
+
+def _refuse_absent(base: TrainSettings, given: set[str]) -> None:
+    """Raise ValueError if a setting is given of a part that `base` has not, such as another objective, and say where it can be had."""
+    for name in sorted(given):
+        *parents, last = name.split(".")
+        held: Any = base
+        for depth, parent in enumerate(parents):
+            held = getattr(held, parent)
+            if held is None:
+                part = ".".join(parents[: depth + 1])
+                inner = f"{last.removeprefix('no_')}: ..."
+                for outer in reversed(parents):
+                    inner = f"{outer}: {{{inner}}}"
+                raise ValueError(f"--{name.replace('_', '-')}: {base.recipe} has no {part}; a file for --config can add it, e.g. {inner}")

@@ -1,14 +1,14 @@
 """The picture that makes a doubter believe: sources with their boxes, every view beside, landmarks that show the same spot in both.
 
 Here: `wherefrom views`, and the same picture of a loader's next pictures, which a training run leaves in its folder.
-Not here: anything about where views come from; all of it is read from the records.
+Not here: anything about where views, and regions of views, come from; all of it is read from the records.
 Every landmark is placed in the source and carried into the views by the record alone; what lies under it is for the eye to compare.
 """
 
 import math
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,16 @@ from wherefrom.pipeline.reader import ShardReader
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.pipeline.views import Batch, Photometric, Views
 from wherefrom.train.demo_data import demo_shards
-from wherefrom.train.recipes import DEFAULT
-from wherefrom.train.recipes import recipe as recipe_settings
+from wherefrom.train.objective import Objective
+from wherefrom.train.objectives import DenseSpatialPrediction
+from wherefrom.train.recipes import started
+from wherefrom.train.settings import settled
 
 __all__ = ["save_views_picture", "views_command"]
 
 DPI = 110
 SOURCE_IN = (4.4, 3.3)  # inches, (width, height), of the space for a source
+REGIONS_IN = 3.3  # the longer side of a view whose regions are shown, where there are one or two
 MANY_VIEWS_IN = 1.7  # the longer side of a view
 TWO_VIEWS_IN = 2.6
 LINE_IN = 0.125  # of a caption
@@ -50,6 +53,7 @@ LEGEND = (
     "White arrows: where the source's x and y point. Lines between boxes: from the reference (dashed) to the target, p in sides of the "
     "reference as it is seen, ln s how much larger the target is."
 )
+REGIONS_LEGEND = " Thin numbered boxes: regions of the view, drawn in its pixels, and where the record says that they lie in the source."
 LANDMARKS = (("o", 0.25, 0.25), ("^", 0.75, 0.3), ("s", 0.35, 0.75))  # shape, and where in the upright box: no mirror or turn keeps them
 OUTLINE: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=2.6, foreground="black", alpha=0.65)]
 
@@ -66,6 +70,8 @@ class _Seen:
     reference: int  # the number of its family's first view
     target: tuple[float, float, float]  # p (x, y) and ln s as the reference shows them
     captions: tuple[str, ...]  # lines
+    regions: Tensor | None  # (R, 4), pixels of the view
+    to_source: Tensor  # (2, 3)
 
     @property
     def landmarks(self) -> Tensor:
@@ -75,21 +81,23 @@ class _Seen:
 
 
 def views_command(
-    recipe: tyro.conf.Positional[str] = DEFAULT,
+    recipe: tyro.conf.Positional[str] = "",
     data: str | None = None,
+    config: Path | None = None,
     out: Path = Path("views.png"),
     samples: int = 6,
-    seed: int = 0,
+    seed: int | None = None,
     epoch: int = 0,
 ) -> int:
-    """Draw sources with their crop boxes, and beside them every view that is cut from them.
+    """Draw sources with their crop boxes, and beside them every view that is cut from them, with the regions of a dense recipe.
 
     Args:
-        recipe: whose views: demo, sp_dense, imagenette_sp, imagenet_sp_vits16 or imagenet_sp_dense_vits16.
-        data: shards, as for `wherefrom train`; default: the demo's pictures, rendered once.
+        recipe: whose views: demo, sp_dense, imagenette_sp, imagenet_sp_vits16 or imagenet_sp_dense_vits16; default: the file's, or demo.
+        data: shards, as for `wherefrom train`; default: the file's, or the demo's pictures, rendered once.
+        config: a settings.yaml, whole or in part, as for `wherefrom train`.
         out: the PNG.
         samples: how many pictures, the first ones of the epoch's order.
-        seed: of the draws and the order.
+        seed: of the draws and the order; default: the file's, or 0.
         epoch: whose draws.
     Raises: OSError or ValueError of one line for shards or values that do not fit.
     """
@@ -97,29 +105,40 @@ def views_command(
         raise ValueError(f"samples={samples}, epoch={epoch}: needs samples >= 1 and epoch >= 0")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.absolute().parent}; make it, or take another --out")
-    families = tuple(family for objective in recipe_settings(recipe).objectives() for family in objective.families)
-    with make_loader(data or demo_shards().train, Recipe(families=families), seed=seed, global_batch=1, threads=0) as loader:
+    settings = settled(started(recipe, config), source=config)
+    objectives, seed = settings.objectives(), settings.seed if seed is None else seed
+    families = Recipe(families=tuple(family for objective in objectives for family in objective.families))
+    shards = data or settings.data or demo_shards().train
+    with make_loader(shards, families, seed=seed, global_batch=1, order=settings.order, threads=0) as loader:
         loader.seek(epoch * loader.updates_per_epoch)
-        save_views_picture(out, loader, samples)
-    print(f"{out}: {min(samples, len(loader.index))} pictures of recipe {recipe}, seed {seed}, epoch {epoch}")
+        save_views_picture(out, loader, samples, objectives=objectives)
+    print(f"{out}: {min(samples, len(loader.index))} pictures of recipe {settings.recipe}, seed {seed}, epoch {epoch}")
     return 0
 
 
-def save_views_picture(path: Path, loader: Loader, samples: int = 6) -> None:
-    """Draw the first pictures of a loader's epoch with all their views into a PNG at `path`, whole or not at all."""
+def save_views_picture(path: Path, loader: Loader, samples: int = 6, *, objectives: Sequence[Objective] = ()) -> None:
+    """Draw the first pictures of a loader's epoch with all their views into a PNG at `path`, whole or not at all.
+
+    Of the objectives' views those that are learned from by regions show them.
+    """
     order, epoch = loader.order, loader.updates // loader.updates_per_epoch
     ids = order.ids(epoch, np.arange(min(samples, order.samples)))
     batch = loader.batch(ids, epoch=epoch).to("cpu")
     with ShardReader(loader.index) as reader:
         sources = [decode_picture(reader.read(i), int(loader.index.orientation[i])) for i in batch.sample.tolist()]
-    rows = [list(_seen(batch[b].views, loader.recipe)) for b in range(len(batch))]
+    regions = {
+        objective.name: objective.boxes(batch.family(objective.name).geometry)
+        for objective in objectives
+        if isinstance(objective, DenseSpatialPrediction)
+    }
+    rows = [list(_seen(batch[b].views, loader.recipe, {name: boxes[b] for name, boxes in regions.items()})) for b in range(len(batch))]
 
-    columns, side = _grid(len(rows[0]))
+    columns, side = _grid(len(rows[0]), bool(regions))
     captions = [[_wrapped(view.captions, side) for view in seen] for seen in rows]
     caption_in = 0.1 + LINE_IN * max(len(lines) for row in captions for lines in row)
     row_in = TITLE_IN + max(SOURCE_IN[1], math.ceil(len(rows[0]) / columns) * (side + caption_in)) + GAP_IN
     width = SOURCE_IN[0] + columns * (side + GAP_IN) + 3 * GAP_IN
-    legend = textwrap.wrap(LEGEND, int(width * LETTERS_PER_IN * 0.8))
+    legend = textwrap.wrap(LEGEND + (REGIONS_LEGEND if regions else ""), int(width * LETTERS_PER_IN * 0.8))
     head_in = 0.42 + 0.14 * len(legend)
     figure = Figure(figsize=(width, head_in + len(rows) * row_in))
     _write(figure, GAP_IN, 0.1, [_families_words(loader, epoch)], size=10, weight="bold")
@@ -140,8 +159,8 @@ def save_views_picture(path: Path, loader: Loader, samples: int = 6) -> None:
     os.replace(aside, path)
 
 
-def _seen(families: Sequence[Views], recipe: Recipe) -> Iterator[_Seen]:
-    """Yield every view of one picture (B = 1), numbered over all families."""
+def _seen(families: Sequence[Views], recipe: Recipe, regions: Mapping[str, Tensor]) -> Iterator[_Seen]:
+    """Yield every view of one picture (B = 1), numbered over all families; regions (R, 4) belong to the first view of their family."""
     number = 0
     for views in families:
         record, first = views.geometry, number
@@ -151,6 +170,8 @@ def _seen(families: Sequence[Views], recipe: Recipe) -> Iterator[_Seen]:
             moved = _orientation(bool(record.flipped[0, v]), int(record.quarter_turns[0, v]))
             if not views.valid[0, v]:
                 moved += "; picture too small for the law"
+            own = regions.get(record.family) if v == 0 else None
+            many = f"{len(own)} regions" if own is not None else ""
             coloured = _colour_words(views.photometric[0, v])
             yield _Seen(
                 number=number,
@@ -160,7 +181,9 @@ def _seen(families: Sequence[Views], recipe: Recipe) -> Iterator[_Seen]:
                 to_view=record.source_to_view[0, v],
                 reference=first,
                 target=(across, down, log_scale),
-                captions=(f"{number} {record.family}" + (f" [{v}]" if v != number else ""), how, moved, coloured),
+                captions=(f"{number} {record.family}" + (f" [{v}]" if v != number else ""), how, many, moved, coloured),
+                regions=own,
+                to_source=record.view_to_source[0, v],
             )
             number += 1
 
@@ -210,10 +233,10 @@ def _wrapped(captions: Sequence[str], width_in: float) -> list[str]:
     return [line for caption in captions for line in textwrap.wrap(caption, int(width_in * LETTERS_PER_IN))]
 
 
-def _grid(views: int) -> tuple[int, float]:
+def _grid(views: int, regions: bool) -> tuple[int, float]:
     """Return how many columns of views there are, and the side of one in inches."""
     if views <= 2:
-        return views, TWO_VIEWS_IN
+        return views, REGIONS_IN if regions else TWO_VIEWS_IN
     return (math.ceil(views / 2) if views <= 16 else 8), MANY_VIEWS_IN
 
 
@@ -245,6 +268,8 @@ def _draw_source(axes: Axes, source: NDArray[np.uint8], seen: Sequence[_Seen]) -
         _draw_box(axes, (x0, y0, x1, y1), view.colour, dashed=view.reference == view.number)
         label = {"facecolor": view.colour, "edgecolor": "none", "pad": 1.2}
         axes.text(x0, y0, f"{view.number}", color="white", size=7, weight="bold", va="top", bbox=label)
+        if view.regions is not None:
+            _draw_regions(axes, geometry.map_boxes(view.to_source, view.regions.double()))
         _draw_landmarks(axes, view.landmarks, view.colour, size=4)
         if view.number != view.reference and len(seen) <= CROWDED:
             reference = seen[view.reference].box
@@ -255,6 +280,8 @@ def _draw_view(axes: Axes, view: _Seen, seen: Sequence[_Seen]) -> None:
     """Draw a view, and on it what the record says lies there: landmarks, the other boxes, the source's axes, the way to targets."""
     _show(axes, view.pixels, "nearest")
     height, width = view.pixels.shape[:2]
+    if view.regions is not None:
+        _draw_regions(axes, view.regions)
     for other in seen if len(seen) <= CROWDED else [view]:
         if other is not view:
             corners = geometry.map_boxes(view.to_view, other.box[None])[0].tolist()
@@ -291,6 +318,14 @@ def _draw_box(axes: Axes, box: Sequence[float], colour: tuple[float, ...], *, da
     style = "--" if dashed else "-"
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="black", alpha=0.5, linewidth=line + 1))
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=line, linestyle=style))
+
+
+def _draw_regions(axes: Axes, boxes: Tensor) -> None:
+    """Draw numbered regions (R, 4), each of a colour of its own as far as there are any."""
+    for number, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+        colour = colormaps["tab20"](number % 20)
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1))
+        axes.text(x0, y0, f"{number}", color=colour, size=6, weight="bold", ha="left", va="top", path_effects=OUTLINE)
 
 
 def _draw_landmarks(axes: Axes, points: Tensor, colour: tuple[float, ...], size: float) -> None:

@@ -6,18 +6,22 @@ Not here: heads and losses (objectives/), when and how often a view is encoded (
 """
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, cast
 
 import timm
 import torch
-from timm.models import is_model_in_modules
+from timm.models import get_pretrained_cfg, is_model_in_modules, model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.views import Views
 
 Summary = Literal["auto", "class", "mean"]
+
+ARCHITECTURE = ("view_size_px", "patch_size_px", "width", "depth", "heads", "tokens_from_block")  # settings that fit one model, not another
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,16 +39,13 @@ class ModelSettings:
     tokens_from_block: int | None = None  # ViT only: take the tokens after this block (-2: the last but one), then the final LayerNorm
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if not timm.is_model(self.name):
-            close = timm.list_models(f"*{self.name.split('_')[0]}*")[:3]
+            close = _near(self.name)
             raise ValueError(
                 f"model {self.name!r}: timm {timm.__version__} has no such model" + (f"; it has {', '.join(close)}, ..." if close else "")
             )
-        given = [
-            name
-            for name in ("view_size_px", "patch_size_px", "width", "depth", "heads", "tokens_from_block")
-            if getattr(self, name) is not None
-        ]
+        given = [name for name in ARCHITECTURE if getattr(self, name) is not None]
         if given and not self.is_vit:
             raise ValueError(f"{given[0]}={getattr(self, given[0])} of model {self.name!r}: only ViTs have it; leave it out")
         if self.summary == "class" and not (self.is_vit and _has_class_token(self.name)):
@@ -54,8 +55,13 @@ class ModelSettings:
 
     @property
     def is_vit(self) -> bool:
-        """Whether the model is one of timm's plain vision transformers."""
-        return is_model_in_modules(self.name, ("vision_transformer", "deit"))
+        """Whether the model is one of timm's plain vision transformers, or registered with timm as one."""
+        return _is_vit(self.name)
+
+    def described(self) -> str:
+        """Return the model's name, and what is changed of it."""
+        changes = [f"{name} {getattr(self, name)}" for name in ARCHITECTURE if getattr(self, name) is not None]
+        return self.name + (f" ({', '.join(changes)})" if changes else "")
 
     def timm_arguments(self) -> dict[str, Any]:
         """Return the arguments with which `timm.create_model` builds the model."""
@@ -67,6 +73,22 @@ class ModelSettings:
             given = {"img_size": self.view_size_px, "patch_size": self.patch_size_px, "embed_dim": self.width, "depth": self.depth}
             arguments |= {name: value for name, value in (given | {"num_heads": self.heads}).items() if value is not None}
         return arguments
+
+
+@cache
+def _is_vit(name: str) -> bool:
+    if is_model_in_modules(name, ("vision_transformer", "deit")):
+        return True
+    if not timm.is_model(name) or model_entrypoint(name).__module__.startswith("timm."):
+        return False
+    with torch.device("meta"):  # somebody else's model: only its class tells
+        return isinstance(timm.create_model(name), VisionTransformer)
+
+
+def _near(name: str) -> list[str]:
+    """Return up to four names of models that may have been meant: those that begin so, shortest first, else those that look alike."""
+    begin_so = sorted(timm.list_models(f"{name}*"), key=lambda known: (len(known), known))
+    return begin_so[:4] or get_close_matches(name, timm.list_models(), 4)
 
 
 @cache
@@ -98,6 +120,8 @@ class Encoder(nn.Module):
         self.settings = settings
         self.model = cast(Any, timm.create_model(**settings.timm_arguments()))
         self.width = int(self.model.num_features)
+        known = get_pretrained_cfg(settings.name)
+        self.only_hw = tuple(known.input_size[1:]) if known and known.fixed_input_size and not settings.is_vit else None
         summary_width = getattr(self.model, "head_hidden_size", self.width)
         if summary_width != self.width:
             raise ValueError(f"model {settings.name!r} has tokens of width {self.width} and a summary of {summary_width}; take another")
@@ -106,8 +130,14 @@ class Encoder(nn.Module):
         """Encode finished views; `keep` names the only tokens that are looked at, `positions=False` leaves the position table out.
 
         Shapes: pixels (n, 3, H, W), keep (n, k) int64, row * cols + col -> summary (n, D), tokens (n, h, w, D), or (n, k, D) with keep.
-        Raises: ValueError if a ViT's patches do not divide the view, or keep or positions=False meet a network without tokens of its own.
+        Raises: ValueError if a ViT's patches do not divide the view, if the network takes views of another size alone or has no feature
+        map, or if keep or positions=False meet a network without tokens of its own.
         """
+        if self.only_hw is not None and self.only_hw != tuple(pixels.shape[-2:]):
+            raise ValueError(
+                f"views are {tuple(pixels.shape[-2:])} px, model {self.settings.name!r} takes {self.only_hw} alone; "
+                "take such views, or a plain ViT or convolutional network"
+            )
         if isinstance(self.model, VisionTransformer):
             return self._vit(self.model, pixels, keep, positions)
         if keep is not None or not positions:
@@ -126,6 +156,10 @@ class Encoder(nn.Module):
 
     def _feature_map(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         feature_map = self.model.forward_features(pixels)
+        if feature_map.ndim != 4:
+            raise ValueError(
+                f"model {self.settings.name!r}: gives {tuple(feature_map.shape)}, no feature map; take a ViT or a convolutional network"
+            )
         summary = self.model.forward_head(feature_map, pre_logits=True)
         # ConvNeXt keeps its final LayerNorm in the head, behind the pooling
         norm = getattr(getattr(self.model, "head", None), "norm", nn.Identity())

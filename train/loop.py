@@ -24,7 +24,16 @@ from wherefrom.train.demo_data import demo_shards
 from wherefrom.train.evaluate import ShardPictures
 from wherefrom.train.reporting import Reporter, RunFacts, Silent, Summary
 from wherefrom.train.run_evaluation import check_held_out, evaluate_run
-from wherefrom.train.run_folder import RunFolder, append_metrics, claim, cut_metrics, refuse_if_taken, write_encoder, write_evaluation
+from wherefrom.train.run_folder import (
+    RunFolder,
+    append_metrics,
+    claim,
+    cut_metrics,
+    refuse_if_absent,
+    refuse_if_taken,
+    write_encoder,
+    write_evaluation,
+)
 from wherefrom.train.settings import TrainSettings, check_same_run, read_plain_settings, write_settings
 from wherefrom.train.trainer import Trainer
 
@@ -36,6 +45,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
     Raises: ValueError or OSError before anything is written, if settings, data, folder or checkpoint do not fit;
     FloatingPointError if a loss or a gradient is not finite: the weights are kept as they were before it, and not saved.
     """
+    settings.refuse_without_data()
     newest = _checked_folder(settings, out, resume)
     accelerator = accelerator_for(settings)
     reporter = reporter if accelerator.is_main_process else Silent()
@@ -105,7 +115,8 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
 def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
     """Write the trained encoder for others, and measure it: the curves' last point, then everything with every control."""
     if trainer.ranks.first:
-        write_encoder(folder, trainer.step.encoder, trainer.loader.recipe)
+        encoder, loader = trainer.step.encoder, trainer.loader
+        write_encoder(folder, encoder, loader.recipe, settings=trainer.settings, data=loader.index.fingerprint)
     for full in (False, True):
         _evaluate(trainer, folder, val, reporter, full=full)
 
@@ -147,6 +158,7 @@ def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> 
         return None
     if out is None:
         raise ValueError("resume without out: say which run to go on with, e.g. --out runs/demo-0 --resume")
+    refuse_if_absent(out)
     folder = RunFolder(out)
     if not folder.settings.is_file():
         refuse_if_taken(out)
@@ -211,6 +223,8 @@ def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
         folder=folder.path,
         device=str(trainer.accelerator.device),
         ranks=trainer.ranks.count,
+        model=trainer.settings.model.described(),
+        model_parameters=sum(p.numel() for p in trainer.step.encoder.parameters()),
         parameters=sum(p.numel() for p in trainer.step.parameters() if p.requires_grad),
         samples=len(trainer.loader.index),
         global_batch=trainer.settings.global_batch,
@@ -218,6 +232,7 @@ def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
         updates_per_epoch=trainer.loader.updates_per_epoch,
         resumed_at=trainer.done,
         loader=trainer.loader,
+        objectives=trainer.settings.objectives(),
     )
 
 

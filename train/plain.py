@@ -1,11 +1,13 @@
 """Settings as plain data and back: what YAML and JSON can hold, checked against the dataclasses it is for.
 
-Here: frozen dataclasses <-> mappings, lists, numbers and words; errors that name the field by its dotted path.
+Here: frozen dataclasses <-> mappings, lists, numbers and words; errors that name the field by its dotted path; a stage on the way to
+settings, which is not checked yet.
 Not here: which settings there are (settings.py). Nothing is ever built from a type that the data names: only from those the fields declare.
 """
 
 import dataclasses
 import difflib
+import functools
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -46,6 +48,43 @@ def from_plain(base: T, plain: Plain, where: str = "") -> T:
             raise ValueError(f"{_path(where, str(name))}: no such setting{_nearest(str(name), names, where)}")
     restored = {name: _restored(hints[name], value, getattr(base, name), _path(where, name)) for name, value in given.items()}
     return _replaced(base, restored, where)
+
+
+def unchecked(value: Any) -> Any:
+    """Return a dataclass of dataclasses as an equal one that checks nothing: a stage on the way, whose values need not fit one another yet.
+
+    It is a subclass with the same fields; `to_plain`, then `from_plain` on the checked class, checks the result once.
+    """
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    kind = unchecked_type(type(value))
+    return kind(**{field.name: unchecked(getattr(value, field.name)) for field in dataclasses.fields(value)})
+
+
+@functools.cache
+def unchecked_type(kind: type) -> type:
+    """Return the subclass of a dataclass that checks nothing, and whose dataclass fields hold such as well."""
+    hints = get_type_hints(kind, include_extras=True)
+    nested = [
+        (field.name, _unchecked_hint(hints[field.name]), _unchecked_default(field))
+        for field in dataclasses.fields(kind)
+        if _dataclasses_among(hints[field.name])
+    ]
+    namespace = {"__post_init__": lambda self: None, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    return dataclasses.make_dataclass(kind.__name__, nested, bases=(kind,), namespace=namespace, frozen=True, kw_only=True)
+
+
+def _unchecked_hint(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        return Union[tuple(map(_unchecked_hint, get_args(hint)))]  # noqa: UP007  its members are known at run time only
+    return unchecked_type(hint) if _dataclasses_among(hint) else hint
+
+
+def _unchecked_default(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        made = field.default_factory
+        return dataclasses.field(default_factory=lambda: unchecked(made()))
+    return dataclasses.field(default=unchecked(field.default))
 
 
 def differences(ours: Plain, theirs: Plain, where: str = "") -> Iterator[tuple[str, Plain, Plain]]:

@@ -1,16 +1,19 @@
 """Runs by name: complete settings, of which the command line changes what it is told.
 
-Here: `demo` and `sp_dense`, which need no data of yours; `imagenette_sp`, on photographs and a processor; `imagenet_*`, the real thing.
+Here: `demo` and `sp_dense`, which need no data of yours; `imagenette_sp`, on photographs and a processor; `imagenet_*`, the real thing;
+what a settings file starts from.
 Not here: what the settings mean (settings.py, objectives/spatial.py), how they were chosen (the closing notes name the runs).
 """
 
 import difflib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
-from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings
+from wherefrom.train.plain import unchecked
+from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, overlaid, read_plain_settings
 
 DEFAULT = "demo"
 
@@ -52,6 +55,7 @@ def imagenette_sp() -> TrainSettings:
     """The demo's model on photographs, mirrored as a whole: half an hour and more on two cores."""
     return TrainSettings(
         recipe="imagenette_sp",
+        needs_data=True,
         global_batch=16,
         updates=9000,
         model=_small_vit(),
@@ -70,6 +74,7 @@ def imagenet_sp_vits16() -> TrainSettings:
     """
     return TrainSettings(
         recipe="imagenet_sp_vits16",
+        needs_data=True,
         global_batch=1024,
         epochs=100,
         precision="bfloat16",
@@ -108,6 +113,21 @@ def recipe(name: str) -> TrainSettings:
         near = difflib.get_close_matches(name, RECIPES, 1)
         raise ValueError(f"recipe {name!r}: there is none; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"))
     return RECIPES[name]()
+
+
+def started(name: str, file: Path | None) -> TrainSettings:
+    """Return the settings of a recipe (no name: the file's, else the default), with what a settings file says; unchecked, for `settled`.
+
+    Raises: ValueError if the file is of another recipe than the named one, or of none that there is; as `overlaid`.
+    """
+    if file is None:
+        return unchecked(recipe(name or DEFAULT))
+    named = str(read_plain_settings(file).get("recipe", name or DEFAULT))
+    if name and name != named:
+        raise ValueError(f"recipe {name!r}: {file} is of recipe {named!r}; leave the name out, or take another file or --out")
+    if named not in RECIPES:
+        raise ValueError(f"{file}: recipe={named!r}: a file changes one of {', '.join(RECIPES)}; name that, or leave it out for {DEFAULT}")
+    return overlaid(file, recipe(named))
 
 
 def _small_vit() -> ModelSettings:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from wherefrom.pipeline.loader import Loader
+from wherefrom.train.objective import Objective
 from wherefrom.train.plain import Plain
 
 
@@ -21,13 +22,16 @@ class RunFacts:
     folder: Path
     device: str
     ranks: int
-    parameters: int  # that learn
+    model: str  # the encoder's timm name, and what is changed of it
+    model_parameters: int  # of the encoder
+    parameters: int  # that learn, heads included
     samples: int  # of the training data
     global_batch: int
     updates: int
     updates_per_epoch: int
     resumed_at: int  # completed updates; 0: a new run
     loader: Loader
+    objectives: tuple[Objective, ...]  # as the settings name them, not set up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ Here: the names of all files, claiming a folder, metrics.jsonl, the encoder writ
 Not here: checkpoints (checkpoint.py); pictures and terminals (tools).
 """
 
+import importlib.metadata
 import itertools
 import json
 import math
@@ -12,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import timm
 from safetensors.torch import save_file
+from torch import Tensor
 
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.plain import Plain
+from wherefrom.train.settings import TrainSettings
 
 RUNS = Path("runs")
 
@@ -84,6 +86,12 @@ def claim(out: Path | None, recipe: str, *, resume: bool) -> RunFolder:
         wanted = out or RUNS.absolute()
         raise OSError(f"{wanted}: the run's folder cannot be made there ({problem.strerror}); name another by --out") from problem
     return RunFolder(out)
+
+
+def refuse_if_absent(out: Path) -> None:
+    """Raise ValueError if there is no folder to go on in; an empty one is what a run leaves that was killed before its first file."""
+    if not out.is_dir():
+        raise ValueError(f"{out}: there is no run to go on with; look at the name, or leave out --resume to start one")
 
 
 def refuse_if_taken(out: Path) -> None:
@@ -153,19 +161,54 @@ def _replace_text(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe) -> None:
+def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe, *, settings: TrainSettings, data: str) -> None:
     """Write the trained encoder for others: `timm.create_model("local-dir:RUN/encoder", pretrained=True)` loads it.
 
-    encoder.safetensors holds the same weights by themselves.
+    encoder.safetensors holds the same weights by themselves. What timm knows of weights of its own under the model's name is left out:
+    these are of a run, on `data` (the shards' fingerprint), of views as `recipe` hands them over.
     """
-    model, settings = encoder.model, encoder.settings
-    arguments = {name: value for name, value in settings.timm_arguments().items() if name not in ("model_name", "num_classes")}
-    timm.models.save_for_hf(model, str(folder.model), model_args=arguments, safe_serialization=True)
-    config = folder.model / "config.json"
-    described = json.loads(config.read_text(encoding="utf-8"))
-    seen: dict[str, Plain] = {"mean": recipe.mean, "std": recipe.std, "interpolation": "bilinear"}
-    if settings.view_size_px is not None:
-        seen["input_size"] = (3, settings.view_size_px, settings.view_size_px)
-    described["pretrained_cfg"] |= seen  # timm says how its own weights were trained
-    _replace_text(config, json.dumps(described, indent=1) + "\n")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, folder.encoder)
+    folder.model.mkdir(exist_ok=True)
+    _replace_text(folder.model / "config.json", json.dumps(_described(encoder, recipe, settings, data), indent=1) + "\n")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.model.state_dict().items()}
+    for path in (folder.model / "model.safetensors", folder.encoder):
+        _replace_weights(path, weights)
+
+
+def _described(encoder: Encoder, recipe: Recipe, settings: TrainSettings, data: str) -> dict[str, Plain]:
+    """Return what timm reads of a model folder, and where the weights come from."""
+    arguments, theirs = encoder.settings.timm_arguments(), encoder.model.pretrained_cfg
+    return {
+        "architecture": arguments.pop("model_name").partition(".")[0],  # what follows a dot names weights, and these are others
+        "num_classes": arguments.pop("num_classes"),
+        "num_features": encoder.width,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "tag": f"wherefrom_{settings.recipe}",
+            "custom_load": False,
+            "input_size": (3, settings.view_px, settings.view_px),
+            "fixed_input_size": encoder.only_hw is not None,
+            "interpolation": "bilinear",
+            "mean": recipe.mean,
+            "std": recipe.std,
+            "num_classes": 0,
+            "first_conv": theirs.get("first_conv"),  # of the architecture, as the next: timm asks for them to change channels or classes
+            "classifier": theirs.get("classifier"),
+        },
+        "wherefrom": {
+            "version": importlib.metadata.version("wherefrom"),
+            "recipe": settings.recipe,
+            "seed": settings.seed,
+            "data": data,
+            "views": recipe.fingerprint,
+        },
+    }
+
+
+def _replace_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write tensors, whole or not at all, readable by whom the umask lets read: safetensors makes files for their owner alone."""
+    aside = path.with_name(f".{path.name}.writing")
+    aside.touch()
+    mode = aside.stat().st_mode
+    save_file(dict(weights), aside, metadata={"format": "pt"})
+    aside.chmod(mode)
+    os.replace(aside, path)

@@ -1,24 +1,26 @@
 """Everything that a run can be told: one frozen dataclass, whose last field is all that does not change results.
 
-Here: the settings, their checks, settings.yaml both ways.
+Here: the settings, their checks, settings.yaml both ways, what is left of a model's settings where another is taken.
 Not here: which settings make a good run (recipes.py); views by hand (pipeline/recipe.py); the command line (tools/training.py).
 """
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
+from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.render import RendererName
-from wherefrom.train.encoder import ModelSettings
+from wherefrom.train.encoder import ARCHITECTURE, ModelSettings
 from wherefrom.train.objective import Objective
 from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSettings, SpatialPrediction, SpatialSettings
-from wherefrom.train.plain import Plain, differences, from_plain, to_plain
+from wherefrom.train.plain import Plain, differences, from_plain, to_plain, unchecked
 from wherefrom.train.schedule import Shape, warmed_up
 
-NOT_COMPARED = ("runtime", "evaluation", "data", "val")  # between a run and its continuation; the loader compares what is in the data
+NOT_COMPARED = ("runtime", "evaluation", "data", "val", "needs_data")  # with a run to go on with; the loader compares what is in the data
 
 
 def _at_least(settings: object, smallest: int, *names: str) -> None:
@@ -43,6 +45,7 @@ class OptimSettings:
     clip_norm: float | None = 3.0  # largest gradient norm, each objective's head and the encoder apart; None: no clipping
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if not self.lr > 0 or not 0 <= self.final_lr <= self.lr:
             raise ValueError(f"lr={self.lr}, final_lr={self.final_lr}: needs lr > 0 and 0 <= final_lr <= lr")
         if not all(0 <= beta < 1 for beta in (*self.betas, self.momentum)):
@@ -70,6 +73,7 @@ class EvaluationSettings:
     short_knn_pictures: int = 500  # labelled training pictures for its k-NN; 0: none
 
     def __post_init__(self) -> None:
+        check_literals(self)
         _at_least(self, 0, "every", "knn_pictures", "short_knn_pictures")
         _at_least(self, 1, "head_steps", "knn_held_out", "view_px")
         _at_least(self, 2, "pictures", "head_pictures", "short_pictures")
@@ -90,6 +94,7 @@ class RuntimeSettings:
     keep: int = 2  # checkpoints
 
     def __post_init__(self) -> None:
+        check_literals(self)
         _at_least(self, 1, "threads", "prefetch", "accumulation", "log_every", "checkpoint_every", "keep")
 
 
@@ -98,6 +103,7 @@ class TrainSettings:
     """A whole run. All but `runtime` changes results."""
 
     recipe: str
+    needs_data: bool = False  # no run without `data`: the recipe is not meant for the demo's pictures
     data: str | None = None  # shards to learn from, e.g. '.../train-{000000..001281}.tar'; None: the embedded demo pictures
     val: str | None = None  # held-out shards; None: the demo's where `data` is the demo's, else none, and it says so
     seed: int = 0
@@ -114,6 +120,7 @@ class TrainSettings:
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
 
     def __post_init__(self) -> None:
+        check_literals(self)
         _at_least(self, 1, "global_batch", "epochs", "updates")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed={self.seed}: needs 0 <= seed < 2**64")
@@ -129,11 +136,23 @@ class TrainSettings:
         return (*spatial, *dense)
 
     @property
-    def label_view_px(self) -> int:
-        """The side of the local views that labels are judged by: as `evaluation` says, else as the host's views."""
+    def view_px(self) -> int:
+        """The side of the host's views, as the encoder sees them."""
         host = self.spatial or self.dense
         assert host is not None
-        return self.evaluation.view_px or host.size_px
+        return host.size_px
+
+    @property
+    def label_view_px(self) -> int:
+        """The side of the local views that labels are judged by: as `evaluation` says, else as the host's views."""
+        return self.evaluation.view_px or self.view_px
+
+    def refuse_without_data(self) -> None:
+        """Raise ValueError if the recipe is meant for data and there is none."""
+        if self.needs_data and self.data is None:
+            raise ValueError(
+                f"recipe {self.recipe!r} without data: it is meant for pictures of yours, name shards by --data; the demo draws its own"
+            )
 
     def updates_in_all(self, updates_per_epoch: int) -> int:
         """Return the length of the run."""
@@ -168,14 +187,50 @@ def read_plain_settings(path: Path) -> dict[str, object]:
 
 
 def read_settings(path: Path, base: TrainSettings) -> TrainSettings:
-    """Return `base` with what a settings file says.
+    """Return `base` with what a settings file says; where it names another model, without what `base` changes of its own.
 
     Raises: as `read_plain_settings` and `from_plain`, naming the file.
     """
+    return settled(overlaid(path, base), source=path)
+
+
+def overlaid(path: Path, base: TrainSettings) -> TrainSettings:
+    """Return what `read_settings` does, unchecked: a stage on the way, for `settled`.
+
+    Raises: ValueError that names file and field, for unknown names and wrong types; as `read_plain_settings`.
+    """
+    plain = read_plain_settings(path)
     try:
-        return from_plain(base, read_plain_settings(path))
+        stage = from_plain(unchecked(base), plain)
     except ValueError as problem:
-        raise ValueError(f"{path}: {problem}" if str(path) not in str(problem) else str(problem)) from None
+        raise ValueError(f"{path}: {problem}") from None
+    named = plain.get("model")
+    return with_its_own_model(stage, base, given=named if isinstance(named, dict) else ())
+
+
+def with_its_own_model(stage: TrainSettings, base: TrainSettings, *, given: Collection[str]) -> TrainSettings:
+    """Return `stage`, unchecked; where its model is another than that of `base`, without what `base` changes of its own.
+
+    A width, a depth, a patch are one model's. What is `given` beside the name stays; a ViT's position table is made for the host's views.
+    """
+    model, host = stage.model, stage.spatial or stage.dense
+    if model.name == base.model.name:
+        return stage
+    own: dict[str, Any] = dict.fromkeys(ARCHITECTURE)
+    own["view_size_px"] = host.size_px if host is not None and model.is_vit else None
+    return replace(stage, model=replace(model, **{name: value for name, value in own.items() if name not in given}))
+
+
+def settled(stage: TrainSettings, *, source: Path | str | None = None) -> TrainSettings:
+    """Return settings that were put together unchecked, checked; `source` is where they come from, if not from Python.
+
+    Raises: ValueError in one line that names the source and the field.
+    """
+    plain = {field.name: to_plain(getattr(stage, field.name)) for field in fields(TrainSettings)}
+    try:
+        return from_plain(TrainSettings(recipe=stage.recipe), plain)
+    except ValueError as problem:
+        raise ValueError(f"{source}: {problem}" if source is not None else str(problem)) from None
 
 
 def check_same_run(settings: TrainSettings, saved: Plain) -> None:

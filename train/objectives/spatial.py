@@ -18,6 +18,7 @@ from torch import Tensor
 from wherefrom.kernels.pair_loss import PairLoss
 from wherefrom.kernels.pair_targets import Axes, Position, Scale, pair_targets
 from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.recipe import ColourLaw, Disjoint, Independent, Law, Mirror, Paired, Recipe, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
@@ -72,6 +73,7 @@ class SpatialSettings:
     stop: Stop = "none"  # where no gradient goes: into the reference view, or into the encoder at all
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if self.axes == "source" and (self.mirror != "none" or self.turns):
             raise ValueError(
                 f"axes='source' with mirror={self.mirror!r}, turns={self.turns}: no view shows which way is up; use axes='view'"

@@ -19,6 +19,7 @@ from wherefrom.kernels.roi_pool_pairs import roi_pool_pairs
 from wherefrom.pipeline.crops import SUBPIXELS
 from wherefrom.pipeline.draws import Purpose, family_word, random_words_of_tensors
 from wherefrom.pipeline.geometry import overlap_area
+from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.recipe import ColourLaw, Independent, Mirror, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
@@ -71,6 +72,7 @@ class DenseSpatialSettings:
     weight_scale: float = 0.1
 
     def __post_init__(self) -> None:
+        check_literals(self)
         if self.regions < 2:
             raise ValueError(f"regions={self.regions}: a pair needs 2")
         low, high = self.side_frac
