@@ -56,13 +56,14 @@ LAWS: dict[str, tuple[int, Law]] = {  # views a family; there are as many famili
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProofCase:
-    """One set of coordinate pictures in all eight EXIF orientations, cut by every law, mirrored and turned in every way."""
+    """One set of coordinate pictures in all eight EXIF orientations, cut by laws, mirrored and turned in every way."""
 
     size_px: tuple[int, int]  # (height, width) of the finished views
     source_size: tuple[int, int]  # (height, width), upright
     pixels: PixelType
     format: Format
     snap: Snap
+    laws: tuple[str, ...] = ()  # by their names in LAWS; none named: all of them
 
     @property
     def recipe(self) -> Recipe:
@@ -70,6 +71,7 @@ class ProofCase:
         families = tuple(
             ViewFamily(name=f"{name}/{copy}", views=views, size_px=self.size_px, law=law, turns=True, snap=self.snap)
             for name, (views, law) in LAWS.items()
+            if not self.laws or name in self.laws
             for copy in range(WAYS // views)
         )
         return Recipe(families=families, pixels=self.pixels)

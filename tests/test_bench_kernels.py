@@ -5,7 +5,6 @@ No speed is asserted anywhere. Truth for memory are calls whose tensors are coun
 
 import io
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from wherefrom.kernels.dispatch import LIBRARY
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.tools import bench_kernels, gpu_check, machine
+from wherefrom.tools import bench_kernels, machine
 from wherefrom.tools.bench_kernels import bench_kernels_command, memory_ratios, ratios, summary
 from wherefrom.tools.cli import main
 from wherefrom.tools.kernel_cases import CASES, CPU_CASES, Case, Kernel
@@ -290,43 +289,3 @@ def test_what_cannot_be_measured_is_refused() -> None:
         bench_kernels_command(seconds=0)
     with pytest.raises(ValueError, match="threads=0"):
         bench_kernels_command(threads=0)
-
-
-@pytest.mark.parametrize("passed", [True, False])
-def test_a_gpu_machine_measures_only_after_the_kernels_tests(
-    passed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    environments = []
-
-    def run(command: list[str], *, env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
-        environments.append(env)
-        assert all(Path(test).is_file() for test in command[command.index("-q") + 1 :])
-        return subprocess.CompletedProcess(command, 0 if passed else 1, "....\n4 passed in 1 s\n" if passed else "1 failed\n", "")
-
-    benches: list[dict[str, Any]] = []
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(gpu_check.subprocess, "run", run)
-    monkeypatch.setattr(gpu_check, "bench_kernels_command", lambda **options: benches.append(options) or 0)
-    folder = tmp_path / "results"
-    assert gpu_check.kernel_check(folder, quick=True) == (0 if passed else 1)
-    assert len(benches) == (1 if passed else 0) and all(options == {"out": folder, "quick": True} for options in benches)
-    [check_] = json.loads((folder / "checks.json").read_text())
-    assert check_["passed"] is passed and check_["found"] in capsys.readouterr().out
-    assert "TRITON_INTERPRET" not in environments[0]
-
-
-def test_the_kernels_tests_that_a_gpu_machine_runs_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tests = Path(__file__).parent
-    assert [pattern for pattern in gpu_check.KERNEL_TESTS if not list(tests.glob(pattern))] == []
-    monkeypatch.setattr(gpu_check, "KERNEL_TESTS", ("nothing_*.py",))
-    with pytest.raises(ValueError, match="has no tests of the kernels; install wherefrom from a checkout"):
-        gpu_check.kernel_check(tmp_path)
-
-
-def test_without_a_gpu_or_anything_to_check_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="torch sees no CUDA GPU here"):
-        gpu_check.gpu_check("shards.tar")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ValueError, match="neither SHARDS nor --kernels FOLDER"):
-        gpu_check.gpu_check()

@@ -216,3 +216,9 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device='cuda': torch sees no CUDA GPU here; use --device cpu"):
         command.prove_command(device="cuda")
+
+
+def test_a_case_may_name_the_laws_it_cuts_by() -> None:
+    [every, some] = ([family.law for family in replace(SQUARE, laws=laws).recipe.families] for laws in ((), ("paired", "grid")))
+    assert {type(law).__name__ for law in some} == {"Paired", "Grid"} < {type(law).__name__ for law in every}
+    assert sum(family.views for family in replace(SQUARE, laws=("paired",)).recipe.families) == 8  # still in every way
