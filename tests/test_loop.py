@@ -141,6 +141,23 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_it_had_not(
     assert_same_weights(weights(out), weights(finished))
 
 
+def test_a_live_run_is_not_gone_on_with_by_a_second_process(tiny_shards: Path, tmp_path: Path) -> None:
+    settings, out, refusals = tiny(tiny_shards), tmp_path / "run", []
+
+    class GoesOn(Silent):
+        def logged(self, record: LogRecord) -> None:
+            if record.update == 3:
+                with pytest.raises(ValueError, match=f"process {os.getpid()} on .* is writing this run") as refused:
+                    run(settings, reporter=Silent(), out=out, resume=True)
+                refusals.append(refused)
+
+    run(settings, reporter=GoesOn(), out=out)
+    assert len(refusals) == 1
+    assert [record["update"] for record in read_metrics(RunFolder(out))] == [1, 2, 3, 4, 5, 6]
+    (out / ".lock").write_text("left by a kill")
+    assert run(settings, reporter=Silent(), out=out, resume=True).update == 6
+
+
 def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_path: Path) -> None:
     """Checkpoints fall between the lines of the log; the updates before them count all the same."""
     runtime = RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=5, checkpoint_every=3)

@@ -8,6 +8,7 @@ The count of completed updates is the only truth: position, learning rate, rando
 import contextlib
 import signal
 import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,11 @@ from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.train import checkpoint
 from wherefrom.train.demo_data import demo_shards
 from wherefrom.train.evaluate import ShardPictures
+from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import Reporter, RunFacts, Silent, Summary
 from wherefrom.train.run_evaluation import evaluate_run
 from wherefrom.train.run_folder import RunFolder, append_metrics, claim, cut_metrics, refuse_if_taken, write_encoder, write_evaluation
+from wherefrom.train.run_lock import locked
 from wherefrom.train.settings import TrainSettings, check_same_run, read_plain_settings, write_settings
 from wherefrom.train.trainer import Trainer
 
@@ -36,19 +39,23 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
     Raises: ValueError or OSError before anything is written, if settings, data, folder or checkpoint do not fit;
     FloatingPointError if a loss or a gradient is not finite: the weights are kept as they were before it, and not saved.
     """
-    newest = _checked_folder(settings, out, resume)
+    goes_on = _checked_folder(settings, out, resume)
     accelerator = accelerator_for(settings)
-    reporter = reporter if accelerator.is_main_process else Silent()
+    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+    reporter = reporter if ranks.first else Silent()
     with contextlib.ExitStack() as stack:
         stack.callback(reporter.closed)
+        if goes_on is not None:
+            _lock(goes_on, ranks, stack)
         train, val = _open_data(settings, accelerator, reporter)
-        trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator)))
+        trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks)))
         if trainer.frozen:
             reporter.said(f"frozen, no objective reaches them: {', '.join(trainer.frozen)}")
+        newest = None if goes_on is None else checkpoint.latest(goes_on.checkpoints)
         if newest is not None:
             trainer.restore(newest)
-        folder = _claimed(out, trainer, resume=resume)
-        if trainer.ranks.first:
+        folder = goes_on or _claimed(out, settings.recipe, ranks, stack, resume=resume)
+        if ranks.first:
             write_settings(folder.settings, settings)
             cut_metrics(folder, trainer.done)
         accelerator.project_configuration.logging_dir = str(folder.path)
@@ -134,8 +141,8 @@ def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, repor
         trainer.ranks.wait()
 
 
-def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> Path | None:
-    """Return the checkpoint to go on from, or None; nothing is touched yet.
+def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> RunFolder | None:
+    """Return the folder of the run to go on with, or None for a new one; nothing is touched yet.
 
     Raises: ValueError if `out` may not be written into, or holds a run of other settings.
     """
@@ -150,7 +157,7 @@ def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> 
         refuse_if_taken(out)
         return None
     check_same_run(settings, read_plain_settings(folder.settings))
-    return checkpoint.latest(folder.checkpoints)
+    return folder
 
 
 def accelerator_for(settings: TrainSettings) -> Accelerator:
@@ -186,18 +193,42 @@ def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Repo
     return learned, held_out
 
 
-def _claimed(out: Path | None, trainer: Trainer, *, resume: bool) -> RunFolder:
-    """Return the run's folder, which the first rank makes and all the others take."""
-    path = problem = ""
-    if trainer.ranks.first:
+def _claimed(out: Path | None, recipe: str, ranks: Ranks, stack: contextlib.ExitStack, *, resume: bool) -> RunFolder:
+    """Return a new run's folder, which the first rank makes and all the others take."""
+
+    def claimed() -> str:
+        return str(claim(out, recipe, resume=resume).path)
+
+    folder = RunFolder(Path(_by_the_first(ranks, claimed)))
+    _lock(folder, ranks, stack)
+    return folder
+
+
+def _lock(folder: RunFolder, ranks: Ranks, stack: contextlib.ExitStack) -> None:
+    """Let the first rank hold the run's folder until `stack` ends."""
+
+    def lock() -> str:
+        stack.enter_context(locked(folder.path))
+        return ""
+
+    _by_the_first(ranks, lock)
+
+
+def _by_the_first(ranks: Ranks, work: Callable[[], str]) -> str:
+    """Return what the first rank's work returns, on all ranks.
+
+    Raises: ValueError on all of them, if the first one's work raises ValueError or OSError.
+    """
+    word = problem = ""
+    if ranks.first:
         try:
-            path = str(claim(out, trainer.settings.recipe, resume=resume).path)
+            word = work()
         except (OSError, ValueError) as refused:
             problem = str(refused)
-    path, problem = trainer.ranks.texts(path)[0], trainer.ranks.texts(problem)[0]
+    word, problem = ranks.texts(word)[0], ranks.texts(problem)[0]
     if problem:
         raise ValueError(problem)
-    return RunFolder(Path(path))
+    return word
 
 
 def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:

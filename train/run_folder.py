@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from wherefrom.pipeline.recipe import Recipe
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.plain import Plain
+from wherefrom.train.run_lock import LOCK
 
 RUNS = Path("runs")
 
@@ -88,7 +89,7 @@ def claim(out: Path | None, recipe: str, *, resume: bool) -> RunFolder:
 
 def refuse_if_taken(out: Path) -> None:
     """Raise ValueError if a new run may not write into `out`."""
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         if RunFolder(out).settings.is_file():
             raise ValueError(f"{out}: holds another run; go on with it by --resume, or take another --out")
         raise ValueError(f"{out}: is not empty; take another --out")

@@ -38,10 +38,10 @@ class Trainer:
     Raises: ValueError if the settings do not fit the data or one another.
     """
 
-    def __init__(self, settings: TrainSettings, index: ShardIndex, accelerator: Accelerator) -> None:
+    def __init__(self, settings: TrainSettings, index: ShardIndex, accelerator: Accelerator, ranks: Ranks | None = None) -> None:
         self.settings = settings
         self.accelerator = accelerator
-        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self.ranks = ranks or Ranks(accelerator.process_index, accelerator.num_processes)
         self.clock = Clock()
         self.window = Window(self.ranks)
         self.done = 0
