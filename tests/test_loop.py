@@ -19,6 +19,7 @@ from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.train import checkpoint
 from wherefrom.train.encoder import Encoder, ModelSettings
 from wherefrom.train.loop import accelerator_for, run
+from wherefrom.train.objectives import DenseSpatialSettings
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.optimiser import gated_step, make_optimiser
 from wherefrom.train.recipes import recipe
@@ -255,6 +256,24 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(case: str, tin
         run(tiny(tiny_shards, **changes(tiny_shards)), reporter=Silent(), out=tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "some_px"), [("spatial", 18), ("dense", 38)])
+def test_a_run_stops_at_the_first_line_of_its_log_if_nothing_counts(name: str, some_px: int, tiny_shards: Path, tmp_path: Path) -> None:
+    usual = tiny(tiny_shards, dense=DenseSpatialSettings(size_px=24, regions=4, min_side_px=4))
+    usual = dataclasses.replace(usual, runtime=dataclasses.replace(usual.runtime, log_every=2))
+    too_much = dataclasses.replace(getattr(usual, name), min_side_px=97)  # all pictures are smaller
+    with pytest.raises(ValueError, match="counts") as stopped:
+        run(dataclasses.replace(usual, **{name: too_much}), reporter=Silent(), out=tmp_path / "run")
+    said = str(stopped.value)
+    assert said.startswith(f"{name}: not a pair of the last 16 pictures counts, ")
+    assert (f"{name}.min_side_px" in said, "train.tar" in said, "\n" in said) == (True, True, False)
+    assert [record["update"] for record in read_metrics(RunFolder(tmp_path / "run"))] == [2]
+    # control: some pairs are enough
+    some = dataclasses.replace(getattr(usual, name), min_side_px=some_px)
+    run(dataclasses.replace(usual, **{name: some}), reporter=Silent(), out=tmp_path / "some")
+    shares = [record["meters"][f"{name}/pairs_left_out"] for record in read_metrics(RunFolder(tmp_path / "some"))]
+    assert all(0 < share < 1 for share in shares)
 
 
 def test_another_runs_folder_is_refused_unless_it_goes_on(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:

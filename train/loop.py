@@ -24,12 +24,14 @@ from wherefrom.train import checkpoint
 from wherefrom.train.demo_data import demo_shards
 from wherefrom.train.evaluate import ShardPictures
 from wherefrom.train.ranks import Ranks
-from wherefrom.train.reporting import Reporter, RunFacts, Silent, Summary
+from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Silent, Summary
 from wherefrom.train.run_evaluation import evaluate_run
 from wherefrom.train.run_folder import RunFolder, append_metrics, claim, cut_metrics, refuse_if_taken, write_encoder, write_evaluation
 from wherefrom.train.run_lock import locked
 from wherefrom.train.settings import TrainSettings, check_same_run, read_plain_settings, write_settings
 from wherefrom.train.trainer import Trainer
+
+NOTHING = 1 - 1e-6  # share of pairs left out from which on none counted: float32 says no more of a mean
 
 
 def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None, resume: bool = False) -> Summary:
@@ -97,15 +99,33 @@ def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter
 
 
 def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
-    """Write a line of the log, everywhere."""
+    """Write a line of the log, everywhere.
+
+    Raises: ValueError, on all ranks alike, if nothing counted since the one before.
+    """
+    pictures = len(trainer.window.rows) * trainer.settings.global_batch
     record = trainer.log()
     if trainer.ranks.first:
         append_metrics(folder, {"kind": "train"} | asdict(record))
     trainer.accelerator.log(record.curves(), step=record.update)
     reporter.logged(record)
+    _mind_what_counts(trainer, record, pictures, reporter)
+
+
+def _mind_what_counts(trainer: Trainer, record: LogRecord, pictures: int, reporter: Reporter) -> None:
+    """Say once if most pairs of the record's pictures count for nothing; raise ValueError if all of an objective that is learned do."""
+    settings, step = trainer.settings, trainer.step
     for name, share in record.meters.items():
         objective, _, meter = name.partition("/")
-        if meter == "pairs_left_out" and share > 0.5 and record.update <= trainer.settings.runtime.log_every:
+        if meter != "pairs_left_out":
+            continue
+        if share > NOTHING and step.weight_of(objective) > 0:
+            data = "the demo's" if settings.data is None else f"those of data={settings.data!r}"
+            raise ValueError(
+                f"{objective}: not a pair of the last {pictures} pictures counts, all are too small for the law; "
+                f"lower {objective}.min_side_px, or take larger pictures than {data}"
+            )
+        if share > 0.5 and record.update <= settings.runtime.log_every:
             reporter.said(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see {objective}.min_side_px")
 
 

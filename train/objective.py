@@ -167,6 +167,10 @@ class Step(nn.Module):
         groups[host] = [p for p in self.encoder.parameters() if p.requires_grad] + groups[host]
         return {name: parameters for name, parameters in groups.items() if parameters}
 
+    def weight_of(self, name: str) -> float:
+        """Return the weight of the objective called `name`."""
+        return dict(self._named())[name].weight
+
     def freeze_unreached(self, batch: Batch) -> tuple[str, ...]:
         """Freeze the parameters that no objective reaches, found by one dry backward, and return their names; nothing else changes."""
         candidates = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
