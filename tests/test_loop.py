@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -88,6 +90,16 @@ class _Sends(Silent):
     def logged(self, record: LogRecord) -> None:
         if record.update == self.at:
             os.kill(os.getpid(), self.number)
+
+
+class _Hears(Silent):
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def said(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def test_a_run_folder_holds_settings_log_checkpoints_and_encoder(finished: Path, tiny_shards: Path) -> None:
@@ -225,6 +237,36 @@ def test_weights_decay_in_matrices_only(tiny_shards: Path) -> None:
     assert decayed
     with pytest.raises(ValueError, match="it has adam"):
         make_optimiser(encoder, OptimSettings(name="adamv"))
+
+
+def test_runs_of_two_precisions_follow_one_another_in_a_process(tiny_shards: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # of trainers that other tests made
+    lost = []
+    for number, precision in enumerate(("float32", "bfloat16", "float32")):
+        out = tmp_path / str(number)
+        run(tiny(tiny_shards, updates=1, precision=precision), reporter=Silent(), out=out)
+        assert not is_initialized()
+        lost.append(losses(out)[1][0])
+    assert (lost[0] == lost[2], lost[0] == lost[1]) == (True, False)
+    # what a caller has set up is the caller's, and is not taken away
+    Accelerator(cpu=True)
+    run(tiny(tiny_shards, updates=1), reporter=Silent(), out=tmp_path / "beside")
+    assert is_initialized()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_launcher_that_starts_one_process_of_several_is_told_of(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment is what `accelerate launch --cpu --num_processes 2` gives the only process that it starts."""
+    for number, address in enumerate(("127.0.0.1", None)):
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+        monkeypatch.delenv("MASTER_ADDR", raising=False)
+        if address is not None:
+            monkeypatch.setenv("MASTER_ADDR", address)
+        heard = _Hears()
+        run(tiny(tiny_shards, updates=1), reporter=heard, out=tmp_path / str(number))
+        assert any("torchrun" in line for line in heard.lines) == (address is not None)
 
 
 def test_micro_batches_change_no_loss_and_no_update(tiny_shards: Path, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ The count of completed updates is the only truth: position, learning rate, rando
 """
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.utils import ProjectConfiguration, get_cpu_distributed_information
 
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.train import checkpoint
@@ -42,11 +44,15 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
     FloatingPointError if a loss or a gradient is not finite: the weights are kept as they were before it, and not saved.
     """
     goes_on = _checked_folder(settings, out, resume)
-    accelerator = accelerator_for(settings)
-    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
-    reporter = reporter if ranks.first else Silent()
     with contextlib.ExitStack() as stack:
+        accelerator = stack.enter_context(_accelerator_of_a_run(settings))
+        ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        reporter = reporter if ranks.first else Silent()
         stack.callback(reporter.closed)
+        if _launcher_started_one_of_several(os.environ):
+            reporter.said(
+                "one process, though several were asked for: accelerate launch --cpu starts one, torchrun --nproc-per-node N"
+            )
         if goes_on is not None:
             _lock(goes_on, ranks, stack)
         train, val = _open_data(settings, accelerator, reporter)
@@ -194,6 +200,27 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
         log_with="tensorboard",
         project_config=ProjectConfiguration(project_dir=".", logging_dir="."),  # the run's folder, once it is known
     )
+
+
+@contextlib.contextmanager
+def _accelerator_of_a_run(settings: TrainSettings) -> Iterator[Accelerator]:
+    """Hand out a run's machine, and leave the process free for a run on another one, or of another precision.
+
+    Accelerate keeps one state for a whole process; one that was there before, a caller's own, is left alone.
+    Raises: as `accelerator_for`.
+    """
+    of_the_caller = is_initialized()
+    try:
+        yield accelerator_for(settings)
+    finally:
+        if not of_the_caller:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _launcher_started_one_of_several(environment: Mapping[str, str]) -> bool:
+    """Return whether `accelerate launch --cpu --num_processes N` started this process: it sets a meeting place for N, and starts one."""
+    of_processors = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    return of_processors and "MASTER_ADDR" in environment and get_cpu_distributed_information().world_size == 1
 
 
 def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Reporter) -> tuple[ShardIndex, ShardIndex | None]:
