@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from wherefrom.tools.cli import COMMANDS, main
 from wherefrom.tools.terminal import Terminal, columns, duration, line
@@ -168,6 +170,21 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(
         assert said.startswith("wherefrom: ")
         assert said.count("\n") == 1
     assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_under_torchrun_the_one_line_is_said_once_and_stands_in_the_summary_of_every_rank(
+    rank: str, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setenv("RANK", rank)
+    before = int(time.time())
+    assert main(["train", "--config", str(tmp_path / "none.yaml")]) == 2
+    failure = ProcessFailure(local_rank=int(rank), pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
+    assert failure.message.startswith("wherefrom: ")
+    assert "none.yaml" in failure.message
+    assert failure.timestamp >= before  # the summary calls the earliest failure the cause
+    assert capsys.readouterr().err == f"{failure.message}\n" * lines
 
 
 def test_a_whole_run_by_the_command_line(tiny_shards: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
