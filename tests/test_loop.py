@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.train import checkpoint
+from wherefrom.train import trainer as trainer_module
 from wherefrom.train.encoder import Encoder, ModelSettings
 from wherefrom.train.loop import accelerator_for, run
 from wherefrom.train.objectives import DenseSpatialSettings
@@ -183,6 +184,28 @@ def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_pa
     run(settings, reporter=Silent(), out=parts, resume=True)
     assert list(losses(whole)) == [5, 10]
     assert losses(parts) == losses(whole)
+
+
+def test_a_run_goes_on_with_the_renderer_that_auto_took(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice changes between two parts of a run, as on another machine; the control shows that it would be seen."""
+
+    def going_by(name: str, *, second: str, then: str) -> tuple[dict[int, Any], list[str]]:
+        out, heard = tmp_path / name, _Hears()
+        for part, (asked, served) in enumerate((("auto", "torch"), (second, then))):
+            monkeypatch.setattr(
+                trainer_module, "choose_renderer", lambda asked, *_, served=served: (served if asked == "auto" else asked, "")
+            )
+            settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, renderer=asked))
+            run(settings, reporter=heard if part else _Sends(signal.SIGTERM, at=2), out=out, resume=part == 1)
+        written = read_settings(RunFolder(out).settings, recipe("demo")).runtime.renderer
+        return losses(out), [written, *(line for line in heard.lines if "renderer" in line)]
+
+    whole, said = going_by("same", second="auto", then="torch")
+    assert said == ["torch"]
+    assert going_by("other machine", second="auto", then="native") == (whole, ["torch"])
+    changed, said = going_by("by a flag", second="native", then="native")
+    assert said == ["native", "goes on with the native renderer, began with torch: pixels differ by rounding, records do not"]
+    assert (changed[2] == whole[2], changed[6] == whole[6]) == (True, False)
 
 
 def test_a_broken_loss_changes_no_weight_and_stops_the_run_at_the_log(tiny_shards: Path) -> None:

@@ -25,6 +25,7 @@ from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.train import checkpoint
 from wherefrom.train.demo_data import demo_shards
 from wherefrom.train.evaluate import ShardPictures
+from wherefrom.train.plain import from_plain
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Silent, Summary
 from wherefrom.train.run_evaluation import evaluate_run
@@ -50,11 +51,10 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
         reporter = reporter if ranks.first else Silent()
         stack.callback(reporter.closed)
         if _launcher_started_one_of_several(os.environ):
-            reporter.said(
-                "one process, though several were asked for: accelerate launch --cpu starts one, torchrun --nproc-per-node N"
-            )
+            reporter.said("one process where several were asked for: accelerate launch --cpu starts one; use torchrun --nproc-per-node N")
         if goes_on is not None:
             _lock(goes_on, ranks, stack)
+            settings = _with_the_runs_renderer(settings, goes_on, reporter)
         train, val = _open_data(settings, accelerator, reporter)
         trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks)))
         if trainer.frozen:
@@ -64,7 +64,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
             trainer.restore(newest)
         folder = goes_on or _claimed(out, settings.recipe, ranks, stack, resume=resume)
         if ranks.first:
-            write_settings(folder.settings, settings)
+            write_settings(folder.settings, trainer.settings)
             cut_metrics(folder, trainer.done)
         accelerator.project_configuration.logging_dir = str(folder.path)
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.done + 1}})
@@ -184,6 +184,18 @@ def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> 
         return None
     check_same_run(settings, read_plain_settings(folder.settings))
     return folder
+
+
+def _with_the_runs_renderer(settings: TrainSettings, folder: RunFolder, reporter: Reporter) -> TrainSettings:
+    """Return the settings with the renderer that the run began with in place of "auto": pixels of two renderers differ by rounding."""
+    saved = read_plain_settings(folder.settings).get("runtime")
+    before = saved.get("renderer", "auto") if isinstance(saved, dict) else "auto"
+    now = settings.runtime.renderer
+    if now == "auto":
+        return from_plain(settings, {"runtime": {"renderer": before}})
+    if before not in (now, "auto"):
+        reporter.said(f"goes on with the {now} renderer, began with {before}: pixels differ by rounding, records do not")
+    return settings
 
 
 def accelerator_for(settings: TrainSettings) -> Accelerator:

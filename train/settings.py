@@ -80,7 +80,7 @@ class RuntimeSettings:
     """What changes speed, place and habit, never results beyond rounding."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    renderer: RendererName = "auto"
+    renderer: RendererName = "auto"  # a run writes down what served, and goes on with it
     threads: int | None = None  # that read and render; None: the loader's choice
     prefetch: int = 2  # micro-batches ready in advance
     accumulation: int = 1  # micro-batches of one update on every rank

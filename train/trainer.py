@@ -6,6 +6,7 @@ The device is asked for numbers only when a line of the log or a checkpoint is d
 """
 
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,23 +18,26 @@ from torch import Tensor, nn
 
 from wherefrom.pipeline.loader import Loader, make_loader
 from wherefrom.pipeline.recipe import Recipe
+from wherefrom.pipeline.render import choose_renderer
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.pipeline.views import Batch
 from wherefrom.train import checkpoint
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Progress, Step, random_scope
 from wherefrom.train.optimiser import clip_gradients, gated_step, make_optimiser
-from wherefrom.train.plain import to_plain
+from wherefrom.train.plain import from_plain, to_plain
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Summary
 from wherefrom.train.settings import TrainSettings, check_same_run
 from wherefrom.train.tally import GRADIENT, LOSS, METER, SOUND, TERM, Clock, Window
 
+log = logging.getLogger(__name__)
+
 RUN_AHEAD = 2  # updates that the host may be ahead of the device
 
 
 class Trainer:
-    """A run's state between updates, `done` of `updates` of which are completed.
+    """A run's state between updates, `done` of `updates` of which are completed; `settings` are resolved: "auto" is a renderer's name.
 
     Raises: ValueError if the settings do not fit the data or one another.
     """
@@ -48,6 +52,7 @@ class Trainer:
         with random_scope(settings.seed, "encoder"):
             encoder = Encoder(settings.model)
         self.step = Step(encoder, settings.objectives(), seed=settings.seed).to(accelerator.device)
+        self._settle_renderer()
         self.loader = self._make_loader(index)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.loader.close)
@@ -205,6 +210,14 @@ class Trainer:
 
     def _stand_at_log(self) -> None:
         self._logged_at = (self.done, self.clock.training, self.clock.seconds["waiting"])
+
+    def _settle_renderer(self) -> None:
+        """Put the renderer that serves in place of "auto", the same on all ranks: it is written down with the run."""
+        runtime = self.settings.runtime
+        name, why = choose_renderer(runtime.renderer, Recipe(families=self.step.families), self.accelerator.device)
+        log.info("renderer %s: %s", name, why)
+        plain = {"runtime": {"renderer": self.ranks.texts(name)[0]}}
+        self.settings = from_plain(self.settings, plain)
 
     def _make_loader(self, index: ShardIndex) -> Loader:
         runtime = self.settings.runtime
