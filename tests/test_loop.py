@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,27 @@ def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_pa
     run(settings, reporter=Silent(), out=parts, resume=True)
     assert list(losses(whole)) == [5, 10]
     assert losses(parts) == losses(whole)
+
+
+def test_a_full_disk_ends_a_run_with_one_line_and_with_room_it_goes_on(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Fills(Silent):
+        def logged(self, record: LogRecord) -> None:
+            if record.update == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+
+    out = tmp_path / "run"
+    try:
+        with pytest.raises(OSError, match=r"update-00000004: cannot be written \(.*\), .* MB are free there; make room") as refused:
+            run(tiny(tiny_shards), reporter=Fills(), out=out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in sorted(RunFolder(out).checkpoints.iterdir())] == ["latest", "update-00000002"]
+    run(tiny(tiny_shards), reporter=Silent(), out=out, resume=True)
+    assert losses(out) == losses(finished)
+    assert_same_weights(weights(out), weights(finished))
 
 
 def test_a_run_goes_on_with_the_renderer_that_auto_took(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

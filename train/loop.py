@@ -9,7 +9,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from accelerate.utils import ProjectConfiguration, get_cpu_distributed_informati
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.train import checkpoint
 from wherefrom.train.demo_data import demo_shards
+from wherefrom.train.disk import writing
 from wherefrom.train.evaluate import ShardPictures
 from wherefrom.train.plain import from_plain
 from wherefrom.train.ranks import Ranks
@@ -63,6 +64,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
         if newest is not None:
             trainer.restore(newest)
         folder = goes_on or _claimed(out, settings.recipe, ranks, stack, resume=resume)
+        stack.enter_context(writing(folder.path))
         if ranks.first:
             write_settings(folder.settings, trainer.settings)
             cut_metrics(folder, trainer.done)
@@ -258,7 +260,7 @@ def _claimed(out: Path | None, recipe: str, ranks: Ranks, stack: contextlib.Exit
     def claimed() -> str:
         return str(claim(out, recipe, resume=resume).path)
 
-    folder = RunFolder(Path(_by_the_first(ranks, claimed)))
+    folder = RunFolder(Path(ranks.first_does(claimed)))
     _lock(folder, ranks, stack)
     return folder
 
@@ -270,24 +272,7 @@ def _lock(folder: RunFolder, ranks: Ranks, stack: contextlib.ExitStack) -> None:
         stack.enter_context(locked(folder.path))
         return ""
 
-    _by_the_first(ranks, lock)
-
-
-def _by_the_first(ranks: Ranks, work: Callable[[], str]) -> str:
-    """Return what the first rank's work returns, on all ranks.
-
-    Raises: ValueError on all of them, if the first one's work raises ValueError or OSError.
-    """
-    word = problem = ""
-    if ranks.first:
-        try:
-            word = work()
-        except (OSError, ValueError) as refused:
-            problem = str(refused)
-    word, problem = ranks.texts(word)[0], ranks.texts(problem)[0]
-    if problem:
-        raise ValueError(problem)
-    return word
+    ranks.first_does(lock)
 
 
 def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:

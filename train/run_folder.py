@@ -16,6 +16,7 @@ import timm
 from safetensors.torch import save_file
 
 from wherefrom.pipeline.recipe import Recipe
+from wherefrom.train.disk import writing
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.plain import Plain
 from wherefrom.train.run_lock import LOCK
@@ -111,7 +112,7 @@ def _next_free(recipe: str) -> Path:
 
 def append_metrics(folder: RunFolder, record: Mapping[str, Plain]) -> None:
     """Append one line to metrics.jsonl."""
-    with folder.metrics.open("a", encoding="utf-8") as log:
+    with writing(folder.metrics), folder.metrics.open("a", encoding="utf-8") as log:
         log.write(json.dumps(_finite(record), allow_nan=False) + "\n")
 
 

@@ -124,10 +124,11 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Save a checkpoint of this moment; the first rank writes, the others wait.
 
-        Raises: FloatingPointError if an update was broken: nothing is written then.
+        Raises: FloatingPointError if an update was broken: nothing is written then; OSError as `checkpoint.save`.
         """
         self.window.settle()
-        if self.ranks.first:
+
+        def write() -> None:
             state = checkpoint.State(
                 update=self.done,
                 settings=to_plain(self.settings),
@@ -136,7 +137,8 @@ class Trainer:
                 seconds=self.clock.seconds,
             )
             checkpoint.save(folder, state, self.step, self.optimiser, keep=self.settings.runtime.keep)
-        self.ranks.wait()
+
+        self.ranks.first_does(write)
 
     def restore(self, saved: Path) -> None:
         """Stand where a checkpoint was saved.
