@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from wherefrom.tools.cli import COMMANDS, main
 from wherefrom.tools.terminal import Terminal, columns, duration, line
-from wherefrom.train.reporting import LogRecord
+from wherefrom.train.reporting import LogRecord, Summary
 
 TINY = [
     *("--updates", "4", "--global-batch", "8"),
@@ -268,6 +268,15 @@ def test_on_a_terminal_a_panel_shows_the_same_and_goes_away() -> None:
     terminal.closed()
     terminal.closed()
     assert "a line above it" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("update", "said"), [(4, "update 4 of 6, saved"), (6, "update 6, the last, before all was measured, saved")])
+def test_a_stopped_run_says_what_is_kept_and_how_to_go_on(update: int, said: str) -> None:
+    stream = io.StringIO()
+    seconds = dict.fromkeys(("training", "waiting", "writing", "evaluating"), 1.0)
+    run = Summary(folder=Path("runs/demo-0"), update=update, updates=6, stopped_by="SIGINT", seconds=seconds, images_per_s=1.0)
+    Terminal(stream, live=False).finished(run)
+    assert f"stopped by SIGINT after {said}; go on with: wherefrom train --resume --out runs/demo-0" in stream.getvalue()
 
 
 def test_tables_and_times_are_easy_to_read() -> None:

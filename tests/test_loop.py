@@ -27,7 +27,7 @@ from wherefrom.train.objectives import DenseSpatialSettings
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.optimiser import gated_step, make_optimiser
 from wherefrom.train.recipes import recipe
-from wherefrom.train.reporting import LogRecord, Silent
+from wherefrom.train.reporting import LogRecord, Silent, Summary
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings
 from wherefrom.train.trainer import Trainer
@@ -171,6 +171,34 @@ def test_a_live_run_is_not_gone_on_with_by_a_second_process(tiny_shards: Path, t
     assert [record["update"] for record in read_metrics(RunFolder(out))] == [1, 2, 3, 4, 5, 6]
     (out / ".lock").write_text("left by a kill")
     assert run(settings, reporter=Silent(), out=out, resume=True).update == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_last_evaluation_stops_a_saved_run_which_is_measured_when_it_goes_on(
+    number: signal.Signals, finished: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    class InterruptsTheLastEvaluation(_Sends):
+        over = False
+        summary: Summary | None = None
+
+        def logged(self, record: LogRecord) -> None:
+            self.over = record.update == record.updates
+
+        def progressed(self, what: str, done: int, total: int) -> None:
+            if self.over:
+                os.kill(os.getpid(), self.number)
+
+        def finished(self, summary: Summary) -> None:
+            self.summary = summary
+
+    before, out, reporter = signal.getsignal(number), tmp_path / "run", InterruptsTheLastEvaluation(number, at=6)
+    summary = run(evaluated(tiny_shards), reporter=reporter, out=out)
+    assert (summary.stopped_by, summary.update, summary.updates) == (number.name, 6, 6)
+    assert reporter.summary == summary
+    assert signal.getsignal(number) is before
+    assert not RunFolder(out).evaluation.exists()
+    assert run(evaluated(tiny_shards), reporter=Silent(), out=out, resume=True).stopped_by is None
+    assert RunFolder(out).evaluation.read_bytes() == RunFolder(finished).evaluation.read_bytes()
 
 
 def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
             reporter.said("no held-out pictures: neither R2 nor k-NN will be measured; name some shards by --val")
         stopped_by = _train(trainer, folder, val, reporter)
         if stopped_by is None:
-            _finish(trainer, folder, val, reporter)
+            stopped_by = _finish_unless_stopped(trainer, folder, val, reporter)
         summary = trainer.summary(folder.path, stopped_by)
         reporter.finished(summary)
         return summary
@@ -135,6 +135,16 @@ def _mind_what_counts(trainer: Trainer, record: LogRecord, pictures: int, report
             )
         if share > 0.5 and record.update <= settings.runtime.log_every:
             reporter.said(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see {objective}.min_side_px")
+
+
+def _finish_unless_stopped(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> str | None:
+    """Do what follows the last update, which is saved already; return the name of the signal that cut it short, or None."""
+    with _Signals(at_once=True) as signals:
+        try:
+            _finish(trainer, folder, val, reporter)
+        except KeyboardInterrupt:
+            return signals.name(signals.came or signal.SIGINT)
+    return None
 
 
 def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
@@ -292,10 +302,14 @@ def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
 
 
 class _Signals:
-    """SIGTERM, and SIGINT once, as a number that is asked for at the end of an update; a second one is not caught."""
+    """SIGTERM, and SIGINT once, as a number that is asked for at the end of an update; a second one is not caught.
 
-    def __init__(self) -> None:
+    With `at_once`, KeyboardInterrupt is raised besides.
+    """
+
+    def __init__(self, *, at_once: bool = False) -> None:
         self.came = 0
+        self._at_once = at_once
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
@@ -314,6 +328,8 @@ class _Signals:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.came = number
         self._restore()
+        if self._at_once:
+            raise KeyboardInterrupt
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
