@@ -1,5 +1,6 @@
 """A run as a whole, in this process, on a tiny model and tiny shards: what it writes, when it stops, what it refuses."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,6 +24,7 @@ from wherefrom.train import checkpoint
 from wherefrom.train import trainer as trainer_module
 from wherefrom.train.encoder import Encoder, ModelSettings
 from wherefrom.train.loop import accelerator_for, run
+from wherefrom.train.objective import Terms
 from wherefrom.train.objectives import DenseSpatialSettings
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.optimiser import gated_step, make_optimiser
@@ -280,6 +282,23 @@ def test_a_broken_loss_changes_no_weight_and_stops_the_run_at_the_log(tiny_shard
         assert f"samples {', '.join(map(str, ids))};" in str(stopped.value)
     finally:
         trainer.close()
+
+
+def test_a_meter_that_some_micro_batches_lack_is_a_mean_over_the_others(tiny_shards: Path) -> None:
+    settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, accumulation=4))
+    trainer = Trainer(settings, ShardIndex.open(str(tiny_shards / "train.tar")), accelerator_for(settings))
+    objective = trainer.step.objectives["spatial"]
+    plain, calls = objective.forward, iter(range(8))
+
+    def forward(*arguments: Any) -> Terms:
+        terms, call = plain(*arguments), next(calls)
+        return dataclasses.replace(terms, meters={**terms.meters} | ({"seldom": torch.tensor(float(call))} if call in (1, 2, 7) else {}))
+
+    objective.forward = forward
+    with contextlib.closing(trainer):
+        for seldom in (1.5, 7.0):
+            trainer.update()
+            assert trainer.log().meters["spatial/seldom"] == seldom
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "muon"])

@@ -7,7 +7,7 @@ The device is asked for numbers only when a line of the log or a checkpoint is d
 
 import contextlib
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,9 +169,13 @@ class Trainer:
         )
 
     def _backward(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Add up the gradients of this update's micro-batches; return loss, terms and meters, their means, and the samples."""
+        """Add up the gradients of this update's micro-batches; return loss, terms and meters, their means, and the samples.
+
+        A name that some micro-batches lack is a mean over the others.
+        """
         count = self.settings.runtime.accumulation
         values: dict[str, Tensor] = {}
+        having: Counter[str] = Counter()
         samples = []
         for micro in range(count):
             batch = self._next_batch()
@@ -183,6 +187,8 @@ class Trainer:
             meters = {f"{METER}{name}": value for name, value in output.meters.items()}
             for name, value in ({LOSS: output.loss.detach()} | terms | meters).items():
                 values[name] = values[name] + value / count if name in values else value / count
+                having[name] += 1
+        values |= {name: value * (count / having[name]) for name, value in values.items() if having[name] < count}
         return values, torch.cat(samples).clone()  # a view of them would hold a slot of the loader
 
     def _next_batch(self) -> Batch:
