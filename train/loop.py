@@ -60,6 +60,8 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
         trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks)))
         if trainer.frozen:
             reporter.said(f"frozen, no objective reaches them: {', '.join(trainer.frozen)}")
+        if trainer.waiting:
+            reporter.said(f"not reached before the first update, and free to be later: {', '.join(trainer.waiting)}")
         newest = None if goes_on is None else checkpoint.latest(goes_on.checkpoints)
         if newest is not None:
             trainer.restore(newest)

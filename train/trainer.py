@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from wherefrom.pipeline.loader import Loader, make_loader
@@ -57,12 +58,14 @@ class Trainer:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.loader.close)
             self.updates = settings.updates_in_all(self.loader.updates_per_epoch)
-            self.frozen = self.step.freeze_unreached(self.loader.batch(range(min(2, len(index)))))
+            self.frozen, self.waiting = self.step.freeze_unreached(self.loader.batch(range(min(2, len(index)))))
             self.optimiser = make_optimiser(self.step, settings.optim)
             on_failure.pop_all()
         self._groups = self.step.clip_groups()
         if settings.runtime.compile:
             encoder.compile()  # the part whose shapes never change; random scopes stay outside
+        if self.waiting:  # DDP would else wait for their gradients
+            accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._model: nn.Module = accelerator.prepare_model(self.step)
         self.batches: Iterator[Batch] | None = None  # None: the loader's, from the position, once the first is asked for
         self._sound = torch.ones((), dtype=torch.bool, device=accelerator.device)
