@@ -6,6 +6,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,17 @@ def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_pa
     run(settings, reporter=Silent(), out=parts, resume=True)
     assert list(losses(whole)) == [5, 10]
     assert losses(parts) == losses(whole)
+
+
+def test_a_run_that_goes_on_with_other_micro_batches_says_so(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    for accumulation, lines in ((1, 0), (2, 1)):
+        heard = _Hears()
+        settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, accumulation=accumulation))
+        run(settings, reporter=heard, out=tmp_path / "run", resume=True)
+        assert [line.split(":")[0] for line in heard.lines if "accumulation" in line] == [
+            "goes on with runtime.accumulation=2, began with 1"
+        ][:lines]
 
 
 def test_a_full_disk_ends_a_run_with_one_line_and_with_room_it_goes_on(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:

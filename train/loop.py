@@ -55,7 +55,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
             reporter.said("one process where several were asked for: accelerate launch --cpu starts one; use torchrun --nproc-per-node N")
         if goes_on is not None:
             _lock(goes_on, ranks, stack)
-            settings = _with_the_runs_renderer(settings, goes_on, reporter)
+            settings = _going_on(settings, goes_on, reporter)
         train, val = _open_data(settings, accelerator, reporter)
         trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks)))
         if trainer.frozen:
@@ -200,16 +200,20 @@ def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> 
     return folder
 
 
-def _with_the_runs_renderer(settings: TrainSettings, folder: RunFolder, reporter: Reporter) -> TrainSettings:
-    """Return the settings with the renderer that the run began with in place of "auto": pixels of two renderers differ by rounding."""
+def _going_on(settings: TrainSettings, folder: RunFolder, reporter: Reporter) -> TrainSettings:
+    """Return the settings with the renderer that the run began with in place of "auto", and say what makes its continuation another one."""
     saved = read_plain_settings(folder.settings).get("runtime")
-    before = saved.get("renderer", "auto") if isinstance(saved, dict) else "auto"
-    now = settings.runtime.renderer
-    if now == "auto":
-        return from_plain(settings, {"runtime": {"renderer": before}})
-    if before not in (now, "auto"):
-        reporter.said(f"goes on with the {now} renderer, began with {before}: pixels differ by rounding, records do not")
-    return settings
+    began = saved if isinstance(saved, dict) else {}
+    now = settings.runtime
+    renderer, accumulation = began.get("renderer", "auto"), began.get("accumulation", now.accumulation)
+    if renderer not in (now.renderer, "auto") and now.renderer != "auto":
+        reporter.said(f"goes on with the {now.renderer} renderer, began with {renderer}: pixels differ by rounding, records do not")
+    if accumulation != now.accumulation:
+        reporter.said(
+            f"goes on with runtime.accumulation={now.accumulation}, began with {accumulation}: losses differ by rounding, "
+            "by more with BatchNorm, drop-path or negatives in the batch"
+        )
+    return from_plain(settings, {"runtime": {"renderer": renderer}}) if now.renderer == "auto" else settings
 
 
 def accelerator_for(settings: TrainSettings) -> Accelerator:

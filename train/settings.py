@@ -77,7 +77,11 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeSettings:
-    """What changes speed, place and habit, never results beyond rounding."""
+    """What changes speed, place and habit, and results by rounding at most.
+
+    But for `accumulation`, which like the number of ranks splits a batch: where samples see one another (BatchNorm, negatives in the batch)
+    or draw random numbers (drop-path, dropout) the parts are another run. No view and no record depends on it.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     renderer: RendererName = "auto"  # a run writes down what served, and goes on with it
