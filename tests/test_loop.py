@@ -10,13 +10,15 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import timm
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, tracking
 from accelerate.state import AcceleratorState, is_initialized
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -227,6 +229,51 @@ def test_a_run_that_goes_on_with_other_micro_batches_says_so(finished: Path, tin
         assert [line.split(":")[0] for line in heard.lines if "accumulation" in line] == [
             "goes on with runtime.accumulation=2, began with 1"
         ][:lines]
+
+
+class _Tracks(GeneralTracker):
+    """A tracker that keeps what it is handed."""
+
+    name, requires_logging_directory = "wandb", False
+    began: ClassVar[list[dict[str, Any]]] = []
+    logged: ClassVar[list[tuple[int | None, dict[str, float]]]] = []
+
+    def __init__(self, project: str, **named: Any) -> None:
+        super().__init__()
+        self.began.append({"project": project} | named)
+
+    @property
+    def tracker(self) -> None:
+        return None
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.began[-1] |= {"seed": values["seed"]}
+
+    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+        self.logged.append((step, values))
+
+
+def test_curves_go_to_the_tracker_that_is_named_or_to_none(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # of trainers that other tests made
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD, LoggerType.WANDB])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", _Tracks)
+    for name in ("wandb", "none"):
+        settings = tiny(tiny_shards, updates=2, runtime=dataclasses.replace(tiny(tiny_shards).runtime, log_with=name))
+        run(settings, reporter=Silent(), out=tmp_path / name)
+        assert not (tmp_path / name / "tensorboard").exists()
+    assert _Tracks.began == [{"project": "wherefrom", "name": "wandb", "seed": 0}]
+    assert [step for step, _ in _Tracks.logged] == [1, 2]
+    assert _Tracks.logged[1][1]["loss"] == losses(tmp_path / "wandb")[2][0]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD])
+    settings = tiny(tiny_shards, runtime=RuntimeSettings(device="cpu", log_with="wandb"))
+    with pytest.raises(ValueError, match=r"^runtime\.log_with='wandb': not installed; pip install wandb, or take 'tensorboard' or 'none'$"):
+        run(settings, reporter=Silent(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_ends_a_run_with_one_line_and_with_room_it_goes_on(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, get_cpu_distributed_information
 
 from wherefrom.pipeline.shards import ShardIndex
@@ -26,7 +27,7 @@ from wherefrom.train import checkpoint
 from wherefrom.train.demo_data import demo_shards
 from wherefrom.train.disk import writing
 from wherefrom.train.evaluate import ShardPictures
-from wherefrom.train.plain import from_plain
+from wherefrom.train.plain import from_plain, to_plain
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Silent, Summary
 from wherefrom.train.run_evaluation import evaluate_run
@@ -70,8 +71,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
         if ranks.first:
             write_settings(folder.settings, trainer.settings)
             cut_metrics(folder, trainer.done)
-        accelerator.project_configuration.logging_dir = str(folder.path)
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.done + 1}})
+        _start_tracker(trainer, folder)
         stack.callback(accelerator.end_training)
         reporter.started(_facts(trainer, folder))
         if val is None:
@@ -137,6 +137,18 @@ def _mind_what_counts(trainer: Trainer, record: LogRecord, pictures: int, report
             )
         if share > 0.5 and record.update <= settings.runtime.log_every:
             reporter.said(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see {objective}.min_side_px")
+
+
+def _start_tracker(trainer: Trainer, folder: RunFolder) -> None:
+    """Begin to track: TensorBoard in the run's folder, the others as they are set up here, as a run of project wherefrom."""
+    accelerator = trainer.accelerator
+    accelerator.project_configuration.logging_dir = str(folder.path)
+    if trainer.settings.runtime.log_with == "tensorboard":  # what was logged after the checkpoint is logged again
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.done + 1}})
+        return
+    name = folder.path.absolute().name
+    named = {"wandb": {"name": name}, "trackio": {"name": name}, "mlflow": {"run_name": name}, "swanlab": {"experiment_name": name}}
+    accelerator.init_trackers("wherefrom", config=to_plain(trainer.settings), init_kwargs=named)
 
 
 def _finish_unless_stopped(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> str | None:
@@ -217,17 +229,19 @@ def _going_on(settings: TrainSettings, folder: RunFolder, reporter: Reporter) ->
 
 
 def accelerator_for(settings: TrainSettings) -> Accelerator:
-    """Return the machine: devices, ranks, precision.
+    """Return the machine: devices, ranks, precision, and the tracker that curves go to.
 
-    Raises: ValueError if a device is asked for that is not there.
+    Raises: ValueError if a device or a tracker is asked for that is not there.
     """
-    device = settings.runtime.device
+    device, tracker = settings.runtime.device, settings.runtime.log_with
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("runtime.device='cuda': torch sees no CUDA device here; use 'auto' or 'cpu'")
+    if tracker not in ("none", *map(str, get_available_trackers())):
+        raise ValueError(f"runtime.log_with={tracker!r}: not installed; pip install {tracker}, or take 'tensorboard' or 'none'")
     return Accelerator(
         cpu=device == "cpu" or not torch.cuda.is_available(),
         mixed_precision="bf16" if settings.precision == "bfloat16" else "no",
-        log_with="tensorboard",
+        log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(project_dir=".", logging_dir="."),  # the run's folder, once it is known
     )
 

@@ -18,6 +18,7 @@ from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSetti
 from wherefrom.train.plain import Plain, differences, from_plain, to_plain
 from wherefrom.train.schedule import Shape, warmed_up
 
+Tracker = Literal["none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 NOT_COMPARED = ("runtime", "evaluation", "data", "val")  # between a run and its continuation; the loader compares what is in the data
 
 
@@ -89,6 +90,7 @@ class RuntimeSettings:
     prefetch: int = 2  # micro-batches ready in advance
     accumulation: int = 1  # micro-batches of one update on every rank
     compile: bool = False
+    log_with: Tracker = "tensorboard"  # beside metrics.jsonl; all others than TensorBoard are libraries that you install
     log_every: int = 10  # updates
     checkpoint_every: int = 500  # updates; one more at the end, and when the run is asked to stop
     keep: int = 2  # checkpoints
