@@ -26,7 +26,8 @@ def test_a_held_folder_is_refused_by_host_and_process_and_free_again_afterwards(
 
 
 def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
-    holds = "import sys, pathlib; from wherefrom.train.run_lock import locked\nwith locked(p.Path(sys.argv[1])): print('held'), input()"
+    imports = "import sys\nfrom pathlib import Path\nfrom wherefrom.train.run_lock import locked\n"
+    holds = imports + "with locked(Path(sys.argv[1])): print('held'), input()"
     other = subprocess.Popen([sys.executable, "-uc", holds, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout is not None
     assert other.stdout.readline() == b"held\n"
