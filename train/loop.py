@@ -254,10 +254,12 @@ def _accelerator_of_a_run(settings: TrainSettings) -> Iterator[Accelerator]:
     Raises: as `accelerator_for`.
     """
     of_the_caller = is_initialized()
+    accelerator = accelerator_for(settings)
     try:
-        yield accelerator_for(settings)
+        yield accelerator
     finally:
         if not of_the_caller:
+            accelerator.state.destroy_process_group()  # a rank that left with it alive would abort the others
             AcceleratorState._reset_state(reset_partial_state=True)
 
 
