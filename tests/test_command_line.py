@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from wherefrom.tools import training
 from wherefrom.tools.cli import COMMANDS, main
@@ -206,6 +208,21 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(
     assert files_in(tmp_path) == before
 
 
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_under_torchrun_the_one_line_is_said_once_and_stands_in_the_summary_of_every_rank(
+    rank: str, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setenv("RANK", rank)
+    before = int(time.time())
+    assert main(["train", "--config", str(tmp_path / "none.yaml")]) == 2
+    failure = ProcessFailure(local_rank=int(rank), pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
+    assert failure.message.startswith("wherefrom: ")
+    assert "none.yaml" in failure.message
+    assert failure.timestamp >= before  # the summary calls the earliest failure the cause
+    assert capsys.readouterr().err == f"{failure.message}\n" * lines
+
+
 def test_a_whole_run_by_the_command_line(tiny_shards: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = ["--data", str(tiny_shards / "train.tar"), "--val", str(tiny_shards / "val.tar")]
     assert called(["train", *shards, *TINY, "--optim.lr", "2e-3"]) == 0
@@ -363,6 +380,15 @@ def test_on_a_terminal_a_panel_shows_the_same_and_goes_away() -> None:
     terminal.closed()
     terminal.closed()
     assert "a line above it" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("update", "said"), [(4, "update 4 of 6, saved"), (6, "update 6, the last, before all was measured, saved")])
+def test_a_stopped_run_says_what_is_kept_and_how_to_go_on(update: int, said: str) -> None:
+    stream = io.StringIO()
+    seconds = dict.fromkeys(("training", "waiting", "writing", "evaluating"), 1.0)
+    run = Summary(folder=Path("runs/demo-0"), update=update, updates=6, stopped_by="SIGINT", seconds=seconds, images_per_s=1.0)
+    Terminal(stream, live=False).finished(run)
+    assert f"stopped by SIGINT after {said}; go on with: wherefrom train --resume --out runs/demo-0" in stream.getvalue()
 
 
 def test_tables_and_times_are_easy_to_read() -> None:

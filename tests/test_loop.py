@@ -5,27 +5,36 @@ import dataclasses
 import json
 import math
 import os
+import resource
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import timm
 import torch
+from accelerate import Accelerator, tracking
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.train import checkpoint
+from wherefrom.train import trainer as trainer_module
 from wherefrom.train.encoder import Encoder, ModelSettings
 from wherefrom.train.evaluate import ShardPictures
 from wherefrom.train.loop import accelerator_for, run
+from wherefrom.train.objective import Terms
+from wherefrom.train.objectives import DenseSpatialSettings
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.optimiser import gated_step, make_optimiser
 from wherefrom.train.recipes import recipe
-from wherefrom.train.reporting import LogRecord, Silent
+from wherefrom.train.reporting import LogRecord, Silent, Summary
 from wherefrom.train.run_evaluation import evaluate_run
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings
@@ -91,6 +100,16 @@ class _Sends(Silent):
     def logged(self, record: LogRecord) -> None:
         if record.update == self.at:
             os.kill(os.getpid(), self.number)
+
+
+class _Hears(Silent):
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def said(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def test_a_run_folder_holds_settings_log_checkpoints_and_encoder(finished: Path, tiny_shards: Path) -> None:
@@ -177,6 +196,51 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_it_had_not(
     assert_same_weights(weights(out), weights(finished))
 
 
+def test_a_live_run_is_not_gone_on_with_by_a_second_process(tiny_shards: Path, tmp_path: Path) -> None:
+    settings, out, refusals = tiny(tiny_shards), tmp_path / "run", []
+
+    class GoesOn(Silent):
+        def logged(self, record: LogRecord) -> None:
+            if record.update == 3:
+                with pytest.raises(ValueError, match=f"process {os.getpid()} on .* is writing this run") as refused:
+                    run(settings, reporter=Silent(), out=out, resume=True)
+                refusals.append(refused)
+
+    run(settings, reporter=GoesOn(), out=out)
+    assert len(refusals) == 1
+    assert [record["update"] for record in read_metrics(RunFolder(out))] == [1, 2, 3, 4, 5, 6]
+    (out / ".lock").write_text("left by a kill")
+    assert run(settings, reporter=Silent(), out=out, resume=True).update == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_last_evaluation_stops_a_saved_run_which_is_measured_when_it_goes_on(
+    number: signal.Signals, finished: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    class InterruptsTheLastEvaluation(_Sends):
+        over = False
+        summary: Summary | None = None
+
+        def logged(self, record: LogRecord) -> None:
+            self.over = record.update == record.updates
+
+        def progressed(self, what: str, done: int, total: int) -> None:
+            if self.over:
+                os.kill(os.getpid(), self.number)
+
+        def finished(self, summary: Summary) -> None:
+            self.summary = summary
+
+    before, out, reporter = signal.getsignal(number), tmp_path / "run", InterruptsTheLastEvaluation(number, at=6)
+    summary = run(evaluated(tiny_shards), reporter=reporter, out=out)
+    assert (summary.stopped_by, summary.update, summary.updates) == (number.name, 6, 6)
+    assert reporter.summary == summary
+    assert signal.getsignal(number) is before
+    assert not RunFolder(out).evaluation.exists()
+    assert run(evaluated(tiny_shards), reporter=Silent(), out=out, resume=True).stopped_by is None
+    assert RunFolder(out).evaluation.read_bytes() == RunFolder(finished).evaluation.read_bytes()
+
+
 def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_path: Path) -> None:
     """Checkpoints fall between the lines of the log; the updates before them count all the same."""
     runtime = RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=5, checkpoint_every=3)
@@ -189,6 +253,105 @@ def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_pa
     run(settings, reporter=Silent(), out=parts, resume=True)
     assert list(losses(whole)) == [5, 10]
     assert losses(parts) == losses(whole)
+
+
+def test_a_run_that_goes_on_with_other_micro_batches_says_so(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    for accumulation, lines in ((1, 0), (2, 1)):
+        heard = _Hears()
+        settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, accumulation=accumulation))
+        run(settings, reporter=heard, out=tmp_path / "run", resume=True)
+        assert [line.split(":")[0] for line in heard.lines if "accumulation" in line] == [
+            "goes on with runtime.accumulation=2, began with 1"
+        ][:lines]
+
+
+class _Tracks(GeneralTracker):
+    """A tracker that keeps what it is handed."""
+
+    name, requires_logging_directory = "wandb", False
+    began: ClassVar[list[dict[str, Any]]] = []
+    logged: ClassVar[list[tuple[int | None, dict[str, float]]]] = []
+
+    def __init__(self, project: str, **named: Any) -> None:
+        super().__init__()
+        self.began.append({"project": project} | named)
+
+    @property
+    def tracker(self) -> None:
+        return None
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.began[-1] |= {"seed": values["seed"]}
+
+    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+        self.logged.append((step, values))
+
+
+def test_curves_go_to_the_tracker_that_is_named_or_to_none(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # of trainers that other tests made
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD, LoggerType.WANDB])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", _Tracks)
+    for name in ("wandb", "none"):
+        settings = tiny(tiny_shards, updates=2, runtime=dataclasses.replace(tiny(tiny_shards).runtime, log_with=name))
+        run(settings, reporter=Silent(), out=tmp_path / name)
+        assert not (tmp_path / name / "tensorboard").exists()
+    assert _Tracks.began == [{"project": "wherefrom", "name": "wandb", "seed": 0}]
+    assert [step for step, _ in _Tracks.logged] == [1, 2]
+    assert _Tracks.logged[1][1]["loss"] == losses(tmp_path / "wandb")[2][0]
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD])
+    settings = tiny(tiny_shards, runtime=RuntimeSettings(device="cpu", log_with="wandb"))
+    with pytest.raises(ValueError, match=r"^runtime\.log_with='wandb': not installed; pip install wandb, or take 'tensorboard' or 'none'$"):
+        run(settings, reporter=Silent(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_ends_a_run_with_one_line_and_with_room_it_goes_on(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Fills(Silent):
+        def logged(self, record: LogRecord) -> None:
+            if record.update == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+
+    out = tmp_path / "run"
+    try:
+        with pytest.raises(OSError, match=r"update-00000004: cannot be written \(.*\), .* MB are free there; make room") as refused:
+            run(tiny(tiny_shards), reporter=Fills(), out=out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in sorted(RunFolder(out).checkpoints.iterdir())] == ["latest", "update-00000002"]
+    run(tiny(tiny_shards), reporter=Silent(), out=out, resume=True)
+    assert losses(out) == losses(finished)
+    assert_same_weights(weights(out), weights(finished))
+
+
+def test_a_run_goes_on_with_the_renderer_that_auto_took(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice changes between two parts of a run, as on another machine; the control shows that it would be seen."""
+
+    def going_by(name: str, *, second: str, then: str) -> tuple[dict[int, Any], list[str]]:
+        out, heard = tmp_path / name, _Hears()
+        for part, (asked, served) in enumerate((("auto", "torch"), (second, then))):
+            monkeypatch.setattr(
+                trainer_module, "choose_renderer", lambda asked, *_, served=served: (served if asked == "auto" else asked, "")
+            )
+            settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, renderer=asked))
+            run(settings, reporter=heard if part else _Sends(signal.SIGTERM, at=2), out=out, resume=part == 1)
+        written = read_settings(RunFolder(out).settings, recipe("demo")).runtime.renderer
+        return losses(out), [written, *(line for line in heard.lines if "renderer" in line)]
+
+    whole, said = going_by("same", second="auto", then="torch")
+    assert said == ["torch"]
+    assert going_by("other machine", second="auto", then="native") == (whole, ["torch"])
+    changed, said = going_by("by a flag", second="native", then="native")
+    assert said == ["native", "goes on with the native renderer, began with torch: pixels differ by rounding, records do not"]
+    assert (changed[2] == whole[2], changed[6] == whole[6]) == (True, False)
 
 
 def test_a_broken_loss_changes_no_weight_and_stops_the_run_at_the_log(tiny_shards: Path) -> None:
@@ -213,6 +376,23 @@ def test_a_broken_loss_changes_no_weight_and_stops_the_run_at_the_log(tiny_shard
         assert f"samples {', '.join(map(str, ids))};" in str(stopped.value)
     finally:
         trainer.close()
+
+
+def test_a_meter_that_some_micro_batches_lack_is_a_mean_over_the_others(tiny_shards: Path) -> None:
+    settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, accumulation=4))
+    trainer = Trainer(settings, ShardIndex.open(str(tiny_shards / "train.tar")), accelerator_for(settings))
+    objective = trainer.step.objectives["spatial"]
+    plain, calls = objective.forward, iter(range(8))
+
+    def forward(*arguments: Any) -> Terms:
+        terms, call = plain(*arguments), next(calls)
+        return dataclasses.replace(terms, meters={**terms.meters} | ({"seldom": torch.tensor(float(call))} if call in (1, 2, 7) else {}))
+
+    objective.forward = forward
+    with contextlib.closing(trainer):
+        for seldom in (1.5, 7.0):
+            trainer.update()
+            assert trainer.log().meters["spatial/seldom"] == seldom
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "muon"])
@@ -245,6 +425,36 @@ def test_weights_decay_in_matrices_only(tiny_shards: Path) -> None:
         make_optimiser(encoder, OptimSettings(name="adamv"))
 
 
+def test_runs_of_two_precisions_follow_one_another_in_a_process(tiny_shards: Path, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # of trainers that other tests made
+    lost = []
+    for number, precision in enumerate(("float32", "bfloat16", "float32")):
+        out = tmp_path / str(number)
+        run(tiny(tiny_shards, updates=1, precision=precision), reporter=Silent(), out=out)
+        assert not is_initialized()
+        lost.append(losses(out)[1][0])
+    assert (lost[0] == lost[2], lost[0] == lost[1]) == (True, False)
+    # what a caller has set up is the caller's, and is not taken away
+    Accelerator(cpu=True)
+    run(tiny(tiny_shards, updates=1), reporter=Silent(), out=tmp_path / "beside")
+    assert is_initialized()
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_launcher_that_starts_one_process_of_several_is_told_of(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment is what `accelerate launch --cpu --num_processes 2` gives the only process that it starts."""
+    for number, address in enumerate(("127.0.0.1", None)):
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+        monkeypatch.delenv("MASTER_ADDR", raising=False)
+        if address is not None:
+            monkeypatch.setenv("MASTER_ADDR", address)
+        heard = _Hears()
+        run(tiny(tiny_shards, updates=1), reporter=heard, out=tmp_path / str(number))
+        assert any("torchrun" in line for line in heard.lines) == (address is not None)
+
+
 def test_micro_batches_change_no_loss_and_no_update(tiny_shards: Path, tmp_path: Path) -> None:
     found = {}
     for accumulation in (1, 2, 4):
@@ -275,6 +485,24 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(case: str, tin
         run(tiny(tiny_shards, **changes(tiny_shards)), reporter=Silent(), out=tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "some_px"), [("spatial", 18), ("dense", 38)])
+def test_a_run_stops_at_the_first_line_of_its_log_if_nothing_counts(name: str, some_px: int, tiny_shards: Path, tmp_path: Path) -> None:
+    usual = tiny(tiny_shards, dense=DenseSpatialSettings(size_px=24, regions=4, min_side_px=4))
+    usual = dataclasses.replace(usual, runtime=dataclasses.replace(usual.runtime, log_every=2))
+    too_much = dataclasses.replace(getattr(usual, name), min_side_px=97)  # all pictures are smaller
+    with pytest.raises(ValueError, match="counts") as stopped:
+        run(dataclasses.replace(usual, **{name: too_much}), reporter=Silent(), out=tmp_path / "run")
+    said = str(stopped.value)
+    assert said.startswith(f"{name}: not a pair of the last 16 pictures counts, ")
+    assert (f"{name}.min_side_px" in said, "train.tar" in said, "\n" in said) == (True, True, False)
+    assert [record["update"] for record in read_metrics(RunFolder(tmp_path / "run"))] == [2]
+    # control: some pairs are enough
+    some = dataclasses.replace(getattr(usual, name), min_side_px=some_px)
+    run(dataclasses.replace(usual, **{name: some}), reporter=Silent(), out=tmp_path / "some")
+    shares = [record["meters"][f"{name}/pairs_left_out"] for record in read_metrics(RunFolder(tmp_path / "some"))]
+    assert all(0 < share < 1 for share in shares)
 
 
 def test_another_runs_folder_is_refused_unless_it_goes_on(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:

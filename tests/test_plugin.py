@@ -227,30 +227,85 @@ def test_the_teacher_follows_the_encoder_without_gradient_and_without_the_head()
     assert not torch.equal(start, fast)
 
 
-def test_parameters_that_nobody_reaches_are_named_and_frozen_and_nothing_else_changes() -> None:
-    class Idle(MaskedObjective):
-        def setup(self, encoder: Encoder) -> None:
-            super().setup(encoder)
-            self.spare = nn.Linear(2, 2)
+class Late(MaskedObjective):
+    """Rest before update 1, own a layer that nothing ever reaches, and keep in mind what forward has seen."""
 
-    step = Step(Encoder(VIT), [Idle("masked"), TeacherObjective(weight=0.0)], seed=0)
+    def setup(self, encoder: Encoder) -> None:
+        super().setup(encoder)
+        self.spare = nn.Linear(2, 2)
+        self.register_buffer("center", torch.zeros(3))
+        self.seen: list[int] = []
+        self.awake = False
+
+    def forward(self, batch: Batch, encode: Encode) -> Terms:
+        terms = super().forward(batch, encode)
+        self.seen.append(len(batch.sample))
+        self.center += 1
+        return terms if self.awake else Terms(losses={"colour": terms.losses["colour"].detach() * 0})
+
+    def after_step(self, encoder: Encoder, progress: Progress) -> None:
+        self.awake = progress.update >= 1
+
+
+def test_encoder_parameters_that_nobody_reaches_are_named_and_frozen_and_nothing_else_changes() -> None:
+    step = Step(Encoder(VIT), [MaskedObjective("masked"), TeacherObjective(weight=0.0), Late("late")], seed=0)
     before = {name: value.clone() for name, value in step.state_dict().items()}
     generator = torch.get_rng_state()
-    unreached = set(step.freeze_unreached(batch_of("masked", "teacher")))
+    frozen, waiting = step.freeze_unreached(batch_of("masked", "teacher", "late"))
     head = {f"objectives.teacher.head.1.{name}" for name in ("weight", "bias")}
-    assert unreached == head | {"objectives.masked.spare.weight", "objectives.masked.spare.bias", "encoder.model.pos_embed"}
-    assert {
-        name for name, parameter in step.named_parameters() if not parameter.requires_grad and "teacher.teacher" not in name
-    } == unreached
+    assert set(frozen) == head | {"encoder.model.pos_embed"}
+    assert set(waiting) == {f"objectives.late.{layer}.{name}" for layer in ("head", "spare") for name in ("weight", "bias")}
+    still = {name for name, parameter in step.named_parameters() if not parameter.requires_grad and "teacher.teacher" not in name}
+    assert still == set(frozen)
     assert all(torch.equal(before[name], value) for name, value in step.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(parameter.grad is None for parameter in step.parameters())
+    late = step.objectives["late"]
+    assert isinstance(late, Late)
+    assert late.seen == []  # the dry pass was not its business
+
+
+def test_what_is_reached_late_learns_from_then_on() -> None:
+    late = Late("late")
+    with random_scope(0, "encoder"):
+        step = Step(Encoder(VIT), [MaskedObjective("masked"), late], seed=0).train()
+    step.freeze_unreached(batch_of("masked", "late"))
+    optimiser = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    weights = []
+    for update in range(3):
+        step(batch_of("masked", "late", update=update), update=update).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        step.after_step(Progress(update=update + 1, updates=3))
+        weights.append((late.head.weight.detach().clone(), late.spare.weight.detach().clone()))
+    (head_0, spare_0), (head_1, _), (head_2, spare_2) = weights
+    assert not torch.equal(head_0, head_1)
+    assert not torch.equal(head_1, head_2)
+    assert torch.equal(spare_0, spare_2)  # nor does what is never reached decay
+
+
+@pytest.mark.parametrize("change", ["values", "learning", "parts"])
+def test_a_plugin_whose_setup_changes_the_encoder_is_refused_by_name_and_a_host_is_not(change: str) -> None:
+    class Changes(MaskedObjective):
+        def setup(self, encoder: Encoder) -> None:
+            super().setup(encoder)
+            table = encoder.model.pos_embed
+            if change == "values":
+                table.data[0, 0, 0] += 1
+            elif change == "learning":
+                table.requires_grad_(False)
+            else:
+                encoder.model.pos_embed_2 = nn.Parameter(torch.zeros(1))
+
+    with pytest.raises(ValueError, match=r"'changes' changes the encoder's model\.pos_embed.* only the first objective, the host, may"):
+        Step(Encoder(VIT), [TeacherObjective("host"), Changes("changes", weight=0.0)], seed=0)
+    Step(Encoder(VIT), [Changes("changes"), TeacherObjective("plugin", weight=0.0)], seed=0)
 
 
 def test_a_dry_backward_leaves_batch_statistics_alone() -> None:
     step = Step(Encoder(RESNET), [TeacherObjective("host")], seed=0).train()
     before = {name: value.clone() for name, value in step.encoder.state_dict().items()}
-    assert step.freeze_unreached(batch_of("host")) == ()
+    assert step.freeze_unreached(batch_of("host")) == ((), ())
     assert all(torch.equal(before[name], value) for name, value in step.encoder.state_dict().items())
 
 

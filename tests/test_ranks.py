@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.pipeline.views import Batch
+from wherefrom.train.encoder import Encoder
 from wherefrom.train.loop import accelerator_for
+from wherefrom.train.objective import Encode, Progress, Terms
+from wherefrom.train.objectives import SpatialPrediction
 from wherefrom.train.recipes import recipe
-from wherefrom.train.settings import read_settings
+from wherefrom.train.settings import TrainSettings, read_settings
 from wherefrom.train.trainer import Trainer
 
 SETTINGS = """
@@ -26,6 +30,35 @@ model: {{view_size_px: 24, patch_size_px: 12, width: 32, depth: 1, heads: 2}}
 spatial: {{views: 3, size_px: 24, min_side_px: 4}}
 runtime: {{device: cpu, renderer: torch, threads: 1, prefetch: 1, accumulation: {accumulation}}}
 """
+
+
+class Late(SpatialPrediction):
+    """Learn from the second update on; before, no gradient reaches its head."""
+
+    awake = False
+
+    def forward(self, batch: Batch, encode: Encode) -> Terms:
+        terms = super().forward(batch, encode)
+        return terms if self.awake else replace(terms, losses={name: value.detach() for name, value in terms.losses.items()})
+
+    def after_step(self, encoder: Encoder, progress: Progress) -> None:
+        self.awake = True
+
+
+def rest(folder: Path, updates: int) -> None:
+    """Make updates with an objective beside that rests at first; write down its head's weights after each."""
+    settings = read_settings(folder / "settings.yaml", recipe("demo"))
+    late = Late(settings.spatial, name="late")
+    TrainSettings.objectives = lambda settings: (SpatialPrediction(settings.spatial), late)  # type: ignore[method-assign]
+    accelerator = accelerator_for(settings)
+    trainer = Trainer(settings, ShardIndex.open(settings.data), accelerator)
+    sums = []
+    for _ in range(updates):
+        trainer.update()
+        sums.append(sum(parameter.double().sum().item() for parameter in late.parameters()))
+    trainer.close()
+    (folder / f"found.{accelerator.process_index}").write_text(json.dumps({"waiting": trainer.waiting, "sums": sums}))
+    accelerator.end_training()
 
 
 def watch(folder: Path, updates: int) -> None:
@@ -74,13 +107,13 @@ def seen_alone(shards: Path, folder: Path, updates: int) -> dict[str, Any]:
     return json.loads((folder / "found.0").read_text())
 
 
-def seen_by(ranks: int, accumulation: int, shards: Path, folder: Path, updates: int) -> list[dict[str, Any]]:
-    """Return what every one of `ranks` processes saw, each started with the environment that torchrun gives it."""
+def seen_by(ranks: int, accumulation: int, shards: Path, folder: Path, updates: int, work: str = "watch") -> list[dict[str, Any]]:
+    """Return what every one of `ranks` processes found at `work`, each started with the environment that torchrun gives it."""
     written(folder, accumulation, shards)
     shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(updates)],
+            [sys.executable, __file__, work, str(folder), str(updates)],
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -123,6 +156,15 @@ def test_two_ranks_see_the_batches_of_one_and_agree_on_the_loss(tiny_shards: Pat
 
 
 @pytest.mark.slow
+def test_ranks_do_not_wait_for_the_gradient_of_what_rests(tiny_shards: Path, tmp_path: Path) -> None:
+    first, second = seen_by(2, 2, tiny_shards, tmp_path / "rests", updates=4, work="rest")
+    assert first == second
+    assert first["waiting"]
+    resting, *learning = first["sums"]
+    assert len({resting, *learning}) == 4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "accumulation"), [(2, 2), (4, 1), (4, 2)])
 def test_any_split_of_the_batch_gives_the_same_losses(ranks: int, accumulation: int, tiny_shards: Path, tmp_path: Path) -> None:
     alone = seen_alone(tiny_shards, tmp_path / "one", updates=10)
@@ -131,4 +173,4 @@ def test_any_split_of_the_batch_gives_the_same_losses(ranks: int, accumulation: 
 
 
 if __name__ == "__main__":
-    watch(Path(sys.argv[1]), int(sys.argv[2]))
+    {"watch": watch, "rest": rest}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))

@@ -298,7 +298,7 @@ def test_the_position_table_is_left_out_unless_it_is_asked_for(positions: bool) 
     before = step(batch, update=0).loss
     torch.nn.init.normal_(step.encoder.model.pos_embed)
     assert torch.equal(step(batch, update=0).loss, before) is not positions
-    assert step.freeze_unreached(batch) == (() if positions else ("encoder.model.pos_embed",))
+    assert step.freeze_unreached(batch) == ((() if positions else ("encoder.model.pos_embed",)), ())
 
 
 class Colours(Objective):

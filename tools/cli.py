@@ -7,8 +7,11 @@ Not here: what the sub-commands do. They are imported when they are called, so t
 import argparse
 import importlib
 import importlib.metadata
+import json
+import os
 import signal
 import sys
+import time
 from collections.abc import Iterable, Sequence
 
 FAILED, MISUSED = 1, 2  # exit codes
@@ -77,7 +80,13 @@ def _called(name: str, arguments: Sequence[str]) -> int:
 
 
 def _said(problem: Exception, code: int) -> int:
-    print(f"wherefrom: {' '.join(str(problem).split())}", file=sys.stderr)
+    line = f"wherefrom: {' '.join(str(problem).split())}"
+    summary = os.environ.get("TORCHELASTIC_ERROR_FILE")  # torchrun ends with a summary of what its processes write there
+    if summary is not None:
+        with open(summary, "w", encoding="utf-8") as file:
+            json.dump({"message": line, "timestamp": int(time.time())}, file)
+    if summary is None or os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
     return code
 
 

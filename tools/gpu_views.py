@@ -130,6 +130,7 @@ class ProofRenderer:
     """Renders encoded pictures for the proof: decoded on the CPU, cut by `render_views` wherever `device` is."""
 
     name = "render_views"
+    strict = True
 
     def __init__(self, recipe: "Recipe", device: str, backend: ViewBackend) -> None:
         self.recipe, self.device, self.backend = recipe, device, backend

@@ -94,8 +94,9 @@ class Terminal:
             f"{shares['waiting']:.1%}, logging and checkpoints {shares['writing']:.1%}; evaluating {duration(seconds['evaluating'])}"
         )
         if summary.stopped_by is not None:
+            then = ", the last, before all was measured" if summary.update == summary.updates else f" of {summary.updates}"
             self.said(
-                f"stopped by {summary.stopped_by} after update {summary.update} of {summary.updates}, saved; "
+                f"stopped by {summary.stopped_by} after update {summary.update}{then}, saved; "
                 f"go on with: wherefrom train --resume --out {summary.folder}"
             )
         else:

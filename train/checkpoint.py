@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from wherefrom.train.disk import DiskFullError, save_weights, writing
 from wherefrom.train.plain import Plain
 
 FORMAT = 2  # of state.json; a checkpoint of another format is refused
@@ -41,20 +42,15 @@ def save(folder: Path, state: State, weights: nn.Module, optimiser: torch.optim.
     """Save into `folder`, point `latest` at it, remove all but the newest `keep`; return the checkpoint's path.
 
     Killed at any moment, `latest` names a complete checkpoint or is not there.
+    Raises: DiskFullError if there is no room for another one; the earlier ones are as they were, and what was begun is gone.
     """
-    folder.mkdir(exist_ok=True)
-    aside = folder / WRITING
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.state_dict().items()}, aside / "weights.safetensors")
-    torch.save(optimiser.state_dict(), aside / "optimiser.pt")
-    plain = {"format": FORMAT, "crc32": {name: _crc32(aside / name) for name in TENSORS}} | {
-        name: getattr(state, name) for name in State.__slots__
-    }
-    (aside / "state.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    for path in (*aside.iterdir(), aside):
-        _sync(path)
-    final = folder / f"update-{state.update:08d}"
+    aside, final = folder / WRITING, folder / f"update-{state.update:08d}"
+    try:
+        with writing(final):
+            _write(aside, state, weights, optimiser)
+    except DiskFullError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     _remove(final)  # one that a kill kept out of `latest`
     os.rename(aside, final)
     _sync(folder)
@@ -64,6 +60,21 @@ def save(folder: Path, state: State, weights: nn.Module, optimiser: torch.optim.
     for other in saved[: max(0, newest - keep)] + saved[newest:]:  # later ones were kept out of `latest`, too
         _remove(other)
     return final
+
+
+def _write(aside: Path, state: State, weights: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Make a whole checkpoint in `aside`, down to the disk."""
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_weights(aside / "weights.safetensors", weights.state_dict())
+    with (aside / "optimiser.pt").open("wb") as file:  # by name, torch would not say why it cannot
+        torch.save(optimiser.state_dict(), file)
+    plain = {"format": FORMAT, "crc32": {name: _crc32(aside / name) for name in TENSORS}} | {
+        name: getattr(state, name) for name in State.__slots__
+    }
+    (aside / "state.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    for path in (*aside.iterdir(), aside):
+        _sync(path)
 
 
 def latest(folder: Path) -> Path | None:

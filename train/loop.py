@@ -6,8 +6,10 @@ The count of completed updates is the only truth: position, learning rate, rando
 """
 
 import contextlib
+import os
 import signal
 import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,13 +18,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.state import AcceleratorState, is_initialized
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration, get_cpu_distributed_information
 
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.train import checkpoint
 from wherefrom.train.demo_data import demo_shards
+from wherefrom.train.disk import writing
 from wherefrom.train.evaluate import ShardPictures
-from wherefrom.train.reporting import Reporter, RunFacts, Silent, Summary
+from wherefrom.train.plain import from_plain, to_plain
+from wherefrom.train.ranks import Ranks
+from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Silent, Summary
 from wherefrom.train.run_evaluation import check_held_out, evaluate_run
 from wherefrom.train.run_folder import (
     RunFolder,
@@ -34,8 +41,11 @@ from wherefrom.train.run_folder import (
     write_encoder,
     write_evaluation,
 )
+from wherefrom.train.run_lock import locked
 from wherefrom.train.settings import TrainSettings, check_same_run, read_plain_settings, write_settings
 from wherefrom.train.trainer import Trainer
+
+NOTHING = 1 - 1e-6  # share of pairs left out from which on none counted: float32 says no more of a mean
 
 
 def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None, resume: bool = False) -> Summary:
@@ -46,30 +56,39 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
     FloatingPointError if a loss or a gradient is not finite: the weights are kept as they were before it, and not saved.
     """
     settings.refuse_without_data()
-    newest = _checked_folder(settings, out, resume)
-    accelerator = accelerator_for(settings)
-    reporter = reporter if accelerator.is_main_process else Silent()
+    goes_on = _checked_folder(settings, out, resume)
     with contextlib.ExitStack() as stack:
+        accelerator = stack.enter_context(_accelerator_of_a_run(settings))
+        ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        reporter = reporter if ranks.first else Silent()
         stack.callback(reporter.closed)
+        if _launcher_started_one_of_several(os.environ):
+            reporter.said("one process where several were asked for: accelerate launch --cpu starts one; use torchrun --nproc-per-node N")
+        if goes_on is not None:
+            _lock(goes_on, ranks, stack)
+            settings = _going_on(settings, goes_on, reporter)
         train, val = _open_data(settings, accelerator, reporter)
-        trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator)))
+        trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks)))
         if trainer.frozen:
             reporter.said(f"frozen, no objective reaches them: {', '.join(trainer.frozen)}")
+        if trainer.waiting:
+            reporter.said(f"not reached before the first update, and free to be later: {', '.join(trainer.waiting)}")
+        newest = None if goes_on is None else checkpoint.latest(goes_on.checkpoints)
         if newest is not None:
             trainer.restore(newest)
-        folder = _claimed(out, trainer, resume=resume)
-        if trainer.ranks.first:
-            write_settings(folder.settings, settings)
+        folder = goes_on or _claimed(out, settings.recipe, ranks, stack, resume=resume)
+        stack.enter_context(writing(folder.path))
+        if ranks.first:
+            write_settings(folder.settings, trainer.settings)
             cut_metrics(folder, trainer.done)
-        accelerator.project_configuration.logging_dir = str(folder.path)
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.done + 1}})
+        _start_tracker(trainer, folder)
         stack.callback(accelerator.end_training)
         reporter.started(_facts(trainer, folder))
         if val is None:
             reporter.said("no held-out pictures: neither R2 nor k-NN will be measured; name some shards by --val")
         stopped_by = _train(trainer, folder, val, reporter)
         if stopped_by is None:
-            _finish(trainer, folder, val, reporter)
+            stopped_by = _finish_unless_stopped(trainer, folder, val, reporter)
         summary = trainer.summary(folder.path, stopped_by)
         reporter.finished(summary)
         return summary
@@ -100,16 +119,56 @@ def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter
 
 
 def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
-    """Write a line of the log, everywhere."""
+    """Write a line of the log, everywhere.
+
+    Raises: ValueError, on all ranks alike, if nothing counted since the one before.
+    """
+    pictures = len(trainer.window.rows) * trainer.settings.global_batch
     record = trainer.log()
     if trainer.ranks.first:
         append_metrics(folder, {"kind": "train"} | asdict(record))
     trainer.accelerator.log(record.curves(), step=record.update)
     reporter.logged(record)
+    _mind_what_counts(trainer, record, pictures, reporter)
+
+
+def _mind_what_counts(trainer: Trainer, record: LogRecord, pictures: int, reporter: Reporter) -> None:
+    """Say once if most pairs of the record's pictures count for nothing; raise ValueError if all of an objective that is learned do."""
+    settings, step = trainer.settings, trainer.step
     for name, share in record.meters.items():
         objective, _, meter = name.partition("/")
-        if meter == "pairs_left_out" and share > 0.5 and record.update <= trainer.settings.runtime.log_every:
+        if meter != "pairs_left_out":
+            continue
+        if share > NOTHING and step.weight_of(objective) > 0:
+            data = "the demo's" if settings.data is None else f"those of data={settings.data!r}"
+            raise ValueError(
+                f"{objective}: not a pair of the last {pictures} pictures counts, all are too small for the law; "
+                f"lower {objective}.min_side_px, or take larger pictures than {data}"
+            )
+        if share > 0.5 and record.update <= settings.runtime.log_every:
             reporter.said(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see {objective}.min_side_px")
+
+
+def _start_tracker(trainer: Trainer, folder: RunFolder) -> None:
+    """Begin to track: TensorBoard in the run's folder, the others as they are set up here, as a run of project wherefrom."""
+    accelerator = trainer.accelerator
+    accelerator.project_configuration.logging_dir = str(folder.path)
+    if trainer.settings.runtime.log_with == "tensorboard":  # what was logged after the checkpoint is logged again
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.done + 1}})
+        return
+    name = folder.path.absolute().name
+    named = {"wandb": {"name": name}, "trackio": {"name": name}, "mlflow": {"run_name": name}, "swanlab": {"experiment_name": name}}
+    accelerator.init_trackers("wherefrom", config=to_plain(trainer.settings), init_kwargs=named)
+
+
+def _finish_unless_stopped(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> str | None:
+    """Do what follows the last update, which is saved already; return the name of the signal that cut it short, or None."""
+    with _Signals(at_once=True) as signals:
+        try:
+            _finish(trainer, folder, val, reporter)
+        except KeyboardInterrupt:
+            return signals.name(signals.came or signal.SIGINT)
+    return None
 
 
 def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
@@ -147,8 +206,8 @@ def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, repor
         trainer.ranks.wait()
 
 
-def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> Path | None:
-    """Return the checkpoint to go on from, or None; nothing is touched yet.
+def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> RunFolder | None:
+    """Return the folder of the run to go on with, or None for a new one; nothing is touched yet.
 
     Raises: ValueError if `out` may not be written into, or holds a run of other settings.
     """
@@ -164,23 +223,64 @@ def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> 
         refuse_if_taken(out)
         return None
     check_same_run(settings, read_plain_settings(folder.settings))
-    return checkpoint.latest(folder.checkpoints)
+    return folder
+
+
+def _going_on(settings: TrainSettings, folder: RunFolder, reporter: Reporter) -> TrainSettings:
+    """Return the settings with the renderer that the run began with in place of "auto", and say what makes its continuation another one."""
+    saved = read_plain_settings(folder.settings).get("runtime")
+    began = saved if isinstance(saved, dict) else {}
+    now = settings.runtime
+    renderer, accumulation = began.get("renderer", "auto"), began.get("accumulation", now.accumulation)
+    if renderer not in (now.renderer, "auto") and now.renderer != "auto":
+        reporter.said(f"goes on with the {now.renderer} renderer, began with {renderer}: pixels differ by rounding, records do not")
+    if accumulation != now.accumulation:
+        reporter.said(
+            f"goes on with runtime.accumulation={now.accumulation}, began with {accumulation}: losses differ by rounding, "
+            "by more with BatchNorm, drop-path or negatives in the batch"
+        )
+    return from_plain(settings, {"runtime": {"renderer": renderer}}) if now.renderer == "auto" else settings
 
 
 def accelerator_for(settings: TrainSettings) -> Accelerator:
-    """Return the machine: devices, ranks, precision.
+    """Return the machine: devices, ranks, precision, and the tracker that curves go to.
 
-    Raises: ValueError if a device is asked for that is not there.
+    Raises: ValueError if a device or a tracker is asked for that is not there.
     """
-    device = settings.runtime.device
+    device, tracker = settings.runtime.device, settings.runtime.log_with
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("runtime.device='cuda': torch sees no CUDA device here; use 'auto' or 'cpu'")
+    if tracker not in ("none", *map(str, get_available_trackers())):
+        raise ValueError(f"runtime.log_with={tracker!r}: not installed; pip install {tracker}, or take 'tensorboard' or 'none'")
     return Accelerator(
         cpu=device == "cpu" or not torch.cuda.is_available(),
         mixed_precision="bf16" if settings.precision == "bfloat16" else "no",
-        log_with="tensorboard",
+        log_with=None if tracker == "none" else tracker,
         project_config=ProjectConfiguration(project_dir=".", logging_dir="."),  # the run's folder, once it is known
     )
+
+
+@contextlib.contextmanager
+def _accelerator_of_a_run(settings: TrainSettings) -> Iterator[Accelerator]:
+    """Hand out a run's machine, and leave the process free for a run on another one, or of another precision.
+
+    Accelerate keeps one state for a whole process; one that was there before, a caller's own, is left alone.
+    Raises: as `accelerator_for`.
+    """
+    of_the_caller = is_initialized()
+    accelerator = accelerator_for(settings)
+    try:
+        yield accelerator
+    finally:
+        if not of_the_caller:
+            accelerator.state.destroy_process_group()  # a rank that left with it alive would abort the others
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _launcher_started_one_of_several(environment: Mapping[str, str]) -> bool:
+    """Return whether `accelerate launch --cpu --num_processes N` started this process: it sets a meeting place for N, and starts one."""
+    of_processors = environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    return of_processors and "MASTER_ADDR" in environment and get_cpu_distributed_information().world_size == 1
 
 
 def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Reporter) -> tuple[ShardIndex, ShardIndex | None]:
@@ -203,18 +303,25 @@ def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Repo
     return learned, held_out
 
 
-def _claimed(out: Path | None, trainer: Trainer, *, resume: bool) -> RunFolder:
-    """Return the run's folder, which the first rank makes and all the others take."""
-    path = problem = ""
-    if trainer.ranks.first:
-        try:
-            path = str(claim(out, trainer.settings.recipe, resume=resume).path)
-        except (OSError, ValueError) as refused:
-            problem = str(refused)
-    path, problem = trainer.ranks.texts(path)[0], trainer.ranks.texts(problem)[0]
-    if problem:
-        raise ValueError(problem)
-    return RunFolder(Path(path))
+def _claimed(out: Path | None, recipe: str, ranks: Ranks, stack: contextlib.ExitStack, *, resume: bool) -> RunFolder:
+    """Return a new run's folder, which the first rank makes and all the others take."""
+
+    def claimed() -> str:
+        return str(claim(out, recipe, resume=resume).path)
+
+    folder = RunFolder(Path(ranks.first_does(claimed)))
+    _lock(folder, ranks, stack)
+    return folder
+
+
+def _lock(folder: RunFolder, ranks: Ranks, stack: contextlib.ExitStack) -> None:
+    """Let the first rank hold the run's folder until `stack` ends."""
+
+    def lock() -> str:
+        stack.enter_context(locked(folder.path))
+        return ""
+
+    ranks.first_does(lock)
 
 
 def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
@@ -237,10 +344,14 @@ def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
 
 
 class _Signals:
-    """SIGTERM, and SIGINT once, as a number that is asked for at the end of an update; a second one is not caught."""
+    """SIGTERM, and SIGINT once, as a number that is asked for at the end of an update; a second one is not caught.
 
-    def __init__(self) -> None:
+    With `at_once`, KeyboardInterrupt is raised besides.
+    """
+
+    def __init__(self, *, at_once: bool = False) -> None:
         self.came = 0
+        self._at_once = at_once
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
@@ -259,6 +370,8 @@ class _Signals:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.came = number
         self._restore()
+        if self._at_once:
+            raise KeyboardInterrupt
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -5,6 +5,7 @@ Not here: any particular objective (objectives/), optimiser and loop (loop.py).
 Promise: a plug-in leaves its host, the first objective, alone; at weight 0 it is absent, bit for bit, and is only logged.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -47,7 +48,12 @@ class Encode(Protocol):
 
 
 class Objective(nn.Module):
-    """A task learned from views. It owns its heads and teachers; forward leaves no trace, state changes in `after_step` alone."""
+    """A task learned from views. It owns its heads and teachers; forward leaves no trace, state changes in `after_step` alone.
+
+    What forward keeps for itself is lost when a run goes on from a checkpoint; nothing carries a batch's outputs to `after_step` yet.
+    A learned objective's own parameters may go without gradient for a while; those of the encoder that no objective reaches before the
+    first update are frozen. With several ranks, what the first update reaches has to be reached by all of them.
+    """
 
     name: str  # an identifier, stable: names its random streams and its state
     families: tuple[ViewFamily, ...]  # what the loader must deliver
@@ -55,7 +61,7 @@ class Objective(nn.Module):
     weights: Mapping[str, float] = MappingProxyType({})  # of its terms, 1 where not named
 
     def setup(self, encoder: Encoder) -> None:
-        """Build what depends on the encoder: heads, a teacher (without gradient)."""
+        """Build what depends on the encoder: heads, a teacher (without gradient). Only the host may change the encoder itself."""
         raise NotImplementedError
 
     def forward(self, batch: Batch, encode: Encode) -> Terms:
@@ -109,7 +115,8 @@ class Step(nn.Module):
 
     Every objective runs in its own random scope, keyed by (seed, update, rank, micro-batch, name), a shared encoding in one keyed
     by its family; only the host's encodings update BatchNorm statistics. So a plug-in gives its host a gradient, and changes nothing else.
-    Raises: ValueError if names clash or are no identifiers, no weight is positive, or families of one name differ.
+    Raises: ValueError if names clash or are no identifiers, no weight is positive, families of one name differ, or a plug-in's setup
+    changes the encoder.
     """
 
     def __init__(self, encoder: Encoder, objectives: Sequence[Objective], *, seed: int) -> None:
@@ -123,9 +130,12 @@ class Step(nn.Module):
             )
         self.seed = seed
         self.encoder = encoder
-        for objective in objectives:
+        for number, objective in enumerate(objectives):
+            before = {} if number == 0 else _state_of(encoder)
             with random_scope(seed, "setup", objective.name):
                 objective.setup(encoder)
+            if number > 0:
+                _refuse_changes(before, _state_of(encoder), objective.name)
         self.objectives = nn.ModuleDict({objective.name: objective for objective in objectives})
         self.families = _united(objectives)
 
@@ -167,16 +177,26 @@ class Step(nn.Module):
         groups[host] = [p for p in self.encoder.parameters() if p.requires_grad] + groups[host]
         return {name: parameters for name, parameters in groups.items() if parameters}
 
-    def freeze_unreached(self, batch: Batch) -> tuple[str, ...]:
-        """Freeze the parameters that no objective reaches, found by one dry backward, and return their names; nothing else changes."""
-        candidates = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-        with statistics_kept(self):
-            loss = self(batch, update=0).loss
-        gradients = torch.autograd.grad(loss, list(candidates.values()), allow_unused=True)
-        unreached = tuple(name for name, gradient in zip(candidates, gradients, strict=True) if gradient is None)
-        for name in unreached:
-            candidates[name].requires_grad_(False)
-        return unreached
+    def weight_of(self, name: str) -> float:
+        """Return the weight of the objective called `name`."""
+        return dict(self._named())[name].weight
+
+    def freeze_unreached(self, batch: Batch) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Find the parameters that no objective reaches on `batch`; freeze those that will not be reached later either.
+
+        These are the encoder's, and what belongs to objectives of weight 0. An objective that is learned may reach its own parameters
+        later: after a warm-up, or an epoch of rest. One dry backward tells, of a copy: no objective sees it.
+        Returns: the names of the frozen, and of the unreached that are free.
+        """
+        dry = copy.deepcopy(self)
+        candidates = {name: parameter for name, parameter in dry.named_parameters() if parameter.requires_grad}
+        gradients = torch.autograd.grad(dry(batch, update=0).loss, list(candidates.values()), allow_unused=True)
+        unreached = [name for name, gradient in zip(candidates, gradients, strict=True) if gradient is None]
+        learned = tuple(f"objectives.{name}." for name, objective in self._named() if objective.weight > 0)
+        frozen = tuple(name for name in unreached if not name.startswith(learned))
+        for name in frozen:
+            self.get_parameter(name).requires_grad_(False)
+        return frozen, tuple(name for name in unreached if name not in frozen)
 
     def _named(self) -> Iterator[tuple[str, Objective]]:
         for name, objective in self.objectives.items():
@@ -199,6 +219,20 @@ class Step(nn.Module):
             return known
 
         return encode
+
+
+def _state_of(encoder: Encoder) -> dict[str, tuple[Tensor, bool]]:
+    """Return copies of all tensors, and whether each learns."""
+    tensors = dict(encoder.named_parameters()) | dict(encoder.named_buffers())
+    return {name: (tensor.detach().clone(), tensor.requires_grad) for name, tensor in tensors.items()}
+
+
+def _refuse_changes(before: dict[str, tuple[Tensor, bool]], after: dict[str, tuple[Tensor, bool]], objective: str) -> None:
+    """Raise ValueError that names the first tensor of the encoder that an objective's setup has changed."""
+    for name in before | after:
+        old, new = before.get(name), after.get(name)
+        if old is None or new is None or old[1] != new[1] or not torch.equal(old[0], new[0]):
+            raise ValueError(f"objective {objective!r} changes the encoder's {name} in its setup: only the first objective, the host, may")
 
 
 def _united(objectives: Sequence[Objective]) -> tuple[ViewFamily, ...]:

@@ -5,6 +5,7 @@ Not here: gradients and losses, which the devices exchange (trainer.py).
 gloo, whatever the devices use: nobody waits for a device, and whoever waits has patience. No pickle: words go as bytes.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -43,6 +44,25 @@ class Ranks:
         highest = torch.tensor(number)
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
         return int(highest)
+
+    def first_does(self, work: Callable[[], str | None]) -> str:
+        """Let the first rank do something while the others wait; return, on all of them, the text that came out.
+
+        Raises: on the first rank what `work` raises; ValueError of the same text on the others, if that is a ValueError or OSError.
+        """
+        text = problem = ""
+        raised: Exception | None = None
+        if self.first:
+            try:
+                text = work() or ""
+            except (OSError, ValueError) as refused:
+                raised, problem = refused, str(refused)
+        text, problem = self.texts(text)[0], self.texts(problem)[0]
+        if raised is not None:
+            raise raised
+        if problem:
+            raise ValueError(problem)
+        return text
 
     def wait(self) -> None:
         """Wait until all are here."""

@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
-from torch import Tensor
-
 from wherefrom.pipeline.recipe import Recipe
+from wherefrom.train.disk import save_weights, writing
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.plain import Plain
+from wherefrom.train.run_lock import LOCK
 from wherefrom.train.settings import TrainSettings
 
 RUNS = Path("runs")
@@ -96,7 +95,7 @@ def refuse_if_absent(out: Path) -> None:
 
 def refuse_if_taken(out: Path) -> None:
     """Raise ValueError if a new run may not write into `out`."""
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         if RunFolder(out).settings.is_file():
             raise ValueError(f"{out}: holds another run; go on with it by --resume, or take another --out")
         raise ValueError(f"{out}: is not empty; take another --out")
@@ -118,7 +117,7 @@ def _next_free(recipe: str) -> Path:
 
 def append_metrics(folder: RunFolder, record: Mapping[str, Plain]) -> None:
     """Append one line to metrics.jsonl."""
-    with folder.metrics.open("a", encoding="utf-8") as log:
+    with writing(folder.metrics), folder.metrics.open("a", encoding="utf-8") as log:
         log.write(json.dumps(_finite(record), allow_nan=False) + "\n")
 
 
@@ -169,9 +168,11 @@ def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe, *, settin
     """
     folder.model.mkdir(exist_ok=True)
     _replace_text(folder.model / "config.json", json.dumps(_described(encoder, recipe, settings, data), indent=1) + "\n")
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.model.state_dict().items()}
+    weights = encoder.model.state_dict()
     for path in (folder.model / "model.safetensors", folder.encoder):
-        _replace_weights(path, weights)
+        aside = path.with_name(f".{path.name}.writing")
+        save_weights(aside, weights)
+        os.replace(aside, path)
 
 
 def _described(encoder: Encoder, recipe: Recipe, settings: TrainSettings, data: str) -> dict[str, Plain]:
@@ -202,13 +203,3 @@ def _described(encoder: Encoder, recipe: Recipe, settings: TrainSettings, data: 
             "views": recipe.fingerprint,
         },
     }
-
-
-def _replace_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write tensors, whole or not at all, readable by whom the umask lets read: safetensors makes files for their owner alone."""
-    aside = path.with_name(f".{path.name}.writing")
-    aside.touch()
-    mode = aside.stat().st_mode
-    save_file(dict(weights), aside, metadata={"format": "pt"})
-    aside.chmod(mode)
-    os.replace(aside, path)

@@ -20,6 +20,7 @@ from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSetti
 from wherefrom.train.plain import Plain, differences, from_plain, to_plain, unchecked
 from wherefrom.train.schedule import Shape, warmed_up
 
+Tracker = Literal["none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 NOT_COMPARED = ("runtime", "evaluation", "data", "val", "needs_data")  # with a run to go on with; the loader compares what is in the data
 
 
@@ -81,14 +82,19 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeSettings:
-    """What changes speed, place and habit, never results beyond rounding."""
+    """What changes speed, place and habit, and results by rounding at most.
+
+    But for `accumulation`, which like the number of ranks splits a batch: where samples see one another (BatchNorm, negatives in the batch)
+    or draw random numbers (drop-path, dropout) the parts are another run. No view and no record depends on it.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    renderer: RendererName = "auto"
+    renderer: RendererName = "auto"  # a run writes down what served, and goes on with it
     threads: int | None = None  # that read and render; None: the loader's choice
     prefetch: int = 2  # micro-batches ready in advance
     accumulation: int = 1  # micro-batches of one update on every rank
     compile: bool = False
+    log_with: Tracker = "tensorboard"  # beside metrics.jsonl; all others than TensorBoard are libraries that you install
     log_every: int = 10  # updates
     checkpoint_every: int = 500  # updates; one more at the end, and when the run is asked to stop
     keep: int = 2  # checkpoints

@@ -5,9 +5,10 @@ Not here: what a line of the log holds (reporting.py), when one is due (loop.py)
 """
 
 import contextlib
+import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -44,19 +45,18 @@ class Clock:
 class Window:
     """Losses, norms and meters of the updates since the last line of the log: one row an update, means over ranks.
 
-    They stay on the device until somebody has to know.
+    They stay on the device until somebody has to know. A row may have other names than the one before, and on one rank others than on
+    another: every mean is over those that have the name.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self.rows: list[dict[str, float]] = []
         self._ranks = ranks
-        self._names: tuple[str, ...] = ()
-        self._pending: list[tuple[int, Tensor, Tensor]] = []
+        self._pending: list[tuple[int, tuple[str, ...], Tensor, Tensor]] = []
 
     def add(self, update: int, values: dict[str, Tensor], samples: Tensor) -> None:
         """Take in an update's values, scalars on the device, and this rank's samples."""
-        self._names = tuple(values)
-        self._pending.append((update, torch.stack([value.float() for value in values.values()]), samples))
+        self._pending.append((update, tuple(values), torch.stack([value.float() for value in values.values()]), samples))
 
     def settle(self) -> None:
         """Read what is pending.
@@ -66,23 +66,37 @@ class Window:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        own = torch.stack([row for _, row, _ in pending])
-        mean = own
+        by_ranks = self._names_by_ranks([names for _, names, _, _ in pending])
+        columns = list(dict.fromkeys(name for rows in by_ranks for names in rows for name in names))
+        own = torch.stack([_spread(names, values, columns) for _, names, values, _ in pending])
+        total = own
         if self._ranks.count > 1:
-            mean = own.clone()
-            dist.all_reduce(mean)
-            mean /= self._ranks.count
-        for (update, _, samples), own_row, row in zip(pending, own.tolist(), mean.tolist(), strict=True):
-            named = dict(zip(self._names, row, strict=True))
+            total = own.clone()
+            dist.all_reduce(total)
+        for number, ((update, names, _, samples), own_row, row) in enumerate(zip(pending, own.tolist(), total.tolist(), strict=True)):
+            having = {name: sum(name in rows[number] for rows in by_ranks) for name in columns}
+            named = {name: value / having[name] for name, value in zip(columns, row, strict=True) if having[name]}
             if named[SOUND] < 1:
-                raise FloatingPointError(self._complaint(update, dict(zip(self._names, own_row, strict=True)), samples))
+                said = dict(zip(columns, own_row, strict=True))
+                raise FloatingPointError(self._complaint(update, {name: said[name] for name in names}, samples))
             self.rows.append(named)
 
     def take(self) -> dict[str, float]:
-        """Return the means over the window, and empty it."""
+        """Return the means over the window, each over the updates that have its name, and empty it."""
         self.settle()
         rows, self.rows = self.rows, []
-        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        having: dict[str, list[float]] = {}
+        for row in rows:
+            for name, value in row.items():
+                having.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in having.items()}
+
+    def _names_by_ranks(self, rows: list[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
+        """Return the names of every rank's rows."""
+        distinct = list(dict.fromkeys(rows))
+        said = self._ranks.texts(json.dumps({"distinct": distinct, "rows": [distinct.index(names) for names in rows]}))
+        heard = [json.loads(text) for text in said]
+        return [[tuple(one["distinct"][number]) for number in one["rows"]] for one in heard]
 
     def _complaint(self, update: int, row: dict[str, float], samples: Tensor) -> str:
         broken = [name for name, value in row.items() if not math.isfinite(value) and not name.startswith(METER)]
@@ -93,3 +107,12 @@ class Window:
         said += f" on rank {self._ranks.rank}, samples {', '.join(map(str, ids[:8]))}{more}"
         by_ranks = [text for text in self._ranks.texts(said if terms else "") if text]
         return f"update {update}: {'; '.join(by_ranks)}; look at these samples, or lower optim.lr. No weight was changed by it"
+
+
+def _spread(names: Sequence[str], values: Tensor, columns: Sequence[str]) -> Tensor:
+    """Return `values` (n,), called `names`, as a row of all columns, 0 where there is none."""
+    if list(names) == list(columns):
+        return values
+    row = values.new_zeros(len(columns))
+    row[torch.tensor([columns.index(name) for name in names], device=values.device)] = values
+    return row

@@ -6,58 +6,66 @@ The device is asked for numbers only when a line of the log or a checkpoint is d
 """
 
 import contextlib
-from collections import deque
+import logging
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from wherefrom.pipeline.loader import Loader, make_loader
 from wherefrom.pipeline.recipe import Recipe
+from wherefrom.pipeline.render import choose_renderer
 from wherefrom.pipeline.shards import ShardIndex
 from wherefrom.pipeline.views import Batch
 from wherefrom.train import checkpoint
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Progress, Step, random_scope
 from wherefrom.train.optimiser import clip_gradients, gated_step, make_optimiser
-from wherefrom.train.plain import to_plain
+from wherefrom.train.plain import from_plain, to_plain
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Summary
 from wherefrom.train.settings import TrainSettings, check_same_run
 from wherefrom.train.tally import GRADIENT, LOSS, METER, SOUND, TERM, Clock, Window
 
+log = logging.getLogger(__name__)
+
 RUN_AHEAD = 2  # updates that the host may be ahead of the device
 
 
 class Trainer:
-    """A run's state between updates, `done` of `updates` of which are completed.
+    """A run's state between updates, `done` of `updates` of which are completed; `settings` are resolved: "auto" is a renderer's name.
 
     Raises: ValueError if the settings do not fit the data or one another.
     """
 
-    def __init__(self, settings: TrainSettings, index: ShardIndex, accelerator: Accelerator) -> None:
+    def __init__(self, settings: TrainSettings, index: ShardIndex, accelerator: Accelerator, ranks: Ranks | None = None) -> None:
         self.settings = settings
         self.accelerator = accelerator
-        self.ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+        self.ranks = ranks or Ranks(accelerator.process_index, accelerator.num_processes)
         self.clock = Clock()
         self.window = Window(self.ranks)
         self.done = 0
         with random_scope(settings.seed, "encoder"):
             encoder = Encoder(settings.model)
         self.step = Step(encoder, settings.objectives(), seed=settings.seed).to(accelerator.device)
+        self._settle_renderer()
         self.loader = self._make_loader(index)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.loader.close)
             self.updates = settings.updates_in_all(self.loader.updates_per_epoch)
-            self.frozen = self.step.freeze_unreached(self.loader.batch(range(min(2, len(index)))))
+            self.frozen, self.waiting = self.step.freeze_unreached(self.loader.batch(range(min(2, len(index)))))
             self.optimiser = make_optimiser(self.step, settings.optim)
             on_failure.pop_all()
         self._groups = self.step.clip_groups()
         if settings.runtime.compile:
             encoder.compile()  # the part whose shapes never change; random scopes stay outside
+        if self.waiting:  # DDP would else wait for their gradients
+            accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._model: nn.Module = accelerator.prepare_model(self.step)
         self.batches: Iterator[Batch] | None = None  # None: the loader's, from the position, once the first is asked for
         self._sound = torch.ones((), dtype=torch.bool, device=accelerator.device)
@@ -119,10 +127,11 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Save a checkpoint of this moment; the first rank writes, the others wait.
 
-        Raises: FloatingPointError if an update was broken: nothing is written then.
+        Raises: FloatingPointError if an update was broken: nothing is written then; OSError as `checkpoint.save`.
         """
         self.window.settle()
-        if self.ranks.first:
+
+        def write() -> None:
             state = checkpoint.State(
                 update=self.done,
                 settings=to_plain(self.settings),
@@ -131,7 +140,8 @@ class Trainer:
                 seconds=self.clock.seconds,
             )
             checkpoint.save(folder, state, self.step, self.optimiser, keep=self.settings.runtime.keep)
-        self.ranks.wait()
+
+        self.ranks.first_does(write)
 
     def restore(self, saved: Path) -> None:
         """Stand where a checkpoint was saved.
@@ -162,9 +172,13 @@ class Trainer:
         )
 
     def _backward(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Add up the gradients of this update's micro-batches; return loss, terms and meters, their means, and the samples."""
+        """Add up the gradients of this update's micro-batches; return loss, terms and meters, their means, and the samples.
+
+        A name that some micro-batches lack is a mean over the others.
+        """
         count = self.settings.runtime.accumulation
         values: dict[str, Tensor] = {}
+        having: Counter[str] = Counter()
         samples = []
         for micro in range(count):
             batch = self._next_batch()
@@ -176,6 +190,8 @@ class Trainer:
             meters = {f"{METER}{name}": value for name, value in output.meters.items()}
             for name, value in ({LOSS: output.loss.detach()} | terms | meters).items():
                 values[name] = values[name] + value / count if name in values else value / count
+                having[name] += 1
+        values |= {name: value * (count / having[name]) for name, value in values.items() if having[name] < count}
         return values, torch.cat(samples).clone()  # a view of them would hold a slot of the loader
 
     def _next_batch(self) -> Batch:
@@ -205,6 +221,14 @@ class Trainer:
 
     def _stand_at_log(self) -> None:
         self._logged_at = (self.done, self.clock.training, self.clock.seconds["waiting"])
+
+    def _settle_renderer(self) -> None:
+        """Put the renderer that serves in place of "auto", the same on all ranks: it is written down with the run."""
+        runtime = self.settings.runtime
+        name, why = choose_renderer(runtime.renderer, self.accelerator.device)
+        log.info("renderer %s: %s", name, why)
+        plain = {"runtime": {"renderer": self.ranks.texts(name)[0]}}
+        self.settings = from_plain(self.settings, plain)
 
     def _make_loader(self, index: ShardIndex) -> Loader:
         runtime = self.settings.runtime
