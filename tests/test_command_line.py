@@ -1,6 +1,7 @@
 """The command `wherefrom` from outside: exit codes, one line for what went wrong, nothing written half; and a whole run that went well."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -22,6 +24,7 @@ from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives import SpatialSettings
 from wherefrom.train.recipes import recipe
 from wherefrom.train.reporting import LogRecord, Summary
+from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import TrainSettings
 
 TINY = [
@@ -239,6 +242,8 @@ def test_a_whole_run_by_the_command_line(tiny_shards: Path, elsewhere: Path, cap
     assert re.search(rf"^encoder: vit_small_patch16_224 \({changed}\), 0\.0[23] million parameters$", said, re.M)
     assert all(row in said for row in ("held-out pairs", "targets of the next picture", "pairs across pictures", "additive head"))
     assert yaml.safe_load((folder / "settings.yaml").read_text())["optim"]["lr"] == 2e-3
+    start = read_metrics(RunFolder(folder))[0]
+    assert (start["kind"], start["threads"], start["omp_wait_policy"]) == ("start", torch.get_num_threads(), "PASSIVE")
 
     # the resolved settings give the run back; beside them the command line still changes what it says
     assert called(["train", "--config", str(folder / "settings.yaml"), "--out", "again", "--runtime.keep", "1"]) == 0
@@ -257,6 +262,25 @@ def test_a_whole_run_by_the_command_line(tiny_shards: Path, elsewhere: Path, cap
     # what is finished is only measured and written again
     assert called(["train", "--resume", "--out", "again"]) == 0
     assert "goes on at update 4 of 4" in capsys.readouterr().out
+
+
+WAITS = """
+import os, sys, types
+from wherefrom.tools import cli
+
+def module(name):
+    return types.SimpleNamespace(train_command=lambda words: print(os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules) or 0)
+
+cli.importlib.import_module = module
+cli.main(["train"])
+"""
+
+
+@pytest.mark.parametrize(("own", "seen"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_training_tells_openmp_to_wait_asleep_before_torch_loads_it(own: dict[str, str], seen: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | own
+    done = subprocess.run([sys.executable, "-c", WAITS], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [seen, "False"]
 
 
 def test_a_loss_that_breaks_ends_the_run_with_one_line_and_exit_code_1(

@@ -66,7 +66,7 @@ def evaluated(shards: Path) -> TrainSettings:
 
 def losses(folder: Path) -> dict[int, Any]:
     """Return what every logging step said, without speeds."""
-    logged = [record for record in read_metrics(RunFolder(folder)) if record["kind"] == "train"]
+    logged = read_metrics(RunFolder(folder), "train")
     return {record["update"]: (record["loss"], record["losses"], record["gradients"], record["lr"]) for record in logged}
 
 
@@ -125,7 +125,7 @@ def test_a_run_folder_holds_settings_log_checkpoints_and_encoder(finished: Path,
 
 def test_every_point_of_a_curve_is_of_the_same_protocol_and_the_full_figures_stand_in_a_file(finished: Path, tiny_shards: Path) -> None:
     folder, settings = RunFolder(finished), evaluated(tiny_shards)
-    amid, last = (record for record in read_metrics(folder) if record["kind"] == "evaluation")
+    amid, last = read_metrics(folder, "evaluation")
     assert (amid["update"], last["update"]) == (4, 6)
     names = {"spatial/r2_x", "spatial/r2_y", "spatial/r2_scale", "k-NN encoder", "k-NN random encoder", "k-NN raw pixels"}
     assert amid["curves"].keys() == last["curves"].keys() == names
@@ -208,7 +208,8 @@ def test_a_live_run_is_not_gone_on_with_by_a_second_process(tiny_shards: Path, t
 
     run(settings, reporter=GoesOn(), out=out)
     assert len(refusals) == 1
-    assert [record["update"] for record in read_metrics(RunFolder(out))] == [1, 2, 3, 4, 5, 6]
+    written = [(record["kind"], record["update"]) for record in read_metrics(RunFolder(out))]
+    assert written == [("start", 0), *(("train", update) for update in range(1, 7))]
     (out / ".lock").write_text("left by a kill")
     assert run(settings, reporter=Silent(), out=out, resume=True).update == 6
 
@@ -497,11 +498,11 @@ def test_a_run_stops_at_the_first_line_of_its_log_if_nothing_counts(name: str, s
     said = str(stopped.value)
     assert said.startswith(f"{name}: not a pair of the last 16 pictures counts, ")
     assert (f"{name}.min_side_px" in said, "train.tar" in said, "\n" in said) == (True, True, False)
-    assert [record["update"] for record in read_metrics(RunFolder(tmp_path / "run"))] == [2]
+    assert [record["update"] for record in read_metrics(RunFolder(tmp_path / "run"), "train")] == [2]
     # control: some pairs are enough
     some = dataclasses.replace(getattr(usual, name), min_side_px=some_px)
     run(dataclasses.replace(usual, **{name: some}), reporter=Silent(), out=tmp_path / "some")
-    shares = [record["meters"][f"{name}/pairs_left_out"] for record in read_metrics(RunFolder(tmp_path / "some"))]
+    shares = [record["meters"][f"{name}/pairs_left_out"] for record in read_metrics(RunFolder(tmp_path / "some"), "train")]
     assert all(0 < share < 1 for share in shares)
 
 

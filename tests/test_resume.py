@@ -74,7 +74,7 @@ def kill_when(process: subprocess.Popen[bytes], ripe: Callable[[], bool]) -> boo
 
 def logged_after(out: Path, update: int) -> Callable[[], bool]:
     """Return the question whether anything after `update` has been logged."""
-    return lambda: any(record["update"] > update for record in read_metrics(RunFolder(out)))
+    return lambda: any(record["update"] > update for record in read_metrics(RunFolder(out), "train"))
 
 
 def amid_a_write(out: Path) -> Callable[[], bool]:
@@ -88,7 +88,7 @@ def result(out: Path) -> tuple[list[Any], dict[str, torch.Tensor]]:
     newest = checkpoint.latest(RunFolder(out).checkpoints)
     assert newest is not None
     keys = ("update", "loss", "losses", "meters", "gradients", "lr")
-    return [[record[key] for key in keys] for record in read_metrics(RunFolder(out))], load_file(newest / "weights.safetensors")
+    return [[record[key] for key in keys] for record in read_metrics(RunFolder(out), "train")], load_file(newest / "weights.safetensors")
 
 
 def assert_same(out: Path, reference: Path) -> None:
@@ -108,11 +108,11 @@ def test_killed_at_a_step_and_amid_a_write_a_run_goes_on_bit_for_bit(tiny_shards
     run(settings, reporter=Silent(), out=reference)
 
     assert kill_when(start(tmp_path / "settings.yaml", out), logged_after(out, random.Random(time.time_ns()).randrange(2, 20)))
-    before = len(read_metrics(RunFolder(out)))
+    before = len(read_metrics(RunFolder(out), "train"))
     writing = amid_a_write(out)
-    assert kill_when(start(tmp_path / "settings.yaml", out), lambda: len(read_metrics(RunFolder(out))) > before and writing())
+    assert kill_when(start(tmp_path / "settings.yaml", out), lambda: len(read_metrics(RunFolder(out), "train")) > before and writing())
     assert writing()
-    assert 0 < len(read_metrics(RunFolder(out))) < 75, "it was over before the second kill"
+    assert 0 < len(read_metrics(RunFolder(out), "train")) < 75, "it was over before the second kill"
 
     run(settings, reporter=Silent(), out=out, resume=True)
     assert_same(out, reference)
@@ -142,7 +142,7 @@ def test_killed_again_and_again_a_run_goes_on_bit_for_bit(tiny_shards: Path, tmp
     chance = random.Random(time.time_ns())
     amid_writes = 0
     for kill in range(12):
-        before = max((record["update"] for record in read_metrics(RunFolder(out))), default=0)
+        before = max((record["update"] for record in read_metrics(RunFolder(out), "train")), default=0)
         later = logged_after(out, before + chance.randrange(1, 30))
         writing = amid_a_write(out)
         ripe = (lambda later=later, writing=writing: later() and writing()) if kill % 2 else later

@@ -408,7 +408,7 @@ def test_a_run_beside_sp_goes_on_from_its_checkpoint_bit_for_bit(tiny_shards: Pa
     )
     out = tmp_path / "run"
     run(settings, reporter=Silent(), out=out)
-    folder, logged = RunFolder(out), read_metrics(RunFolder(out))
+    folder, logged = RunFolder(out), read_metrics(RunFolder(out), "train")
     final = latest(folder.checkpoints)
     assert final is not None
     weights = (final / "weights.safetensors").read_bytes()
@@ -417,6 +417,6 @@ def test_a_run_beside_sp_goes_on_from_its_checkpoint_bit_for_bit(tiny_shards: Pa
     shutil.rmtree(final)
     (folder.checkpoints / "latest").write_text("update-00000003")
     run(settings, reporter=Silent(), out=out, resume=True)
-    again = read_metrics(folder)
+    again = read_metrics(folder, "train")
     assert [record["losses"] for record in again] == [record["losses"] for record in logged]
     assert (final / "weights.safetensors").read_bytes() == weights

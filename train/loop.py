@@ -27,7 +27,7 @@ from wherefrom.train import checkpoint
 from wherefrom.train.demo_data import demo_shards
 from wherefrom.train.disk import writing
 from wherefrom.train.evaluate import ShardPictures
-from wherefrom.train.plain import from_plain, to_plain
+from wherefrom.train.plain import Plain, from_plain, to_plain
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Silent, Summary
 from wherefrom.train.run_evaluation import check_held_out, evaluate_run
@@ -81,6 +81,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
         if ranks.first:
             write_settings(folder.settings, trainer.settings)
             cut_metrics(folder, trainer.done)
+            append_metrics(folder, _circumstances(trainer))
         _start_tracker(trainer, folder)
         stack.callback(accelerator.end_training)
         reporter.started(_facts(trainer, folder))
@@ -322,6 +323,13 @@ def _lock(folder: RunFolder, ranks: Ranks, stack: contextlib.ExitStack) -> None:
         return ""
 
     ranks.first_does(lock)
+
+
+def _circumstances(trainer: Trainer) -> dict[str, Plain]:
+    """Return what rounding and speed hang on and no setting says: the metrics' line of a start."""
+    waits = os.environ.get("OMP_WAIT_POLICY")
+    numbers = {"ranks": trainer.ranks.count, "threads": torch.get_num_threads(), "omp_wait_policy": waits, "torch": torch.__version__}
+    return {"kind": "start", "update": trainer.done} | numbers
 
 
 def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:

@@ -130,8 +130,8 @@ def _finite(plain: Plain) -> Plain:
     return None if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
-def read_metrics(folder: RunFolder) -> list[dict[str, Plain]]:
-    """Return the whole lines of metrics.jsonl; a last line torn by a kill is left out."""
+def read_metrics(folder: RunFolder, kind: str | None = None) -> list[dict[str, Plain]]:
+    """Return the whole lines of metrics.jsonl, of one kind (start, train, evaluation) if it is named; one torn by a kill is left out."""
     if not folder.metrics.is_file():
         return []
     records = []
@@ -140,7 +140,7 @@ def read_metrics(folder: RunFolder) -> list[dict[str, Plain]]:
             records.append(json.loads(line))
         except json.JSONDecodeError:
             break
-    return records
+    return [record for record in records if kind is None or record["kind"] == kind]
 
 
 def cut_metrics(folder: RunFolder, update: int) -> None:
