@@ -93,10 +93,9 @@ def pair_loss_reference(
     channels = targets.shape[-1]
     residual = torch.where(weighed, output[..., :channels] - targets, 0)
     each_loss = regression_loss(residual, output[..., channels:], loss, beta) * weighed
-    with torch.no_grad():
-        targets = torch.where(weighed, targets, 0)
-        variance = (torch.where(weighed, targets - targets.sum((0, 1)) / total, 0)).square().sum((0, 1)) / total
-        squared_error = residual.square().sum((0, 1)) / total
+    targets = torch.where(weighed, targets.detach(), 0)
+    variance = (torch.where(weighed, targets - targets.sum((0, 1)) / total, 0)).square().sum((0, 1)) / total
+    squared_error = residual.detach().square().sum((0, 1)) / total
     of_channel = each_loss.sum((0, 1)) / total
     losses = each_loss.sum(1) / counted.clamp(min=1).unsqueeze(-1) if per_sample else of_channel
     weights = losses.new_ones(channels) if channel_weights is None else channel_weights.to(losses)

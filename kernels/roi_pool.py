@@ -13,7 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wherefrom.kernels.dispatch import LIBRARY, Backend, check_backend, check_device, check_dtype, check_shape, choose_path
+from wherefrom.kernels.dispatch import (
+    INTEGERS,
+    LIBRARY,
+    Backend,
+    check_backend,
+    check_device,
+    check_dtype,
+    check_no_derivative,
+    check_no_tangent,
+    check_shape,
+    choose_path,
+    needs_gradient,
+    one_by_one,
+    sides_of,
+    transformed,
+    transforms_active,
+    without_derivative,
+)
 from wherefrom.kernels.roi_pool_reference import Sampling, roi_pool_reference
 
 ADAPTIVE, AREA = 0, -1  # "adaptive" and "area" among numbers of samples
@@ -21,15 +38,17 @@ READERS = 4  # samples of a bin that may read one token: in adaptive mode they l
 CHUNK = 2**19  # numbers that the torch path keeps between its two sums: more would leave the cache
 DIRECT_WIDTH = 128  # features from which on listing every (output, token) pays
 DIRECT_SPAN = 4  # tokens an axis that a bin may read for both axes to be summed at once; more are summed one axis after the other
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+NO_DERIVATIVE = "roi_pool gives no derivative of boxes; pass boxes.detach()"
 
 
 def roi_pool(
     tokens: Tensor,
     boxes: Tensor,
     *,
-    frame_hw: tuple[float, float],
-    out_hw: tuple[int, int],
+    frame_hw: float | tuple[float, float],
+    out_hw: int | tuple[int, int],
     sampling: Sampling = "adaptive",
     quarter_turns: Tensor | None = None,
     flipped: Tensor | None = None,
@@ -41,6 +60,7 @@ def roi_pool(
     sampling: "adaptive" averages ceil(bin / token) bilinear samples along each axis of a bin (torchvision's -1), an int that many;
               "area" is the exact mean, over the part of a bin that lies on the map, of a map that is constant within each token's cell.
     A result equals torch.rot90(pooled.flip(columns) if flipped else pooled, quarter_turns, (rows, columns)); out_hw is that of the result.
+    One number for out_hw or frame_hw is a square.
 
     Shapes: tokens (B, H, W, D) float32, bfloat16 or float16 of any strides, boxes (B, R, 4) float32 xyxy, quarter_turns (B, R) integers,
             flipped and valid (B, R) bool -> (B, R, *out_hw, D), contiguous, in tokens' dtype; summed in float32.
@@ -50,19 +70,20 @@ def roi_pool(
             "area": bins wholly outside the map, or of no width, are 0. Exact while a bin holds fewer than 2^22 tokens.
     NaN:    a token that is NaN or infinite makes exactly those outputs NaN or infinite that read it with a weight above 0; likewise an
             output's gradient those of the tokens that it read.
-    Paths:  float64 tokens take the reference; "torch" waits for a GPU. There is a gradient for tokens, of any order, none for boxes.
+    Paths:  float64 tokens take the reference; "torch" waits for a GPU. Tokens have derivatives of every order, in reverse and forward mode
+            and under vmap; inside torch.compile gradients alone, other transforms raise RuntimeError. Boxes have none: asking raises.
     Raises: ValueError if shapes, dtypes or devices do not fit, an option is unknown, or boxes requires a gradient.
     Source: roi_align of torchvision 0.29, aligned=True.
     """
-    check_rois(tokens, boxes, frame_hw, out_hw, sampling, quarter_turns, flipped, valid, backend)
+    frame_hw, out_hw = check_rois(tokens, boxes, frame_hw, out_hw, sampling, quarter_turns, flipped, valid, backend)
     if backend == "reference" or tokens.dtype == torch.float64:
+        if transformed(boxes):
+            boxes = without_derivative(NO_DERIVATIVE, torch.clone, boxes)
         options: dict[str, Any] = {"sampling": sampling, "quarter_turns": quarter_turns, "flipped": flipped, "valid": valid}
         return roi_pool_reference(tokens, boxes, frame_hw=frame_hw, out_hw=out_hw, **options)
     map_hw = tokens.shape[1:3]
     samples = samples_of(sampling)
-    rows, columns = torch.ops.wherefrom.roi_weights.default(
-        boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples, backend
-    )
+    rows, columns = weights(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples, backend)
     return contract(tokens, rows, columns, quarter_turns, map_hw, out_hw, False, backend)
 
 
@@ -74,15 +95,18 @@ def samples_of(sampling: Sampling) -> int:
 def check_rois(
     tokens: Tensor,
     boxes: Tensor,
-    frame_hw: tuple[float, float],
-    out_hw: tuple[int, int],
+    frame_hw: float | tuple[float, float],
+    out_hw: int | tuple[int, int],
     sampling: Sampling,
     quarter_turns: Tensor | None,
     flipped: Tensor | None,
     valid: Tensor | None,
     backend: Backend,
-) -> None:
-    """Raise ValueError, naming the argument, unless a call of `roi_pool` can be served; reads no tensor's values."""
+) -> tuple[tuple[float, float], tuple[int, int]]:
+    """Return frame_hw and out_hw as pairs.
+
+    Raises: ValueError, naming the argument, unless a call of `roi_pool` can be served; reads no tensor's values.
+    """
     check_backend(backend)
     check_shape("tokens", tokens, "BHWD", "tokens are channels-last, e.g. maps.permute(0, 2, 3, 1)")
     check_dtype("tokens", tokens, (torch.float32, torch.bfloat16, torch.float16, torch.float64))
@@ -93,8 +117,7 @@ def check_rois(
     check_shape("boxes", boxes, (tokens.shape[0], "R", 4), "add the batch axis with boxes[None]" if boxes.ndim == 2 else "")
     check_dtype("boxes", boxes, (torch.float32,))
     check_device("boxes", boxes, "tokens", tokens)
-    if boxes.requires_grad:
-        raise ValueError("boxes requires a gradient, and pooling gives none for them; pass boxes.detach()")
+    check_no_derivative("boxes", boxes, "and pooling gives none for them")
     for name, value, dtypes in (
         ("quarter_turns", quarter_turns, INTEGERS),
         ("flipped", flipped, (torch.bool,)),
@@ -104,19 +127,32 @@ def check_rois(
             check_shape(name, value, boxes.shape[:2], "one a box")
             check_dtype(name, value, dtypes)
             check_device(name, value, "tokens", tokens)
-    if len(frame_hw) != 2 or not all(0 < side < float("inf") for side in frame_hw):
-        raise ValueError(f"frame_hw={frame_hw}: needs two sides above 0, (height, width) of the frame of the boxes")
-    if len(out_hw) != 2 or not all(isinstance(side, int) and side > 0 for side in out_hw):
-        raise ValueError(f"out_hw={out_hw}: needs two whole numbers of bins, (rows, columns) of the result")
+    frame = sides_of("frame_hw", frame_hw, "two sides above 0, (height, width) of the frame of the boxes, or one for a square", whole=False)
+    bins = sides_of("out_hw", out_hw, "two whole numbers of bins, (rows, columns) of the result, or one for a square", whole=True)
     known = sampling in ("adaptive", "area") if isinstance(sampling, str) else type(sampling) is int and sampling > 0
     if not known:
         words = ", ".join(repr(word) for word in get_args(get_args(Sampling)[1]))
         raise ValueError(f"sampling={sampling!r}: take one of {words}, or a whole number of samples above 0")
+    return frame, bins
+
+
+def weights(boxes: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Call `roi_weights`, so that a derivative of the boxes is refused, never silently 0."""
+    if not transformed(boxes):
+        return torch.ops.wherefrom.roi_weights.default(boxes, *arguments)
+    return without_derivative(NO_DERIVATIVE, torch.ops.wherefrom.roi_weights.default, boxes, *arguments)
 
 
 def contract(source: Tensor, *arguments: Any) -> Tensor:
-    """Call `roi_contract`, through its Function only where a gradient may be asked for: that costs as much as a small problem."""
-    if torch.is_grad_enabled() and source.requires_grad:
+    """Call `roi_contract` so that every derivative of its result is right."""
+    if transformed(source):
+        return _ContractInEveryMode.apply(source, *arguments)
+    return _contract(source, *arguments)
+
+
+def _contract(source: Tensor, *arguments: Any) -> Tensor:
+    """Call `roi_contract` so that gradients are right, through a Function only for them: that costs as much as a small problem."""
+    if needs_gradient(source):
         return _Contract.apply(source, *arguments)
     return torch.ops.wherefrom.roi_contract.default(source, *arguments)
 
@@ -148,6 +184,29 @@ class _Contract(torch.autograd.Function):
         return out, None, None, None, None, None, None, None
 
 
+class _ContractInEveryMode(_Contract):
+    """The same with forward mode, in which it is its own derivative, and vmap; apart, for torch.compile takes no Function that has them."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _Contract.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[1:4])
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        call = contract if transforms_active() else _contract  # else there is one level of forward mode alone, and this is within it
+        return call(tangent, *ctx.saved_tensors, ctx.map_hw, ctx.out_hw, ctx.transposed, ctx.backend)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], source: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+        axis = in_dims[0]
+        if axis is None or any(isinstance(dim, int) for dim in in_dims[1:]):
+            return one_by_one(contract, info.batch_size, in_dims, (source, *arguments))
+        wide = source.movedim(axis, -2).flatten(-2)  # features are pooled alike: those of all items side by side
+        pooled = contract(wide, *arguments).unflatten(-1, (info.batch_size, -1))
+        return pooled, pooled.ndim - 2
+
+
 LIBRARY.define(
     "roi_weights(Tensor boxes, Tensor? quarter_turns, Tensor? flipped, Tensor? valid, SymInt[] map_hw, float[] frame_hw, int[] out_hw, "
     "int samples, str backend) -> (Tensor, Tensor)"
@@ -174,6 +233,7 @@ def _roi_weights_op(
     Result (i, j) of a box reads rows[i] and columns[j], rows[j] and columns[i] where its turn is odd: mirror and turn are in the order of
     the bins. Without turns there are out_hw bins; else as many as the longer side of out_hw on both axes, those too many being 0.
     """
+    check_no_tangent(boxes)
     with torch.autocast(boxes.device.type, enabled=False), torch.cuda.device_of(boxes):
         if choose_path(backend, boxes) == "triton":
             from wherefrom.kernels.roi_pool_triton import roi_weights_triton
@@ -193,6 +253,7 @@ def _roi_contract_op(
     backend: str,
 ) -> Tensor:
     """Pool tokens (B, H, W, D) into (B, R, *out_hw, D), or transposed: sum what each token gave to outputs (B, R, *out_hw, D)."""
+    check_no_tangent(source)
     with torch.autocast(source.device.type, enabled=False), torch.cuda.device_of(source):
         if choose_path(backend, source) == "triton":
             from wherefrom.kernels.roi_pool_triton import roi_contract_triton

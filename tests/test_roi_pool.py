@@ -6,6 +6,7 @@ Every property is asked of both fast paths: "torch", and "triton", which without
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
+from wherefrom.kernels import roi_pool_pairs
 from wherefrom.kernels.roi_pool import ADAPTIVE, READERS, roi_pool, weights_torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -275,6 +277,14 @@ def test_boxes_are_in_units_of_the_frame_on_each_axis() -> None:
     assert not torch.equal(roi_pool(tokens, scaled, frame_hw=(H * 16, W * 4), out_hw=(2, 2)), pooled)
 
 
+def test_one_number_is_a_square() -> None:
+    tokens, boxes = random_tokens(2, H, W, 3), random_boxes(2, 3)
+    pooled = roi_pool(tokens, boxes, frame_hw=(7.5, 7.5), out_hw=(3, 3))
+    assert torch.equal(roi_pool(tokens, boxes, frame_hw=7.5, out_hw=3), pooled)
+    assert torch.equal(roi_pool(tokens, boxes, frame_hw=[7.5, np.float32(7.5)], out_hw=[3, np.int64(3)]), pooled)
+    assert torch.equal(roi_pool_pairs(tokens, boxes, frame_hw=7.5, out_hw=3)[0], pooled)
+
+
 # the mean over an area
 
 
@@ -531,10 +541,24 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"flipped": torch.zeros(2, 3).long()}, "flipped is int64, expected bool"),
     ({"flipped": torch.zeros(2, 1).bool()}, "flipped has shape (2, 1), expected (2, 3); one a box"),
     ({"valid": torch.zeros(2, 3, device="meta").bool()}, "valid is on meta, tokens on cpu; move one of them"),
-    ({"frame_hw": (224, 0)}, "frame_hw=(224, 0): needs two sides above 0, (height, width) of the frame of the boxes"),
-    ({"frame_hw": (224, NAN)}, "frame_hw=(224, nan): needs two sides above 0, (height, width) of the frame of the boxes"),
-    ({"out_hw": (2, 0)}, "out_hw=(2, 0): needs two whole numbers of bins, (rows, columns) of the result"),
-    ({"out_hw": (2, 2.0)}, "out_hw=(2, 2.0): needs two whole numbers of bins, (rows, columns) of the result"),
+    ({"frame_hw": (224, 0)}, "frame_hw=(224, 0): needs two sides above 0, (height, width) of the frame of the boxes, or one for a square"),
+    (
+        {"frame_hw": (224, NAN)},
+        "frame_hw=(224, nan): needs two sides above 0, (height, width) of the frame of the boxes, or one for a square",
+    ),
+    (
+        {"frame_hw": torch.ones(2, 2)},
+        "frame_hw=a tensor of shape (2, 2): needs two sides above 0, (height, width) of the frame of the boxes, or one for a square",
+    ),
+    ({"frame_hw": ""}, "frame_hw='': needs two sides above 0, (height, width) of the frame of the boxes, or one for a square"),
+    (
+        {"out_hw": torch.tensor(3)},
+        "out_hw=a tensor of shape (): needs two whole numbers of bins, (rows, columns) of the result, or one for a square",
+    ),
+    ({"out_hw": True}, "out_hw=True: needs two whole numbers of bins, (rows, columns) of the result, or one for a square"),
+    ({"out_hw": (2, 2, 2)}, "out_hw=(2, 2, 2): needs two whole numbers of bins, (rows, columns) of the result, or one for a square"),
+    ({"out_hw": (2, 0)}, "out_hw=(2, 0): needs two whole numbers of bins, (rows, columns) of the result, or one for a square"),
+    ({"out_hw": (2, 2.0)}, "out_hw=(2, 2.0): needs two whole numbers of bins, (rows, columns) of the result, or one for a square"),
     ({"sampling": 0}, "sampling=0: take one of 'adaptive', 'area', or a whole number of samples above 0"),
     ({"sampling": "exact"}, "sampling='exact': take one of 'adaptive', 'area', or a whole number of samples above 0"),
     ({"sampling": True}, "sampling=True: take one of 'adaptive', 'area', or a whole number of samples above 0"),
