@@ -61,6 +61,8 @@ def pair_loss_reference(
     """
     if valid is not None:  # what is hidden there, NaN even, reaches nothing
         a, b = (torch.where(valid.unsqueeze(-1), value, 0) for value in (a, b))
+    if bias is not None:  # before there are pairs of them
+        a = a + bias
     if isinstance(pairs, Tensor):
         chosen = pairs
         hidden = a.index_select(1, pairs[:, 0]) + b.index_select(1, pairs[:, 1])
@@ -68,8 +70,6 @@ def pair_loss_reference(
         each = torch.arange(a.shape[1], device=a.device)
         chosen = torch.cartesian_prod(each, each)
         hidden = (a.unsqueeze(2) + b.unsqueeze(1)).flatten(1, 2)
-    if bias is not None:
-        hidden = hidden + bias
     hidden = F.relu(hidden) if activation == "relu" else F.gelu(hidden, approximate="tanh" if activation == "gelu_tanh" else "none")
     output = F.linear(hidden, weight.to(hidden.dtype), offset.to(hidden.dtype))  # (B, P, C or 2 C)
     exact = torch.float64 if output.dtype == torch.float64 else torch.float32
