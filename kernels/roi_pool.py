@@ -7,7 +7,7 @@ them, its gradient the two transposed products, so that one operator, `roi_contr
 """
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ from wherefrom.kernels.roi_pool_reference import Sampling, roi_pool_reference
 ADAPTIVE, AREA = 0, -1  # "adaptive" and "area" among numbers of samples
 READERS = 4  # samples of a bin that may read one token: in adaptive mode they lie at least 1/2 apart, 2/3 if they are three or more
 CHUNK = 2**19  # numbers that the torch path keeps between its two sums: more would leave the cache
+FEATURES = 16  # those taken at once come in multiples of these: whole vectors, whose sums do not depend on how they are cut
 DIRECT_WIDTH = 128  # features from which on listing every (output, token) pays
 DIRECT_SPAN = 4  # tokens an axis that a bin may read for both axes to be summed at once; more are summed one axis after the other
 
@@ -414,11 +415,12 @@ def _pool(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     if terms is not None:
         output, token, weight = terms
         return _sums(token, tokens.reshape(-1, D), weight, output, B * R * n * m).view(B, R, n, m, D)
-    pooled = tokens.new_empty(B, R, n, m, D)  # by rows, then by columns, a few pictures at a time
+    pooled = tokens.new_empty(B, R, n, m, D)  # by rows, then by columns, of a few pictures and features at a time
     for few, b in _few_pictures(B, R * n * W * D):
-        down = _weighted_sums(rows[few].reshape(b, R * n, H), tokens[few].reshape(b, 1, H, W * D))
-        across = _weighted_sums(columns[few].reshape(b * R, m, W), down.view(b * R, n, W, D))
-        pooled[few] = across.view(b, R, n, m, D)
+        down, across = _listed(rows[few].reshape(b, R * n, H), 1), _listed(columns[few].reshape(b * R, m, W), n)
+        for part, d in _few_features(D, b * R * n * W):
+            between = down.sums(tokens[few, :, :, part].reshape(b * H, W * d))
+            pooled[few, ..., part] = across.sums(between.view(b * R * n * W, d)).view(b, R, n, m, d)
     return pooled
 
 
@@ -432,9 +434,10 @@ def _spread(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return _sums(output[order], gradient.reshape(-1, D), weight[order], token, B * H * W).view(B, H, W, D)
     tokens = gradient.new_empty(B, H, W, D)
     for few, b in _few_pictures(B, R * n * W * D):
-        down = _weighted_sums(columns[few].reshape(b * R, m, W).mT, gradient[few].reshape(b * R, n, m, D))
-        across = _weighted_sums(rows[few].reshape(b, R * n, H).mT, down.view(b, 1, R * n, W * D))
-        tokens[few] = across.view(b, H, W, D)
+        down, across = _listed(columns[few].reshape(b * R, m, W).mT, n), _listed(rows[few].reshape(b, R * n, H).mT, 1)
+        for part, d in _few_features(D, b * R * n * W):
+            between = down.sums(gradient[few, ..., part].reshape(b * R * n * m, d))
+            tokens[few, ..., part] = across.sums(between.view(b * R * n, W * d)).view(b, H, W, d)
     return tokens
 
 
@@ -465,31 +468,37 @@ def _terms(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor] | Non
 
 def _sums(term: Tensor, source: Tensor, weight: Tensor, line: Tensor, lines: int) -> Tensor:
     """Sum weight (T,) times row term (T,) of source (S, C) into each line (T,), ascending, of `lines` -> (lines, C)."""
-    ends = torch.searchsorted(line, torch.arange(lines + 1, device=line.device))
-    return F.embedding_bag(term, source, ends, mode="sum", per_sample_weights=weight, include_last_offset=True)
+    return _Listed(term, weight, torch.searchsorted(line, torch.arange(lines + 1, device=line.device))).sums(source)
 
 
-def _weighted_sums(weights: Tensor, source: Tensor) -> Tensor:
-    """Multiply weights (G, n, m) with each of k matrices in source (G, k, m, C) -> (G, k, n, C).
+class _Listed(NamedTuple):
+    """What has a weight, in order: a bin reads few tokens, 0 * NaN would be NaN, and no number of threads changes a bit."""
 
-    Sums only what has a weight, in order: a bin reads few tokens, 0 * NaN would be NaN, and no number of threads changes a bit.
-    """
-    (G, k, m, C), n = source.shape, weights.shape[1]
+    term: Tensor  # (T,) rows of a source
+    weight: Tensor  # (T,)
+    ends: Tensor  # (lines + 1,) where each line's terms begin, the first 0
+
+    def sums(self, source: Tensor) -> Tensor:
+        """Sum the rows of source (S, C) into lines -> (lines, C)."""
+        return F.embedding_bag(self.term, source, self.ends, mode="sum", per_sample_weights=self.weight, include_last_offset=True)
+
+
+def _listed(weights: Tensor, copies: int) -> _Listed:
+    """List products of weights (G, n, m) with each of k copies of matrices: rows of a source (G k m, C), lines (G k n, C)."""
+    (G, n, m), k = weights.shape, copies
     used = weights != 0
     group, copy, line, term = used[:, None].expand(G, k, n, m).nonzero(as_tuple=True)
     ends = used.sum(-1)[:, None].expand(G, k, n).reshape(-1).cumsum(0)
-    sums = F.embedding_bag(
-        (group * k + copy) * m + term,
-        source.reshape(G * k * m, C),
-        F.pad(ends, (1, 0)),
-        mode="sum",
-        per_sample_weights=weights[group, line, term],
-        include_last_offset=True,
-    )
-    return sums.view(G, k, n, C)
+    return _Listed((group * k + copy) * m + term, weights[group, line, term], F.pad(ends, (1, 0)))
 
 
 def _few_pictures(pictures: int, numbers_each: int) -> list[tuple[slice, int]]:
     """Return slices of pictures, and their lengths, of which at most CHUNK numbers lie between the two sums, or one picture."""
     few = max(1, CHUNK // max(1, numbers_each))
     return [(slice(first, first + few), min(few, pictures - first)) for first in range(0, pictures, few)]
+
+
+def _few_features(features: int, numbers_each: int) -> list[tuple[slice, int]]:
+    """Return slices of the features, and their lengths, of which at most CHUNK numbers lie between the two sums, or FEATURES of them."""
+    few = max(1, CHUNK // max(1, numbers_each * FEATURES)) * FEATURES
+    return [(slice(first, first + few), min(few, features - first)) for first in range(0, features, few)]

@@ -3,6 +3,7 @@
 Every property is asked of both fast paths: "torch", and "triton", which without a GPU runs in Triton's interpreter.
 """
 
+import importlib
 import math
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
 from wherefrom.kernels import roi_pool_pairs
-from wherefrom.kernels.roi_pool import ADAPTIVE, READERS, roi_pool, weights_torch
+from wherefrom.kernels.roi_pool import ADAPTIVE, CHUNK, READERS, contract_torch, roi_pool, weights_torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("torch", pytest.param("triton", marks=pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")))
 backends = pytest.mark.parametrize("backend", BACKENDS)
+MODULE = importlib.import_module("wherefrom.kernels.roi_pool")
 H, W = 5, 4
 NAN, INF = math.nan, math.inf
 
@@ -162,6 +164,28 @@ def test_a_huge_box_takes_no_more_memory_than_one_as_large_as_the_map() -> None:
         return mode.numel
 
     assert largest(1e6) == largest(32.0) == 2 * 3 * 32 * READERS
+
+
+def test_many_boxes_on_a_large_map_hold_a_fraction_of_what_lies_between_the_two_sums() -> None:
+    tokens, upstream = random_tokens(1, 40, 40, 128).cpu(), random_tokens(1, 64, 4, 4, 128, seed=2).cpu()
+    boxes = random_boxes(1, 64).cpu() * 6
+    between = 64 * 4 * 40 * 128  # boxes, bins, columns, features: the first sums of all of them
+    assert between > 2 * CHUNK
+    tables = weights_torch(boxes, None, None, None, (40, 40), (40, 40), (4, 4), ADAPTIVE)
+    for source, transposed in ((tokens, False), (upstream, True)):
+        with LargestTensor() as mode:
+            contract_torch(source, *tables, None, (40, 40), (4, 4), transposed)
+        assert mode.numel < between / 2
+
+
+@pytest.mark.parametrize("D", [5, 40])
+def test_how_features_are_cut_changes_no_bit(D: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, boxes = random_tokens(2, H, W, D), random_boxes(2, 7)
+    whole = with_gradient(tokens, boxes, out_hw=(3, 2), backend="torch")
+    monkeypatch.setattr(MODULE, "CHUNK", 1)
+    assert [length for _, length in MODULE._few_features(D, 1)] == ([5] if D == 5 else [16, 16, 8])
+    parts = with_gradient(tokens, boxes, out_hw=(3, 2), backend="torch")
+    assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
 
 
 # the definition in float64
