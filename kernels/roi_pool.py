@@ -6,7 +6,7 @@ How: sampling is separable, clamping and all. Each axis of each box has a table 
 them, its gradient the two transposed products, so that one operator, `roi_contract`, is its own derivative of every order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -37,6 +37,8 @@ ADAPTIVE, AREA = 0, -1  # "adaptive" and "area" among numbers of samples
 READERS = 4  # samples of a bin that may read one token: in adaptive mode they lie at least 1/2 apart, 2/3 if they are three or more
 CHUNK = 2**19  # numbers that the torch path keeps between its two sums: more would leave the cache
 FEATURES = 16  # those taken at once come in multiples of these: whole vectors, whose sums do not depend on how they are cut
+SERIAL = 2**15  # numbers of a tensor up to which PyTorch wakes no other thread: at::internal::GRAIN_SIZE
+SMALL = 8 * SERIAL  # numbers of all products of a problem that are written out, 0 and all, SERIAL at a time, rather than listed
 DIRECT_WIDTH = 128  # features from which on listing every (output, token) pays
 DIRECT_SPAN = 4  # tokens an axis that a bin may read for both axes to be summed at once; more are summed one axis after the other
 
@@ -410,6 +412,57 @@ def _spread_turned(gradient: Tensor, rows: Tensor, columns: Tensor, odd: Tensor 
 
 def _pool(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Sum tokens (B, H, W, D) by rows (B, R, n, H) and columns (B, R, m, W) -> (B, R, n, m, D)."""
+    return _dense_or_listed(_pool_dense, _pool_listed, tokens, rows, columns)
+
+
+def _spread(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Apply the transpose of `_pool` to (B, R, n, m, D) -> (B, H, W, D)."""
+    return _dense_or_listed(_spread_dense, _spread_listed, gradient, rows, columns)
+
+
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _dense_or_listed(dense: Product, listed: Product, source: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Write out all products of a small problem, in few steps and one thread; but what reads something that is not finite is listed."""
+    small = 0 < _numbers_each(source, rows, columns) <= SERIAL and rows[..., 0, 0].numel() * _numbers_each(source, rows, columns) <= SMALL
+    if not small or source.device.type != "cpu":
+        return listed(source, rows, columns)
+    if source.sum().isfinite():
+        return dense(source, rows, columns)
+    exact = listed(source, rows, columns)  # 0 * NaN would be NaN everywhere
+    return torch.where(exact.isfinite(), dense(source.where(source.isfinite(), 0), rows, columns), exact)
+
+
+def _numbers_each(source: Tensor, rows: Tensor, columns: Tensor) -> int:
+    """Return how many products a box has along the axis that has more."""
+    (n, H), (m, W) = rows.shape[2:], columns.shape[2:]
+    return n * W * source.shape[-1] * max(H, m)
+
+
+def _few_boxes(source: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[int, slice]]:
+    """Go through the pictures, and through their boxes as many at once as have SERIAL products."""
+    few = SERIAL // _numbers_each(source, rows, columns)
+    return ((b, slice(first, first + few)) for b in range(len(rows)) for first in range(0, rows.shape[1], few))
+
+
+def _pool_dense(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    pooled = tokens.new_empty(*rows.shape[:3], columns.shape[2], tokens.shape[-1])
+    for b, few in _few_boxes(tokens, rows, columns):
+        between = (rows[b, few, :, :, None, None] * tokens[b]).sum(2)  # (r, n, H, W, D) by H
+        pooled[b, few] = (columns[b, few, None, :, :, None] * between[:, :, None]).sum(3)  # (r, n, m, W, D) by W
+    return pooled
+
+
+def _spread_dense(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    tokens = gradient.new_zeros(len(rows), rows.shape[-1], columns.shape[-1], gradient.shape[-1])
+    for b, few in _few_boxes(gradient, rows, columns):
+        between = (columns[b, few, None, :, :, None] * gradient[b, few, :, :, None]).sum(2)  # (r, n, m, W, D) by m
+        tokens[b] += (rows[b, few, :, :, None, None] * between[:, :, None]).sum((0, 1))  # (r, n, H, W, D) by r and n
+    return tokens
+
+
+def _pool_listed(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     (B, H, W, D), (R, n), m = tokens.shape, rows.shape[1:3], columns.shape[2]
     terms = _terms(rows, columns) if D >= DIRECT_WIDTH else None
     if terms is not None:
@@ -424,8 +477,7 @@ def _pool(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return pooled
 
 
-def _spread(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Apply the transpose of `_pool` to (B, R, n, m, D) -> (B, H, W, D)."""
+def _spread_listed(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     (B, R, n, H), (m, W), D = rows.shape, columns.shape[2:], gradient.shape[-1]
     terms = _terms(rows, columns) if D >= DIRECT_WIDTH else None
     if terms is not None:

@@ -181,11 +181,54 @@ def test_many_boxes_on_a_large_map_hold_a_fraction_of_what_lies_between_the_two_
 @pytest.mark.parametrize("D", [5, 40])
 def test_how_features_are_cut_changes_no_bit(D: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, boxes = random_tokens(2, H, W, D), random_boxes(2, 7)
+    monkeypatch.setattr(MODULE, "SMALL", 0)
     whole = with_gradient(tokens, boxes, out_hw=(3, 2), backend="torch")
     monkeypatch.setattr(MODULE, "CHUNK", 1)
     assert [length for _, length in MODULE._few_features(D, 1)] == ([5] if D == 5 else [16, 16, 8])
     parts = with_gradient(tokens, boxes, out_hw=(3, 2), backend="torch")
     assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="what is small on a processor is as any on a GPU")
+@pytest.mark.parametrize("wild", [0.5, NAN, INF])
+@pytest.mark.parametrize("out_hw", [(3, 3), (2, 5)])
+def test_small_problems_are_pooled_without_lists_and_the_same(
+    out_hw: tuple[int, int], wild: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not finite spoils what reads it, and no bit of anything else."""
+    tokens, boxes, turns = random_tokens(2, H, W, 7), random_boxes(2, 8), torch.arange(16).view(2, 8)
+    upstream = random_tokens(2, 8, *out_hw, 7, seed=3)
+    options: dict[str, Any] = {"out_hw": out_hw, "quarter_turns": turns, "backend": "torch"}
+    spoilt, above = tokens.clone(), upstream.clone()
+    spoilt[0, 2, 2, 3] = above[1, 2, 1, 1, 4] = wild
+    monkeypatch.setattr(MODULE, "SMALL", 0)
+    listed = with_gradient(spoilt, boxes, above, **options)
+    monkeypatch.undo()
+    for at_once in (1, 5):  # boxes
+        monkeypatch.setattr(MODULE, "SERIAL", at_once * MODULE._numbers_each(tokens, *(torch.empty(1, 1, 5, side) for side in (H, W))))
+        clean = with_gradient(tokens, boxes, upstream, **options)
+        dense = with_gradient(spoilt, boxes, above, **options)
+        for ours, theirs, before in zip(dense, listed, clean, strict=True):
+            torch.testing.assert_close(ours, theirs, equal_nan=True)
+            untouched = theirs.isfinite()
+            assert untouched.any()
+            if not math.isfinite(wild):
+                assert torch.equal(ours[untouched], before[untouched]) and not untouched.all()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="of the processor's path")
+def test_the_number_of_threads_changes_no_bit() -> None:
+    """Of small problems, which one thread sums whatever there are, and of large ones."""
+    threads = torch.get_num_threads()
+    try:
+        for D in (7, 700):
+            results = []
+            for each in (1, 2, 5):
+                torch.set_num_threads(each)
+                results.append(with_gradient(random_tokens(2, H, W, D), random_boxes(2, 8), out_hw=(3, 3), backend="torch"))
+            assert all(torch.equal(one, first) for others in results for one, first in zip(others, results[0], strict=True))
+    finally:
+        torch.set_num_threads(threads)
 
 
 # the definition in float64
