@@ -1,24 +1,30 @@
 """What the calls of all kernels share: which path serves a call, and argument checks that say what came.
 
-Here: backends and why Triton may not serve, the handle of our operator library, checks of shape, dtype and device.
+Here: backends and why Triton may not serve, the handle of our operator library, checks of shape, dtype and device, what derivatives ask.
 Not here: any kernel; nothing of this is needed to read one's formula (*_reference.py).
 """
 
 import functools
 import importlib.util
 import logging
+import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 log = logging.getLogger(__name__)
 
 Backend = Literal["auto", "triton", "torch", "reference"]
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 LIBRARY = torch.library.Library("wherefrom", "FRAGMENT")
 
@@ -104,3 +110,107 @@ def check_device(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
     """Raise ValueError unless two tensors lie on one device."""
     if tensor.device != other.device:
         raise ValueError(f"{name} is on {tensor.device}, {like} on {other.device}; move one of them")
+
+
+def sides_of(name: str, value: Any, words: str, *, whole: bool) -> tuple[Any, Any]:
+    """Return (height, width): two numbers above 0, or one for a square.
+
+    Raises: ValueError if the value is something else, a tensor say.
+    """
+    sides = tuple(value) if isinstance(value, Sequence) else (value, value)
+    sides = tuple(side.item() if isinstance(side, np.generic) else side for side in sides)
+    if len(sides) != 2 or not all(_is_side(side, whole) for side in sides):
+        shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name}={shown}: needs {words}")
+    return sides[0], sides[1]
+
+
+def _is_side(value: Any, whole: bool) -> bool:
+    known = isinstance(value, int) and not isinstance(value, bool) if whole else isinstance(value, int | float)
+    return known and 0 < value < math.inf
+
+
+def needs_gradient(*values: Tensor | None) -> bool:
+    """Say whether reverse mode follows what is made of any of these tensors."""
+    return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
+
+
+def transformed(*values: Tensor | None) -> bool:
+    """Say whether forward mode or a transform of torch.func is at work: neither sees into an operator that is not called by a Function.
+
+    Raises: RuntimeError inside torch.compile if it traces a transform, as what it makes of our Functions then may have no derivative.
+            Without fullgraph=True it then leaves the call to eager PyTorch, where all is right.
+    """
+    if torch.compiler.is_compiling():
+        if transforms_active():
+            raise RuntimeError("torch.compile cannot trace a transform of torch.func here; leave it to eager PyTorch")
+        return False
+    return transforms_active() or any(unpack_dual(value).tangent is not None for value in values if value is not None)
+
+
+@torch.compiler.assume_constant_result  # a transform that torch.compile traces is as constant as its code
+def transforms_active() -> bool:
+    """Say whether torch.func transforms what is called: as torch.autograd.Function asks it, there is no public question."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def check_no_tangent(*values: Tensor | None) -> None:
+    """Raise RuntimeError if an operator was called past its Function in forward mode, as where torch.compile gives up half way."""
+    if not torch._C._is_fwd_grad_enabled():  # as inside of a Function
+        return
+    try:
+        seen = any(unpack_dual(value).tangent is not None for value in values if value is not None)
+    except RuntimeError:  # in forward mode, where compiled code hides whether there are tangents
+        seen = True
+    if seen:
+        raise RuntimeError("an operator of wherefrom was called in forward mode by itself or by torch.compile; call it uncompiled")
+
+
+def check_no_derivative(name: str, value: Tensor | None, words: str) -> None:
+    """Raise ValueError if a derivative of a tensor is asked for; where torch.func hides that, `without_derivative` finds out."""
+    if value is not None and (value.requires_grad or _has_tangent(value)):
+        raise ValueError(f"{name} requires a gradient, {words}; pass {name}.detach()")
+
+
+def _has_tangent(value: Tensor) -> bool:
+    return not (torch.compiler.is_compiling() or transforms_active()) and unpack_dual(value).tangent is not None
+
+
+class _WithoutDerivative(torch.autograd.Function):
+    """A function of tensors that says so when asked for its derivative, instead of a silent 0."""
+
+    @staticmethod
+    def forward(words: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.words = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(ctx.words)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(ctx.words)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], words: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        return one_by_one(partial(without_derivative, words, function), info.batch_size, in_dims[2:], arguments)
+
+
+def without_derivative(words: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of tensors; whoever asks for its derivative gets a RuntimeError of these words."""
+    return _WithoutDerivative.apply(words, function, *arguments)
+
+
+def one_by_one(call: Callable[..., Any], size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Any, Any]:
+    """Serve vmap: call for each of `size` items, which lie along in_dims of the arguments, and stack -> results and their axes."""
+    each = [
+        call(*(value.select(axis, item) if isinstance(axis, int) else value for value, axis in zip(arguments, in_dims, strict=True)))
+        for item in range(size)
+    ]
+    if isinstance(each[0], Tensor):
+        return torch.stack(each), 0
+    return tuple(torch.stack(parts) for parts in zip(*each, strict=True)), (0,) * len(each[0])

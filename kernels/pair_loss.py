@@ -5,13 +5,30 @@ Not here: the definition (pair_loss_reference.py), the path in plain torch (pair
 The loss is linear in what comes from above, so gradients are computed with the loss, in one pass, and only scaled in backward.
 """
 
+import math
 from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from wherefrom.kernels.dispatch import LIBRARY, Backend, check_backend, check_device, check_dtype, check_shape, choose_path
+from wherefrom.kernels.dispatch import (
+    INTEGERS,
+    LIBRARY,
+    Backend,
+    check_backend,
+    check_device,
+    check_dtype,
+    check_no_derivative,
+    check_no_tangent,
+    check_shape,
+    choose_path,
+    needs_gradient,
+    one_by_one,
+    transformed,
+    transforms_active,
+    without_derivative,
+)
 from wherefrom.kernels.pair_loss_reference import PairLoss, pair_loss_reference
 from wherefrom.kernels.pair_loss_torch import Problem, Sums, pair_loss_torch
 from wherefrom.kernels.pair_targets import Axes, Position, Scale, check_pair_values
@@ -21,6 +38,8 @@ Activation = Literal["gelu", "gelu_tanh", "relu"]
 Regression = Literal["squared", "l1", "smooth_l1", "huber", "gaussian_nll"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+ONLY_FIRST = 'pair_loss has no second derivative; use backend="reference"'
+ONLY_LEARNT = "pair_loss has derivatives of a, b, weight, offset and bias only; detach the others"
 MATERIALISED = 2**20  # hidden activations below which a processor stores them: cheaper than going about it any other way
 
 
@@ -65,11 +84,13 @@ def pair_loss(
              or 4 unless scale="log_area" -> PairLoss, its loss () or (B,) float32.
     Units:   boxes in source pixels.
     Dtypes:  float32, bfloat16, float16, mixed too; computed in float32. float64 by "reference" alone, which computes in the given dtype.
-    Gradient: for a, b, weight, offset and bias, once: a second derivative raises ("reference" has it).
+    Gradient: of a, b, weight, offset and bias; reverse and forward mode, vmap of both (items one after the other). A second derivative
+             is right where everything is stored, and raises elsewhere: ask "reference" for it.
     Memory:  "torch" holds tiles of a few hundred pairs, "triton" the outputs' gradients, C numbers a pair, of at most 64 samples; "auto"
-             stores everything, and so has all derivatives, where that is little: on a processor, hidden activations of up to 4 MB.
-    Raises:  ValueError if shapes, dtypes or devices do not fit, an option is unknown, another argument requires a gradient, or a pair
-             names no box: on a GPU only with check_values, which waits for it; else such a pair makes the loss NaN by "triton".
+             stores everything where that is little: on a processor, hidden activations of up to 4 MB.
+    Raises:  ValueError if shapes, dtypes or devices do not fit, an option is unknown, another argument requires a gradient, a pair names
+             no box, or a valid box is empty or not finite: these two on a GPU only with check_values, which waits for it; else they make
+             the loss NaN or infinite where such a pair counts. Nor are boxes asked that torch.func maps over.
     """
     check_backend(backend)
     words: dict[str, tuple[str, Any]] = {"position": (position, Position), "scale": (scale, Scale), "axes": (axes, Axes)}
@@ -93,7 +114,15 @@ def pair_loss(
         raise ValueError('picture_hw is None, position="picture" divides by it; pass picture_hw=source_size')
     if isinstance(pairs, Tensor):
         check_pair_values(pairs, a.shape[1], wait=check_values)
+    _check_boxes(boxes, valid, wait=check_values)
 
+    every_mode = transformed(*given.values())
+    if every_mode:
+        boxes = without_derivative(ONLY_LEARNT, torch.clone, boxes)
+        picture_hw, mean, std, channel_weights = (
+            None if value is None else without_derivative(ONLY_LEARNT, torch.clone, value)
+            for value in (picture_hw, mean, std, channel_weights)
+        )
     materialised = partial(
         pair_loss_reference,
         pairs=pairs,
@@ -120,16 +149,32 @@ def pair_loss(
             bias = None if bias is None else bias.float()
             return materialised(a.float(), b.float(), boxes.float(), weight=weight.float(), offset=offset.float(), bias=bias)
     # asked here: inside an autograd.Function every input still looks as if it needed a gradient under no_grad
-    learnt = [value for value in (a, b, weight, offset, bias) if value is not None and value.requires_grad]
-    grads = torch.is_grad_enabled() and len(learnt) > 0
+    learnt = [value for value in (a, b, weight, offset, bias) if value is not None]
+    grads = every_mode or needs_gradient(*learnt)
     chosen, which = (pairs, "given") if isinstance(pairs, Tensor) else (None, pairs)
     plain = (chosen, valid, flipped, quarter_turns, picture_hw, mean, std, channel_weights)
     options = (which, position, scale, axes, activation, loss, float(beta), per_sample, grads, backend)
     if not grads:
         return PairLoss(*torch.ops.wherefrom.pair_loss(a, b, weight, offset, bias, boxes, *plain, *options)[:5])
-    # empty sums: what the double backward needs to find the inputs by, without keeping them in memory
-    anchor = torch.stack([value[:0].sum(dtype=torch.float32) for value in learnt])
-    return PairLoss(*_PairLoss.apply(anchor, a, b, weight, offset, bias, boxes, *plain, *options)[:5])
+    call = _PairLossInEveryMode if every_mode else _PairLoss
+    return PairLoss(
+        *call.apply(
+            _anchor(learnt if every_mode else [value for value in learnt if value.requires_grad]),
+            a,
+            b,
+            weight,
+            offset,
+            bias,
+            boxes,
+            *plain,
+            *options,
+        )[:5]
+    )
+
+
+def _anchor(learnt: list[Tensor]) -> Tensor:
+    """Return empty sums: what a second derivative needs to find the inputs by, without keeping them in memory."""
+    return torch.stack([value[:0].sum(dtype=torch.float32) for value in learnt])
 
 
 def _check(given: dict[str, Tensor], channels: int, outputs: int, *, float64: bool) -> None:
@@ -143,13 +188,26 @@ def _check(given: dict[str, Tensor], channels: int, outputs: int, *, float64: bo
     learnt = ("a", "b", "weight", "offset", "bias")
     dtypes: dict[str, tuple[torch.dtype, ...]] = dict.fromkeys(learnt, (*FLOATS, torch.float64) if float64 else FLOATS)
     dtypes |= {"boxes": (torch.float32, torch.float64), "pairs": (torch.int64, torch.int32), "valid": (torch.bool,)}
+    dtypes |= {"flipped": (torch.bool,), "quarter_turns": INTEGERS}
     for name, tensor in given.items():
         check_shape(name, tensor, expected.get(name, tensor.shape))
         if name in dtypes:
             check_dtype(name, tensor, dtypes[name])
         check_device(name, tensor, "a", given["a"])
-        if tensor.requires_grad and name not in learnt and torch.is_grad_enabled():
-            raise ValueError(f"{name} requires a gradient, which pair_loss does not give; pass {name}.detach()")
+        if name not in learnt and torch.is_grad_enabled():
+            check_no_derivative(name, tensor, "which pair_loss does not give")
+
+
+def _check_boxes(boxes: Tensor, valid: Tensor | None, *, wait: bool) -> None:
+    """Raise ValueError if a valid box is empty or not finite; a GPU's values are read, and waited for, only if told to."""
+    if torch.compiler.is_compiling() or transforms_active() or not (wait or boxes.device.type == "cpu"):
+        return
+    wrong = ~((boxes[..., 2:] > boxes[..., :2]) & (boxes[..., 2:] - boxes[..., :2] < math.inf)).all(-1)
+    wrong = wrong if valid is None else wrong & valid
+    if wrong.any():
+        sample, box = wrong.nonzero()[0].tolist()
+        corners = ", ".join(f"{corner:g}" for corner in boxes[sample, box].tolist())
+        raise ValueError(f"boxes[{sample}, {box}] is ({corners}), which has no finite size above 0; mark it as not valid")
 
 
 LIBRARY.define(
@@ -167,6 +225,7 @@ def _pair_loss_op(
     per_sample: bool, grads: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Serve the call by the path that there is -> the five parts of PairLoss, then gradients of a, b, weight, offset."""
+    check_no_tangent(a, b, weight, offset, bias)
     path = choose_path(backend, a)
     with torch.no_grad(), torch.autocast(a.device.type, enabled=False), torch.cuda.device_of(a):
         problem = Problem(
@@ -256,14 +315,46 @@ class _PairLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        if any(ctx.needs_input_grad[6:]):
+            raise RuntimeError(ONLY_LEARNT)
         anchor, *saved = ctx.saved_tensors
         wanted = [dtype if needed else None for dtype, needed in zip(ctx.dtypes, ctx.needs_input_grad[1:6], strict=True)]
         scaled = _scaled if torch.compiler.is_compiling() else _Scaled.apply  # a compiled graph refuses second derivatives by itself
-        return None, *scaled(anchor, upstream, wanted, *saved), *(None,) * ctx.others
+        return None, *scaled(anchor, upstream, *saved, *wanted), *(None,) * ctx.others
+
+
+class _PairLossInEveryMode(_PairLoss):
+    """The same with forward mode and vmap; apart, for torch.compile takes no Function that has them."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _PairLoss.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0], *output[5:])
+        ctx.set_materialize_grads(False)
+        ctx.per_sample = output[0].ndim == 1
+
+    @staticmethod
+    def jvp(ctx: Any, _anchor: Tensor | None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        anchor, *saved = ctx.saved_tensors
+        # as above: without a transform there is one level of forward mode alone, and this is within it
+        slope = _Slope.apply if transforms_active() or needs_gradient(anchor) else _slope
+        return slope(anchor, ctx.per_sample, *saved, *tangents[:5]), *(None,) * 8
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        return _PairLoss.backward(ctx, upstream) if upstream is not None else (None,) * (6 + ctx.others)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return one_by_one(_in_every_mode, info.batch_size, in_dims[1:], inputs[1:])
+
+
+def _in_every_mode(*arguments: Any) -> tuple[Tensor, ...]:
+    return _PairLossInEveryMode.apply(_anchor([value for value in arguments[:5] if value is not None]), *arguments)
 
 
 def _scaled(
-    _anchor: Tensor, upstream: Tensor, dtypes: list[torch.dtype | None], of_a: Tensor, of_b: Tensor, of_weight: Tensor, of_offset: Tensor
+    _anchor: Tensor, upstream: Tensor, of_a: Tensor, of_b: Tensor, of_weight: Tensor, of_offset: Tensor, *dtypes: torch.dtype | None
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of a, b, weight, offset and bias times what comes from above, () or (B,); None where no dtype is given."""
     each = upstream.float().reshape(-1, 1, 1)
@@ -277,10 +368,22 @@ def _scaled(
     return tuple(None if dtype is None else gradient().to(dtype) for gradient, dtype in zip(gradients, dtypes, strict=True))
 
 
-class _Scaled(torch.autograd.Function):
-    """`_scaled` as a step that has no derivative: saying so is what keeps that from being silently 0."""
+def _slope(
+    _anchor: Tensor, per_sample: bool, of_a: Tensor, of_b: Tensor, of_weight: Tensor, of_offset: Tensor, *tangents: Tensor | None
+) -> Tensor:
+    """Return how the loss, () or (B,), changes with tangents of a, b, weight, offset and bias; 0 for those that are None."""
+    slopes = []
+    for gradient, tangent in zip((of_a, of_b, of_weight, of_offset, of_a.sum(1)), tangents, strict=True):
+        if tangent is not None:
+            product = gradient * tangent.float()
+            slopes.append(product.sum(tuple(range(int(per_sample), product.ndim))))
+    return torch.stack(slopes).sum(0)
 
-    forward = staticmethod(_scaled)
+
+class _Once(torch.autograd.Function):
+    """A step that has no derivative: saying so is what keeps that from being silently 0."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -288,4 +391,16 @@ class _Scaled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> tuple[None, ...]:
-        raise RuntimeError('pair_loss has no second derivative; use backend="reference"')
+        raise RuntimeError(ONLY_FIRST)
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Tensor:
+        raise RuntimeError(ONLY_FIRST)
+
+
+class _Scaled(_Once):
+    forward = staticmethod(_scaled)
+
+
+class _Slope(_Once):
+    forward = staticmethod(_slope)

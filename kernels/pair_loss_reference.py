@@ -61,6 +61,8 @@ def pair_loss_reference(
     """
     if valid is not None:  # what is hidden there, NaN even, reaches nothing
         a, b = (torch.where(valid.unsqueeze(-1), value, 0) for value in (a, b))
+    if bias is not None:  # before there are pairs of them
+        a = a + bias
     if isinstance(pairs, Tensor):
         chosen = pairs
         hidden = a.index_select(1, pairs[:, 0]) + b.index_select(1, pairs[:, 1])
@@ -68,8 +70,6 @@ def pair_loss_reference(
         each = torch.arange(a.shape[1], device=a.device)
         chosen = torch.cartesian_prod(each, each)
         hidden = (a.unsqueeze(2) + b.unsqueeze(1)).flatten(1, 2)
-    if bias is not None:
-        hidden = hidden + bias
     hidden = F.relu(hidden) if activation == "relu" else F.gelu(hidden, approximate="tanh" if activation == "gelu_tanh" else "none")
     output = F.linear(hidden, weight.to(hidden.dtype), offset.to(hidden.dtype))  # (B, P, C or 2 C)
     exact = torch.float64 if output.dtype == torch.float64 else torch.float32
@@ -93,10 +93,9 @@ def pair_loss_reference(
     channels = targets.shape[-1]
     residual = torch.where(weighed, output[..., :channels] - targets, 0)
     each_loss = regression_loss(residual, output[..., channels:], loss, beta) * weighed
-    with torch.no_grad():
-        targets = torch.where(weighed, targets, 0)
-        variance = (torch.where(weighed, targets - targets.sum((0, 1)) / total, 0)).square().sum((0, 1)) / total
-        squared_error = residual.square().sum((0, 1)) / total
+    targets = torch.where(weighed, targets.detach(), 0)
+    variance = (torch.where(weighed, targets - targets.sum((0, 1)) / total, 0)).square().sum((0, 1)) / total
+    squared_error = residual.detach().square().sum((0, 1)) / total
     of_channel = each_loss.sum((0, 1)) / total
     losses = each_loss.sum(1) / counted.clamp(min=1).unsqueeze(-1) if per_sample else of_channel
     weights = losses.new_ones(channels) if channel_weights is None else channel_weights.to(losses)

@@ -9,12 +9,26 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from wherefrom.kernels.dispatch import LIBRARY, Backend, check_backend, check_device, check_dtype, choose_path
+from wherefrom.kernels.dispatch import (
+    INTEGERS,
+    LIBRARY,
+    Backend,
+    check_backend,
+    check_device,
+    check_dtype,
+    check_no_tangent,
+    choose_path,
+    needs_gradient,
+    transformed,
+    without_derivative,
+)
 from wherefrom.kernels.pair_targets_reference import pair_targets_reference
 
 Position = Literal["reference", "picture", "mean"]
 Scale = Literal["log_area", "log_sides", "ratio"]
 Axes = Literal["view", "source"]
+
+NO_DERIVATIVE = 'pair_targets has no derivative with backend="triton"; use backend="torch"'
 
 
 def pair_targets(
@@ -41,21 +55,21 @@ def pair_targets(
     Shapes: boxes (..., N, 4) xyxy, pairs (P, 2) of (reference, target) or None for all ordered pairs, flipped and quarter_turns (..., N),
             picture_hw (..., 2) -> (..., P, C) or (..., N, N, C) float32, C = 3 or 4; mean and std (C,) standardise.
     Units:  boxes in source pixels; position in the unit of `position`; scale in nats or as a ratio.
-    Paths:  "triton" has no gradient for boxes, mean and std ("auto" then takes "torch", which has, of any order); "torch" is the
+    NaN:    a box that is NaN, infinite or empty makes NaN or infinite targets of its own pairs, and touches no other pair's.
+    Paths:  "triton" has no derivative of boxes, mean and std ("auto" then takes "torch", which has all, of any order); "torch" is the
             definition in float32, or float64 where the boxes are; "reference" the definition in float64, and returns float64.
     Raises: ValueError if shapes, dtypes or devices do not fit, an option is unknown, position="picture" comes without picture_hw, or a
             pair names no box: on a GPU only with check_values, which waits for it; else such a pair's targets are NaN by "triton".
     """
     check_backend(backend)
     check_targets(boxes, pairs, flipped, quarter_turns, position, scale, axes, picture_hw, mean, std, check_values)
-    learnt = [name for name, value in (("boxes", boxes), ("mean", mean), ("std", std)) if value is not None and value.requires_grad]
-    if not torch.is_grad_enabled():
-        learnt = []
+    learnt = [name for name, value in (("boxes", boxes), ("mean", mean), ("std", std)) if needs_gradient(value)]
     if backend == "triton" and learnt:
         raise ValueError(f'{learnt[0]} requires a gradient, which backend="triton" does not give; use backend="torch"')
 
-    plain = boxes.device.type == "cpu" or learnt
-    if backend in ("reference", "torch") or (plain and backend == "auto"):
+    plain = backend in ("reference", "torch") or (backend == "auto" and (boxes.device.type == "cpu" or learnt))
+    every_mode = not plain and transformed(boxes, mean, std)
+    if plain or (every_mode and backend == "auto"):
         exact = boxes.double() if backend == "reference" else boxes
         options: dict[str, Any] = {"position": position, "scale": scale, "axes": axes, "picture_hw": picture_hw, "mean": mean, "std": std}
         targets = pair_targets_reference(exact, pairs, flipped=flipped, quarter_turns=quarter_turns, **options)
@@ -63,7 +77,9 @@ def pair_targets(
     flat = boxes.reshape(-1, *boxes.shape[-2:])
     flipped, quarter_turns = (None if value is None else value.reshape(flat.shape[:2]) for value in (flipped, quarter_turns))
     picture_hw = None if picture_hw is None else picture_hw.reshape(-1, 2)
-    out = torch.ops.wherefrom.pair_targets(flat, pairs, flipped, quarter_turns, picture_hw, mean, std, position, scale, axes, backend)
+    arguments = (flat, pairs, flipped, quarter_turns, picture_hw, mean, std, position, scale, axes, backend)
+    function = torch.ops.wherefrom.pair_targets.default
+    out = without_derivative(NO_DERIVATIVE, function, *arguments) if every_mode else function(*arguments)
     middle = (boxes.shape[-2],) * 2 if pairs is None else (len(pairs),)
     return out.view(*boxes.shape[:-2], *middle, out.shape[-1])
 
@@ -88,6 +104,7 @@ def _pair_targets_op(
     backend: str,
 ) -> Tensor:
     """Serve boxes (B, N, 4) by the path that there is -> (B, P, C) float32."""
+    check_no_tangent(boxes, mean, std)
     if choose_path(backend, boxes) == "triton":
         from wherefrom.kernels.pair_targets_triton import pair_targets_triton
 
@@ -157,8 +174,10 @@ def check_targets(
         raise ValueError(f"boxes has shape {tuple(boxes.shape)}, expected (..., N, 4)")
     check_dtype("boxes", boxes, (torch.float32, torch.float64))
     for name, value in (("flipped", flipped), ("quarter_turns", quarter_turns)):
-        if value is not None and value.shape != boxes.shape[:-1]:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(boxes.shape[:-1])} as boxes")
+        if value is not None:
+            if value.shape != boxes.shape[:-1]:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(boxes.shape[:-1])} as boxes")
+            check_dtype(name, value, (torch.bool,) if name == "flipped" else INTEGERS)
     if pairs is not None and (pairs.ndim != 2 or pairs.shape[-1] != 2):
         raise ValueError(f"pairs has shape {tuple(pairs.shape)}, expected (P, 2)")
     if pairs is not None:

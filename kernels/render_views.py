@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-from wherefrom.kernels.dispatch import check_device, check_dtype, check_shape, choose_path
+from wherefrom.kernels.dispatch import INTEGERS, check_device, check_dtype, check_no_derivative, check_shape, choose_path, sides_of
 from wherefrom.kernels.render_views_reference import Filter, render_views_reference
 
 ViewBackend = Literal["auto", "native", "triton", "reference"]
@@ -26,12 +27,12 @@ PIXEL_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 class ViewRequest:
     """The records of one family of views of a batch, and the tensor that the views are written into; checked on construction.
 
-    Raises: ValueError if shapes, dtypes or devices do not fit.
+    Raises: ValueError if shapes, dtypes or devices do not fit, or one of the tensors requires a gradient: rendering has no derivatives.
     """
 
     boxes: Tensor  # (B, V, 4) float32 xyxy, pixels of the upright picture
     flipped: Tensor  # (B, V) bool
-    quarter_turns: Tensor  # (B, V) int64, 0 to 3, counter-clockwise, after the mirror
+    quarter_turns: Tensor  # (B, V) integers, 0 to 3, counter-clockwise, after the mirror
     out: Tensor  # (B, V, 3, h, w) uint8, float16, bfloat16 or float32; planar, or channels-last in memory
     matrix: Tensor | None = None  # (B, V, 3, 4) on (r, g, b, 1) in levels 0..255
     blur_sigma_px: Tensor | None = None  # (B, V) float32, pixels of the finished view; 0: none
@@ -45,7 +46,7 @@ class ViewRequest:
         for name, shape, allowed in (
             ("boxes", (*views, 4), (torch.float32,)),
             ("flipped", views, bools),
-            ("quarter_turns", views, (torch.int64,)),
+            ("quarter_turns", views, INTEGERS),
             ("matrix", (*views, 3, 4), floats),
             ("blur_sigma_px", views, floats),
             ("solarised", views, bools),
@@ -56,6 +57,7 @@ class ViewRequest:
                 check_shape(name, tensor, shape)
                 check_dtype(name, tensor, allowed)
                 check_device(name, tensor, "boxes", self.boxes)
+                check_no_derivative(name, tensor, "and rendered views give none")
         if 0 in self.out.shape[3:]:
             raise ValueError(f"out has shape {tuple(self.out.shape)}: a view has at least one pixel")
         if not (self.out.is_contiguous() or self.channels_last):
@@ -70,7 +72,8 @@ class ViewRequest:
 class ViewPlan:
     """A batch's records, checked and copied into the compiled kernel once; then pictures are rendered one by one, from any thread.
 
-    A call holds the interpreter for microseconds. A picture's views of all families are made while it lies in the cache.
+    A call holds the interpreter for microseconds. A picture's views of all families are made while it lies in the cache. Each call marks
+    all outputs as changed, so that a backward which needs what they held before raises.
     Units:  mean and std of levels / 255.
     Raises: ValueError if a record cannot be rendered (a box that is empty, not finite or 2^20 pixels away, a blur wider than sigma 256,
             a view larger than 8192), or the kernel is not there; `instruction_set` names one of `instruction_sets()`.
@@ -99,6 +102,7 @@ class ViewPlan:
         if orientation is not None:
             orientation = _orientation_bytes(orientation, pictures)
         families = tuple(_family(request, mean, std, filter) for request in requests)
+        self._outputs = [request.out for request in requests]
         self._plan = _native().Plan(pictures, _bytes(orientation), families, instruction_set)
 
     def render_picture(self, position: int, picture: Any) -> None:
@@ -106,10 +110,12 @@ class ViewPlan:
 
         Raises: IndexError if there is no such position, ValueError if the picture is of another kind or does not lie in one piece.
         """
+        increment_version(self._outputs)
         self._plan.render_picture(position, picture)
 
     def render_all(self, pictures: Sequence[Tensor], *, threads: int = 1) -> None:
         """Write all views of all pictures, each (H, W, 3) uint8, in `threads` threads, the caller's among them."""
+        increment_version(self._outputs)
         self._plan.render_all(tuple(picture.numpy() for picture in pictures), threads)
 
 
@@ -117,9 +123,9 @@ def render_views(
     pictures: Sequence[Tensor],
     boxes: Tensor,
     *,
-    flipped: Tensor,
-    quarter_turns: Tensor,
-    size_px: tuple[int, int],
+    size_px: int | tuple[int, int],
+    flipped: Tensor | None = None,
+    quarter_turns: Tensor | None = None,
     orientation: Tensor | None = None,
     matrix: Tensor | None = None,
     blur_sigma_px: Tensor | None = None,
@@ -136,14 +142,14 @@ def render_views(
     """Cut, resize, mirror, turn, colour, normalise and cast V views of each of B decoded pictures, as `render_views_reference` defines.
 
     Shapes: B pictures (H, W, 3) uint8 as stored, each contiguous, wherever it lies; boxes (B, V, 4) float32 xyxy in the upright picture,
-            flipped and quarter_turns (B, V), size_px (height, width) of the finished view, orientation (B,) EXIF 1 to 8, matrix
-            (B, V, 3, 4), blur_sigma_px and solarised (B, V), mean and std (3,) -> (B, V, 3, h, w), or `out`, whose dtype and memory
-            format then hold.
+            flipped (B, V) bool and quarter_turns (B, V) integers, None: none is; size_px (height, width) of the finished view, or one
+            number for a square, orientation (B,) EXIF 1 to 8, matrix (B, V, 3, 4), blur_sigma_px and solarised (B, V), mean and std (3,)
+            -> (B, V, 3, h, w), or `out`, whose dtype and memory format then hold, and which autograd then knows to be changed.
     Units:  levels 0..255 (uint8: to the nearest, ties to even) unless mean and std are given; blur_sigma_px in pixels of the view, 0: none.
     Paths:  "auto" takes the compiled kernel on a CPU and Triton on a GPU, and warns where only the reference is left. `threads` are those
             of the compiled kernel, which gives the same bits for any number of them.
-    Raises: ValueError if shapes, dtypes or devices do not fit, an option is unknown, the backend cannot serve, or, on a CPU, a record
-            cannot be rendered (see ViewPlan).
+    Raises: ValueError if shapes, dtypes or devices do not fit, an option is unknown, the backend cannot serve, a tensor requires a
+            gradient (there are no derivatives), or, on a CPU, a record cannot be rendered (see ViewPlan).
     """
     if backend not in get_args(ViewBackend):
         raise ValueError(f"backend={backend!r}: take one of {', '.join(get_args(ViewBackend))}")
@@ -151,9 +157,10 @@ def render_views(
         raise ValueError(f"filter={filter!r}: take one of {', '.join(get_args(Filter))}")
     if threads < 1:
         raise ValueError(f"threads={threads}: needs 1, the caller's own, or more")
-    if min(size_px) < 1:
-        raise ValueError(f"size_px={size_px}: needs sides of 1 or more")
+    size_px = sides_of("size_px", size_px, "sides of 1 or more, (height, width), or one for a square", whole=True)
     check_shape("boxes", boxes, ("B", "V", 4), "add the view axis with boxes[:, None]")
+    flipped = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device) if flipped is None else flipped
+    quarter_turns = torch.zeros(boxes.shape[:2], dtype=torch.uint8, device=boxes.device) if quarter_turns is None else quarter_turns
     if out is None:
         out = _empty((*boxes.shape[:2], 3, *size_px), dtype, channels_last, boxes.device)
     check_shape("out", out, (*boxes.shape[:2], 3, *size_px))
@@ -241,6 +248,7 @@ def _check_normalisation(mean: Tensor | None, std: Tensor | None, dtype: torch.d
     for name, value in (("mean", mean), ("std", std)):
         if value is not None:
             check_shape(name, value, (3,))
+            check_no_derivative(name, value, "and rendered views give none")
 
 
 def _orientation_bytes(orientation: Tensor, pictures: int) -> Tensor:
@@ -271,7 +279,7 @@ def _family(request: ViewRequest, mean: Tensor | None, std: Tensor | None, filte
         filter == "centred",
         _bytes(request.boxes),
         _bytes(request.flipped),
-        _bytes(request.quarter_turns),
+        _bytes(request.quarter_turns.long()),
         _bytes(None if request.matrix is None else request.matrix.float()),
         _bytes(None if request.blur_sigma_px is None else request.blur_sigma_px.float()),
         _bytes(request.solarised),
@@ -294,7 +302,7 @@ def _render_on_gpu(
         orientation=upright if orientation is None else orientation,
         boxes=request.boxes,
         flipped=request.flipped,
-        quarter_turns=request.quarter_turns,
+        quarter_turns=request.quarter_turns.long(),
         matrix=None if request.matrix is None else request.matrix.float(),
         blur_sigma_px=None if request.blur_sigma_px is None else request.blur_sigma_px.float(),
         solarised=request.solarised,
@@ -304,6 +312,7 @@ def _render_on_gpu(
         filter=filter,
         out=request.out,
     )
+    increment_version(request.out)
 
 
 def _render_by_definition(

@@ -11,6 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from wherefrom.kernels.dispatch import sides_of
+
 Filter = Literal["plain", "centred"]
 
 LEAST_SPREAD = 1e-12  # square pixels; below it one tap has all the weight, and is the centre
@@ -25,7 +27,7 @@ def render_views_reference(
     boxes: Tensor,
     flipped: Tensor,
     quarter_turns: Tensor,
-    size_px: tuple[int, int],
+    size_px: int | tuple[int, int],
     *,
     orientation: int = 1,
     matrix: Tensor | None = None,
@@ -43,7 +45,8 @@ def render_views_reference(
     clip(matrix (r, g, b, 1), 0, 255), then blur, then solarise min(x, 255 - x), then (x / 255 - mean) / std.
 
     Shapes: picture (H, W, 3) as stored, boxes (V, 4) xyxy in the upright picture, flipped and quarter_turns (V,), size_px (height, width)
-            of the finished view; matrix (V, 3, 4), blur_sigma_px and solarised (V,), mean and std (3,) -> (V, 3, height, width) float64.
+            of the finished view, or one number for a square; matrix (V, 3, 4), blur_sigma_px and solarised (V,), mean and std (3,)
+            -> (V, 3, height, width) float64.
     Units:  levels 0..255 unless mean and std are given; blur_sigma_px in pixels of the finished view, 0 for none.
     Raises: ValueError if shapes do not fit, an option is unknown, or one of mean and std comes without the other.
     """
@@ -58,6 +61,7 @@ def render_views_reference(
     if filter not in get_args(Filter):
         raise ValueError(f"filter={filter!r}: take one of {', '.join(get_args(Filter))}")
 
+    size_px = sides_of("size_px", size_px, "sides of 1 or more, (height, width), or one for a square", whole=True)
     upright = reorient(picture.double().permute(2, 0, 1), *UNDO_EXIF[orientation])
     views = []
     for v in range(len(boxes)):

@@ -6,30 +6,52 @@ How: sampling is separable, clamping and all. Each axis of each box has a table 
 them, its gradient the two transposed products, so that one operator, `roi_contract`, is its own derivative of every order.
 """
 
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wherefrom.kernels.dispatch import LIBRARY, Backend, check_backend, check_device, check_dtype, check_shape, choose_path
+from wherefrom.kernels.dispatch import (
+    INTEGERS,
+    LIBRARY,
+    Backend,
+    check_backend,
+    check_device,
+    check_dtype,
+    check_no_derivative,
+    check_no_tangent,
+    check_shape,
+    choose_path,
+    needs_gradient,
+    one_by_one,
+    sides_of,
+    transformed,
+    transforms_active,
+    without_derivative,
+)
 from wherefrom.kernels.roi_pool_reference import Sampling, roi_pool_reference
 
 ADAPTIVE, AREA = 0, -1  # "adaptive" and "area" among numbers of samples
 READERS = 4  # samples of a bin that may read one token: in adaptive mode they lie at least 1/2 apart, 2/3 if they are three or more
 CHUNK = 2**19  # numbers that the torch path keeps between its two sums: more would leave the cache
+FEATURES = 16  # those taken at once come in multiples of these: whole vectors, whose sums do not depend on how they are cut
+SERIAL = 2**15  # numbers of a tensor up to which PyTorch wakes no other thread: at::internal::GRAIN_SIZE
+SMALL = 8 * SERIAL  # numbers of all products of a problem that are written out, 0 and all, SERIAL at a time, rather than listed
 DIRECT_WIDTH = 128  # features from which on listing every (output, token) pays
 DIRECT_SPAN = 4  # tokens an axis that a bin may read for both axes to be summed at once; more are summed one axis after the other
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+NO_DERIVATIVE = "roi_pool gives no derivative of boxes; pass boxes.detach()"
 
 
 def roi_pool(
     tokens: Tensor,
     boxes: Tensor,
     *,
-    frame_hw: tuple[float, float],
-    out_hw: tuple[int, int],
+    frame_hw: float | tuple[float, float],
+    out_hw: int | tuple[int, int],
     sampling: Sampling = "adaptive",
     quarter_turns: Tensor | None = None,
     flipped: Tensor | None = None,
@@ -41,6 +63,7 @@ def roi_pool(
     sampling: "adaptive" averages ceil(bin / token) bilinear samples along each axis of a bin (torchvision's -1), an int that many;
               "area" is the exact mean, over the part of a bin that lies on the map, of a map that is constant within each token's cell.
     A result equals torch.rot90(pooled.flip(columns) if flipped else pooled, quarter_turns, (rows, columns)); out_hw is that of the result.
+    One number for out_hw or frame_hw is a square.
 
     Shapes: tokens (B, H, W, D) float32, bfloat16 or float16 of any strides, boxes (B, R, 4) float32 xyxy, quarter_turns (B, R) integers,
             flipped and valid (B, R) bool -> (B, R, *out_hw, D), contiguous, in tokens' dtype; summed in float32.
@@ -50,19 +73,20 @@ def roi_pool(
             "area": bins wholly outside the map, or of no width, are 0. Exact while a bin holds fewer than 2^22 tokens.
     NaN:    a token that is NaN or infinite makes exactly those outputs NaN or infinite that read it with a weight above 0; likewise an
             output's gradient those of the tokens that it read.
-    Paths:  float64 tokens take the reference; "torch" waits for a GPU. There is a gradient for tokens, of any order, none for boxes.
+    Paths:  float64 tokens take the reference; "torch" waits for a GPU. Tokens have derivatives of every order, in reverse and forward mode
+            and under vmap; inside torch.compile gradients alone, other transforms raise RuntimeError. Boxes have none: asking raises.
     Raises: ValueError if shapes, dtypes or devices do not fit, an option is unknown, or boxes requires a gradient.
     Source: roi_align of torchvision 0.29, aligned=True.
     """
-    check_rois(tokens, boxes, frame_hw, out_hw, sampling, quarter_turns, flipped, valid, backend)
+    frame_hw, out_hw = check_rois(tokens, boxes, frame_hw, out_hw, sampling, quarter_turns, flipped, valid, backend)
     if backend == "reference" or tokens.dtype == torch.float64:
+        if transformed(boxes):
+            boxes = without_derivative(NO_DERIVATIVE, torch.clone, boxes)
         options: dict[str, Any] = {"sampling": sampling, "quarter_turns": quarter_turns, "flipped": flipped, "valid": valid}
         return roi_pool_reference(tokens, boxes, frame_hw=frame_hw, out_hw=out_hw, **options)
     map_hw = tokens.shape[1:3]
     samples = samples_of(sampling)
-    rows, columns = torch.ops.wherefrom.roi_weights.default(
-        boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples, backend
-    )
+    rows, columns = weights(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples, backend)
     return contract(tokens, rows, columns, quarter_turns, map_hw, out_hw, False, backend)
 
 
@@ -74,15 +98,18 @@ def samples_of(sampling: Sampling) -> int:
 def check_rois(
     tokens: Tensor,
     boxes: Tensor,
-    frame_hw: tuple[float, float],
-    out_hw: tuple[int, int],
+    frame_hw: float | tuple[float, float],
+    out_hw: int | tuple[int, int],
     sampling: Sampling,
     quarter_turns: Tensor | None,
     flipped: Tensor | None,
     valid: Tensor | None,
     backend: Backend,
-) -> None:
-    """Raise ValueError, naming the argument, unless a call of `roi_pool` can be served; reads no tensor's values."""
+) -> tuple[tuple[float, float], tuple[int, int]]:
+    """Return frame_hw and out_hw as pairs.
+
+    Raises: ValueError, naming the argument, unless a call of `roi_pool` can be served; reads no tensor's values.
+    """
     check_backend(backend)
     check_shape("tokens", tokens, "BHWD", "tokens are channels-last, e.g. maps.permute(0, 2, 3, 1)")
     check_dtype("tokens", tokens, (torch.float32, torch.bfloat16, torch.float16, torch.float64))
@@ -93,8 +120,7 @@ def check_rois(
     check_shape("boxes", boxes, (tokens.shape[0], "R", 4), "add the batch axis with boxes[None]" if boxes.ndim == 2 else "")
     check_dtype("boxes", boxes, (torch.float32,))
     check_device("boxes", boxes, "tokens", tokens)
-    if boxes.requires_grad:
-        raise ValueError("boxes requires a gradient, and pooling gives none for them; pass boxes.detach()")
+    check_no_derivative("boxes", boxes, "and pooling gives none for them")
     for name, value, dtypes in (
         ("quarter_turns", quarter_turns, INTEGERS),
         ("flipped", flipped, (torch.bool,)),
@@ -104,19 +130,32 @@ def check_rois(
             check_shape(name, value, boxes.shape[:2], "one a box")
             check_dtype(name, value, dtypes)
             check_device(name, value, "tokens", tokens)
-    if len(frame_hw) != 2 or not all(0 < side < float("inf") for side in frame_hw):
-        raise ValueError(f"frame_hw={frame_hw}: needs two sides above 0, (height, width) of the frame of the boxes")
-    if len(out_hw) != 2 or not all(isinstance(side, int) and side > 0 for side in out_hw):
-        raise ValueError(f"out_hw={out_hw}: needs two whole numbers of bins, (rows, columns) of the result")
+    frame = sides_of("frame_hw", frame_hw, "two sides above 0, (height, width) of the frame of the boxes, or one for a square", whole=False)
+    bins = sides_of("out_hw", out_hw, "two whole numbers of bins, (rows, columns) of the result, or one for a square", whole=True)
     known = sampling in ("adaptive", "area") if isinstance(sampling, str) else type(sampling) is int and sampling > 0
     if not known:
         words = ", ".join(repr(word) for word in get_args(get_args(Sampling)[1]))
         raise ValueError(f"sampling={sampling!r}: take one of {words}, or a whole number of samples above 0")
+    return frame, bins
+
+
+def weights(boxes: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Call `roi_weights`, so that a derivative of the boxes is refused, never silently 0."""
+    if not transformed(boxes):
+        return torch.ops.wherefrom.roi_weights.default(boxes, *arguments)
+    return without_derivative(NO_DERIVATIVE, torch.ops.wherefrom.roi_weights.default, boxes, *arguments)
 
 
 def contract(source: Tensor, *arguments: Any) -> Tensor:
-    """Call `roi_contract`, through its Function only where a gradient may be asked for: that costs as much as a small problem."""
-    if torch.is_grad_enabled() and source.requires_grad:
+    """Call `roi_contract` so that every derivative of its result is right."""
+    if transformed(source):
+        return _ContractInEveryMode.apply(source, *arguments)
+    return _contract(source, *arguments)
+
+
+def _contract(source: Tensor, *arguments: Any) -> Tensor:
+    """Call `roi_contract` so that gradients are right, through a Function only for them: that costs as much as a small problem."""
+    if needs_gradient(source):
         return _Contract.apply(source, *arguments)
     return torch.ops.wherefrom.roi_contract.default(source, *arguments)
 
@@ -148,6 +187,29 @@ class _Contract(torch.autograd.Function):
         return out, None, None, None, None, None, None, None
 
 
+class _ContractInEveryMode(_Contract):
+    """The same with forward mode, in which it is its own derivative, and vmap; apart, for torch.compile takes no Function that has them."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _Contract.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[1:4])
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        call = contract if transforms_active() else _contract  # else there is one level of forward mode alone, and this is within it
+        return call(tangent, *ctx.saved_tensors, ctx.map_hw, ctx.out_hw, ctx.transposed, ctx.backend)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], source: Tensor, *arguments: Any) -> tuple[Tensor, int]:
+        axis = in_dims[0]
+        if axis is None or any(isinstance(dim, int) for dim in in_dims[1:]):
+            return one_by_one(contract, info.batch_size, in_dims, (source, *arguments))
+        wide = source.movedim(axis, -2).flatten(-2)  # features are pooled alike: those of all items side by side
+        pooled = contract(wide, *arguments).unflatten(-1, (info.batch_size, -1))
+        return pooled, pooled.ndim - 2
+
+
 LIBRARY.define(
     "roi_weights(Tensor boxes, Tensor? quarter_turns, Tensor? flipped, Tensor? valid, SymInt[] map_hw, float[] frame_hw, int[] out_hw, "
     "int samples, str backend) -> (Tensor, Tensor)"
@@ -174,6 +236,7 @@ def _roi_weights_op(
     Result (i, j) of a box reads rows[i] and columns[j], rows[j] and columns[i] where its turn is odd: mirror and turn are in the order of
     the bins. Without turns there are out_hw bins; else as many as the longer side of out_hw on both axes, those too many being 0.
     """
+    check_no_tangent(boxes)
     with torch.autocast(boxes.device.type, enabled=False), torch.cuda.device_of(boxes):
         if choose_path(backend, boxes) == "triton":
             from wherefrom.kernels.roi_pool_triton import roi_weights_triton
@@ -193,6 +256,7 @@ def _roi_contract_op(
     backend: str,
 ) -> Tensor:
     """Pool tokens (B, H, W, D) into (B, R, *out_hw, D), or transposed: sum what each token gave to outputs (B, R, *out_hw, D)."""
+    check_no_tangent(source)
     with torch.autocast(source.device.type, enabled=False), torch.cuda.device_of(source):
         if choose_path(backend, source) == "triton":
             from wherefrom.kernels.roi_pool_triton import roi_contract_triton
@@ -348,21 +412,72 @@ def _spread_turned(gradient: Tensor, rows: Tensor, columns: Tensor, odd: Tensor 
 
 def _pool(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Sum tokens (B, H, W, D) by rows (B, R, n, H) and columns (B, R, m, W) -> (B, R, n, m, D)."""
+    return _dense_or_listed(_pool_dense, _pool_listed, tokens, rows, columns)
+
+
+def _spread(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Apply the transpose of `_pool` to (B, R, n, m, D) -> (B, H, W, D)."""
+    return _dense_or_listed(_spread_dense, _spread_listed, gradient, rows, columns)
+
+
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _dense_or_listed(dense: Product, listed: Product, source: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Write out all products of a small problem, in few steps and one thread; but what reads something that is not finite is listed."""
+    small = 0 < _numbers_each(source, rows, columns) <= SERIAL and rows[..., 0, 0].numel() * _numbers_each(source, rows, columns) <= SMALL
+    if not small or source.device.type != "cpu":
+        return listed(source, rows, columns)
+    if source.sum().isfinite():
+        return dense(source, rows, columns)
+    exact = listed(source, rows, columns)  # 0 * NaN would be NaN everywhere
+    return torch.where(exact.isfinite(), dense(source.where(source.isfinite(), 0), rows, columns), exact)
+
+
+def _numbers_each(source: Tensor, rows: Tensor, columns: Tensor) -> int:
+    """Return how many products a box has along the axis that has more."""
+    (n, H), (m, W) = rows.shape[2:], columns.shape[2:]
+    return n * W * source.shape[-1] * max(H, m)
+
+
+def _few_boxes(source: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[int, slice]]:
+    """Go through the pictures, and through their boxes as many at once as have SERIAL products."""
+    few = SERIAL // _numbers_each(source, rows, columns)
+    return ((b, slice(first, first + few)) for b in range(len(rows)) for first in range(0, rows.shape[1], few))
+
+
+def _pool_dense(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    pooled = tokens.new_empty(*rows.shape[:3], columns.shape[2], tokens.shape[-1])
+    for b, few in _few_boxes(tokens, rows, columns):
+        between = (rows[b, few, :, :, None, None] * tokens[b]).sum(2)  # (r, n, H, W, D) by H
+        pooled[b, few] = (columns[b, few, None, :, :, None] * between[:, :, None]).sum(3)  # (r, n, m, W, D) by W
+    return pooled
+
+
+def _spread_dense(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    tokens = gradient.new_zeros(len(rows), rows.shape[-1], columns.shape[-1], gradient.shape[-1])
+    for b, few in _few_boxes(gradient, rows, columns):
+        between = (columns[b, few, None, :, :, None] * gradient[b, few, :, :, None]).sum(2)  # (r, n, m, W, D) by m
+        tokens[b] += (rows[b, few, :, :, None, None] * between[:, :, None]).sum((0, 1))  # (r, n, H, W, D) by r and n
+    return tokens
+
+
+def _pool_listed(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     (B, H, W, D), (R, n), m = tokens.shape, rows.shape[1:3], columns.shape[2]
     terms = _terms(rows, columns) if D >= DIRECT_WIDTH else None
     if terms is not None:
         output, token, weight = terms
         return _sums(token, tokens.reshape(-1, D), weight, output, B * R * n * m).view(B, R, n, m, D)
-    pooled = tokens.new_empty(B, R, n, m, D)  # by rows, then by columns, a few pictures at a time
+    pooled = tokens.new_empty(B, R, n, m, D)  # by rows, then by columns, of a few pictures and features at a time
     for few, b in _few_pictures(B, R * n * W * D):
-        down = _weighted_sums(rows[few].reshape(b, R * n, H), tokens[few].reshape(b, 1, H, W * D))
-        across = _weighted_sums(columns[few].reshape(b * R, m, W), down.view(b * R, n, W, D))
-        pooled[few] = across.view(b, R, n, m, D)
+        down, across = _listed(rows[few].reshape(b, R * n, H), 1), _listed(columns[few].reshape(b * R, m, W), n)
+        for part, d in _few_features(D, b * R * n * W):
+            between = down.sums(tokens[few, :, :, part].reshape(b * H, W * d))
+            pooled[few, ..., part] = across.sums(between.view(b * R * n * W, d)).view(b, R, n, m, d)
     return pooled
 
 
-def _spread(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Apply the transpose of `_pool` to (B, R, n, m, D) -> (B, H, W, D)."""
+def _spread_listed(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     (B, R, n, H), (m, W), D = rows.shape, columns.shape[2:], gradient.shape[-1]
     terms = _terms(rows, columns) if D >= DIRECT_WIDTH else None
     if terms is not None:
@@ -371,9 +486,10 @@ def _spread(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return _sums(output[order], gradient.reshape(-1, D), weight[order], token, B * H * W).view(B, H, W, D)
     tokens = gradient.new_empty(B, H, W, D)
     for few, b in _few_pictures(B, R * n * W * D):
-        down = _weighted_sums(columns[few].reshape(b * R, m, W).mT, gradient[few].reshape(b * R, n, m, D))
-        across = _weighted_sums(rows[few].reshape(b, R * n, H).mT, down.view(b, 1, R * n, W * D))
-        tokens[few] = across.view(b, H, W, D)
+        down, across = _listed(columns[few].reshape(b * R, m, W).mT, n), _listed(rows[few].reshape(b, R * n, H).mT, 1)
+        for part, d in _few_features(D, b * R * n * W):
+            between = down.sums(gradient[few, ..., part].reshape(b * R * n * m, d))
+            tokens[few, ..., part] = across.sums(between.view(b * R * n, W * d)).view(b, H, W, d)
     return tokens
 
 
@@ -404,31 +520,37 @@ def _terms(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor] | Non
 
 def _sums(term: Tensor, source: Tensor, weight: Tensor, line: Tensor, lines: int) -> Tensor:
     """Sum weight (T,) times row term (T,) of source (S, C) into each line (T,), ascending, of `lines` -> (lines, C)."""
-    ends = torch.searchsorted(line, torch.arange(lines + 1, device=line.device))
-    return F.embedding_bag(term, source, ends, mode="sum", per_sample_weights=weight, include_last_offset=True)
+    return _Listed(term, weight, torch.searchsorted(line, torch.arange(lines + 1, device=line.device))).sums(source)
 
 
-def _weighted_sums(weights: Tensor, source: Tensor) -> Tensor:
-    """Multiply weights (G, n, m) with each of k matrices in source (G, k, m, C) -> (G, k, n, C).
+class _Listed(NamedTuple):
+    """What has a weight, in order: a bin reads few tokens, 0 * NaN would be NaN, and no number of threads changes a bit."""
 
-    Sums only what has a weight, in order: a bin reads few tokens, 0 * NaN would be NaN, and no number of threads changes a bit.
-    """
-    (G, k, m, C), n = source.shape, weights.shape[1]
+    term: Tensor  # (T,) rows of a source
+    weight: Tensor  # (T,)
+    ends: Tensor  # (lines + 1,) where each line's terms begin, the first 0
+
+    def sums(self, source: Tensor) -> Tensor:
+        """Sum the rows of source (S, C) into lines -> (lines, C)."""
+        return F.embedding_bag(self.term, source, self.ends, mode="sum", per_sample_weights=self.weight, include_last_offset=True)
+
+
+def _listed(weights: Tensor, copies: int) -> _Listed:
+    """List products of weights (G, n, m) with each of k copies of matrices: rows of a source (G k m, C), lines (G k n, C)."""
+    (G, n, m), k = weights.shape, copies
     used = weights != 0
     group, copy, line, term = used[:, None].expand(G, k, n, m).nonzero(as_tuple=True)
     ends = used.sum(-1)[:, None].expand(G, k, n).reshape(-1).cumsum(0)
-    sums = F.embedding_bag(
-        (group * k + copy) * m + term,
-        source.reshape(G * k * m, C),
-        F.pad(ends, (1, 0)),
-        mode="sum",
-        per_sample_weights=weights[group, line, term],
-        include_last_offset=True,
-    )
-    return sums.view(G, k, n, C)
+    return _Listed((group * k + copy) * m + term, weights[group, line, term], F.pad(ends, (1, 0)))
 
 
 def _few_pictures(pictures: int, numbers_each: int) -> list[tuple[slice, int]]:
     """Return slices of pictures, and their lengths, of which at most CHUNK numbers lie between the two sums, or one picture."""
     few = max(1, CHUNK // max(1, numbers_each))
     return [(slice(first, first + few), min(few, pictures - first)) for first in range(0, pictures, few)]
+
+
+def _few_features(features: int, numbers_each: int) -> list[tuple[slice, int]]:
+    """Return slices of the features, and their lengths, of which at most CHUNK numbers lie between the two sums, or FEATURES of them."""
+    few = max(1, CHUNK // max(1, numbers_each * FEATURES)) * FEATURES
+    return [(slice(first, first + few), min(few, features - first)) for first in range(0, features, few)]

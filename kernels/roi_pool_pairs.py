@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wherefrom.kernels.dispatch import LIBRARY, Backend, choose_path
+from wherefrom.kernels.dispatch import LIBRARY, Backend, check_no_derivative, check_no_tangent, choose_path, needs_gradient, transformed
 from wherefrom.kernels.pair_targets import Axes, Position, Scale, check_targets, pair_targets
 from wherefrom.kernels.pair_targets_reference import pair_targets_reference
 from wherefrom.kernels.roi_pool import check_rois, contract, contract_torch, roi_pool, samples_of
@@ -21,8 +21,8 @@ def roi_pool_pairs(
     tokens: Tensor,
     boxes: Tensor,
     *,
-    frame_hw: tuple[float, float],
-    out_hw: tuple[int, int],
+    frame_hw: float | tuple[float, float],
+    out_hw: int | tuple[int, int],
     pairs: Tensor | None = None,
     sampling: Sampling = "adaptive",
     quarter_turns: Tensor | None = None,
@@ -47,20 +47,22 @@ def roi_pool_pairs(
     Units:  boxes, and picture_hw, in those of frame_hw.
     Raises: ValueError as `roi_pool` and `pair_targets`, and if mean or std requires a gradient.
     """
-    check_rois(tokens, boxes, frame_hw, out_hw, sampling, quarter_turns, flipped, valid, backend)
+    frame_hw, out_hw = check_rois(tokens, boxes, frame_hw, out_hw, sampling, quarter_turns, flipped, valid, backend)
     check_targets(boxes, pairs, flipped, quarter_turns, position, scale, axes, picture_hw, mean, std, check_values)
     for name, value in (("mean", mean), ("std", std)):
-        if value is not None and value.requires_grad:
-            raise ValueError(f"{name} requires a gradient, and these targets give none; pass {name}.detach()")
-    if backend == "reference" or tokens.dtype == torch.float64:
+        check_no_derivative(name, value, "and these targets give none")
+    if backend == "reference" or tokens.dtype == torch.float64 or transformed(tokens, boxes, mean, std):
         view: dict[str, Any] = {"quarter_turns": quarter_turns, "flipped": flipped, "backend": backend}
         pooled = roi_pool(tokens, boxes, frame_hw=frame_hw, out_hw=out_hw, sampling=sampling, valid=valid, **view)
         options: dict[str, Any] = {"position": position, "scale": scale, "axes": axes, "picture_hw": picture_hw, "mean": mean, "std": std}
         return pooled, pair_targets(boxes, pairs, **view, **options)
     map_hw = tokens.shape[1:3]
     samples = samples_of(sampling)
-    rows, columns = torch.ops.wherefrom.roi_weights(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples, backend)
-    pooled, targets = _PoolPairs.apply(
+    rows, columns = torch.ops.wherefrom.roi_weights.default(
+        boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples, backend
+    )
+    call = _PoolPairs.apply if needs_gradient(tokens) else torch.ops.wherefrom.roi_pool_pairs.default
+    pooled, targets = call(
         tokens, rows, columns, boxes, pairs, quarter_turns, flipped, picture_hw, mean, std, map_hw, out_hw, position, scale, axes, backend
     )
     return pooled, targets if pairs is not None else targets.unflatten(1, (boxes.shape[1],) * 2)
@@ -71,7 +73,7 @@ class _PoolPairs(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        return torch.ops.wherefrom.roi_pool_pairs(*arguments)
+        return torch.ops.wherefrom.roi_pool_pairs.default(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -110,6 +112,7 @@ def _roi_pool_pairs_op(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Return pooled tokens (B, R, *out_hw, D) and targets (B, P, C) float32, by the path that there is."""
+    check_no_tangent(tokens, boxes, mean, std)
     view: dict[str, Any] = {"flipped": flipped, "quarter_turns": quarter_turns}
     options: dict[str, Any] = {"position": position, "scale": scale, "axes": axes, "picture_hw": picture_hw, "mean": mean, "std": std}
     with torch.autocast(tokens.device.type, enabled=False), torch.cuda.device_of(tokens):

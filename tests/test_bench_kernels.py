@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wherefrom.kernels.dispatch import LIBRARY
 from wherefrom.kernels.render_views import native_missing
@@ -24,7 +25,7 @@ from wherefrom.tools.cli import main
 from wherefrom.tools.kernel_cases import CASES, CPU_CASES, Case, Kernel
 from wherefrom.tools.kernel_measuring import ROUNDS, Plan, check, interleaved, measure, peak_bytes
 from wherefrom.tools.kernel_plot import draw_speeds
-from wherefrom.tools.kernel_problems import Contender, Problem, Results
+from wherefrom.tools.kernel_problems import Contender, Problem, Results, pair_loss_problem
 
 QUICK = [case for case in CPU_CASES if case.quick]
 CPU = torch.device("cpu")
@@ -61,7 +62,14 @@ def test_the_command_measures_and_writes_every_number(tmp_path: Path, capsys: py
     written = json.loads((out / "bench.json").read_text())
     assert {"command", "machine", "settings", "timing", "cases", "ahead_of_time"} == set(written)
     assert {"cpu", "cores", "python", "versions", "gpu"} <= set(written["machine"])
-    assert written["settings"] == {"seconds": 0.3, "threads": 1, "compiled": False, "plant": False, "cuda": False}
+    assert written["settings"] == {
+        "seconds": 0.3,
+        "threads": 1,
+        "compiled": False,
+        "plant": False,
+        "cuda": False,
+        "compile_mode": "default",
+    }
     [case] = written["cases"]
     assert case["kernel"] == "pair_targets" and case["name"] in said
     assert all(each["passed"] and 0 <= each["error"] <= each["limit"] for each in case["checks"])
@@ -213,10 +221,59 @@ def test_shares_and_errors_follow_from_what_was_measured() -> None:
     assert contender["relative_error"] == 5e-4
 
 
+def test_a_missed_floor_is_said_and_ends_in_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = {"seconds": {"torch": [1.0], "eager": [1.2]}, "ours": ["torch"], "checks": [], "batch": 16, "issued_per_s": None}
+    measured |= {"memory": {name: {"tensors": size, "allocator": size} for name, size in (("torch", 10), ("eager", 300))}}
+    measured |= {"bytes_moved": 30, "operations": 8, "copy_bytes_per_s": 60.0}
+    floors: dict[str, Any] = {"speed_floors": {"eager": 1.5, "compile": 3.0}, "memory_floors": {"eager": 40}, "copy_floor": 0.75}
+    case = {"name": "pair_targets B16 N64", "kernel": "pair_targets"} | summary(measured) | floors
+    assert bench_kernels.missed_floors(case) == [
+        "pair_targets B16 N64: torch is 1.20 times as fast as eager, has to be 1.5",
+        "pair_targets B16 N64: torch is 30.00 times as small as eager, has to be 40",
+        "pair_targets B16 N64: torch reaches 50% of copy bandwidth, has to be 75%",
+    ]
+    reached: dict[str, Any] = {"speed_floors": {"eager": 1.2}, "memory_floors": {"eager": 30}, "copy_floor": 0.5}
+    assert bench_kernels.missed_floors(case | reached) == []
+
+    monkeypatch.setattr(bench_kernels, "draw_speeds", lambda *_: None)
+    monkeypatch.setattr(bench_kernels, "_ahead_of_time", lambda *_: [])
+    for floors_of, quick, code in ((case, False, 2), (case, True, 0), (case | reached, False, 0)):
+        monkeypatch.setattr(bench_kernels, "_measured", lambda *_, found=floors_of: found)
+        assert bench_kernels_command(kernels=("pair_targets",), quick=quick, cpu=True, out=tmp_path) == code
+        assert ("missed a floor: pair_targets B16 N64: torch is" in capsys.readouterr().out) == (floors_of is case)
+
+
 def test_cases_are_named_apart_and_every_kernel_has_a_quick_one() -> None:
     assert len({case.name for case in CASES}) == len(CASES)
     assert {case.kernel for case in QUICK} == set(get_args(Kernel))
     assert not any(case.launch_bound and not case.cuda for case in CASES)
+
+
+class MadeOfSize(TorchDispatchMode):
+    """Names the operators that make a tensor of so many elements, views left out."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.numel, self.names = numel, list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.numel() == self.numel and not func.is_view:
+            self.names.append(func.overloadpacket.__name__)
+        return out
+
+
+def test_eager_adds_the_bias_before_there_are_pairs_of_it() -> None:
+    """The leanest eager form: one pass makes the pairs' sums and one their activations, and one goes back through each."""
+    made: dict[str, Any] = {"N": 8, "H": 32, "activation": "gelu", "loss": "squared"}
+    problem = pair_loss_problem(4, torch.float32, CPU, False, **made)
+    with MadeOfSize(4 * 8 * 8 * 32) as mode:
+        problem.contenders["eager"].call()
+    assert mode.names == ["add", "gelu", "mm", "gelu_backward"]
+
+
+def test_compile_rows_name_their_mode() -> None:
+    assert bench_kernels._title("compile, CUDA graph", {"ours": False}) == "compile, default mode, CUDA graph"
 
 
 def test_bytes_are_those_of_what_is_read_and_written() -> None:

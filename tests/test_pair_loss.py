@@ -342,8 +342,10 @@ def test_what_is_not_valid_reaches_nothing(backend: str) -> None:
     for name in sound:
         assert torch.equal(found[name], sound[name]), name
     assert not found["d_a"][0, 3].any()
-    spoilt["valid"] = None
-    assert results(spoilt, backend=backend)["loss"].isnan()
+    assert results(spoilt | {"valid": None, "boxes": arguments["boxes"]}, backend=backend)["loss"].isnan()
+    if DEVICE == "cpu":
+        with pytest.raises(ValueError, match="no finite size above 0; mark it as not valid"):
+            results(spoilt | {"valid": None}, backend=backend)
 
 
 @pytest.mark.parametrize("per_sample", [False, True])
@@ -548,6 +550,18 @@ def test_memory_is_a_fortieth_of_the_materialised_forms() -> None:
     assert peaks["reference"] > 40 * peaks["torch"]
 
 
+def changed_box(right: float) -> Callable[[dict[str, Any]], Any]:
+    """Give one box, of those that are valid, another right edge."""
+
+    def change(arguments: dict[str, Any]) -> Tensor:
+        arguments["valid"][1, 3] = True
+        boxes = arguments["boxes"].clone()
+        boxes[1, 3] = torch.tensor([0, 0, right, 4])
+        return boxes
+
+    return change
+
+
 def with_gradient(name: str) -> Callable[[dict[str, Any]], Any]:
     return lambda arguments: arguments[name].clone().requires_grad_()
 
@@ -565,6 +579,11 @@ def with_gradient(name: str) -> Callable[[dict[str, Any]], Any]:
         ({"valid": torch.ones(2, 5)}, "valid is float32, expected bool"),
         ({"valid": torch.ones(5, dtype=torch.bool)}, r"valid has shape \(5,\), expected \(2, 5\)"),
         ({"flipped": torch.zeros(2, 4)}, r"flipped has shape \(2, 4\), expected \(2, 5\)"),
+        ({"flipped": torch.zeros(2, 5)}, "flipped is float32, expected bool"),
+        ({"quarter_turns": torch.full((2, 5), 0.9)}, "quarter_turns is float32, expected int64 or int32 or int16 or int8 or uint8"),
+        ({"boxes": changed_box(math.nan)}, r"boxes\[1, 3\] is \(0, 0, nan, 4\), which has no finite size above 0; mark it as not valid"),
+        ({"boxes": changed_box(math.inf)}, r"boxes\[1, 3\] is \(0, 0, inf, 4\), which has no finite size above 0; mark it as not valid"),
+        ({"boxes": changed_box(0)}, r"boxes\[1, 3\] is \(0, 0, 0, 4\), which has no finite size above 0; mark it as not valid"),
         ({"picture_hw": torch.zeros(2)}, r"picture_hw has shape \(2,\), expected \(2, 2\)"),
         ({"channel_weights": torch.zeros(2)}, r"channel_weights has shape \(2,\), expected \(3,\)"),
         ({"std": torch.zeros(4)}, r"std has shape \(4,\), expected \(3,\)"),

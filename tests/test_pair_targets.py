@@ -230,6 +230,8 @@ BOXES = torch.tensor([[0.0, 0, 10, 10], [30, 5, 50, 25]])
         ({"scale": "area"}, "scale='area': take one of log_area, log_sides, ratio"),
         ({"axes": "picture"}, "axes='picture': take one of view, source"),
         ({"mean": torch.zeros(4)}, r"mean has shape \(4,\), expected \(3,\)"),
+        ({"quarter_turns": torch.full((2,), 0.9)}, "quarter_turns is float32, expected int64 or int32 or int16 or int8 or uint8"),
+        ({"flipped": torch.ones(2)}, "flipped is float32, expected bool"),
     ],
 )
 def test_what_does_not_fit_is_named(arguments: dict[str, object], message: str) -> None:

@@ -169,7 +169,7 @@ def test_autocast_changes_nothing() -> None:
         ({"pairs": torch.zeros(3, 2)}, "pairs is float32, expected int64 or int32"),
         ({"pairs": torch.tensor([[0, 1], [2, 4]])}, r"pairs\[1\] is \(2, 4\), boxes are numbered 0 to 3"),
         ({"pairs": torch.tensor([[0, -1]])}, r"pairs\[0\] is \(0, -1\), boxes are numbered 0 to 3"),
-        ({"flipped": torch.zeros(4, device="meta")}, "flipped is on meta, boxes on cpu; move one of them"),
+        ({"flipped": torch.zeros(4, device="meta").bool()}, "flipped is on meta, boxes on cpu; move one of them"),
         ({"boxes": torch.zeros(4, 4, requires_grad=True), "backend": "triton"}, "boxes requires a gradient"),
     ],
 )
@@ -185,3 +185,41 @@ def test_a_pair_that_names_no_box_reads_nothing() -> None:
     out = pair_targets_triton(boxes, pairs, None, None, "reference", "log_area", "view", None, None, None)
     assert out[:, 0].isfinite().all()
     assert out[:, 1:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "backend", ["torch", pytest.param("triton", marks=pytest.mark.filterwarnings("ignore::RuntimeWarning")), "reference"]
+)
+@pytest.mark.parametrize("box", [(math.nan,) * 4, (0, 0, 5, math.nan), (0, 0, math.inf, 5), (3, 3, 3, 3)])
+def test_a_box_without_a_size_spoils_its_own_pairs_and_no_others(box: tuple[float, ...], backend: Any) -> None:
+    boxes = some_boxes(1, 4)
+    clean = pair_targets(boxes, backend=backend)
+    boxes[0, 2] = torch.tensor(box)
+    targets = pair_targets(boxes, backend=backend)
+    own = torch.zeros(4, 4, dtype=torch.bool, device=DEVICE)
+    own[2], own[:, 2] = True, True
+    assert not targets[0, own].isfinite().all(-1).any()
+    assert torch.equal(targets[0, ~own], clean[0, ~own])
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_derivatives_of_boxes_are_right_or_refused_and_never_0(backend: Any) -> None:
+    boxes, along = some_boxes(2, 3), some_boxes(2, 3, seed=1)
+
+    def targets(boxes: Tensor) -> Tensor:
+        return pair_targets(boxes, flipped=torch.tensor([[True, False, True]] * 2, device=DEVICE), backend=backend)
+
+    exact = torch.func.jvp(lambda boxes: pair_targets(boxes, backend="reference"), (boxes,), (along,))[1].abs()
+    transforms: list[Any] = [
+        lambda: torch.func.jvp(targets, (boxes,), (along,))[1],
+        lambda: torch.func.jvp(torch.vmap(targets), (boxes[None],), (along[None],))[1][0],
+        lambda: torch.func.jacfwd(targets)(boxes).flatten(-3) @ along.flatten(),
+        lambda: torch.func.jacrev(targets)(boxes).flatten(-3) @ along.flatten(),
+    ]
+    torch.testing.assert_close(torch.vmap(targets)(boxes[None])[0], targets(boxes))
+    for transform in transforms:
+        if backend == "triton":
+            with pytest.raises((ValueError, RuntimeError), match=r'backend="triton".*; use backend="torch"$'):
+                transform()
+        else:
+            torch.testing.assert_close(transform().abs().double(), exact, rtol=1e-4, atol=1e-4)

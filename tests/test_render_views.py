@@ -513,7 +513,12 @@ def fitting() -> dict[str, Any]:
         ({"boxes": torch.zeros(2, 4)}, r"boxes has shape \(2, 4\), expected \(B, V, 4\); add the view axis"),
         ({"boxes": torch.zeros(2, 1, 4, dtype=torch.float64)}, "boxes is float64, expected float32"),
         ({"flipped": torch.zeros(2, dtype=torch.bool)}, r"flipped has shape \(2,\), expected \(2, 1\)"),
-        ({"quarter_turns": torch.zeros(2, 1)}, "quarter_turns is float32, expected int64"),
+        ({"quarter_turns": torch.zeros(2, 1)}, "quarter_turns is float32, expected int64 or int32"),
+        ({"size_px": 4.5}, r"size_px=4.5: needs sides of 1 or more, \(height, width\), or one for a square"),
+        ({"size_px": torch.tensor([4, 3])}, r"size_px=a tensor of shape \(2,\): needs sides of 1 or more"),
+        ({"boxes": torch.tensor([[[0.0, 0, 5, 5]]] * 2).requires_grad_()}, "boxes requires a gradient, and rendered views give none"),
+        ({"mean": MEAN.clone().requires_grad_(), "std": STD}, "mean requires a gradient, and rendered views give none"),
+        ({"out": torch.zeros(2, 1, 3, 4, 3).requires_grad_()}, "out requires a gradient, and rendered views give none"),
         ({"matrix": torch.zeros(2, 1, 4, 3)}, r"matrix has shape \(2, 1, 4, 3\), expected \(2, 1, 3, 4\)"),
         ({"pictures": [noise(9, 8)]}, "1 pictures came with boxes"),
         ({"pictures": [noise(9, 8), noise(5, 6).float()]}, r"pictures\[1\] is float32, expected uint8"),
@@ -585,3 +590,50 @@ def test_the_reference_path_casts_and_lays_out_as_asked(dtype: torch.dtype) -> N
     levels = render_views_reference(fitting()["pictures"][1], torch.tensor([[0.0, 0, 5, 5]]), torch.zeros(1), torch.zeros(1), (4, 3))
     assert torch.equal(got[1], (levels.round() if dtype == torch.uint8 else levels).to(dtype))
     assert got.permute(0, 1, 3, 4, 2).is_contiguous()
+
+
+PATHS = [
+    pytest.param("native", marks=pytest.mark.skipif(MISSING is not None, reason=str(MISSING))),
+    "triton",
+    "reference",
+]
+
+
+@pytest.mark.parametrize("backend", PATHS)
+def test_an_output_that_autograd_still_needs_is_known_to_be_changed(backend: Any) -> None:
+    out = torch.full((2, 1, 3, 4, 3), 2.0)
+    factor = torch.tensor(3.0, requires_grad=True)
+    needed = (factor * out).sum()  # its gradient is the sum of what `out` holds
+    render_views(**fitting(), out=out, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        needed.backward()
+
+
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_plan_marks_its_outputs_as_changed(whole: bool) -> None:
+    given = fitting()
+    outs = [torch.zeros(2, 1, 3, 4, 3) for _ in range(2)]
+    plan = ViewPlan([ViewRequest(**{name: given[name] for name in ("boxes", "flipped", "quarter_turns")}, out=out) for out in outs])
+    before = [out._version for out in outs]
+    if whole:
+        plan.render_all(given["pictures"])
+    else:
+        plan.render_picture(1, given["pictures"][1].numpy())
+    assert all(out._version > version for out, version in zip(outs, before, strict=True))
+
+
+@pytest.mark.parametrize("backend", PATHS)
+def test_mirror_and_turns_may_be_left_out_and_one_number_is_a_square(backend: Any) -> None:
+    given = {name: value for name, value in fitting().items() if name in ("pictures", "boxes")}
+    upright = {"flipped": torch.zeros(2, 1, dtype=torch.bool), "quarter_turns": torch.zeros(2, 1, dtype=torch.int64)}
+    expected = render_views(**given, **upright, size_px=(4, 4), backend=backend)
+    assert torch.equal(render_views(**given, size_px=4, backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", PATHS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])
+def test_turns_are_integers_of_any_width(dtype: torch.dtype, backend: Any) -> None:
+    turns = torch.tensor([[1], [3]])
+    expected = render_views(**fitting() | {"quarter_turns": turns}, backend=backend)
+    assert torch.equal(render_views(**fitting() | {"quarter_turns": turns.to(dtype)}, backend=backend), expected)

@@ -3,9 +3,11 @@
 Every property is asked of both fast paths: "torch", and "triton", which without a GPU runs in Triton's interpreter.
 """
 
+import importlib
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,11 +16,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import roi_align
 
-from wherefrom.kernels.roi_pool import ADAPTIVE, READERS, roi_pool, weights_torch
+from wherefrom.kernels import roi_pool_pairs
+from wherefrom.kernels.roi_pool import ADAPTIVE, CHUNK, READERS, contract_torch, roi_pool, weights_torch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("torch", pytest.param("triton", marks=pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")))
 backends = pytest.mark.parametrize("backend", BACKENDS)
+MODULE = importlib.import_module("wherefrom.kernels.roi_pool")
 H, W = 5, 4
 NAN, INF = math.nan, math.inf
 
@@ -162,6 +166,71 @@ def test_a_huge_box_takes_no_more_memory_than_one_as_large_as_the_map() -> None:
     assert largest(1e6) == largest(32.0) == 2 * 3 * 32 * READERS
 
 
+def test_many_boxes_on_a_large_map_hold_a_fraction_of_what_lies_between_the_two_sums() -> None:
+    tokens, upstream = random_tokens(1, 40, 40, 128).cpu(), random_tokens(1, 64, 4, 4, 128, seed=2).cpu()
+    boxes = random_boxes(1, 64).cpu() * 6
+    between = 64 * 4 * 40 * 128  # boxes, bins, columns, features: the first sums of all of them
+    assert between > 2 * CHUNK
+    tables = weights_torch(boxes, None, None, None, (40, 40), (40, 40), (4, 4), ADAPTIVE)
+    for source, transposed in ((tokens, False), (upstream, True)):
+        with LargestTensor() as mode:
+            contract_torch(source, *tables, None, (40, 40), (4, 4), transposed)
+        assert mode.numel < between / 2
+
+
+@pytest.mark.parametrize("D", [5, 40])
+def test_how_features_are_cut_changes_no_bit(D: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, boxes = random_tokens(2, H, W, D), random_boxes(2, 7)
+    monkeypatch.setattr(MODULE, "SMALL", 0)
+    whole = with_gradient(tokens, boxes, out_hw=(3, 2), backend="torch")
+    monkeypatch.setattr(MODULE, "CHUNK", 1)
+    assert [length for _, length in MODULE._few_features(D, 1)] == ([5] if D == 5 else [16, 16, 8])
+    parts = with_gradient(tokens, boxes, out_hw=(3, 2), backend="torch")
+    assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="what is small on a processor is as any on a GPU")
+@pytest.mark.parametrize("wild", [0.5, NAN, INF])
+@pytest.mark.parametrize("out_hw", [(3, 3), (2, 5)])
+def test_small_problems_are_pooled_without_lists_and_the_same(
+    out_hw: tuple[int, int], wild: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not finite spoils what reads it, and no bit of anything else."""
+    tokens, boxes, turns = random_tokens(2, H, W, 7), random_boxes(2, 8), torch.arange(16).view(2, 8)
+    upstream = random_tokens(2, 8, *out_hw, 7, seed=3)
+    options: dict[str, Any] = {"out_hw": out_hw, "quarter_turns": turns, "backend": "torch"}
+    spoilt, above = tokens.clone(), upstream.clone()
+    spoilt[0, 2, 2, 3] = above[1, 2, 1, 1, 4] = wild
+    monkeypatch.setattr(MODULE, "SMALL", 0)
+    listed = with_gradient(spoilt, boxes, above, **options)
+    monkeypatch.undo()
+    for at_once in (1, 5):  # boxes
+        monkeypatch.setattr(MODULE, "SERIAL", at_once * MODULE._numbers_each(tokens, *(torch.empty(1, 1, 5, side) for side in (H, W))))
+        clean = with_gradient(tokens, boxes, upstream, **options)
+        dense = with_gradient(spoilt, boxes, above, **options)
+        for ours, theirs, before in zip(dense, listed, clean, strict=True):
+            torch.testing.assert_close(ours, theirs, equal_nan=True)
+            untouched = theirs.isfinite()
+            assert untouched.any()
+            if not math.isfinite(wild):
+                assert torch.equal(ours[untouched], before[untouched]) and not untouched.all()
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="of the processor's path")
+def test_the_number_of_threads_changes_no_bit() -> None:
+    """Of small problems, which one thread sums whatever there are, and of large ones."""
+    threads = torch.get_num_threads()
+    try:
+        for D in (7, 700):
+            results = []
+            for each in (1, 2, 5):
+                torch.set_num_threads(each)
+                results.append(with_gradient(random_tokens(2, H, W, D), random_boxes(2, 8), out_hw=(3, 3), backend="torch"))
+            assert all(torch.equal(one, first) for others in results for one, first in zip(others, results[0], strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
 # the definition in float64
 
 
@@ -273,6 +342,14 @@ def test_boxes_are_in_units_of_the_frame_on_each_axis() -> None:
     pooled = roi_pool(tokens, boxes, frame_hw=(H, W), out_hw=(2, 2))
     assert torch.equal(roi_pool(tokens, scaled, frame_hw=(H * 4, W * 16), out_hw=(2, 2)), pooled)
     assert not torch.equal(roi_pool(tokens, scaled, frame_hw=(H * 16, W * 4), out_hw=(2, 2)), pooled)
+
+
+def test_one_number_is_a_square() -> None:
+    tokens, boxes = random_tokens(2, H, W, 3), random_boxes(2, 3)
+    pooled = roi_pool(tokens, boxes, frame_hw=(7.5, 7.5), out_hw=(3, 3))
+    assert torch.equal(roi_pool(tokens, boxes, frame_hw=7.5, out_hw=3), pooled)
+    assert torch.equal(roi_pool(tokens, boxes, frame_hw=[7.5, np.float32(7.5)], out_hw=[3, np.int64(3)]), pooled)
+    assert torch.equal(roi_pool_pairs(tokens, boxes, frame_hw=7.5, out_hw=3)[0], pooled)
 
 
 # the mean over an area
@@ -531,10 +608,24 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"flipped": torch.zeros(2, 3).long()}, "flipped is int64, expected bool"),
     ({"flipped": torch.zeros(2, 1).bool()}, "flipped has shape (2, 1), expected (2, 3); one a box"),
     ({"valid": torch.zeros(2, 3, device="meta").bool()}, "valid is on meta, tokens on cpu; move one of them"),
-    ({"frame_hw": (224, 0)}, "frame_hw=(224, 0): needs two sides above 0, (height, width) of the frame of the boxes"),
-    ({"frame_hw": (224, NAN)}, "frame_hw=(224, nan): needs two sides above 0, (height, width) of the frame of the boxes"),
-    ({"out_hw": (2, 0)}, "out_hw=(2, 0): needs two whole numbers of bins, (rows, columns) of the result"),
-    ({"out_hw": (2, 2.0)}, "out_hw=(2, 2.0): needs two whole numbers of bins, (rows, columns) of the result"),
+    ({"frame_hw": (224, 0)}, "frame_hw=(224, 0): needs two sides above 0, (height, width) of the frame of the boxes, or one for a square"),
+    (
+        {"frame_hw": (224, NAN)},
+        "frame_hw=(224, nan): needs two sides above 0, (height, width) of the frame of the boxes, or one for a square",
+    ),
+    (
+        {"frame_hw": torch.ones(2, 2)},
+        "frame_hw=a tensor of shape (2, 2): needs two sides above 0, (height, width) of the frame of the boxes, or one for a square",
+    ),
+    ({"frame_hw": ""}, "frame_hw='': needs two sides above 0, (height, width) of the frame of the boxes, or one for a square"),
+    (
+        {"out_hw": torch.tensor(3)},
+        "out_hw=a tensor of shape (): needs two whole numbers of bins, (rows, columns) of the result, or one for a square",
+    ),
+    ({"out_hw": True}, "out_hw=True: needs two whole numbers of bins, (rows, columns) of the result, or one for a square"),
+    ({"out_hw": (2, 2, 2)}, "out_hw=(2, 2, 2): needs two whole numbers of bins, (rows, columns) of the result, or one for a square"),
+    ({"out_hw": (2, 0)}, "out_hw=(2, 0): needs two whole numbers of bins, (rows, columns) of the result, or one for a square"),
+    ({"out_hw": (2, 2.0)}, "out_hw=(2, 2.0): needs two whole numbers of bins, (rows, columns) of the result, or one for a square"),
     ({"sampling": 0}, "sampling=0: take one of 'adaptive', 'area', or a whole number of samples above 0"),
     ({"sampling": "exact"}, "sampling='exact': take one of 'adaptive', 'area', or a whole number of samples above 0"),
     ({"sampling": True}, "sampling=True: take one of 'adaptive', 'area', or a whole number of samples above 0"),

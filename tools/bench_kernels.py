@@ -26,6 +26,7 @@ from wherefrom.pipeline.places import available_cores
 from wherefrom.tools.kernel_cases import CASES, Case, Kernel
 from wherefrom.tools.kernel_measuring import GRAPH, Plan
 from wherefrom.tools.kernel_plot import draw_speeds
+from wherefrom.tools.kernel_problems import COMPILE_MODE
 from wherefrom.tools.machine import machine
 
 __all__ = ["bench_kernels_command"]
@@ -58,11 +59,11 @@ def bench_kernels_command(
     out: Path = Path("bench-kernels"),
     plant: bool = False,
 ) -> int:
-    """Measure the kernels against the usual ways; the exit code is 1 if a result is wrong.
+    """Measure the kernels against the usual ways; the exit code is 1 if a result is wrong, 2 if a floor of speed or memory is missed.
 
     Args:
         kernels: which.
-        quick: one small case of each for a moment, without torch.compile and the figures of machine code.
+        quick: one small case of each for a moment, without torch.compile and the figures of machine code; floors are told, not held.
         seconds: of timing a case, everyone in turns.
         threads: of PyTorch on the CPU; default: one a core.
         cpu: measure on the CPU even if there is a CUDA GPU.
@@ -99,7 +100,7 @@ def bench_kernels_command(
     result: dict[str, Any] = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "machine": machine(PACKAGES),
-        "settings": settings | {"cuda": cuda},
+        "settings": settings | {"cuda": cuda, "compile_mode": COMPILE_MODE},
         "timing": "CUDA events around one call, L2 flushed before it" if cuda else "wall clock, caches as the others leave them",
         "cases": measured,
         "ahead_of_time": [] if quick or cuda else _ahead_of_time(console, kernels),
@@ -117,7 +118,10 @@ def bench_kernels_command(
     if result["ahead_of_time"]:
         console.print(_machine_code_table(result["ahead_of_time"]))
     console.print(f"every result was checked; all numbers: {out / 'bench.json'}, {out / 'bench.png'}", markup=False)
-    return 0
+    missed = [words for found in measured for words in missed_floors(found)]
+    for words in missed:
+        console.print(f"missed a floor: {words}", markup=False, soft_wrap=True)
+    return 2 if missed and not quick else 0
 
 
 def _measured(case: Case, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,6 +173,22 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         "memory_ratios": memory_ratios(found["memory"], found["ours"]),
     }
     return rest | {"contenders": contenders} | compared
+
+
+def missed_floors(case: Mapping[str, Any]) -> list[str]:
+    """Say which floors our first path does not reach; who was not measured has none."""
+    mine = next(name for name, contender in case["contenders"].items() if contender["ours"])
+    missed = []
+    for kind, floors, more in (("speed_ratios", "speed_floors", "times as fast"), ("memory_ratios", "memory_floors", "times as small")):
+        for other, floor in case[floors].items():
+            ratio = case[kind].get(f"{mine} / {other}")
+            found = ratio["median"] if isinstance(ratio, Mapping) else ratio
+            if found is not None and found < floor:
+                missed.append(f"{case['name']}: {mine} is {found:.2f} {more} as {other}, has to be {floor:g}")
+    copied, floor = case["contenders"][mine]["copy_share"], case["copy_floor"]
+    if floor is not None and copied < floor:
+        missed.append(f"{case['name']}: {mine} reaches {copied:.0%} of copy bandwidth, has to be {floor:.0%}")
+    return missed
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], ours: Sequence[str]) -> dict[str, Ratio]:
@@ -255,6 +275,7 @@ def _row(case: Mapping[str, Any], name: str, contender: Mapping[str, Any]) -> li
 
 
 def _title(name: str, contender: Mapping[str, Any]) -> str:
+    name = name.replace("compile", f"compile, {COMPILE_MODE} mode")
     return f"ours, {name}" if contender["ours"] else name
 
 

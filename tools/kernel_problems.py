@@ -29,6 +29,7 @@ from wherefrom.kernels.roi_pool_reference import roi_pool_reference
 Results = dict[str, Tensor]  # outputs and gradients by name
 Call = Callable[[], Results]
 
+COMPILE_MODE = "default"  # of torch.compile
 FRAME_PX = 224  # sides of the frame that boxes lie in
 SIDE_FRAC = (0.25, 0.75)  # of the frame, sides of boxes
 VIEW_EDGE_PX = 2  # pixels of a view that may see beyond its box, on each side
@@ -345,7 +346,7 @@ def _ours(device: torch.device, call: Callable[[Backend], Call]) -> dict[str, Co
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function compiled for these very shapes; nothing is compiled before the first call."""
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    return torch.compile(function, fullgraph=True, dynamic=False, mode=COMPILE_MODE)
 
 
 def _boxes(batch: int, each: int, device: torch.device) -> Tensor:
