@@ -1,22 +1,26 @@
 """What the calls of all kernels share: which path serves a call, and argument checks that say what came.
 
-Here: backends and why Triton may not serve, the handle of our operator library, checks of shape, dtype and device, what derivatives ask.
+Here: backends and why Triton may not serve, the handle of our operator library, small problems in one thread, checks of shape, dtype and
+device, what derivatives ask.
 Not here: any kernel; nothing of this is needed to read one's formula (*_reference.py).
 """
 
+import contextlib
+import ctypes
 import functools
 import importlib.util
 import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
@@ -25,6 +29,8 @@ log = logging.getLogger(__name__)
 Backend = Literal["auto", "triton", "torch", "reference"]
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+ALONE = 2**17  # numbers up to which a processor's problem stays in the calling thread: 1 to 2 ms of its time
 
 LIBRARY = torch.library.Library("wherefrom", "FRAGMENT")
 
@@ -91,6 +97,39 @@ def _say_once(words: str) -> None:
     log.warning(words)
 
 
+@contextlib.contextmanager
+def alone(tensor: Tensor, numbers: int) -> Iterator[None]:
+    """Keep a small problem, of so many numbers on the device of `tensor`, in the calling thread, whatever others do.
+
+    Waking OpenMP's other threads costs more than they would spare, and where another process holds their core each of PyTorch's small
+    parallel regions waits for a slice of time: 30 ms in the place of 1. Both numbers set here belong to the calling thread.
+    """
+    if tensor.device.type != "cpu" or numbers > ALONE:
+        yield
+        return
+    limit_mkl = _mkl_limit()
+    with _openmp().limit(limits=1):
+        before = limit_mkl(1)
+        try:
+            yield
+        finally:
+            limit_mkl(before)
+
+
+@functools.cache
+def _openmp() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="openmp")
+
+
+@functools.cache
+def _mkl_limit() -> Callable[[int], int]:
+    """Return what sets the calling thread's number of the MKL inside PyTorch, which after torch.set_num_threads heeds OpenMP no more."""
+    try:
+        return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).MKL_Set_Num_Threads_Local
+    except (OSError, AttributeError):  # PyTorch without MKL
+        return int
+
+
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str], mend: str = "") -> None:
     """Raise ValueError unless a tensor has the expected shape; a str stands for any length and is shown as the axis's letter."""
     shape = tuple(tensor.shape)
@@ -118,7 +157,7 @@ def sides_of(name: str, value: Any, words: str, *, whole: bool) -> tuple[Any, An
     Raises: ValueError if the value is something else, a tensor say.
     """
     sides = tuple(value) if isinstance(value, Sequence) else (value, value)
-    sides = tuple(side.item() if isinstance(side, np.generic) else side for side in sides)
+    sides = tuple(side.item() if hasattr(side, "item") and not isinstance(side, Tensor) else side for side in sides)  # a NumPy scalar
     if len(sides) != 2 or not all(_is_side(side, whole) for side in sides):
         shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise ValueError(f"{name}={shown}: needs {words}")

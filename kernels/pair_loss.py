@@ -6,6 +6,7 @@ The loss is linear in what comes from above, so gradients are computed with the 
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from wherefrom.kernels.dispatch import (
+    ALONE,
     INTEGERS,
     LIBRARY,
     Backend,
+    alone,
     check_backend,
     check_device,
     check_dtype,
@@ -144,10 +147,14 @@ def pair_loss(
     if backend == "reference":
         return materialised(a, b, boxes, weight=weight, offset=offset, bias=bias)
     count = len(pairs) if isinstance(pairs, Tensor) else a.shape[1] ** 2
-    if backend == "auto" and a.device.type == "cpu" and a.shape[0] * count * a.shape[2] < MATERIALISED:
+    if backend == "auto" and a.device.type == "cpu" and (activations := a.shape[0] * count * a.shape[2]) < MATERIALISED:
         with torch.autocast("cpu", enabled=False):
-            bias = None if bias is None else bias.float()
-            return materialised(a.float(), b.float(), boxes.float(), weight=weight.float(), offset=offset.float(), bias=bias)
+            floats = a.float(), b.float(), weight.float(), offset.float(), None if bias is None else bias.float()
+            stored = partial(_materialised, materialised, boxes.float())
+            if activations > ALONE or every_mode or torch.compiler.is_compiling():
+                return stored(*floats)
+            with alone(a, activations):
+                return PairLoss(*_Alone.apply(stored, activations, *floats)) if needs_gradient(*floats) else stored(*floats)
     # asked here: inside an autograd.Function every input still looks as if it needed a gradient under no_grad
     learnt = [value for value in (a, b, weight, offset, bias) if value is not None]
     grads = every_mode or needs_gradient(*learnt)
@@ -170,6 +177,40 @@ def pair_loss(
             *options,
         )[:5]
     )
+
+
+def _materialised(
+    call: Callable[..., PairLoss], boxes: Tensor, a: Tensor, b: Tensor, weight: Tensor, offset: Tensor, bias: Tensor | None
+) -> PairLoss:
+    return call(a, b, boxes, weight=weight, offset=offset, bias=bias)
+
+
+class _Alone(torch.autograd.Function):
+    """A small problem whose graph is kept apart, so that its gradients stay in one thread as its loss did."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Callable[..., PairLoss], activations: int, *learnt: Tensor | None) -> tuple[Tensor, ...]:
+        needed = ctx.needs_input_grad[2:]
+        apart = [value if value is None else value.detach().requires_grad_(need) for value, need in zip(learnt, needed, strict=True)]
+        with torch.enable_grad():
+            result = call(*apart)
+        ctx.call, ctx.activations, ctx.needed = call, activations, needed
+        ctx.loss, ctx.apart = result.loss, apart
+        ctx.save_for_backward(*learnt)
+        outputs = tuple(value.detach() for value in result)
+        ctx.mark_non_differentiable(*outputs[1:])
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        loss, learnt, again = ctx.loss, ctx.apart, torch.is_grad_enabled()
+        if again:  # a derivative of the gradients is asked for: they have to know where they come from
+            learnt = ctx.saved_tensors
+            loss = ctx.call(*learnt).loss
+        asked = [value for value, need in zip(learnt, ctx.needed, strict=True) if need]
+        with alone(upstream, ctx.activations):
+            gradients = iter(torch.autograd.grad(loss, asked, upstream, retain_graph=True, create_graph=again))
+        return None, None, *(next(gradients) if need else None for need in ctx.needed)
 
 
 def _anchor(learnt: list[Tensor]) -> Tensor:

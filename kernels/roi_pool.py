@@ -6,7 +6,8 @@ How: sampling is separable, clamping and all. Each axis of each box has a table 
 them, its gradient the two transposed products, so that one operator, `roi_contract`, is its own derivative of every order.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -17,6 +18,7 @@ from wherefrom.kernels.dispatch import (
     INTEGERS,
     LIBRARY,
     Backend,
+    alone,
     check_backend,
     check_device,
     check_dtype,
@@ -37,11 +39,9 @@ ADAPTIVE, AREA = 0, -1  # "adaptive" and "area" among numbers of samples
 READERS = 4  # samples of a bin that may read one token: in adaptive mode they lie at least 1/2 apart, 2/3 if they are three or more
 CHUNK = 2**19  # numbers that the torch path keeps between its two sums: more would leave the cache
 FEATURES = 16  # those taken at once come in multiples of these: whole vectors, whose sums do not depend on how they are cut
-SERIAL = 2**15  # numbers of a tensor up to which PyTorch wakes no other thread: at::internal::GRAIN_SIZE
-SMALL = 8 * SERIAL  # numbers of all products of a problem that are written out, 0 and all, SERIAL at a time, rather than listed
+SMALL = 2**18  # numbers of all products of a problem that are written out, 0 and all, rather than listed
 DIRECT_WIDTH = 128  # features from which on listing every (output, token) pays
 DIRECT_SPAN = 4  # tokens an axis that a bin may read for both axes to be summed at once; more are summed one axis after the other
-
 
 NO_DERIVATIVE = "roi_pool gives no derivative of boxes; pass boxes.detach()"
 
@@ -242,7 +242,8 @@ def _roi_weights_op(
             from wherefrom.kernels.roi_pool_triton import roi_weights_triton
 
             return roi_weights_triton(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples)
-        return weights_torch(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples)
+        with alone(boxes, 2 * boxes[..., 0].numel() * max(table_bins(out_hw, quarter_turns)) * max(map_hw)):
+            return weights_torch(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples)
 
 
 def _roi_contract_op(
@@ -262,7 +263,9 @@ def _roi_contract_op(
             from wherefrom.kernels.roi_pool_triton import roi_contract_triton
 
             return roi_contract_triton(source, rows, columns, quarter_turns, map_hw, out_hw, transposed)
-        return contract_torch(source, rows, columns, quarter_turns, map_hw, out_hw, transposed)
+        lines = math.prod(map_hw) * len(rows) if transposed else math.prod(out_hw) * rows[..., 0, 0].numel()
+        with alone(source, source.numel() + lines * source.shape[-1]):
+            return contract_torch(source, rows, columns, quarter_turns, map_hw, out_hw, transposed)
 
 
 @torch.library.register_fake("wherefrom::roi_weights", lib=LIBRARY)
@@ -424,9 +427,9 @@ Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _dense_or_listed(dense: Product, listed: Product, source: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Write out all products of a small problem, in few steps and one thread; but what reads something that is not finite is listed."""
-    small = 0 < _numbers_each(source, rows, columns) <= SERIAL and rows[..., 0, 0].numel() * _numbers_each(source, rows, columns) <= SMALL
-    if not small or source.device.type != "cpu":
+    """Write out all products of a small problem; but what reads something that is not finite is listed."""
+    (B, R, n, H), (m, W) = rows.shape, columns.shape[2:]
+    if source.device.type != "cpu" or not 0 < B * R * n * W * source.shape[-1] * max(H, m) <= SMALL:
         return listed(source, rows, columns)
     if source.sum().isfinite():
         return dense(source, rows, columns)
@@ -434,32 +437,14 @@ def _dense_or_listed(dense: Product, listed: Product, source: Tensor, rows: Tens
     return torch.where(exact.isfinite(), dense(source.where(source.isfinite(), 0), rows, columns), exact)
 
 
-def _numbers_each(source: Tensor, rows: Tensor, columns: Tensor) -> int:
-    """Return how many products a box has along the axis that has more."""
-    (n, H), (m, W) = rows.shape[2:], columns.shape[2:]
-    return n * W * source.shape[-1] * max(H, m)
-
-
-def _few_boxes(source: Tensor, rows: Tensor, columns: Tensor) -> Iterator[tuple[int, slice]]:
-    """Go through the pictures, and through their boxes as many at once as have SERIAL products."""
-    few = SERIAL // _numbers_each(source, rows, columns)
-    return ((b, slice(first, first + few)) for b in range(len(rows)) for first in range(0, rows.shape[1], few))
-
-
 def _pool_dense(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    pooled = tokens.new_empty(*rows.shape[:3], columns.shape[2], tokens.shape[-1])
-    for b, few in _few_boxes(tokens, rows, columns):
-        between = (rows[b, few, :, :, None, None] * tokens[b]).sum(2)  # (r, n, H, W, D) by H
-        pooled[b, few] = (columns[b, few, None, :, :, None] * between[:, :, None]).sum(3)  # (r, n, m, W, D) by W
-    return pooled
+    between = (rows[..., None, None] * tokens[:, None, None]).sum(3)  # (B, R, n, H, W, D) by H
+    return (columns[:, :, None, :, :, None] * between[:, :, :, None]).sum(4)  # (B, R, n, m, W, D) by W
 
 
 def _spread_dense(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    tokens = gradient.new_zeros(len(rows), rows.shape[-1], columns.shape[-1], gradient.shape[-1])
-    for b, few in _few_boxes(gradient, rows, columns):
-        between = (columns[b, few, None, :, :, None] * gradient[b, few, :, :, None]).sum(2)  # (r, n, m, W, D) by m
-        tokens[b] += (rows[b, few, :, :, None, None] * between[:, :, None]).sum((0, 1))  # (r, n, H, W, D) by r and n
-    return tokens
+    between = (columns[:, :, None, :, :, None] * gradient[..., None, :]).sum(3)  # (B, R, n, m, W, D) by m
+    return (rows[..., None, None] * between[:, :, :, None]).sum((1, 2))  # (B, R, n, H, W, D) by R and n
 
 
 def _pool_listed(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ FOLDERS = ("kernels", "pipeline", "train", "tools")  # each may import those bef
 FIRST_USER = {  # of each library from outside: that folder and those after it may import it
     "torch": "kernels",
     "triton": "kernels",
+    "threadpoolctl": "kernels",
     "numpy": "pipeline",
     "nvidia": "pipeline",
     "PIL": "pipeline",
