@@ -107,6 +107,7 @@ def alone(tensor: Tensor, numbers: int) -> Iterator[None]:
     if tensor.device.type != "cpu" or numbers > ALONE:
         yield
         return
+    torch.get_num_threads()  # a thread takes PyTorch's number when it first needs one: now, not over ours
     limit_mkl = _mkl_limit()
     with _openmp().limit(limits=1):
         before = limit_mkl(1)

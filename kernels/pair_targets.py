@@ -4,6 +4,7 @@ Here: the public call, its checks, the choice of path. The definition is pair_ta
 Not here: which views form pairs, and which of them count (wherefrom.train.objectives).
 """
 
+import contextlib
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +14,7 @@ from wherefrom.kernels.dispatch import (
     INTEGERS,
     LIBRARY,
     Backend,
+    alone,
     check_backend,
     check_device,
     check_dtype,
@@ -72,7 +74,9 @@ def pair_targets(
     if plain or (every_mode and backend == "auto"):
         exact = boxes.double() if backend == "reference" else boxes
         options: dict[str, Any] = {"position": position, "scale": scale, "axes": axes, "picture_hw": picture_hw, "mean": mean, "std": std}
-        targets = pair_targets_reference(exact, pairs, flipped=flipped, quarter_turns=quarter_turns, **options)
+        numbers = 4 * boxes[..., 0].numel() * (boxes.shape[-2] if pairs is None else len(pairs))
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else alone(boxes, numbers):
+            targets = pair_targets_reference(exact, pairs, flipped=flipped, quarter_turns=quarter_turns, **options)
         return targets if backend == "reference" else targets.float()
     flat = boxes.reshape(-1, *boxes.shape[-2:])
     flipped, quarter_turns = (None if value is None else value.reshape(flat.shape[:2]) for value in (flipped, quarter_turns))

@@ -263,9 +263,7 @@ def _roi_contract_op(
             from wherefrom.kernels.roi_pool_triton import roi_contract_triton
 
             return roi_contract_triton(source, rows, columns, quarter_turns, map_hw, out_hw, transposed)
-        lines = math.prod(map_hw) * len(rows) if transposed else math.prod(out_hw) * rows[..., 0, 0].numel()
-        with alone(source, source.numel() + lines * source.shape[-1]):
-            return contract_torch(source, rows, columns, quarter_turns, map_hw, out_hw, transposed)
+        return contract_torch(source, rows, columns, quarter_turns, map_hw, out_hw, transposed)
 
 
 @torch.library.register_fake("wherefrom::roi_weights", lib=LIBRARY)
@@ -388,8 +386,10 @@ def contract_torch(
     if quarter_turns is not None and bool((quarter_turns % 2 == 1).any()):
         odd = (quarter_turns % 2 == 1)[..., None, None, None]
     product = _spread_turned if transposed else _pool_turned
-    # detached: embedding_bag notes what its gradient would need, though none is taken here
-    return product(source.detach().float(), rows, columns, odd, out_hw).to(source.dtype)
+    lines = math.prod(map_hw) * len(rows) if transposed else math.prod(out_hw) * rows[..., 0, 0].numel()
+    with alone(source, source.numel() + lines * source.shape[-1]):
+        # detached: embedding_bag notes what its gradient would need, though none is taken here
+        return product(source.detach().float(), rows, columns, odd, out_hw).to(source.dtype)
 
 
 def _pool_turned(tokens: Tensor, rows: Tensor, columns: Tensor, odd: Tensor | None, out_hw: Sequence[int]) -> Tensor:

@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wherefrom.kernels.dispatch import LIBRARY, Backend, check_no_derivative, check_no_tangent, choose_path, needs_gradient, transformed
+from wherefrom.kernels.dispatch import (
+    LIBRARY,
+    Backend,
+    alone,
+    check_no_derivative,
+    check_no_tangent,
+    choose_path,
+    needs_gradient,
+    transformed,
+)
 from wherefrom.kernels.pair_targets import Axes, Position, Scale, check_targets, pair_targets
 from wherefrom.kernels.pair_targets_reference import pair_targets_reference
 from wherefrom.kernels.roi_pool import check_rois, contract, contract_torch, roi_pool, samples_of
@@ -120,7 +129,8 @@ def _roi_pool_pairs_op(
             from wherefrom.kernels.roi_pool_triton import roi_pool_pairs_triton
 
             return roi_pool_pairs_triton(tokens, rows, columns, boxes, pairs, map_hw=map_hw, out_hw=out_hw, **view, **options)
-        targets = pair_targets_reference(boxes, pairs, **view, **options).float()
+        with alone(boxes, 4 * boxes[..., 0].numel() * (boxes.shape[1] if pairs is None else len(pairs))):
+            targets = pair_targets_reference(boxes, pairs, **view, **options).float()
         return (
             contract_torch(tokens, rows, columns, quarter_turns, map_hw, out_hw, transposed=False),
             targets.reshape(len(boxes), -1, targets.shape[-1]).contiguous(),
