@@ -6,6 +6,10 @@ import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+# Read by libgomp when torch is imported, here and in every process that a test starts: its threads spin at each barrier by
+# default, so that where another process holds a core every small parallel region waits for a whole time slice.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import hypothesis
 import numpy as np
 import pytest
