@@ -75,6 +75,7 @@ def test_spills_atomics_and_loops_are_seen(size: int, options: dict[str, int], s
     assert float(per_step) == int(loop) * 32 / size
 
 
+@pytest.mark.core
 def test_an_interpreted_kernel_is_refused() -> None:
     from wherefrom.kernels.dispatch import interpreted
 

@@ -90,6 +90,7 @@ def test_rounds_are_taken_in_turns_and_every_number_is_written(shard: Path, tmp_
     assert sorted(path.name for path in out.iterdir()) == ["bench.json", "bench.png"]
 
 
+@pytest.mark.core
 def test_a_wrong_box_ends_it_before_any_speed_is_told(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "numbers"
     assert bench_loader_command(data=str(shard), rounds=1, seconds=0.3, contenders=("torch", "pil"), out=out, plant=True) == 1
@@ -147,6 +148,7 @@ def test_every_contender_is_checked_and_measured_in_a_process_of_its_own(shard: 
     assert bench_loader_command(**told, plant=True) == 1  # type: ignore[arg-type]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("photometrics", [False, True])
 def test_the_check_tells_right_views_from_moved_boxes(shard: Path, photometrics: bool) -> None:
     index = ShardIndex.open(str(shard))
@@ -202,6 +204,7 @@ def test_pictures_are_enlarged_upright_once_and_never_shrunk(shard: Path, tmp_pa
     np.testing.assert_array_equal(same.source_size, index.source_size)
 
 
+@pytest.mark.core
 def test_who_cannot_run_here_is_left_out_in_a_line_that_says_why(
     shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,6 +320,7 @@ def test_of_a_cpu_second_only_what_python_runs_counts_as_held() -> None:
     assert found["none"].per_cpu_s < 0.15
 
 
+@pytest.mark.core
 def test_ratios_are_of_medians_with_the_rounds_spread() -> None:
     found = ratios({"torch": rate(10, 40, 20), "pil": rate(10, 4, 5), "decode_dali": rate(100, 100, 100)})
     assert set(found) == {"torch / pil", "torch / decode_dali"}
@@ -332,6 +336,7 @@ def told(case: Case, rates: dict[Name, Rate], feed: float = 2000) -> str:
     return " ".join(captured.get().split())
 
 
+@pytest.mark.core
 def test_worth_is_the_feed_over_pictures_per_cpu_second() -> None:
     assert cores_for(2000, rate(400, 500, 900)) == 4
     said = told(PLAIN, {"native": rate(500, held_frac=0.02), "pil": rate(80), "tv2": rate(100)}, feed=1000)
@@ -415,6 +420,7 @@ def test_what_cannot_be_measured_is_refused(words: str, arguments: dict[str, int
         bench_loader_command(data="none.tar", **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.core
 def test_shards_that_cannot_be_read_are_refused_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(OSError, match=r"none\.tar"):
         bench_loader_command(data=str(tmp_path / "none.tar"), out=tmp_path / "out")

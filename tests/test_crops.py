@@ -29,6 +29,8 @@ from wherefrom.pipeline.recipe import (
     ViewFamily,
 )
 
+pytestmark = pytest.mark.core
+
 SIGNIFICANT = 0.01
 
 

@@ -201,6 +201,7 @@ RECORD = {  # of one upright picture's one view, in the order of the module's ar
 }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("by", [-1, 1])
 @pytest.mark.parametrize("name", [*RECORD, "orientation", "out"])
 def test_a_buffer_of_another_size_is_refused(name: str, by: int) -> None:
@@ -238,6 +239,7 @@ def longest_stop(call: Callable[[], object]) -> float:
     return max(later - earlier for earlier, later in pairwise(during)) / (end - start)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("one_by_one", [False, True], ids=["render_all", "render_picture"])
 def test_python_goes_on_while_views_are_rendered(one_by_one: bool) -> None:
     if native_missing() is not None:
@@ -256,5 +258,6 @@ def test_python_goes_on_while_views_are_rendered(one_by_one: bool) -> None:
     assert min(longest_stop(call) for _ in range(3)) < 0.5  # the least of three: others may hold the processor, too
 
 
+@pytest.mark.core
 def test_a_call_that_holds_the_interpreter_stops_python() -> None:
     assert longest_stop(partial(ctypes.PyDLL(None).usleep, 300_000)) > 0.9

@@ -122,6 +122,7 @@ def test_python_blocks_run_as_written(tmp_path: Path, monkeypatch: pytest.Monkey
     run_blocks(ran, str(README))
 
 
+@pytest.mark.core
 def test_commands_exist() -> None:
     assert ["wherefrom", "train"] in COMMANDS
     assert [(command, unknown_words(command, help_of)) for command in COMMANDS if unknown_words(command, help_of)] == []
@@ -133,6 +134,7 @@ def test_launchers_find_the_command_line_as_a_module() -> None:
     assert "train" in done.stdout
 
 
+@pytest.mark.core
 def test_the_two_promised_commands_are_there() -> None:
     lines = {line.removeprefix("$ ").strip() for block in BLOCKS for line in block.text.splitlines()}
     assert {"pip install -e . && wherefrom train", "pip install -e '.[test]' && pytest"} <= lines
@@ -142,6 +144,7 @@ def test_method_is_named_as_what_it_is() -> None:
     assert "SP as re-implemented from secondary descriptions" in re.sub(r"\s+", " ", README.read_text(encoding="utf-8"))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_within_the_repository_lead_somewhere(page: str) -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", (ROOT / page).read_text(encoding="utf-8")))
@@ -149,6 +152,7 @@ def test_links_within_the_repository_lead_somewhere(page: str) -> None:
     assert [target for target in inside if not (ROOT / target).exists()] == []
 
 
+@pytest.mark.core
 def test_reader_of_blocks_sees_fences_lines_and_reasons() -> None:
     page = "# t\n\n```python\na = 1\n```\n\n<!-- no-test: needs a GPU -->\n```python\na / 0\n```\n\n"
     page += "```console\n$ wherefrom train \\\n    demo && ls | wc\nout\n```\n```console\npytest  # it's all\n```\n"
