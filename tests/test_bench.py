@@ -291,10 +291,13 @@ def test_the_interpreter_is_seen_held_as_long_as_a_known_load_holds_it(
     hold: Callable[[float], object], held_s: float, rest_s: float, holds: bool
 ) -> None:
     cores = os.sched_getaffinity(0)
-    with known_load(hold, held_s, time.sleep, rest_s) as inside, interpreter_watched() as found:
-        before, start = inside[0], time.perf_counter()
-        time.sleep(1)
-        share = (inside[0] - before) / (time.perf_counter() - start)
+    for _ in range(5):
+        with known_load(hold, held_s, time.sleep, rest_s) as inside, interpreter_watched() as found:
+            before, start = inside[0], time.perf_counter()
+            time.sleep(1)
+            share = (inside[0] - before) / (time.perf_counter() - start)
+        if found.readings > 1000 and share > 0.03:  # or others kept the cores from the load or the reader: again
+            break
     assert os.sched_getaffinity(0) == cores and found.readings > 1000 and share > 0.03
     if holds:
         assert 0.6 * share - 0.01 < found.share < 1.4 * share + 0.03

