@@ -1,5 +1,6 @@
 """The demo's pictures and shards, read back with tarfile and Pillow; what can be learned from them, measured with plain regressions."""
 
+import functools
 import io
 import json
 import subprocess
@@ -188,8 +189,13 @@ def test_numbers_below_one_are_refused_by_name(tmp_path: Path, wrong: str) -> No
     assert not list(tmp_path.iterdir())
 
 
+@functools.cache
+def scene(number: int) -> NDArray[np.uint8]:
+    return np.asarray(render_scene(list(KINDS)[number % 10], np.random.default_rng(number), (160, 160)))
+
+
 def scenes(count: int) -> list[NDArray[np.uint8]]:
-    return [np.asarray(render_scene(list(KINDS)[i % 10], np.random.default_rng(i), (160, 160))) for i in range(count)]
+    return [scene(number) for number in range(count)]
 
 
 def patches(images: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
