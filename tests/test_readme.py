@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from wherefrom.train.demo_data import demo_shards
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
@@ -108,7 +110,12 @@ BLOCKS = blocks_of(README.read_text(encoding="utf-8"))
 COMMANDS = commands_of([block for block in BLOCKS if block.language == "console"])
 
 
-def test_python_blocks_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("pictures", [{"train": 64, "val": 10}, pytest.param({}, id="all demo pictures", marks=pytest.mark.slow)])
+def test_python_blocks_run_as_written(
+    pictures: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With fewer demo pictures than they draw, unless slow."""
+    monkeypatch.setattr(demo_shards, "__kwdefaults__", (demo_shards.__kwdefaults__ or {}) | pictures)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WHEREFROM_CACHE", str(tmp_path / "cache"))
     python = [block for block in BLOCKS if block.language == "python"]
