@@ -90,7 +90,6 @@ def test_rounds_are_taken_in_turns_and_every_number_is_written(shard: Path, tmp_
     assert sorted(path.name for path in out.iterdir()) == ["bench.json", "bench.png"]
 
 
-@pytest.mark.core
 def test_a_wrong_box_ends_it_before_any_speed_is_told(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "numbers"
     assert bench_loader_command(data=str(shard), rounds=1, seconds=0.3, contenders=("torch", "pil"), out=out, plant=True) == 1

@@ -122,7 +122,6 @@ def test_pictures_of_one_colour_teach_size_where_brightness_tells_it() -> None:
     assert max(abs(x), abs(y)) < 0.05
 
 
-@pytest.mark.core
 def test_eight_pictures_are_learned_by_heart() -> None:
     step = trained(SETTINGS, steps=150, lr=2e-3, batch=8, pictures=8, kind="coordinates", fixed=True)
     batch = batch_of(step.families[0], np.arange(8))

@@ -380,7 +380,6 @@ TINY = [
 ]
 
 
-@pytest.mark.core
 def test_a_run_by_the_command_line_names_its_law_and_its_controls(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
