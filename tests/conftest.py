@@ -21,7 +21,9 @@ if not torch.cuda.is_available():  # the kernels themselves run on CPU tensors t
     os.environ["TRITON_INTERPRET"] = "1"
 
 # a busy machine is not a fault; where a run is to be repeated, every example is the same again
-hypothesis.settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.register_profile(
+    "ours", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 hypothesis.settings.load_profile("ours")
 
 SKIPPED_FOR_PHOTOGRAPHS: list[str] = []
