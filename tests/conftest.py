@@ -6,6 +6,10 @@ import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+# Read by libgomp when torch is imported, here and in every process that a test starts: its threads spin at each barrier by
+# default, so that where another process holds a core every small parallel region waits for a whole time slice.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import hypothesis
 import numpy as np
 import pytest
@@ -17,7 +21,9 @@ if not torch.cuda.is_available():  # the kernels themselves run on CPU tensors t
     os.environ["TRITON_INTERPRET"] = "1"
 
 # a busy machine is not a fault; where a run is to be repeated, every example is the same again
-hypothesis.settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.register_profile(
+    "ours", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize="CI" in os.environ
+)
 hypothesis.settings.load_profile("ours")
 
 SKIPPED_FOR_PHOTOGRAPHS: list[str] = []

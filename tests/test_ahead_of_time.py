@@ -24,9 +24,8 @@ def run_fresh(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("kernel", ahead_of_time.KERNELS)
-def test_kernels_compile_without_spills_or_atomics(kernel: str, capsys: pytest.CaptureFixture[str]) -> None:
-    figures: list[dict[str, Any]] = [json.loads(line) for line in run_fresh("-m", "wherefrom.tools.ahead_of_time", kernel).splitlines()]
+def assert_lean(printed: str, architectures: set[int], capsys: pytest.CaptureFixture[str]) -> None:
+    figures: list[dict[str, Any]] = [json.loads(line) for line in printed.splitlines()]
     with capsys.disabled():
         print()
         for each in figures:
@@ -35,10 +34,32 @@ def test_kernels_compile_without_spills_or_atomics(kernel: str, capsys: pytest.C
                 f"{each['launch']}, sm_{each['architecture']}: {each['registers']} registers, {each['stack_bytes']} B stack, "
                 f"{each['shared_bytes']} B shared{a_step}"
             )
-    assert {each["architecture"] for each in figures} == set(ahead_of_time.ARCHITECTURES)
+    assert {each["architecture"] for each in figures} == architectures
     wrong = [each for each in figures if each["spills"] or each["stack_bytes"] or each["atomics"]]
     assert not wrong, wrong
     assert all(0 < each["registers"] <= 255 and each["instructions"] > 20 for each in figures)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ahead_of_time.KERNELS)
+def test_kernels_compile_without_spills_or_atomics(kernel: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_lean(run_fresh("-m", "wherefrom.tools.ahead_of_time", kernel), set(ahead_of_time.ARCHITECTURES), capsys)
+
+
+CUT = """
+import json
+from dataclasses import asdict
+from wherefrom.tools.ahead_of_time import KERNELS, figures, launches_of
+
+for kernel in KERNELS:
+    for launch in {launch.kernel: launch for launch in launches_of(kernel)}.values():  # the last of each function
+        print(json.dumps(asdict(figures(launch, 90))))
+"""
+
+
+@pytest.mark.core
+def test_one_launch_of_every_function_compiles_without_spills_or_atomics(capsys: pytest.CaptureFixture[str]) -> None:
+    assert_lean(run_fresh("-c", CUT), {90}, capsys)
 
 
 PLANTED = """
@@ -75,6 +96,7 @@ def test_spills_atomics_and_loops_are_seen(size: int, options: dict[str, int], s
     assert float(per_step) == int(loop) * 32 / size
 
 
+@pytest.mark.core
 def test_an_interpreted_kernel_is_refused() -> None:
     from wherefrom.kernels.dispatch import interpreted
 

@@ -147,6 +147,7 @@ def test_every_contender_is_checked_and_measured_in_a_process_of_its_own(shard: 
     assert bench_loader_command(**told, plant=True) == 1  # type: ignore[arg-type]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("photometrics", [False, True])
 def test_the_check_tells_right_views_from_moved_boxes(shard: Path, photometrics: bool) -> None:
     index = ShardIndex.open(str(shard))
@@ -202,6 +203,7 @@ def test_pictures_are_enlarged_upright_once_and_never_shrunk(shard: Path, tmp_pa
     np.testing.assert_array_equal(same.source_size, index.source_size)
 
 
+@pytest.mark.core
 def test_who_cannot_run_here_is_left_out_in_a_line_that_says_why(
     shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -288,10 +290,13 @@ def test_the_interpreter_is_seen_held_as_long_as_a_known_load_holds_it(
     hold: Callable[[float], object], held_s: float, rest_s: float, holds: bool
 ) -> None:
     cores = os.sched_getaffinity(0)
-    with known_load(hold, held_s, time.sleep, rest_s) as inside, interpreter_watched() as found:
-        before, start = inside[0], time.perf_counter()
-        time.sleep(1)
-        share = (inside[0] - before) / (time.perf_counter() - start)
+    for _ in range(5):
+        with known_load(hold, held_s, time.sleep, rest_s) as inside, interpreter_watched() as found:
+            before, start = inside[0], time.perf_counter()
+            time.sleep(1)
+            share = (inside[0] - before) / (time.perf_counter() - start)
+        if found.readings > 1000 and share > 0.03:  # or others kept the cores from the load or the reader: again
+            break
     assert os.sched_getaffinity(0) == cores and found.readings > 1000 and share > 0.03
     if holds:
         assert 0.6 * share - 0.01 < found.share < 1.4 * share + 0.03
@@ -306,17 +311,25 @@ def test_of_a_cpu_second_only_what_python_runs_counts_as_held() -> None:
     def hash_without_lock(_: float) -> None:
         hashlib.sha256(data)
 
-    start = time.perf_counter()
-    hashlib.sha256(data)
-    hashing_s = time.perf_counter() - start
+    def spin_cpu(seconds: float) -> None:
+        over = time.thread_time() + seconds
+        while time.thread_time() < over:
+            pass
+
+    def hashing_s() -> float:
+        start = time.thread_time()
+        hash_without_lock(0)
+        return time.thread_time() - start
+
     found = {}
-    for name, held_s in (("half", hashing_s), ("none", 0.0)):
-        with known_load(spin, held_s, hash_without_lock, 0), interpreter_watched() as found[name]:
+    for name, held_s in (("half", min(hashing_s() for _ in range(5))), ("none", 0.0)):
+        with known_load(spin_cpu, held_s, hash_without_lock, 0), interpreter_watched() as found[name]:
             time.sleep(1)
     assert 0.25 < found["half"].per_cpu_s < 0.85
     assert found["none"].per_cpu_s < 0.15
 
 
+@pytest.mark.core
 def test_ratios_are_of_medians_with_the_rounds_spread() -> None:
     found = ratios({"torch": rate(10, 40, 20), "pil": rate(10, 4, 5), "decode_dali": rate(100, 100, 100)})
     assert set(found) == {"torch / pil", "torch / decode_dali"}
@@ -332,6 +345,7 @@ def told(case: Case, rates: dict[Name, Rate], feed: float = 2000) -> str:
     return " ".join(captured.get().split())
 
 
+@pytest.mark.core
 def test_worth_is_the_feed_over_pictures_per_cpu_second() -> None:
     assert cores_for(2000, rate(400, 500, 900)) == 4
     said = told(PLAIN, {"native": rate(500, held_frac=0.02), "pil": rate(80), "tv2": rate(100)}, feed=1000)
@@ -415,6 +429,7 @@ def test_what_cannot_be_measured_is_refused(words: str, arguments: dict[str, int
         bench_loader_command(data="none.tar", **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.core
 def test_shards_that_cannot_be_read_are_refused_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(OSError, match=r"none\.tar"):
         bench_loader_command(data=str(tmp_path / "none.tar"), out=tmp_path / "out")

@@ -93,6 +93,7 @@ def test_a_wrong_kernel_ends_it_before_any_speed_is_told(tmp_path: Path, capsys:
     assert "ms" not in said and not out.exists()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
 def test_every_kernel_is_found_out_when_its_boxes_lie_elsewhere(case: Case) -> None:
     path = our_path(case)
@@ -146,6 +147,7 @@ def test_nan_other_shapes_and_a_wrong_yardstick_are_red() -> None:
     assert one_result(right + 0.01, right, truth) == [False, True]
 
 
+@pytest.mark.core
 def test_peak_memory_is_counted_to_the_byte() -> None:
     given = torch.ones(MIB // 4)
 
@@ -161,6 +163,7 @@ def test_peak_memory_is_counted_to_the_byte() -> None:
     assert peak_bytes(Contender(call=call), CPU) == {"tensors": 4 * MIB + 16, "allocator": 4 * MIB + 16}
 
 
+@pytest.mark.core
 def test_memory_inside_our_operators_and_in_backward_is_counted() -> None:
     def hoard(x: Tensor) -> Tensor:
         return torch.stack([x, x, x]).sum()
@@ -276,6 +279,7 @@ def test_compile_rows_name_their_mode() -> None:
     assert bench_kernels._title("compile, CUDA graph", {"ours": False}) == "compile, default mode, CUDA graph"
 
 
+@pytest.mark.core
 def test_bytes_are_those_of_what_is_read_and_written() -> None:
     def case_of(kernel: str) -> Problem:
         case = next(case for case in QUICK if case.kernel == kernel)
@@ -313,6 +317,7 @@ def test_a_case_that_ends_otherwise_is_named(monkeypatch: pytest.MonkeyPatch) ->
         bench_kernels_command(kernels=("pair_targets",), quick=True, cpu=True)
 
 
+@pytest.mark.core
 def test_a_gpu_machines_graphs_are_told_and_drawn_apart(tmp_path: Path) -> None:
     seconds = {"triton": [1e-4] * 5, "eager": [3e-4] * 5, "triton, CUDA graph": [1e-5] * 5, "eager, CUDA graph": [2e-5] * 5}
     memory = {name: {"tensors": None, "allocator": size} for name, size in (("triton", 10), ("eager", 500))}

@@ -15,6 +15,8 @@ from wherefrom.pipeline.colour import colour_matrix, draw_colours
 from wherefrom.pipeline.recipe import Centre, ColourLaw, Recipe, ViewFamily
 from wherefrom.pipeline.views import Photometric
 
+pytestmark = pytest.mark.core
+
 LAW = ColourLaw(
     brightness=0.4,
     contrast=0.3,

@@ -55,6 +55,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.core
 def test_asking_what_there_is_answers_without_torch() -> None:
     code = "import sys; from wherefrom.tools.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(sorted(sys.modules))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -64,6 +65,7 @@ def test_asking_what_there_is_answers_without_torch() -> None:
     assert "'tyro'" not in said
 
 
+@pytest.mark.core
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert called(["--version"]) == 0
     assert re.fullmatch(r"wherefrom \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
@@ -193,6 +195,7 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if "cache" not in path.parts and ".wherefrom" not in path.parts)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(
     case: str, tiny_shards: Path, tmp_path: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
@@ -283,6 +286,7 @@ def test_training_tells_openmp_to_wait_asleep_before_torch_loads_it(own: dict[st
     assert done.stdout.split() == [seen, "False"]
 
 
+@pytest.mark.core
 def test_a_loss_that_breaks_ends_the_run_with_one_line_and_exit_code_1(
     tiny_shards: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,6 +296,7 @@ def test_a_loss_that_breaks_ends_the_run_with_one_line_and_exit_code_1(
     assert not (elsewhere / "runs" / "demo-0" / "checkpoints").exists()
 
 
+@pytest.mark.core
 def test_asking_for_nothing_or_for_a_group_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     for words, code, names in (
         ([], 2, list(COMMANDS)),
@@ -343,6 +348,7 @@ FINAL: dict[str, tuple[str, list[str], dict[str, object]]] = {  # a file beside,
 }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("case", FINAL)
 def test_only_the_final_result_is_checked_and_no_stage_on_the_way(
     case: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -381,6 +387,7 @@ RECORD = LogRecord(
 )
 
 
+@pytest.mark.core
 def test_where_nobody_watches_a_logging_step_is_one_line() -> None:
     stream = io.StringIO()
     terminal = Terminal(stream)
@@ -393,6 +400,7 @@ def test_where_nobody_watches_a_logging_step_is_one_line() -> None:
     )
 
 
+@pytest.mark.core
 def test_on_a_terminal_a_panel_shows_the_same_and_goes_away() -> None:
     stream = io.StringIO()
     terminal = Terminal(stream, live=True)
@@ -415,6 +423,7 @@ def test_a_stopped_run_says_what_is_kept_and_how_to_go_on(update: int, said: str
     assert f"stopped by SIGINT after {said}; go on with: wherefrom train --resume --out runs/demo-0" in stream.getvalue()
 
 
+@pytest.mark.core
 def test_tables_and_times_are_easy_to_read() -> None:
     assert columns([("name", "x"), ("a longer name", "0.123")]) == "name               x\na longer name  0.123"
     assert columns([("R2", "x", "expected"), ("a longer name", "-0.123", "at most 0"), ("a", "1.000", "")]) == (

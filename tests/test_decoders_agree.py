@@ -147,6 +147,7 @@ def assert_alike(files: Sequence[Bytes], batch: int) -> tuple[int, int]:
     return sum(picture is not None for picture in pictures), sum(picture is None for picture in pictures)
 
 
+@pytest.mark.core
 def test_renderers_refuse_the_same_damaged_files_and_show_every_other_as_it_is() -> None:
     kept, refused = assert_alike(mutations(90), batch=15)
     assert kept > 10 and refused > 30
@@ -158,12 +159,14 @@ def test_renderers_refuse_the_same_of_a_thousand_damaged_files() -> None:
     assert kept > 100 and refused > 300
 
 
+@pytest.mark.core
 def test_the_bar_sees_another_picture_of_the_same_size() -> None:
     one, other = (truth(np.frombuffer(encoded(seed, "JPEG", quality=90), np.uint8)) for seed in (0, 1))
     assert one is not None and other is not None
     assert np.abs(one.astype(int) - other).max() > 20 * ROUNDING
 
 
+@pytest.mark.core
 @pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
 def test_where_dali_decodes_jpegs_itself_everything_else_is_judged_strictly_all_the_same() -> None:
     """As on a GPU: of damaged JPEGs some may be shown, sound ones never refused; PNG and WebP are as everywhere."""

@@ -1,5 +1,6 @@
 """The demo's pictures and shards, read back with tarfile and Pillow; what can be learned from them, measured with plain regressions."""
 
+import functools
 import io
 import json
 import subprocess
@@ -36,6 +37,7 @@ def pictures(shard: str | Path) -> list[Image.Image]:
     return [Image.open(io.BytesIO(data)) for name, data in members(shard).items() if name.endswith(".jpg")]
 
 
+@pytest.mark.core
 def test_every_picture_has_a_label_and_the_ten_labels_are_balanced(shards: DemoShards) -> None:
     for shard, count in ((shards.train, TRAIN), (shards.val, VAL)):
         names = members(shard)
@@ -54,6 +56,7 @@ def test_samples_are_adjacent_and_keys_unique_across_shards(tmp_path: Path, monk
     assert all(names[i].rsplit(".", 1)[0] == names[i + 1].rsplit(".", 1)[0] for i in range(0, 20, 2))
 
 
+@pytest.mark.core
 def test_info_file_names_what_lies_there(shards: DemoShards) -> None:
     folder = Path(shards.train).parent
     info = json.loads((folder / "_info.json").read_text(encoding="utf-8"))
@@ -87,6 +90,7 @@ def test_sizes_and_aspects_vary_within_their_bounds(shards: DemoShards) -> None:
     assert aspect.min() > 0.74 and aspect.max() < 1.35 and np.ptp(aspect) > 0.4
 
 
+@pytest.mark.core
 def test_kinds_look_different_and_unknown_kinds_are_named() -> None:
     drawn = [render_scene(kind, np.random.default_rng(0), (96, 128)) for kind in KINDS]
     assert {picture.size for picture in drawn} == {(128, 96)}
@@ -95,6 +99,7 @@ def test_kinds_look_different_and_unknown_kinds_are_named() -> None:
         render_scene("submarine", np.random.default_rng(0), (96, 128))
 
 
+@pytest.mark.core
 def test_second_call_renders_nothing(shards: DemoShards) -> None:
     calls: list[int] = []
     cache = Path(shards.train).parents[1]
@@ -102,6 +107,7 @@ def test_second_call_renders_nothing(shards: DemoShards) -> None:
     assert not calls
 
 
+@pytest.mark.core
 def test_progress_counts_to_the_end(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     demo_shards(tmp_path, train=6, val=3, workers=1, progress=lambda done, total: calls.append((done, total)))
@@ -168,6 +174,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
 
 
+@pytest.mark.core
 def test_a_worker_that_fails_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_data, "WORKER", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="a rendering process ended early, with exit code 3; use workers=1 to render in this one"):
@@ -182,8 +189,13 @@ def test_numbers_below_one_are_refused_by_name(tmp_path: Path, wrong: str) -> No
     assert not list(tmp_path.iterdir())
 
 
+@functools.cache
+def scene(number: int) -> NDArray[np.uint8]:
+    return np.asarray(render_scene(list(KINDS)[number % 10], np.random.default_rng(number), (160, 160)))
+
+
 def scenes(count: int) -> list[NDArray[np.uint8]]:
-    return [np.asarray(render_scene(list(KINDS)[i % 10], np.random.default_rng(i), (160, 160))) for i in range(count)]
+    return [scene(number) for number in range(count)]
 
 
 def patches(images: list[NDArray[np.uint8]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -23,6 +23,8 @@ from wherefrom.pipeline.draws import (
 )
 from wherefrom.pipeline.recipe import Centre, Recipe, ViewFamily
 
+pytestmark = pytest.mark.core
+
 words32 = st.integers(0, 2**32 - 1)
 
 

@@ -9,6 +9,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from wherefrom.train.encoder import Encoder, ModelSettings
 
+pytestmark = pytest.mark.core
+
 SMALL_VIT = {"patch_size_px": 12, "view_size_px": 48, "width": 32, "depth": 2, "heads": 2}
 
 

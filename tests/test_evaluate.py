@@ -306,6 +306,7 @@ def test_neighbours_vote_as_brute_force_says() -> None:
     assert unweighted != found.tolist()
 
 
+@pytest.mark.core
 def test_ridge_solves_its_normal_equations() -> None:
     rng = np.random.default_rng(4)
     features, wanted = rng.normal(1, 2, (50, 6)), rng.normal(size=(50, 3))
@@ -315,6 +316,7 @@ def test_ridge_solves_its_normal_equations() -> None:
         np.testing.assert_allclose(weights.numpy(), np.linalg.solve(design.T @ design + shrunk, design.T @ wanted), atol=1e-10)
 
 
+@pytest.mark.core
 def test_the_probe_learns_what_is_linear_and_not_what_is_noise() -> None:
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 3, 400)
@@ -357,6 +359,7 @@ def shards(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable
     return made
 
 
+@pytest.mark.core
 def test_labels_are_judged_beside_pixels_and_chance(shards: Callable[..., ShardIndex]) -> None:
     with random_scope(1, "encoder"):
         encoder = Encoder(MODEL)
@@ -431,6 +434,7 @@ def test_a_labels_number_changes_no_accuracy(shards: Callable[..., ShardIndex]) 
     assert scores[0] == scores[1]
 
 
+@pytest.mark.core
 def test_tables_fit_80_columns_in_plain_words(honest: PairReport) -> None:
     assert len(honest.channels) == 4  # as many as there can be
     row = replace(honest.rows[0], r2=(-123.4, -0.8584, float("nan"), 0.99), low=(-1234.5,) * 4, high=(0.5,) * 4)
@@ -483,6 +487,7 @@ def test_without_labels_there_is_no_score(shards: Callable[..., ShardIndex]) -> 
         assert evaluate_labels(Encoder(MODEL), pictures, pictures, view_px=16) is None
 
 
+@pytest.mark.core
 def test_pairs_of_real_shards_are_judged_from_end_to_end(shards: Callable[..., ShardIndex]) -> None:
     encoder, objective = Encoder(MODEL), SpatialPrediction(replace(DISJOINT, size_px=16, min_side_px=8, mirror="picture"))
     objective.setup(encoder)
@@ -500,6 +505,7 @@ def test_pairs_of_real_shards_are_judged_from_end_to_end(shards: Callable[..., S
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
 
+@pytest.mark.core
 def test_plain_views_have_the_records_of_the_real_ones_and_one_colour_each(shards: Callable[..., ShardIndex]) -> None:
     recipe = Recipe(families=(DISJOINT.family("spatial"),))
     with ShardPictures(shards(), renderer="torch", threads=1) as pictures:

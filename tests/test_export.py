@@ -17,6 +17,8 @@ from wherefrom.train.objectives import SpatialSettings
 from wherefrom.train.run_folder import RunFolder, write_encoder
 from wherefrom.train.settings import TrainSettings
 
+pytestmark = pytest.mark.core
+
 TINY_VIT = ModelSettings(name="vit_small_patch16_224", view_size_px=48, patch_size_px=12, width=32, depth=1, heads=2)
 MODELS = {
     "vit": TINY_VIT,

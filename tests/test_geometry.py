@@ -15,6 +15,8 @@ from wherefrom.pipeline import geometry
 from wherefrom.pipeline.decode import upright
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 
+pytestmark = pytest.mark.core
+
 ORIENTATIONS = list(product((False, True), range(4)))
 
 sides = st.integers(1, 60)

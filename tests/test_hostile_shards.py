@@ -27,6 +27,8 @@ from wherefrom.pipeline.shard_table import scan_shard
 from wherefrom.pipeline.shards import BrokenShardError, ShardIndex, expand_pattern
 from wherefrom.tools.index import index_command
 
+pytestmark = pytest.mark.core
+
 SAME_FOLDER = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 END = b"\xff\xd9"
 

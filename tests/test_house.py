@@ -40,6 +40,7 @@ FIRST_USER = {  # of each library from outside: that folder and those after it m
     "tyro": "tools",
 }
 DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "nvidia": "nvidia-dali-cuda130", "triton": "torch"}  # where the name differs
+TESTS = sorted((ROOT / "tests").glob("test_*.py"))
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PACKAGES = sorted(path.parent for path in SOURCES if path.name == "__init__.py")
 
@@ -104,6 +105,7 @@ def forbidden_words(source: str) -> list[str]:
     return found
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("module", "source"),
     [
@@ -122,11 +124,13 @@ def test_an_import_against_the_plan_is_seen(module: str, source: str) -> None:
     assert import_offences(source, module)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("path", SOURCES, ids=MODULES)
 def test_imports_point_one_way(path: Path) -> None:
     assert import_offences(path.read_text(encoding="utf-8"), module_name(path)) == []
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "source",
     [
@@ -146,11 +150,13 @@ def test_a_forbidden_word_is_seen(source: str) -> None:
     assert forbidden_words(source)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("path", SOURCES, ids=MODULES)
 def test_no_pickle_no_shell_no_unsafe_load_no_catch_all(path: Path) -> None:
     assert forbidden_words(path.read_text(encoding="utf-8")) == []
 
 
+@pytest.mark.core
 def test_pyproject_lists_every_package_on_disk() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     on_disk = {module_name(folder / "__init__.py"): str(folder.relative_to(ROOT)) for folder in PACKAGES}
@@ -158,17 +164,20 @@ def test_pyproject_lists_every_package_on_disk() -> None:
     assert listed["package-dir"] == on_disk
 
 
+@pytest.mark.core
 def test_every_library_from_outside_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]}
     assert {DISTRIBUTION.get(name, name) for name in FIRST_USER} <= declared
 
 
+@pytest.mark.core
 def test_every_folder_with_sources_is_a_typed_package() -> None:
     assert {path.parent for path in SOURCES} == set(PACKAGES)
     assert [folder.name for folder in PACKAGES if not (folder / "py.typed").is_file()] == []
 
 
+@pytest.mark.core
 def test_no_module_is_named_after_a_standard_one() -> None:
     names = {name.rsplit(".", 1)[1] for name in MODULES}
     assert names & set(sys.stdlib_module_names) == set()
@@ -183,17 +192,19 @@ def fresh_python(code: str) -> str:
 
 def test_importing_the_pipeline_leaves_heavy_libraries_out() -> None:
     heavy = ["timm", "accelerate", "torchvision", "webdataset", "nvidia.dali", "matplotlib"]
-    report = f"import sys; print([name for name in {heavy} if name in sys.modules])"
-    assert fresh_python(f"import wherefrom.pipeline; {report}") == "[]"
-    assert fresh_python(f"import torchvision; {report}") == "['torchvision']"
+    report = f"print([name for name in {heavy} if name in sys.modules])"
+    said = fresh_python(f"import sys, wherefrom.pipeline; {report}; import matplotlib; {report}")
+    assert said.splitlines() == ["[]", "['matplotlib']"]
 
 
+@pytest.mark.core
 def test_kernels_import_without_triton_and_without_a_gpu() -> None:
     hide = "import os, sys; os.environ['CUDA_VISIBLE_DEVICES'] = ''; sys.modules['triton'] = None"
     modules = [name for name in MODULES if name.startswith("wherefrom.kernels") and not name.endswith("_triton")]
     assert fresh_python(f"{hide}; import {', '.join(modules)}; print('imported')") == "imported"
 
 
+@pytest.mark.core
 def test_there_is_one_copy_of_each_module() -> None:
     for name in IMPORTABLE:
         importlib.import_module(name)
@@ -213,6 +224,7 @@ def is_undocumented(thing: object) -> bool:
     return not words or words.startswith(f"{thing.__name__}(")
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("name", IMPORTABLE)
 def test_every_public_name_exists_and_is_documented(name: str) -> None:
     module = importlib.import_module(name)
@@ -222,6 +234,7 @@ def test_every_public_name_exists_and_is_documented(name: str) -> None:
     assert [word for word in public if is_undocumented(getattr(module, word))] == []
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("folder", ["kernels", "pipeline", "train"])
 def test_a_folder_opens_with_its_table_of_contents(folder: str) -> None:
     module = importlib.import_module(f"wherefrom.{folder}")
@@ -229,6 +242,7 @@ def test_a_folder_opens_with_its_table_of_contents(folder: str) -> None:
     assert [name for name in module.__all__ if name.startswith("_")] == []
 
 
+@pytest.mark.core
 def test_type_checkers_see_the_names_that_train_gives() -> None:
     train = importlib.import_module("wherefrom.train")
     shown: dict[str, str] = {}
@@ -237,3 +251,44 @@ def test_type_checkers_see_the_names_that_train_gives() -> None:
             shown |= {alias.name: (node.module or "").removeprefix("wherefrom.train.") for alias in node.names}
     assert shown == train._HOMES
     assert all(getattr(train, name).__module__ == f"wherefrom.train.{home}" for name, home in shown.items() if name != "RECIPES")
+
+
+def marks(node: ast.AST) -> set[str]:
+    """Return the names of the marks of pytest that are spelled out in it: slow for @pytest.mark.slow, for marks=pytest.mark.slow too."""
+    return {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and ast.unparse(each.value) == "pytest.mark"}
+
+
+def core_offences(source: str) -> list[str]:
+    """Return what is wrong with the core tests of a file: there is none, or one is slow, which `pytest -m core` would run."""
+    tree = ast.parse(source)
+    for_all = set().union(*(marks(node.value) for node in tree.body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)))
+    tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    of_each = {test.name: for_all.union(*(marks(decorator) for decorator in test.decorator_list)) for test in tests}
+    offences = [f"{name} is core and slow" for name, found in of_each.items() if {"core", "slow"} <= found]
+    return offences if any("core" in found for found in of_each.values()) else [*offences, "no core test"]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("source", "offences"),
+    [
+        ("@pytest.mark.core\ndef test_a(): ...\ndef test_b(): ...", []),
+        ("pytestmark = [pytest.mark.core, pytest.mark.skipif(no)]\ndef test_a(): ...", []),
+        ("@pytest.mark.slow\ndef test_a(): ...\ndef core(): ...", ["no core test"]),
+        ("pytestmark = pytest.mark.core\ndef helper(): ...", ["no core test"]),
+        ("@pytest.mark.core\n@pytest.mark.slow\ndef test_a(): ...", ["test_a is core and slow"]),
+        ("pytestmark = pytest.mark.core\n@pytest.mark.slow\ndef test_a(): ...", ["test_a is core and slow"]),
+        (
+            "@pytest.mark.core\n@pytest.mark.parametrize('n', [1, pytest.param(9, marks=pytest.mark.slow)])\ndef test_a(n): ...",
+            ["test_a is core and slow"],
+        ),
+    ],
+)
+def test_a_file_without_core_tests_or_with_slow_ones_is_seen(source: str, offences: list[str]) -> None:
+    assert core_offences(source) == offences
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("path", TESTS, ids=[path.stem for path in TESTS])
+def test_every_test_file_has_core_tests_and_none_of_them_is_slow(path: Path) -> None:
+    assert core_offences(path.read_text(encoding="utf-8")) == []

@@ -11,6 +11,8 @@ import pytest
 
 from wherefrom.pipeline.literals import check_literal, check_literals
 
+pytestmark = pytest.mark.core
+
 Word = Literal["none", "view", "picture"]
 
 

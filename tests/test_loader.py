@@ -96,6 +96,7 @@ def clone(batch: Batch) -> Batch:
     return replace(batch, views=tuple(replace(views, pixels=views.pixels.clone()) for views in batch.views))
 
 
+@pytest.mark.core
 def test_a_record_is_what_is_drawn_for_its_sample_alone(build: Callable[..., Loader]) -> None:
     loader = build()
     loader.seek(loader.updates_per_epoch + 1)
@@ -123,6 +124,7 @@ def test_ranks_threads_and_accumulation_change_nothing(build: Callable[..., Load
             assert torch.equal(torch.cat([part.views[k].pixels for part in mine]), views.pixels)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("order", ["shuffled", "block", "sequential"])
 @pytest.mark.parametrize("batch", [1, 5, 56])
 def test_the_batch_size_changes_no_view(build: Callable[..., Loader], order: str, batch: int) -> None:
@@ -136,6 +138,7 @@ def test_the_batch_size_changes_no_view(build: Callable[..., Loader], order: str
     assert len(found) == 56 // batch * batch if order != "sequential" else 56
 
 
+@pytest.mark.core
 @pytest.mark.skipif(not render_dali.installed(), reason="DALI is not installed")
 def test_both_renderers_are_handed_the_same_records(build: Callable[..., Loader]) -> None:
     torch_batches = list(build())
@@ -151,6 +154,7 @@ def test_other_families_change_nothing(build: Callable[..., Loader]) -> None:
             assert torch.equal(alone.family(name).pixels, more.family(name).pixels)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("threads", [0, 2])
 def test_resuming_at_any_step_continues_the_same_views(build: Callable[..., Loader], threads: int) -> None:
     per_epoch = build().updates_per_epoch
@@ -189,6 +193,7 @@ def test_a_pass_that_is_broken_off_is_followed_by_the_next_epoch(build: Callable
     assert next(iter(loader)).sample.tolist() == loader.order.micro_batch(0, 1, 0).tolist()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("form", [Path, str, lambda path: [path], lambda path: (str(path / "train.tar"), path / "val.tar")])
 def test_shards_are_named_as_for_the_index(tiny_shards: Path, form: Callable[[Path], Any]) -> None:
     with make_loader(form(tiny_shards), RECIPE, global_batch=4, renderer="torch", threads=0) as loader:
@@ -217,6 +222,7 @@ def test_ranks_draw_independently() -> None:
     assert np.corrcoef(by_slot[0][:, 0], by_slot[1][:, 0])[0, 1] == pytest.approx(1)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("field", "other"),
     [
@@ -253,6 +259,7 @@ def test_a_position_may_be_resumed_by_other_numbers_of_ranks_and_threads(build: 
     assert next(iter(loader)).sample.tolist() == build().order.micro_batch(0, 2, 0)[6:8].tolist()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("threads", [0, 2])
 def test_five_kept_batches_equal_five_fresh_ones(build: Callable[..., Loader], threads: int) -> None:
     kept = list(itertools.islice(build(threads=threads, global_batch=4).forever(), 9))
@@ -335,6 +342,7 @@ def with_bad(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callab
 STANDS_IN = {3: 5, 4: 5, 7: 8, 11: 12, 19: 0}
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("renderer", ["torch", "native", "dali"])
 @pytest.mark.parametrize("threads", [0, 2])
 def test_what_will_not_decode_is_replaced_by_the_next_sound_picture(
@@ -654,6 +662,7 @@ def test_a_closed_loader_says_so(build: Callable[..., Loader]) -> None:
             loader.batch([0])
 
 
+@pytest.mark.core
 def test_photographs_come_as_their_index_says(photographs: Path, build: Callable[..., Loader]) -> None:
     recipe = Recipe(
         families=(ViewFamily(name="global", views=2, size_px=(64, 64), mirror="view"), replace(LOCAL, min_side_px=16)), pixels="uint8"

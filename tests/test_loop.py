@@ -40,6 +40,8 @@ from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings
 from wherefrom.train.trainer import Trainer
 
+pytestmark = pytest.mark.core
+
 
 def tiny(shards: Path, *, updates: int = 6, **changes: Any) -> TrainSettings:
     """Return the settings of a run that takes about a second."""

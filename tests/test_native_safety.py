@@ -77,9 +77,10 @@ def watched_fuzzer(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]
 
 
 def fuzz(
-    command: Sequence[str | Path], *, seconds: float, seed: int, sets: str = "all", plant: str = "nothing"
+    command: Sequence[str | Path], *, span: str, seed: int, sets: str = "all", plant: str = "nothing"
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*command, str(seconds), str(seed), sets, "0", plant], capture_output=True, text=True, check=False)
+    """Run the fuzzer for a span: "400cases", whatever else the machine does, or "60s"."""
+    return subprocess.run([*command, span, str(seed), sets, "0", plant], capture_output=True, text=True, check=False)
 
 
 def assert_clean(done: subprocess.CompletedProcess[str]) -> None:
@@ -90,12 +91,10 @@ def assert_clean(done: subprocess.CompletedProcess[str]) -> None:
     assert "rendered by baseline," in done.stdout
 
 
-@pytest.mark.parametrize(
-    "seconds", [pytest.param(5), pytest.param(60, marks=pytest.mark.slow), pytest.param(600, marks=pytest.mark.slow)], ids="{}s".format
-)
-def test_hostile_batches_touch_nothing_outside(sanitized_fuzzer: Path, seconds: int, capsys: pytest.CaptureFixture[str]) -> None:
-    seed = 1 if seconds < 60 else int.from_bytes(os.urandom(4))  # a long run looks for new cases; a failure names its seed
-    done = fuzz([sanitized_fuzzer], seconds=seconds, seed=seed)
+@pytest.mark.parametrize("span", ["4000cases", pytest.param("60s", marks=pytest.mark.slow), pytest.param("600s", marks=pytest.mark.slow)])
+def test_hostile_batches_touch_nothing_outside(sanitized_fuzzer: Path, span: str, capsys: pytest.CaptureFixture[str]) -> None:
+    seed = int.from_bytes(os.urandom(4)) if span != "4000cases" else 1  # a long run looks for new cases; a failure names its seed
+    done = fuzz([sanitized_fuzzer], span=span, seed=seed)
     assert_clean(done)
     with capsys.disabled():
         print(f"\n{done.stdout.strip()}, seed {seed}")
@@ -117,7 +116,7 @@ def test_hostile_batches_touch_nothing_outside(sanitized_fuzzer: Path, seconds: 
     ],
 )
 def test_what_is_done_wrong_is_seen(sanitized_fuzzer: Path, plant: str, seen: str) -> None:
-    done = fuzz([sanitized_fuzzer], seconds=1, seed=1, plant=plant)
+    done = fuzz([sanitized_fuzzer], span="200cases", seed=1, plant=plant)
     assert done.returncode != 0
     assert re.search(seen, done.stderr), done.stderr
     assert plant == "overflow" or re.search(r"case \d+ of seed 1\n", done.stderr), "the case can be run again"
@@ -125,18 +124,24 @@ def test_what_is_done_wrong_is_seen(sanitized_fuzzer: Path, plant: str, seen: st
 
 def test_no_unwritten_memory_is_read(watched_fuzzer: list[str | Path]) -> None:
     # Valgrind knows no AVX-512, and says so to the kernel
-    assert_clean(fuzz(watched_fuzzer, seconds=5, seed=1, sets="baseline,avx2"))
+    assert_clean(fuzz(watched_fuzzer, span="120cases", seed=1, sets="baseline,avx2"))
 
 
 @pytest.mark.parametrize(("plant", "seen"), [("overrun", "Invalid write"), ("unset", "depends on uninitialised value")])
 def test_what_is_done_wrong_is_seen_by_valgrind(watched_fuzzer: list[str | Path], plant: str, seen: str) -> None:
-    done = fuzz(watched_fuzzer, seconds=1, seed=1, sets="baseline", plant=plant)
+    done = fuzz(watched_fuzzer, span="40cases", seed=1, sets="baseline", plant=plant)
     assert done.returncode == 9 and seen in done.stderr, done.stderr
 
 
 def test_a_fuzzer_that_shows_nothing_fails(sanitized_fuzzer: Path) -> None:
-    done = fuzz([sanitized_fuzzer], seconds=1, seed=1, sets="none")
+    done = fuzz([sanitized_fuzzer], span="1cases", seed=1, sets="none")
     assert done.returncode == 2 and "this processor has none of these instruction sets" in done.stderr
+
+
+@pytest.mark.parametrize("span", ["", "60", "cases", "60hours"])
+def test_a_span_without_a_unit_is_refused(sanitized_fuzzer: Path, span: str) -> None:
+    done = fuzz([sanitized_fuzzer], span=span, seed=1)
+    assert done.returncode == 2 and done.stderr.startswith(f"{span}: no span; give seconds")
 
 
 SANITIZED_MODULE = """
@@ -196,6 +201,7 @@ RECORD = {  # of one upright picture's one view, in the order of the module's ar
 }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("by", [-1, 1])
 @pytest.mark.parametrize("name", [*RECORD, "orientation", "out"])
 def test_a_buffer_of_another_size_is_refused(name: str, by: int) -> None:
@@ -233,6 +239,7 @@ def longest_stop(call: Callable[[], object]) -> float:
     return max(later - earlier for earlier, later in pairwise(during)) / (end - start)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("one_by_one", [False, True], ids=["render_all", "render_picture"])
 def test_python_goes_on_while_views_are_rendered(one_by_one: bool) -> None:
     if native_missing() is not None:
@@ -251,5 +258,7 @@ def test_python_goes_on_while_views_are_rendered(one_by_one: bool) -> None:
     assert min(longest_stop(call) for _ in range(3)) < 0.5  # the least of three: others may hold the processor, too
 
 
+@pytest.mark.core
 def test_a_call_that_holds_the_interpreter_stops_python() -> None:
-    assert longest_stop(partial(ctypes.PyDLL(None).usleep, 300_000)) > 0.9
+    # one of three: between the first look at the clock and the call, others may hold the processor
+    assert any(longest_stop(partial(ctypes.PyDLL(None).usleep, 300_000)) > 0.9 for _ in range(3))

@@ -32,12 +32,14 @@ def epoch_ids(order: Order, epoch: int = 0) -> NDArray[np.int64]:
     return np.concatenate([order.micro_batch(epoch, step, micro) for step, micro in places])
 
 
+@pytest.mark.core
 @given(st.integers(1, 5000), st.lists(st.integers(0, 2**32 - 1), min_size=32, max_size=32))
 def test_permutation_is_a_bijection_of_any_length(count: int, keys: list[int]) -> None:
     mixed = permute(np.arange(count), count, np.array(keys, np.uint32))
     np.testing.assert_array_equal(np.sort(mixed), np.arange(count))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("count", [1, 2, 3, 2**16 - 1, 2**16, 2**16 + 1, 300_007])
 def test_permutation_is_a_bijection_around_powers_of_two(count: int) -> None:
     np.testing.assert_array_equal(np.sort(permute(np.arange(count), count, KEYS)), np.arange(count))
@@ -50,6 +52,7 @@ def test_permutation_of_billions_stays_in_range_and_never_meets_itself(count: in
     assert len(np.unique(mixed)) == 500
 
 
+@pytest.mark.core
 @settings(max_examples=40)
 @given(st.sampled_from(MODES), st.integers(1, 400), st.integers(1, 60), st.integers(0, 5))
 def test_every_sample_of_an_epoch_comes_exactly_once(mode: OrderMode, samples: int, global_batch: int, epoch: int) -> None:
@@ -73,6 +76,7 @@ def test_dropped_remainder_differs_by_epoch(mode: OrderMode) -> None:
     assert len(frozenset.union(*dropped)) > 300
 
 
+@pytest.mark.core
 def test_seed_and_epoch_each_give_another_order() -> None:
     orders = [make_order(1000, 10, seed=seed).ids(epoch, np.arange(1000)) for seed, epoch in ((0, 0), (1, 0), (0, 1), (2**64 - 1, 0))]
     for a, b in itertools.combinations(orders, 2):
@@ -132,6 +136,7 @@ def test_block_order_reads_few_shards_at_a_time() -> None:
     assert not np.array_equal(order.ids(0, np.arange(3000)), order.ids(1, np.arange(3000)))
 
 
+@pytest.mark.core
 @settings(max_examples=40)
 @given(st.sampled_from(MODES), st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(0, 20), st.integers(0, 3))
 def test_ranks_and_micro_batches_tile_the_global_batch(
@@ -192,6 +197,7 @@ def test_seeking_costs_the_same_in_every_epoch_of_any_length() -> None:
     assert fastest_s(Order(samples=2**31 + 1, global_batch=1024), 10**9) < 10 * small  # just above a power of two: the most walks
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("mode", MODES)
 def test_places_outside_the_epoch_are_named(mode: OrderMode) -> None:
     order = make_order(10, 2, mode)
@@ -204,6 +210,7 @@ def test_places_outside_the_epoch_are_named(mode: OrderMode) -> None:
         order.micro_batch(0, 4, 1)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [

@@ -36,6 +36,7 @@ def without_compiler(tmp_path: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.core
 def test_without_a_compiler_the_archive_is_whole_and_the_wheel_pure(
     without_compiler: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:

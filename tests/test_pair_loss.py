@@ -121,6 +121,7 @@ def assert_as_reference(*problems: dict[str, Any], backend: str = "torch") -> No
     assert_exact([results(arguments, backend=backend) for arguments in problems], eager, truth)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("activation", "loss", "pairs"), list(itertools.product(ACTIVATIONS, LOSSES, PAIRS)))
 def test_loss_and_gradients_are_those_of_float64(activation: str, loss: str, pairs: str) -> None:
     sizes = (
@@ -152,6 +153,7 @@ def test_wide_heads_of_196_tokens_are_those_of_float64(activation: str, loss: st
     assert_as_reference(*(problem(1, 196, 512, loss=loss, seed=seed) | {"activation": activation} for seed in range(3)))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("mistake", ["swapped", "diagonal", "unturned", "tanh", "late weights"])
 def test_the_nearest_mistakes_break_the_rule(mistake: str) -> None:
     arguments = problem(3, 9, 37)
@@ -426,6 +428,7 @@ def test_float16_gradients_are_scaled_before_they_are_rounded() -> None:
     assert (exact.half().double() - exact).abs().max() > 1e-8  # what rounding first would lose
 
 
+@pytest.mark.core
 def test_autocast_leaves_the_mathematics_alone() -> None:
     """Halves in bfloat16, as a linear layer gives them there, parameters in float32."""
     arguments = problem(2, 12, 32)
@@ -437,6 +440,7 @@ def test_autocast_leaves_the_mathematics_alone() -> None:
     assert found["d_a"].dtype == torch.bfloat16 and found["d_weight"].dtype == torch.float32
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_compiles_without_a_break(per_sample: bool) -> None:
     arguments, upstream = problem(2, 5, 8), torch.tensor([0.5, 2.0]) if per_sample else None
@@ -461,6 +465,7 @@ def test_compiles_without_a_break(per_sample: bool) -> None:
         sum(torch.autograd.grad(loss, inputs, create_graph=True)[0].sum(), inputs[0].sum()).backward()
 
 
+@pytest.mark.core
 def test_torch_func_differentiates_it() -> None:
     arguments = problem(2, 5, 8)
     expected = results(arguments, backend="torch")
@@ -474,6 +479,7 @@ def test_torch_func_differentiates_it() -> None:
     assert torch.equal(said.squared_error, expected["squared_error"])
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("outer", ["penalty", "of the loss's weight", "func"])
 def test_a_second_derivative_is_refused_never_0(outer: str) -> None:
     arguments = problem(2, 5, 8)
@@ -497,6 +503,7 @@ def test_a_second_derivative_is_refused_never_0(outer: str) -> None:
     differentiate("reference")
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("pairs", "grads", "per_sample"), [("all", True, False), ("given", True, True), ("disjoint", False, False)])
 def test_the_operator_is_what_it_says(pairs: str, grads: bool, per_sample: bool) -> None:
     arguments = problem(2, 5, 8)
@@ -566,6 +573,7 @@ def with_gradient(name: str) -> Callable[[dict[str, Any]], Any]:
     return lambda arguments: arguments[name].clone().requires_grad_()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -97,7 +97,22 @@ def assert_exact(*problems: dict[str, Any]) -> None:
 CASES = list(itertools.product(ACTIVATIONS, LOSSES, PAIRS))
 
 
-@pytest.mark.parametrize(("activation", "loss", "pairs"), CASES)
+def is_in_the_cut(case: tuple[str, str, str]) -> bool:
+    """A third of the cases, in which every two options meet."""
+    activation, loss, pairs = case
+    return (LOSSES.index(loss) + PAIRS.index(pairs)) % len(ACTIVATIONS) == ACTIVATIONS.index(activation)
+
+
+def test_every_two_options_meet_in_the_cut() -> None:
+    cut = [case for case in CASES if is_in_the_cut(case)]
+    assert 3 * len(cut) == len(CASES)
+    for first, second in itertools.combinations(range(3), 2):
+        assert {(case[first], case[second]) for case in cut} == {(case[first], case[second]) for case in CASES}
+
+
+@pytest.mark.parametrize(
+    ("activation", "loss", "pairs"), [case if is_in_the_cut(case) else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_loss_and_gradients_are_those_of_float64(activation: str, loss: str, pairs: str) -> None:
     number = CASES.index((activation, loss, pairs))
     scale = ("log_area", "log_sides", "ratio")[number % 3]
@@ -126,6 +141,7 @@ def test_wide_heads_are_those_of_float64(pairs: str) -> None:
     assert_exact(problem(2, 13, 130) | {"pairs": chosen_pairs(pairs, 13)})
 
 
+@pytest.mark.core
 def test_a_shifted_box_breaks_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = problem(1, 9, 7)
     moved = arguments["boxes"] + torch.tensor([0.5, 0, 0.5, 0], device=DEVICE) * (torch.arange(9, device=DEVICE) == 4)[:, None]
@@ -167,6 +183,7 @@ def test_every_element_is_written_and_results_repeat_bit_for_bit(poisoned: None,
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.core
 def test_low_precision_inputs_are_computed_in_float32() -> None:
     arguments = problem(2, 5, 6)
     arguments |= {"a": arguments["a"].bfloat16(), "weight": arguments["weight"].half()}
@@ -215,6 +232,7 @@ def activate_kernel(active_ptr, steep_ptr, x_ptr, ACTIVATION: tl.constexpr, SIZE
     tl.store(steep_ptr + at, steep)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("activation", "active_units", "steep_units"), [("relu", 0, 0), ("gelu", 2, 3), ("gelu_tanh", 2, 3)])
 def test_activations_are_exact_to_rounding(activation: str, active_units: float, steep_units: float) -> None:
     """In units in the last place of 1, and of x where that is larger."""
@@ -240,6 +258,7 @@ def offset_kernel(out_ptr, N):
     tl.store(out_ptr + 1, tl.program_id(0).to(tl.int64) + N * N)  # the negative control
 
 
+@pytest.mark.core
 def test_products_of_lengths_pass_2_to_the_31() -> None:
     """Planes of slopes are N^2 apart: `wide` is what keeps that from wrapping."""
     out = torch.zeros(2, dtype=torch.int64, device=DEVICE)
@@ -247,6 +266,7 @@ def test_products_of_lengths_pass_2_to_the_31() -> None:
     assert out[0] == 70_000**2 and out[1] == 70_000**2 - 2**32
 
 
+@pytest.mark.core
 def test_launches_are_those_that_are_made() -> None:
     """What is compiled ahead of time names every argument, and nothing else."""
     for launch in kernels.launches():

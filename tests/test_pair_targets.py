@@ -56,6 +56,7 @@ def one_pair(reference: NDArray, target: NDArray, flipped: bool, turns: int, pos
     return np.array(p + channels)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("position", "scale", "axes"), OPTIONS)
 @settings(max_examples=15)
 @given(box_sets())
@@ -76,6 +77,7 @@ def test_every_option_agrees_with_brute_force(position: Position, scale: Scale, 
     assert torch.equal(some, found[chosen[:, 0], chosen[:, 1]])
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("position", POSITIONS)
 @given(box_sets())
@@ -88,6 +90,7 @@ def test_leading_axes_are_a_loop(position: Position, scale: Scale, made: tuple[T
         assert torch.equal(together[b], alone)
 
 
+@pytest.mark.core
 @given(box_sets())
 def test_swapping_divides_by_the_scale_and_negates(made: tuple[Tensor, Tensor, Tensor]) -> None:
     """p' = -p size_r / size_t and ln-scale negated, in source axes."""
@@ -216,6 +219,7 @@ def test_far_boxes_lose_nothing_to_float32() -> None:
 BOXES = torch.tensor([[0.0, 0, 10, 10], [30, 5, 50, 25]])
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -51,6 +51,7 @@ def assert_no_worse_than_eager(out: Tensor, boxes: Tensor, pairs: Tensor | None,
     assert (out.double() - exact).abs().max() <= 2 * eager + 4 * ulp
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("position", ["reference", "picture", "mean"])
 @pytest.mark.parametrize("scale", ["log_area", "log_sides", "ratio"])
 @pytest.mark.parametrize("axes", ["view", "source"])
@@ -132,6 +133,7 @@ def test_the_kernels_offsets_pass_two_to_the_31() -> None:
     assert_no_worse_than_eager(out, boxes, None)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_compiled_whole_it_gives_the_same(backend: str) -> None:
     boxes, options = some_boxes(2, 5), everything(2, 5, 3)
@@ -139,12 +141,14 @@ def test_compiled_whole_it_gives_the_same(backend: str) -> None:
     torch.testing.assert_close(call(boxes), pair_targets(boxes, **options), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.core
 def test_the_operator_passes_pytorchs_own_check() -> None:
     boxes = some_boxes(2, 5)
     arguments = (boxes, None, None, None, None, None, None, "reference", "log_area", "view", "triton")
     torch.library.opcheck(torch.ops.wherefrom.pair_targets.default, arguments)
 
 
+@pytest.mark.core
 def test_gradients_of_any_order_reach_the_boxes() -> None:
     boxes = some_boxes(1, 3).double().requires_grad_()
     scale = torch.rand(3, 3, 3, device=DEVICE, dtype=torch.float64)
@@ -154,6 +158,7 @@ def test_gradients_of_any_order_reach_the_boxes() -> None:
     assert torch.autograd.gradgradcheck(lambda b: pair_targets(b, backend="reference"), (boxes,))
 
 
+@pytest.mark.core
 def test_autocast_changes_nothing() -> None:
     boxes = some_boxes(2, 5)
     plain = pair_targets(boxes, backend="triton")
@@ -161,6 +166,7 @@ def test_autocast_changes_nothing() -> None:
         assert torch.equal(pair_targets(boxes, backend="triton"), plain)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -9,6 +9,8 @@ import torch
 from wherefrom.pipeline import places
 from wherefrom.pipeline.places import single_threaded_pool, user_cache_folder
 
+pytestmark = pytest.mark.core
+
 HOME = Path.home()
 
 

@@ -19,6 +19,8 @@ from wherefrom.train import objective as objective_module
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.objective import Encode, Objective, Progress, Step, Terms, random_scope
 
+pytestmark = pytest.mark.core
+
 VIT = ModelSettings(view_size_px=32, patch_size_px=8, width=32, depth=2, heads=2, drop_path=0.5)
 RESNET = ModelSettings(name="resnet10t")
 SAMPLES, SIZE = 4, (32, 32)

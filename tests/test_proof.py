@@ -96,6 +96,7 @@ def one_view_blank(pixels: torch.Tensor) -> torch.Tensor:
     return pixels
 
 
+@pytest.mark.core
 def test_the_erring_renderer_without_a_fault_is_proven() -> None:
     assert_proven(prove(lambda recipe: Erring(recipe, same, same), cases=[SQUARE]))  # type: ignore[arg-type]
 
@@ -122,6 +123,7 @@ def test_a_renderer_that_errs_is_found_out(
     assert not any(row.passed for row in report.rows)
 
 
+@pytest.mark.core
 def test_a_picture_that_will_not_decode_is_named() -> None:
     class Refusing(Erring):
         def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record]) -> Rendered:
@@ -131,12 +133,14 @@ def test_a_picture_that_will_not_decode_is_named() -> None:
         prove(lambda recipe: Refusing(recipe, same, same), cases=[TINY])  # type: ignore[arg-type]
 
 
+@pytest.mark.core
 def test_progress_counts_the_cases() -> None:
     told: list[tuple[int, int]] = []
     prove(lambda recipe: make_renderer(recipe, "torch"), cases=[TINY, TINY], progress=lambda done, total: told.append((done, total)))
     assert told == [(1, 2), (2, 2)]
 
 
+@pytest.mark.core
 @given(side=st.integers(57, 1500), at=st.floats(0, 1), ramp_error=st.floats(-1.9, 1.9), wave_error=st.floats(-0.5, 0.5))
 def test_coordinates_are_read_back_from_levels_alone(side: int, at: float, ramp_error: float, wave_error: float) -> None:
     x = torch.tensor(at * side, dtype=torch.float64)
@@ -186,6 +190,7 @@ def test_the_command_says_what_holds_and_exits_with_one_if_anything_is_red(
     assert sum(line.endswith("fails as it must") for line in lines) == len(MISTAKES)
 
 
+@pytest.mark.core
 def test_the_command_says_who_serves_and_why_who_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     proven: list[str] = []
 

@@ -145,6 +145,7 @@ def assert_ranks_agree(alone: dict[str, Any], ranks: list[dict[str, Any]], *, mi
         assert rank["said"] == [[""] * len(ranks), ["grüße " * number for number in range(len(ranks))]]
 
 
+@pytest.mark.core
 def test_two_ranks_see_the_batches_of_one_and_agree_on_the_loss(tiny_shards: Path, tmp_path: Path) -> None:
     alone = seen_alone(tiny_shards, tmp_path / "one", updates=6)
     two = seen_by(2, 1, tiny_shards, tmp_path / "two", updates=6)

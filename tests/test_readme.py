@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from wherefrom.train.demo_data import demo_shards
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
@@ -108,7 +110,12 @@ BLOCKS = blocks_of(README.read_text(encoding="utf-8"))
 COMMANDS = commands_of([block for block in BLOCKS if block.language == "console"])
 
 
-def test_python_blocks_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("pictures", [{"train": 64, "val": 10}, pytest.param({}, id="all demo pictures", marks=pytest.mark.slow)])
+def test_python_blocks_run_as_written(
+    pictures: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With fewer demo pictures than they draw, unless slow."""
+    monkeypatch.setattr(demo_shards, "__kwdefaults__", (demo_shards.__kwdefaults__ or {}) | pictures)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WHEREFROM_CACHE", str(tmp_path / "cache"))
     python = [block for block in BLOCKS if block.language == "python"]
@@ -122,6 +129,7 @@ def test_python_blocks_run_as_written(tmp_path: Path, monkeypatch: pytest.Monkey
     run_blocks(ran, str(README))
 
 
+@pytest.mark.core
 def test_commands_exist() -> None:
     assert ["wherefrom", "train"] in COMMANDS
     assert [(command, unknown_words(command, help_of)) for command in COMMANDS if unknown_words(command, help_of)] == []
@@ -133,6 +141,7 @@ def test_launchers_find_the_command_line_as_a_module() -> None:
     assert "train" in done.stdout
 
 
+@pytest.mark.core
 def test_the_two_promised_commands_are_there() -> None:
     lines = {line.removeprefix("$ ").strip() for block in BLOCKS for line in block.text.splitlines()}
     assert {"pip install -e . && wherefrom train", "pip install -e '.[test]' && pytest"} <= lines
@@ -142,6 +151,7 @@ def test_method_is_named_as_what_it_is() -> None:
     assert "SP as re-implemented from secondary descriptions" in re.sub(r"\s+", " ", README.read_text(encoding="utf-8"))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_within_the_repository_lead_somewhere(page: str) -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", (ROOT / page).read_text(encoding="utf-8")))
@@ -149,6 +159,7 @@ def test_links_within_the_repository_lead_somewhere(page: str) -> None:
     assert [target for target in inside if not (ROOT / target).exists()] == []
 
 
+@pytest.mark.core
 def test_reader_of_blocks_sees_fences_lines_and_reasons() -> None:
     page = "# t\n\n```python\na = 1\n```\n\n<!-- no-test: needs a GPU -->\n```python\na / 0\n```\n\n"
     page += "```console\n$ wherefrom train \\\n    demo && ls | wc\nout\n```\n```console\npytest  # it's all\n```\n"

@@ -10,6 +10,8 @@ import torch
 from wherefrom.pipeline import Independent, Order, Recipe, ViewFamily, ViewTransform, make_loader, render
 from wherefrom.pipeline.render import RendererName, choose_renderer, make_cutter, make_renderer
 
+pytestmark = pytest.mark.core
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 RECIPE = Recipe(families=(ViewFamily(name="one", views=2, size_px=(16, 16), law=Independent()),), pixels="uint8")
 

@@ -24,6 +24,8 @@ from wherefrom.pipeline.recipe import ColourLaw, Independent, PixelType, Recipe,
 from wherefrom.pipeline.render_dali import DaliRenderer, installed
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
+pytestmark = pytest.mark.core
+
 needs_dali = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
 Bytes = NDArray[np.uint8]
 Record = tuple[ViewGeometry, Photometric]

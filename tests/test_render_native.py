@@ -25,7 +25,7 @@ from wherefrom.pipeline.render_native import NativeRenderer
 from wherefrom.pipeline.render_torch import TorchRenderer
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
-pytestmark = pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
+pytestmark = [pytest.mark.core, pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))]
 
 Bytes = NDArray[np.uint8]
 Records = list[tuple[ViewGeometry, Photometric]]

@@ -15,6 +15,8 @@ from torch import Tensor
 from wherefrom.kernels.render_views_reference import blur_weights, render_views_reference, resize_weights
 from wherefrom.pipeline.geometry import map_points, view_to_source
 
+pytestmark = pytest.mark.core
+
 
 def noise(height: int, width: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.Generator(np.random.Philox(seed)).integers(0, 256, (height, width, 3), np.uint8))

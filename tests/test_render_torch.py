@@ -23,6 +23,8 @@ from wherefrom.pipeline.recipe import ColourLaw, PixelType, Recipe, ViewFamily
 from wherefrom.pipeline.render_torch import TorchRenderer
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
+pytestmark = pytest.mark.core
+
 functional = pytest.importorskip("torchvision.transforms.v2.functional")
 
 Records = list[tuple[ViewGeometry, Photometric]]

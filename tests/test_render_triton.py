@@ -102,6 +102,7 @@ def test_pixels_equal_the_reference(files: list[Bytes], colour: ColourLaw | None
     assert max(worst_errors(files, records, recipe)) <= (BYTE_BAR if pixels == "uint8" else FLOAT_BAR)
 
 
+@pytest.mark.core
 def test_half_precision_rounds_once(files: list[Bytes]) -> None:
     wide, half = recipe_of(), recipe_of(pixels="float16")
     records = records_for(wide)
@@ -110,6 +111,7 @@ def test_half_precision_rounds_once(files: list[Bytes]) -> None:
         assert torch.equal(a.half(), b)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "mistake",
     [
@@ -128,6 +130,7 @@ def test_the_bars_see_small_mistakes(files: list[Bytes], mistake: Callable[..., 
     assert (told - mistaken).abs().max() > BYTE_BAR
 
 
+@pytest.mark.core
 @needs_dali
 def test_pixels_equal_those_of_dali(files: list[Bytes]) -> None:
     recipe = recipe_of()
@@ -221,6 +224,7 @@ def with_box(geometry: ViewGeometry, box: Sequence[float]) -> ViewGeometry:
     return replace(geometry, boxes=boxes)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("hostile", "message"),
     [
@@ -252,6 +256,7 @@ def addressed(address: int, size: NDArray[np.int32]) -> Bytes:
     return np.ctypeslib.as_array((ctypes.c_uint8 * (3 * int(size.prod()))).from_address(address)).reshape(*size, 3).copy()
 
 
+@pytest.mark.core
 @needs_dali
 def test_dali_decodes_what_the_stock_decoder_does_and_leaves_it_as_stored(files: list[Bytes]) -> None:
     dali, stock = DaliDecoder(device=torch.device("cpu"), threads=2), StockDecoder()
@@ -267,6 +272,7 @@ def test_dali_decodes_what_the_stock_decoder_does_and_leaves_it_as_stored(files:
     dali.close()
 
 
+@pytest.mark.core
 @needs_dali
 def test_dali_and_the_stock_decoder_refuse_the_same_files_and_go_on(files: list[Bytes]) -> None:
     dali = DaliDecoder(device=torch.device("cpu"), threads=2)
@@ -278,18 +284,21 @@ def test_dali_and_the_stock_decoder_refuse_the_same_files_and_go_on(files: list[
     assert dali.decode(files).failed == {}
 
 
+@pytest.mark.core
 def test_without_the_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render_triton, "interpreted", lambda: False)
     with pytest.raises(ValueError, match=r"""device='cpu': renderer "triton" runs on "cuda"; use renderer="torch\""""):
         TritonRenderer(recipe_of(), device="cpu")
 
 
+@pytest.mark.core
 def test_without_triton_there_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render_triton, "triton_missing", lambda: "Triton is not installed")
     with pytest.raises(ValueError, match=r"""renderer "triton" cannot run: Triton is not installed; or use renderer="dali\""""):
         TritonRenderer(recipe_of(), device=DEVICE)
 
 
+@pytest.mark.core
 def test_without_dali_there_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render_triton, "installed", lambda: False)
     with pytest.raises(ValueError, match="needs NVIDIA DALI to decode, not installed here; pip install nvidia-dali-cuda130"):

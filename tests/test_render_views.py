@@ -124,6 +124,7 @@ def assert_close_in_levels(got: Tensor, truth: Tensor, worst: float = WORST_LEVE
 sides = st.one_of(st.integers(1, 9), st.integers(10, 90))
 
 
+@pytest.mark.core
 @needs_native
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), height=sides, width=sides, size=st.tuples(sides, sides))
@@ -134,6 +135,7 @@ def test_native_equals_the_reference_on_any_record(seed: int, height: int, width
         assert_close_in_levels(case.on(name), truth)
 
 
+@pytest.mark.core
 @needs_native
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**32), height=sides, width=sides, size=st.tuples(sides, sides), name=st.sampled_from(SETS))
@@ -148,6 +150,7 @@ def test_every_dtype_is_the_reference_but_for_its_rounding(seed: int, height: in
         assert torch.equal(got, case.on(name).to(dtype)), "not the nearest, ties to even"
 
 
+@pytest.mark.core
 @needs_native
 @pytest.mark.parametrize("name", SETS)
 def test_half_precision_rounds_as_torch_does_also_where_it_has_few_bits(name: str) -> None:
@@ -196,6 +199,7 @@ def test_the_largest_pictures(hw: tuple[int, int]) -> None:
             assert_close_in_levels(case.on(name), truth)
 
 
+@pytest.mark.core
 @needs_native
 def test_the_tolerance_tells_near_mistakes_from_the_kernel() -> None:
     case = plain_case(noise(60, 50), (3.2, 5.1, 44.7, 51.6), (20, 17))
@@ -225,6 +229,7 @@ def test_the_tolerance_tells_near_mistakes_from_the_kernel() -> None:
         assert_close_in_levels(case.rendered(backend="native", dtype=torch.uint8), truth + 0.02, 0.51)
 
 
+@pytest.mark.core
 @needs_native
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_eight_orientations_with_all_mirrors_and_turns(orientation: int) -> None:
@@ -243,6 +248,7 @@ def test_the_eight_orientations_with_all_mirrors_and_turns(orientation: int) -> 
                 assert_close_in_levels(case.rendered(backend="native"), case.truth())
 
 
+@pytest.mark.core
 @needs_native
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), height=sides, width=sides, size=st.tuples(sides, sides), dtype=st.sampled_from(DTYPES))
@@ -395,6 +401,7 @@ HOSTILE: list[tuple[str, Any, str]] = [
 ]
 
 
+@pytest.mark.core
 @needs_native
 @pytest.mark.parametrize(("field", "value", "word"), HOSTILE)
 def test_a_hostile_record_is_refused_by_name_and_nothing_is_written(field: str, value: Any, word: str) -> None:
@@ -507,6 +514,7 @@ def fitting() -> dict[str, Any]:
     }
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -568,6 +576,7 @@ def test_without_the_kernel_auto_warns_and_takes_the_reference(monkeypatch: pyte
         render_views(**fitting(), backend="native")
 
 
+@pytest.mark.core
 @needs_native
 def test_auto_takes_the_kernel_on_a_cpu_and_says_nothing() -> None:
     with warnings.catch_warnings():
@@ -575,6 +584,7 @@ def test_auto_takes_the_kernel_on_a_cpu_and_says_nothing() -> None:
         assert torch.equal(render_views(**fitting()), render_views(**fitting(), backend="native"))
 
 
+@pytest.mark.core
 def test_triton_is_reached_by_name() -> None:
     pytest.importorskip("triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"

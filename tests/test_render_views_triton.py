@@ -166,6 +166,7 @@ def test_every_orientation_mirror_and_turn_equals_the_reference(every_way: tuple
     assert_close(render(pictures, boxes, (5, 9), **ways), reference(pictures, boxes, (5, 9), **ways), FLOAT_BAR)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("mistake", ["a hundredth of a pixel", "another orientation", "mirror forgotten", "turned the other way"])
 def test_the_bar_sees_the_nearest_mistake_in_every_view_it_concerns(
     every_way: tuple[list[Tensor], Tensor, dict[str, Tensor]], mistake: str
@@ -246,6 +247,7 @@ def test_the_centred_filter_shows_every_coordinate_where_it_is_and_the_plain_one
     assert 0.02 < ramp_errors("plain").max() <= 0.087
 
 
+@pytest.mark.core
 def test_the_centred_filter_equals_the_reference() -> None:
     random = torch.Generator().manual_seed(5)
     pictures, orientation = [noise(25, 31), noise(7, 40, seed=1)], torch.tensor([1, 6])
@@ -266,6 +268,7 @@ def test_views_of_several_tiles_are_the_same_whatever_the_tiles(monkeypatch: pyt
         assert torch.equal(render(pictures, boxes, (19, 35), **options), whole)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("sides", [(1, 1), (1, 600), (90, 1), (3, 8000)], ids=str)
 @pytest.mark.parametrize("size_px", [(1, 1), (2, 5)], ids=str)
 def test_extreme_pictures_and_views_equal_the_reference(sides: tuple[int, int], size_px: tuple[int, int]) -> None:
@@ -346,11 +349,13 @@ def test_hostile_numbers_end_and_touch_nothing_else(monkeypatch: pytest.MonkeyPa
     assert together[:, [1, 3, 4, 5, 6]].isfinite().all()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("samples", "views"), [(0, 2), (2, 0)])
 def test_nothing_to_render_is_rendered(samples: int, views: int) -> None:
     assert render([noise(3, 4)] * samples, torch.zeros(samples, views, 4), (2, 2)).shape == (samples, views, 3, 2, 2)
 
 
+@pytest.mark.core
 def test_every_launch_states_every_argument_once() -> None:
     for launch in module.launches():
         assert sorted([*launch.types, *launch.constants]) == sorted(launch.kernel.arg_names)

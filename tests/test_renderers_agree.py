@@ -82,6 +82,7 @@ def test_all_photographs_look_alike_in_both_renderers(photographs: Path, colour:
     assert_agree(list(differences(photographs, colour, 250)), colour is not None)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     "mistake",
     [
@@ -123,10 +124,12 @@ def damaged_files(format: str, count: int) -> list[Bytes]:
     return found
 
 
+@pytest.mark.core
 def test_damage_to_a_png_shows_in_its_checksums_before_anybody_decodes_it() -> None:
     assert damaged_files("PNG", 150) == []
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
 def test_the_same_damaged_files_fail_in_both_renderers(format: str) -> None:
     files = damaged_files(format, 150)

@@ -83,6 +83,7 @@ def assert_as_exact_as_eager(ours: Tensor, eager: Tensor, exact: Tensor) -> None
 # torchvision
 
 
+@pytest.mark.core
 @backends
 @pytest.mark.parametrize(
     ("sampling", "out_hw"), [("adaptive", (3, 3)), ("adaptive", (6, 7)), ("adaptive", (1, 2)), (1, (1, 1)), (2, (2, 5)), (3, (3, 3))]
@@ -255,6 +256,7 @@ def test_outputs_and_gradients_are_as_exact_as_eager(backend: Any, sampling: Any
         assert_as_exact_as_eager(ours, theirs, truth)
 
 
+@pytest.mark.core
 @backends
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (33, 2), (8, 35)])
 def test_maps_of_any_size_are_as_exact_as_eager(backend: Any, shape: tuple[int, int]) -> None:
@@ -493,6 +495,7 @@ def test_results_repeat_to_the_bit(backend: Any) -> None:
 # PyTorch around it
 
 
+@pytest.mark.core
 @backends
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_into_one_graph(backend: Any, dynamic: bool) -> None:
@@ -522,6 +525,7 @@ def test_compiles_with_inductor() -> None:
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.core
 @backends
 def test_functional_gradients_equal_backward(backend: Any) -> None:
     tokens, boxes = random_tokens(1, H, W, 3), random_boxes(1, 3)
@@ -530,6 +534,7 @@ def test_functional_gradients_equal_backward(backend: Any) -> None:
     torch.testing.assert_close(gradient, with_gradient(tokens, boxes, **options)[1])
 
 
+@pytest.mark.core
 @backends
 def test_second_gradients_equal_those_of_the_definition(backend: Any) -> None:
     tokens, boxes = random_tokens(1, H, W, 3), random_boxes(1, 3)
@@ -547,6 +552,7 @@ def test_second_gradients_equal_those_of_the_definition(backend: Any) -> None:
         assert exact.abs().max() > 0.1
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("op", ["roi_weights", "roi_contract"])
 @pytest.mark.parametrize("turned", [False, True])
 def test_operators_pass_opcheck(op: str, turned: bool) -> None:
@@ -561,6 +567,7 @@ def test_operators_pass_opcheck(op: str, turned: bool) -> None:
         torch.library.opcheck(getattr(torch.ops.wherefrom, op).default, arguments)
 
 
+@pytest.mark.core
 @backends
 def test_autocast_changes_nothing(backend: Any) -> None:
     boxes = random_boxes(1, 3)
@@ -572,6 +579,7 @@ def test_autocast_changes_nothing(backend: Any) -> None:
         assert all(ours.dtype == dtype and torch.equal(ours, theirs) for ours, theirs in zip(results, expected, strict=True))
 
 
+@pytest.mark.core
 def test_float64_takes_the_definition() -> None:
     tokens, boxes = random_tokens(1, H, W, 3).double(), random_boxes(1, 3)
     options: dict[str, Any] = {"frame_hw": (H, W), "out_hw": (2, 2)}
@@ -632,6 +640,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("change", "message"), BAD, ids=[message.split(",")[0] for _, message in BAD])
 def test_bad_input_is_refused_by_name(change: dict[str, Any], message: str) -> None:
     roi_pool(**GOOD)

@@ -59,6 +59,7 @@ def test_equals_pooling_and_targets_apart(backend: Any, options: dict[str, Any],
     torch.testing.assert_close(targets.double(), expected, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.core
 def test_orientation_changes_results_and_targets() -> None:
     """The control of the test above."""
     boxes = regions(3)
@@ -84,6 +85,7 @@ def test_the_gradient_is_that_of_pooling_alone_and_targets_have_none(backend: An
     assert torch.equal(*gradients)
 
 
+@pytest.mark.core
 @backends
 def test_functional_and_second_gradients_equal_those_of_pooling_alone(backend: Any) -> None:
     boxes = regions(2)
@@ -126,6 +128,7 @@ def test_every_element_is_written_and_repeats_to_the_bit(backend: Any, monkeypat
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, clean, strict=True))
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("pairs", [None, CHOSEN])
 def test_passes_opcheck_and_compiles_into_one_graph(backend: Any, pairs: Tensor | None) -> None:
@@ -149,6 +152,7 @@ def test_passes_opcheck_and_compiles_into_one_graph(backend: Any, pairs: Tensor 
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.core
 @backends
 def test_autocast_changes_nothing(backend: Any) -> None:
     expected = roi_pool_pairs(tokens_of(), regions(3), backend=backend, **POOLING)
@@ -169,6 +173,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("change", "message"), BAD, ids=[message.split(",")[0] for _, message in BAD])
 def test_bad_input_is_refused_by_name(change: dict[str, Any], message: str) -> None:
     good = {"tokens": torch.zeros(B, H, W, D), "boxes": torch.zeros(B, 3, 4), **POOLING}

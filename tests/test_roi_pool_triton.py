@@ -48,6 +48,7 @@ def write_offsets(out_ptr, y, x, sample, line, stride_b, stride_y, stride_x, lin
     tl.store(out_ptr + 1 + place, result_offset(sample, lines, line + place, D).to(tl.int64))
 
 
+@pytest.mark.core
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
 def test_offsets_past_2_to_the_31_do_not_wrap() -> None:
     y, x, sample, line, stride_b, stride_y, stride_x, lines, D = 511, 300, 40_000, 97, 196 * 768, 2**22 + 1, 768, 8 * 49, 768
@@ -75,6 +76,7 @@ def test_a_picture_past_2_to_the_31_elements_is_read_where_it_lies(tmp_path: Pat
     assert (pooled[0] == 0).all() and (alone != 0).any()
 
 
+@pytest.mark.core
 def test_operators_pass_opcheck_by_triton() -> None:
     boxes = torch.tensor([[[0.0, 0, 2, 3], [1, 1, 3, 2]]], device=DEVICE)
     weights: tuple[Any, ...] = (boxes, None, None, None, [3, 4], [3.0, 4.0], [2, 1], 2, "triton")

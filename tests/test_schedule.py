@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from wherefrom.train.schedule import Shape, warmed_up
 
+pytestmark = pytest.mark.core
+
 RUNS = st.integers(2, 5000).flatmap(lambda updates: st.tuples(st.just(updates), st.integers(0, updates - 1)))
 
 

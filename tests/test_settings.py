@@ -26,6 +26,8 @@ from wherefrom.train.settings import (
     write_settings,
 )
 
+pytestmark = pytest.mark.core
+
 CHANGES = st.fixed_dictionaries(
     {},
     optional={

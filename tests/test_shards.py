@@ -36,6 +36,8 @@ from wherefrom.pipeline.shards import ShardIndex, expand_pattern
 from wherefrom.pipeline.tar_members import walk_tar
 from wherefrom.tools.index import index_command
 
+pytestmark = pytest.mark.core
+
 SAME_FOLDER = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TAR_FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 

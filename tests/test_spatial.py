@@ -165,6 +165,7 @@ class Given:
         return self.features
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("projections", [False, True])
 def test_the_attending_head_is_the_formula_pair_by_pair(projections: bool) -> None:
     features, head = random_features(4), AttendHead(8, 16, 3, temperature=None, projections=projections)
@@ -182,6 +183,7 @@ def test_the_attending_head_is_the_formula_pair_by_pair(projections: bool) -> No
     assert float(AttendHead(8, 16, 3, temperature=1e6, projections=False)(features, ordered_pairs(4))[1]["attention_entropy"]) > 0.999
 
 
+@pytest.mark.core
 def test_the_additive_head_is_the_two_layer_mlp_on_both_summaries() -> None:
     features, head, pairs = random_features(4), AdditiveHead(8, 16, 3), ordered_pairs(4)
     both = torch.cat([features.summary[:, pairs[:, 0]], features.summary[:, pairs[:, 1]]], -1)
@@ -190,6 +192,7 @@ def test_the_additive_head_is_the_two_layer_mlp_on_both_summaries() -> None:
     torch.testing.assert_close(head(features, pairs)[0], expected)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("changes", "pairs"),
     [
@@ -202,6 +205,7 @@ def test_which_pairs_count(changes: dict[str, Any], pairs: list[list[int]]) -> N
     assert SpatialPrediction(SpatialSettings(**changes)).pairs.tolist() == pairs
 
 
+@pytest.mark.core
 def test_targets_are_those_of_the_boxes_as_cut() -> None:
     objective = objective_of(replace(SETTINGS, scale="log_sides", both_orders=False))
     record = batch_of(objective.families[0], np.arange(50)).views[0].geometry
@@ -271,6 +275,7 @@ def test_pairs_with_an_invalid_view_are_left_out_and_counted() -> None:
     assert [float(value.detach()) for value in objective(nothing, Given(features)).losses.values()] == [0, 0]
 
 
+@pytest.mark.core
 def test_losses_are_squared_errors_summed_over_channels_with_weights_of_a_tenth() -> None:
     objective = objective_of(SpatialSettings(size_px=48, mirror="none", colour=None, min_side_px=8, scale="log_sides"))
     batch, features = batch_of(objective.families[0], np.arange(3)), random_features(2)
@@ -286,6 +291,7 @@ def test_losses_are_squared_errors_summed_over_channels_with_weights_of_a_tenth(
     torch.testing.assert_close(objective(batch, Given(features)).losses["position"], absolute, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("head", ["attend", "additive"])
 @pytest.mark.parametrize(
     ("stop", "reference_learns", "target_learns"), [("none", True, True), ("reference", False, True), ("encoder", False, False)]
@@ -303,6 +309,7 @@ def test_where_the_gradient_stops(head: Any, stop: Any, reference_learns: bool, 
     assert all(bool(parameter.grad.any()) for parameter in objective.head.parameters() if parameter.grad is not None)
 
 
+@pytest.mark.core
 def test_attention_is_computed_in_float32_under_autocast() -> None:
     head, features = AttendHead(8, 16, 3, temperature=None, projections=False), random_features(2)
     huge = Features(summary=features.summary * 60, tokens=features.tokens * 60)
@@ -327,6 +334,7 @@ def test_equalised_views_are_rendered_small_and_shown_at_full_size() -> None:
     assert spectrum[..., 24, :].mean() < 0.2 * spectrum[..., 6, :].mean()
 
 
+@pytest.mark.core
 def test_r2_leaves_out_what_does_not_count() -> None:
     wanted, predicted = torch.randn(5, 4, 2), torch.randn(5, 4, 2)
     counted = torch.rand(5, 4) < 0.6
@@ -335,6 +343,7 @@ def test_r2_leaves_out_what_does_not_count() -> None:
     torch.testing.assert_close(r2(predicted, wanted, counted).double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.core
 def test_messages_name_the_thing_and_the_mend() -> None:
     for changes in ({"mirror": "picture"}, {"mirror": "none", "turns": True}):
         with pytest.raises(ValueError, match=r"axes='source' with .* use axes='view'"):

@@ -138,6 +138,7 @@ def test_averages_over_whole_bins_tell_the_size_of_a_region_of_noise(sampling: A
     assert max(abs(x), abs(y)) < 0.03
 
 
+@pytest.mark.core
 def test_regions_are_what_their_counter_says() -> None:
     """Every number by hand: one block of four words a region, its side and shape, then its place among all that there are."""
     settings = replace(SETTINGS, size_px=100, side_frac=(0.1, 0.5), region_aspect=(0.5, 1.5), regions=5)
@@ -220,6 +221,7 @@ def test_targets_hold_in_the_picture_that_the_view_was_cut_from(mirror: Any, sca
         assert (found - unmirrored).abs().max() > 1
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("position", ["reference", "picture", "mean"])
 def test_targets_and_which_pairs_count_are_those_by_hand(position: Any) -> None:
     objective = step_objective(replace(SETTINGS, position=position, scale="ratio", region_aspect=(0.7, 1.4)))
@@ -256,6 +258,7 @@ def test_standardised_targets_of_other_draws_have_mean_0_and_variance_1() -> Non
     assert (objective.targets(record).double().flatten(0, 1).std(0) - 1).abs().max() > 0.1
 
 
+@pytest.mark.core
 def test_losses_are_mean_squared_errors_of_the_pairs_that_count() -> None:
     step = step_of()
     objective, batch = dense(step), batch_of(step.families[0], range(4))
@@ -275,6 +278,7 @@ def test_losses_are_mean_squared_errors_of_the_pairs_that_count() -> None:
     assert [float(value.detach()) for value in objective(nothing, step.encoder.encode).losses.values()] == [0, 0]
 
 
+@pytest.mark.core
 def test_the_encoder_is_asked_once_for_hundreds_of_pairs_and_learns_from_them() -> None:
     step = step_of(replace(SETTINGS, regions=24))
     objective, asked = dense(step), []
@@ -315,6 +319,7 @@ class Colours(Objective):
         return Terms(losses={"colour": (self.head(encode(views).summary) - views.pixels.mean((-2, -1))).square().mean()})
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("weight", [None, 0.0, 1.0])
 def test_as_a_plug_in_of_weight_0_it_leaves_its_host_alone(weight: float | None) -> None:
     def after(plugged: float | None) -> dict[str, Tensor]:
@@ -343,6 +348,7 @@ def test_a_network_that_cannot_leave_its_positions_out_is_refused() -> None:
     assert convolutional(batch_of(convolutional.families[0], range(2)), update=0).loss.isfinite()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

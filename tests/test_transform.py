@@ -116,6 +116,7 @@ def annotations(sample: int, source_hw: tuple[int, int]) -> dict[str, Any]:
     return rows | ({"boxes": [[1, 2, 9, 8]]} if sample % 3 == 1 else {"masks": np.arange(np.prod(source_hw)).reshape(source_hw)})
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("renderer", CUTTERS)
 def test_a_batch_is_its_pictures_one_by_one_in_any_order(files: list[tuple[str, bytes]], renderer: CutterName) -> None:
     transform = ViewTransform(RECIPE, seed=5, renderer=renderer)
@@ -137,6 +138,7 @@ def test_a_batch_is_its_pictures_one_by_one_in_any_order(files: list[tuple[str, 
     assert collate(whole) is whole
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("renderer", CUTTERS)
 def test_views_are_the_loaders_for_the_same_key(
     files: list[tuple[str, bytes]], open_loader: Callable[..., Loader], renderer: CutterName
@@ -258,6 +260,7 @@ def test_pictures_are_left_as_they_were() -> None:
 PLAIN = np.zeros((50, 60, 3), np.uint8)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("error", "words", "arguments"),
     [
@@ -369,6 +372,7 @@ def cut_nearest(labels: NDArray[np.int64], record: ViewGeometry) -> tuple[NDArra
     return np.rot90(cut, turns), np.rot90(sure, turns)
 
 
+@pytest.mark.core
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(20, 90), st.integers(20, 90), st.integers(5, 40), st.integers(5, 40))
 def test_masks_show_the_source_pixel_under_each_view_pixel(sample: int, height: int, width: int, high: int, wide: int) -> None:
@@ -383,6 +387,7 @@ def test_masks_show_the_source_pixel_under_each_view_pixel(sample: int, height: 
     assert torch.equal(carried[0, 1], -carried[0, 0])
 
 
+@pytest.mark.core
 def test_masks_keep_their_type_and_may_stand_alone() -> None:
     transform = ViewTransform(oriented(0))
     alone = np.random.default_rng(0).random((50, 60)) < 0.5
@@ -418,6 +423,7 @@ def test_visible_parts_are_those_of_counted_pixels(sample: int, corners: list[tu
     torch.testing.assert_close(view_area, carried.boxes_visible[0][0] * box_area, rtol=1e-9, atol=1e-6)
 
 
+@pytest.mark.core
 def test_bounding_boxes_of_any_upright_format_come_back_as_xyxy_unclamped() -> None:
     whole = tv_tensors.BoundingBoxes([[-5, 10, 30, 45], [0, 0, 60, 50]], format="XYXY", canvas_size=(50, 60), dtype=torch.float32)  # type: ignore[call-overload]
     transform = ViewTransform(RECIPE)
@@ -458,6 +464,7 @@ class Pictures(Dataset[Transformed]):
         return self.transform(opened(self.files[sample]), sample=sample, epoch=epoch, points=[[sample, epoch]] * sample)
 
 
+@pytest.mark.core
 def test_persistent_workers_give_the_loaders_batches_in_every_epoch(
     files: list[tuple[str, bytes]], open_loader: Callable[..., Loader]
 ) -> None:
@@ -573,6 +580,7 @@ class Keys:
 ACCUMULATED = Order(samples=20, global_batch=6, seed=1, rank=1, ranks=2, accumulation=3)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("workers", [{}, {"num_workers": 1}, {"num_workers": 2, "persistent_workers": True}])
 def test_every_pass_over_a_dataloader_is_the_next_epoch(workers: dict[str, Any]) -> None:
     sampler = KeyedSampler(ACCUMULATED)
@@ -601,6 +609,7 @@ def test_a_sampler_goes_on_from_where_it_is_told() -> None:
             sampler.seek(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.core
 def test_joined_batches_are_the_batch_and_strangers_are_refused(open_loader: Callable[..., Loader]) -> None:
     with open_loader() as loader:
         whole = loader.batch([3, 0, 5])

@@ -16,6 +16,7 @@ bad: int = user_cache_folder()
 """
 
 
+@pytest.mark.core
 @pytest.mark.skipif(shutil.which("bash") is None, reason=".ci/types is a bash script")
 def test_planted_errors_are_found_in_every_folder(tmp_path: Path) -> None:
     house = tmp_path / "house"

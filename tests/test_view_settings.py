@@ -9,6 +9,8 @@ import pytest
 
 from wherefrom.pipeline import Centre, ColourLaw, Disjoint, Grid, Independent, Inside, Order, Overlapping, Paired, Recipe, ViewFamily
 
+pytestmark = pytest.mark.core
+
 FAMILY = ViewFamily(name="a", views=2, size_px=(8, 8))
 SETTINGS = [
     Independent(),

@@ -50,6 +50,7 @@ def assert_box_is_drawn_at(
     assert off.max() <= 5, f"{off} pixels of the drawing off"  # half the line, and the number's frame
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_boxes_are_drawn_where_the_record_says(shard: Path, tmp_path: Path, seed: int) -> None:
     family = ViewFamily(name="one", views=1, size_px=(40, 40), law=Independent(area_frac=(0.1, 0.3)), mirror="view", turns=True)
@@ -114,6 +115,7 @@ def test_every_kind_of_family_fits_one_picture_which_is_the_same_each_time(shard
     }
 
 
+@pytest.mark.core
 def test_the_command_writes_the_picture_and_says_where(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "seen.png"
     assert views_command(data=str(shard), out=out, samples=2, seed=3, epoch=1) == 0
@@ -121,6 +123,7 @@ def test_the_command_writes_the_picture_and_says_where(shard: Path, tmp_path: Pa
     assert drawn(out).shape[1] > 600
 
 
+@pytest.mark.core
 def test_the_command_draws_the_views_of_a_settings_file(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, out, plain = tmp_path / "some.yaml", tmp_path / "seen.png", tmp_path / "plain.png"
     config.write_text(f"{{recipe: sp_dense, seed: 7, data: '{shard}', dense: {{regions: 5}}}}")
@@ -132,6 +135,7 @@ def test_the_command_draws_the_views_of_a_settings_file(shard: Path, tmp_path: P
         views_command("demo", config=config, out=out)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("words", "arguments"),
     [

@@ -2,7 +2,8 @@
  *
  * Here: cases drawn from a seed (or from a fuzzer's bytes), rendered by every instruction set; what must hold beside memory safety.
  * Not here: right pixels (test_render_views.py); what sees a wrong access (AddressSanitizer, UBSan, Valgrind: test_native_safety.py).
- * Usage: fuzz_render_views SECONDS SEED [SETS [CASE [PLANT]]], SETS as in "baseline,avx2" or "all", CASE the first; 0 seconds run it alone.
+ * Usage: fuzz_render_views SPAN SEED [SETS [CASE [PLANT]]], SPAN as in "60s" or "400cases", SETS as in "baseline,avx2" or "all",
+ * CASE the first; a span of "1cases" runs it alone.
  * Build: the kernel with -Dmalloc=scarce_malloc, for calloc, aligned_alloc and pthread_create alike, so that they can fail.
  */
 #include "render_views_core.h"
@@ -695,10 +696,16 @@ static void run_numbered(uint64_t seed, uint64_t number, const char *sets)
 int main(int arguments, char **argument)
 {
     if (arguments < 3 || arguments > 6) {
-        fprintf(stderr, "usage: %s SECONDS SEED [SETS [CASE [PLANT]]], e.g. 60 1 baseline,avx2\n", argument[0]);
+        fprintf(stderr, "usage: %s SPAN SEED [SETS [CASE [PLANT]]], e.g. 60s 1 baseline,avx2 or 400cases 1\n", argument[0]);
         return 2;
     }
-    const double seconds = strtod(argument[1], NULL);
+    char *unit;
+    const double span = strtod(argument[1], &unit);
+    const bool by_cases = strcmp(unit, "cases") == 0;
+    if (unit == argument[1] || (!by_cases && strcmp(unit, "s") != 0)) {
+        fprintf(stderr, "%s: no span; give seconds, as in 60s, or cases, as in 400cases\n", argument[1]);
+        return 2;
+    }
     const uint64_t seed = strtoull(argument[2], NULL, 10);
     const char *sets = arguments > 3 ? argument[3] : "all";
     uint64_t number = arguments > 4 ? strtoull(argument[4], NULL, 10) : 0;
@@ -718,7 +725,7 @@ int main(int arguments, char **argument)
     const time_t start = time(NULL);
     do
         run_numbered(seed, number++, sets);
-    while (difftime(time(NULL), start) < seconds);
+    while ((by_cases ? (double)counts.cases : difftime(time(NULL), start)) < span);
 
     bool shown = counts.refused && counts.pictures_refused && counts.starved;
     printf("%" PRId64 " cases:", counts.cases);
@@ -729,6 +736,6 @@ int main(int arguments, char **argument)
         }
     printf(" %" PRId64 " refused, %" PRId64 " with a refused picture, %" PRId64 " short of memory\n", counts.refused,
            counts.pictures_refused, counts.starved);
-    return shown || seconds <= 0 ? 0 : 1;
+    return shown || (by_cases && span <= 1) ? 0 : 1;
 }
 #endif
