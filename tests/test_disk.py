@@ -51,6 +51,7 @@ def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before_whole(siz
     assert saved(3) == checkpoint.latest(folder)
 
 
+@pytest.mark.core
 def test_a_log_for_which_there_is_no_room_is_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     append_metrics(folder, {"update": 1})
@@ -59,6 +60,7 @@ def test_a_log_for_which_there_is_no_room_is_named(tmp_path: Path) -> None:
     assert read_metrics(folder) == [{"update": 1}]
 
 
+@pytest.mark.core
 def test_other_failures_come_as_they_are(tmp_path: Path) -> None:
     for problem in (FileNotFoundError(2, "none"), RuntimeError("of torch's"), OSError("without a number")):
         with pytest.raises(type(problem)) as raised, writing(tmp_path / "file"):

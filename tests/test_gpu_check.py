@@ -229,6 +229,7 @@ def test_ended_from_outside_it_leaves_no_process_behind(planted: Path) -> None:
     assert not is_alive(outcome_of(out)["stages"]["hangs"]["figures"]["child"])
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("arguments", "message"), [(["--seconds", "0"], "needs seconds > 0"), (["--batch", "0"], "--batch 0"), (["--only", "x"], "facts")]
 )

@@ -125,6 +125,7 @@ def assert_right(mode: Callable[[Loss, Five, Five], Any], path: str, per_sample:
         torch.testing.assert_close(ours.double(), truth, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize(("mode", "path"), [each for each in product(FIRST, PATHS) if each[1] != "triton" or each[0] in INTERPRETED])
 def test_first_derivatives_are_right_on_every_path_and_size(
@@ -133,6 +134,7 @@ def test_first_derivatives_are_right_on_every_path_and_size(
     assert_right(FIRST[mode], path, per_sample, monkeypatch)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(("mode", "path"), [each for each in product(SECOND, PATHS) if each[1] != "triton" or each[0] in INTERPRETED])
 def test_second_derivatives_are_right_or_refused_and_never_0(mode: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if path == "small":
@@ -188,6 +190,7 @@ def test_forward_mode_does_not_go_through_torch_compile_unseen(path: str, monkey
         compiled(inputs, tangents)
 
 
+@pytest.mark.core
 def test_forward_mode_past_the_function_is_refused_and_never_0() -> None:
     a, b, weight, offset, bias = numbers(0)
     words: Any = ("all", "reference", "log_area", "view", "gelu", "squared", 1.0, False, True, "torch")

@@ -80,6 +80,7 @@ MODES: dict[str, Callable[[Pool, Tensor], Any]] = {
 }
 
 
+@pytest.mark.core
 @backends
 @pytest.mark.parametrize("mode", MODES)
 def test_every_derivative_is_that_of_the_definition(mode: str, backend: str) -> None:
@@ -124,6 +125,7 @@ def test_a_derivative_of_boxes_is_refused(mode: str, backend: Any) -> None:
         OF_BOXES[mode](lambda boxes: roi_pool(tokens, boxes, frame_hw=(H, W), out_hw=(2, 2), backend=backend))
 
 
+@pytest.mark.core
 def test_forward_mode_past_the_function_is_refused_and_never_0() -> None:
     tables = torch.ops.wherefrom.roi_weights(BOXES, None, None, None, [H, W], [H, W], [2, 2], 0, "torch")
     tokens = numbers(1, H, W, 2)

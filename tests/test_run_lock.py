@@ -15,6 +15,7 @@ import pytest
 from wherefrom.train.run_lock import LOCK, locked
 
 
+@pytest.mark.core
 def test_a_held_folder_is_refused_by_host_and_process_and_free_again_afterwards(tmp_path: Path) -> None:
     for _ in range(2):
         with locked(tmp_path):

@@ -26,6 +26,7 @@ def terms(means: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix(TERM): value for name, value in means.items() if name.startswith(TERM)}
 
 
+@pytest.mark.core
 def test_every_mean_is_over_the_updates_that_have_its_name() -> None:
     window = Window(Ranks(0, 1))
     for update, said in enumerate(({"a": 1.0}, {"b": 2.0}, {"b": 4.0, "a": 5.0}, {"a": math.nan, "c": 7.0}, {"c": 8.0})):
