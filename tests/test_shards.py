@@ -390,6 +390,12 @@ def test_an_audit_that_had_to_go_to_the_cache_is_found_there(shards: list[Path],
             place.chmod(0o755)
 
 
+@pytest.mark.parametrize("wrong", [None, 3, b"train.tar", ["train.tar", 3], [b"train.tar"]])
+def test_what_is_no_path_is_refused_in_one_line(wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"^.* names no shards; give a path or a pattern, or several of them in a list$"):
+        ShardIndex.open(wrong)  # type: ignore[arg-type]
+
+
 def test_without_any_place_to_write_the_index_lives_in_memory(
     shards: list[Path], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
