@@ -18,6 +18,7 @@ from wherefrom.pipeline.headers import PngParts, read_png
 
 DECODE_ERRORS = (ValueError, OSError, RuntimeError, SyntaxError, EOFError, Image.DecompressionBombError)
 
+_ROWS_AT_ONCE = 32
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # x, y, step in x, in y
@@ -62,7 +63,11 @@ def is_jpeg(encoded: NDArray[np.uint8]) -> bool:
 
 def nearest_byte(deep: NDArray[np.uint16]) -> NDArray[np.uint8]:
     """Return 16-bit values as the nearest of 256 levels, v / 257."""
-    return ((deep.astype(np.int32) + 128) // 257).astype(np.uint8)
+    levels = np.empty(deep.shape, np.uint8)
+    for start in range(0, len(deep), _ROWS_AT_ONCE):  # 32 bits a value for a few rows, not for a picture
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        levels[rows] = (deep[rows].astype(np.int32) + 128) // 257
+    return levels
 
 
 def _decode_jpeg(encoded: NDArray[np.uint8], buffer: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
@@ -90,7 +95,10 @@ def _decode_png(data: bytes) -> NDArray[np.uint8]:
     if png.depth < 16:
         return _pillow_rgb(png, lines)
     high, low = (_pillow_rgb(png, [np.concatenate([part[:, :1], part[:, byte::2]], 1) for part in lines]) for byte in (1, 2))
-    return nearest_byte(high.astype(np.uint16) * np.uint16(256) + low)
+    deep = high.astype(np.uint16)
+    deep <<= 8
+    deep |= low
+    return nearest_byte(deep)
 
 
 def _png_lines(png: PngParts) -> list[NDArray[np.uint8]]:
@@ -123,11 +131,15 @@ def _png_lines(png: PngParts) -> list[NDArray[np.uint8]]:
 def _pillow_rgb(png: PngParts, lines: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Let Pillow undo the filters of lines of at most 8 bits a channel; (H, W, 3)."""
     header = struct.pack(">IIBBBBB", png.width, png.height, min(png.depth, 8), png.colour, 0, 0, png.interlaced)
-    stored = zlib.compress(b"".join(part.tobytes() for part in lines), 0)
-    chunks = [(b"IHDR", header), (b"PLTE", png.palette), (b"IDAT", stored), (b"IEND", b"")]
-    file = _PNG_SIGNATURE + b"".join(_chunk(name, body) for name, body in chunks if body or name == b"IEND")
-    return np.asarray(Image.open(io.BytesIO(file), formats=("PNG",)).convert("RGB"))
+    storing = zlib.compressobj(0)
+    chunks = [(b"IHDR", header), (b"PLTE", png.palette)]
+    chunks += [(b"IDAT", storing.compress(part.data)) for part in lines]
+    chunks += [(b"IDAT", storing.flush()), (b"IEND", b"")]
+    pieces = [piece for name, body in chunks if body or name == b"IEND" for piece in _chunk(name, body)]
+    file = io.BytesIO(b"".join([_PNG_SIGNATURE, *pieces]))  # the pixels are copied here, nowhere else
+    del chunks, pieces
+    return np.asarray(Image.open(file, formats=("PNG",)).convert("RGB"))
 
 
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(name)))
+def _chunk(name: bytes, body: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    return struct.pack(">I", len(body)), name, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(name)))

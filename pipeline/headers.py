@@ -21,7 +21,7 @@ _MAX_SCANS = 200  # a progressive JPEG has about ten; thousands are a decoder's 
 _MAX_JPEG_SIDE = 65_500  # libjpeg's limit
 _ORIENTATION_TAG = 0x0112
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG
-_EXIF_PREFIXES = re.compile(rb"(?:Exif\0\0){0,2}")  # a JPEG's belongs there; PNG and WebP writers put it there too, and Pillow adds one
+_EXIF_PREFIXES = re.compile(rb"(?:Exif\0\0)*")  # a JPEG's belongs there; PNG and WebP writers put it there too, and Pillow adds one
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour type
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)

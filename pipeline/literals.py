@@ -11,6 +11,8 @@ import math
 import types
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 _LONGEST = 60  # characters of a refused value that a message shows
 _WORDS: dict[Any, str] = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", types.NoneType: "None"}
 
@@ -82,7 +84,9 @@ def _needed(annotation: Any) -> str:
 
 
 def _nearest(value: object, annotation: Any) -> str:
-    """Return the words that a misspelt one was meant for, or nothing."""
+    """Return the word that a misspelt one was meant for, or how NumPy's number becomes Python's, or nothing."""
+    if isinstance(value, np.generic) and _allowed(value.item(), annotation):
+        return "; it is NumPy's, take .item() of it"
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     words = [word for member in members if get_origin(member) is Literal for word in get_args(member) if isinstance(word, str)]
     near = difflib.get_close_matches(value, words, 1) if isinstance(value, str) else []

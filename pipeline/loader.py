@@ -155,9 +155,7 @@ class Loader:
 
     def seek(self, updates: int) -> None:
         """Stand after `updates` completed optimiser steps, wherever that is: nothing is read or skipped."""
-        check_literal("updates", updates, int)
-        if updates < 0:
-            raise ValueError(f"updates={updates}: needs 0 or more")
+        _check_updates(updates)
         self.updates = updates
 
     @property
@@ -168,7 +166,10 @@ class Loader:
         """Return the position after `updates` steps as plain data.
 
         By default it is where the next pass begins; in the middle of one give the count of steps that are done.
+        Raises: ValueError if that is no whole number of at least 0.
         """
+        if updates is not None:
+            _check_updates(updates)
         return Position(
             dataset=self.index.fingerprint,
             unsound=self.index.unsound_digest(audit=self._decoding == "lenient"),
@@ -406,6 +407,12 @@ class Loader:
         if self.device.type == "cuda":
             return torch.cuda.nvtx.range(f"wherefrom/{name}")
         return contextlib.nullcontext()
+
+
+def _check_updates(updates: int) -> None:
+    check_literal("updates", updates, int)
+    if updates < 0:
+        raise ValueError(f"updates={updates}: needs 0 or more")
 
 
 def make_loader(

@@ -131,10 +131,10 @@ class _Places:
 def _find_or_scan(shard: Path, places: _Places, rebuild: bool) -> Kept:
     if not rebuild:
         stamp = stamp_of(shard)
-        for file in places.of(shard):
-            table = load_table(file, stamp)
-            if table is not None:
-                return Kept(table, file, True)
+        found = ((load_table(file, stamp), file) for file in places.of(shard))
+        stored = [Kept(table, file, True) for table, file in found if table is not None]
+        if stored:  # audited ones first: where nothing can be written beside the shard, its audit lies in the cache
+            return max(stored, key=lambda one: bool(one.table.decoded[0]))
     table = scan_shard(shard)
     return Kept(table, places.store(shard, table), False)
 

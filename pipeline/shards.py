@@ -16,7 +16,7 @@ import secrets
 import shlex
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -181,11 +181,15 @@ class ShardIndex:
         A shard's index is kept in the folder `.wherefrom` beside it, or in `cache` (default: the user's cache folder) where that place
         cannot be written or `beside` is False; it is keyed by the shard's size and mtime. `progress` is called with (shards done, shards
         in all). `decode` really decodes every picture that counts as sound, once, with progress of its own, and keeps the verdicts.
-        Raises: FileNotFoundError, ValueError (expand_pattern); BrokenShardError; ValueError if there is no picture, or a bad setting.
+        Raises: FileNotFoundError, ValueError (expand_pattern); BrokenShardError; ValueError if there is no picture, or a bad setting;
+                TypeError for what is no path.
         """
         if max_pixels < 1 or (workers is not None and workers < 1):
             raise ValueError(f"max_pixels={max_pixels}, workers={workers}: needs at least 1 of each")
-        patterns = [pattern] if isinstance(pattern, str | os.PathLike) else pattern
+        patterns = [pattern] if isinstance(pattern, str | os.PathLike) or not isinstance(pattern, Iterable) else list(pattern)
+        for part in [pattern] if isinstance(pattern, bytes) else patterns:
+            if not isinstance(part, str | os.PathLike):
+                raise TypeError(f"{part!r:.60} names no shards; give a path or a pattern, or several of them in a list")
         paths = expand_pattern("::".join(os.fspath(part) for part in patterns))
         kept = gather_tables(paths, cache=cache, beside=beside, rebuild=rebuild, decode=decode, workers=workers, progress=progress)
         index = cls(

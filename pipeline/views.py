@@ -23,6 +23,11 @@ def _kept(index: Index, length: int, what: str) -> slice | Tensor:
         return index
     listed = _listed(index, what)
     if listed.ndim:
+        if listed.dtype == torch.bool and len(listed) != length:
+            raise IndexError(f"mask of {len(listed)} for {length} {what}s; give one value for each")
+        if listed.dtype != torch.bool and listed.device.type == "cpu":  # a GPU would have to be waited for
+            for number in listed[(listed < -length) | (listed >= length)][:1].tolist():
+                raise IndexError(f"{what} {number} of {length}; {what}s are numbered 0 to {length - 1}")
         return listed
     number = int(listed)
     if not -length <= number < length:

@@ -6,6 +6,7 @@ Nothing damaged may come out as a picture, least of all as what the reused memor
 import io
 import itertools
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 
@@ -15,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
+from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture, nearest_byte
 from wherefrom.pipeline.headers import examine_picture
 
 pytestmark = pytest.mark.core
@@ -283,3 +284,23 @@ def test_a_webp_cut_or_damaged_in_its_lengths_is_refused(lossless: bool) -> None
     for length, at in itertools.product((0, 3, 30, len(sound) // 2), (4, 16)):
         assert refuses(sound[:length])
         assert refuses(sound[:at] + struct.pack("<I", length) + sound[at + 4 :])
+
+
+def test_sixteen_bits_become_the_nearest_of_256_levels() -> None:
+    deep = np.arange(2**16, dtype=np.uint16)
+    assert np.array_equal(nearest_byte(deep), np.rint(deep / 257).astype(np.uint8))
+    assert np.array_equal(nearest_byte(deep.astype(">u2")), nearest_byte(deep))
+
+
+@pytest.mark.parametrize(("depth", "allowed"), [(8, 6.2), (16, 10)])
+def test_a_png_takes_few_times_the_memory_of_its_picture(depth: int, allowed: float) -> None:
+    side = 800
+    stream = zlib.compress(bytes(side * (1 + 3 * side * depth // 8)), 1)
+    encoded = np.frombuffer(png_file((side, side), depth, 2, False, stream), np.uint8)
+    tracemalloc.start()
+    try:
+        picture = decode_picture(encoded)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert picture.nbytes < peak < allowed * picture.nbytes

@@ -315,6 +315,9 @@ def test_everything_is_indexed_together_and_axes_never_vanish(index: object, sam
         (4, "sample 4 of 4; samples are numbered 0 to 3"),
         (-5, "sample -5 of 4; samples are numbered 0 to 3"),
         ((0, 3), "view 3 of 3; views are numbered 0 to 2"),
+        ([0, 4], "sample 4 of 4; samples are numbered 0 to 3"),
+        ((0, torch.tensor([1, -4])), "view -4 of 3; views are numbered 0 to 2"),
+        ([True, False], "mask of 2 for 4 samples; give one value for each"),
         ((0, 0, 0), "index with 3 parts, views have two axes: samples and views"),
     ],
 )

@@ -193,6 +193,16 @@ def test_a_pass_that_is_broken_off_is_followed_by_the_next_epoch(build: Callable
     assert next(iter(loader)).sample.tolist() == loader.order.micro_batch(0, 1, 0).tolist()
 
 
+@pytest.mark.parametrize("wrong", [True, 1.5, -1, "3", np.int64(2)])
+def test_a_position_is_a_whole_number_of_steps_or_refused(build: Callable[..., Loader], wrong: Any) -> None:
+    loader = build(threads=0)
+    here = loader.position()
+    for refused in (lambda: loader.position(wrong), lambda: loader.seek(wrong), lambda: loader.resume(here | {"updates": wrong})):
+        with pytest.raises(ValueError, match=r"updates=.*: needs (a whole number|0 or more)"):
+            refused()
+    assert loader.position() == here
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("form", [Path, str, lambda path: [path], lambda path: (str(path / "train.tar"), path / "val.tar")])
 def test_shards_are_named_as_for_the_index(tiny_shards: Path, form: Callable[[Path], Any]) -> None:

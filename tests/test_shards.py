@@ -377,6 +377,27 @@ def test_a_read_only_folder_falls_back_to_the_cache_and_says_so(shards: list[Pat
         folder.chmod(0o755)
 
 
+def test_an_audit_that_had_to_go_to_the_cache_is_found_there(shards: list[Path], cache: Path) -> None:
+    folder = shards[0].parent
+    assert not ShardIndex.open(shards).audited
+    for place in (folder / ".wherefrom", folder):
+        place.chmod(0o555)
+    try:
+        assert ShardIndex.open(shards, decode=True).audited
+        again = ShardIndex.open(shards)
+        assert again.audited and again.reused == 3
+        assert all(file is not None and file.is_relative_to(cache) for file in again.files)
+    finally:
+        for place in (folder, folder / ".wherefrom"):
+            place.chmod(0o755)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"train.tar", ["train.tar", 3], [b"train.tar"]])
+def test_what_is_no_path_is_refused_in_one_line(wrong: object) -> None:
+    with pytest.raises(TypeError, match=r"^.* names no shards; give a path or a pattern, or several of them in a list$"):
+        ShardIndex.open(wrong)  # type: ignore[arg-type]
+
+
 def test_without_any_place_to_write_the_index_lives_in_memory(
     shards: list[Path], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,8 @@ def odd_exif() -> dict[str, tuple[str, bytes, int]]:
     return {
         "JPEG": ("jpg", app1(exif[0]), 6),
         "XMP names another": ("jpg", app1(xmp), 1),
+        "three prefixes": ("jpg", app1(b"Exif\0\0" * 2 + exif[0]), 6),
+        "PNG with two prefixes": ("png", png[:33] + png_chunk(b"eXIf", b"Exif\0\0" + exif[0]) + png[33:], 6),
         "two EXIF segments": ("jpg", app1(*exif), 6),
         "EXIF that goes on in a second segment": ("jpg", app1(b"Exif\0\0" + cut[:20], b"Exif\0\0" + cut[20:]), 6),
         "a number of 32 bits, big end first": ("jpg", app1(b"Exif\0\0" + tiff(6, kind=4, order=">")), 6),
