@@ -18,7 +18,13 @@ from wherefrom.kernels.dispatch import Launch, interpreted
 from wherefrom.kernels.pair_targets_triton import PAIRS, store_pair_targets, target_arguments
 from wherefrom.kernels.roi_pool import ADAPTIVE, AREA, READERS, table_bins
 
-BLOCK_ROWS, BLOCK_SUM, WARPS = 64, 32, 4
+# what a program takes on: lines, terms summed a step, channels, warps, and steps fetched ahead; float32, in three products, has fewer
+BLOCK_ROWS, WARPS = 64, 4
+BLOCK_SUM = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}
+BLOCK_D = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}
+STAGES = {torch.float32: 2, torch.bfloat16: 3, torch.float16: 3}
+STAGES_BACK = 2  # backwards what is read hangs on a box's turn
+REGISTERS = 255  # a thread's limit, stated: left to itself ptxas may spill some to fit one more program on a multiprocessor
 BLOCK_TABLE = {"BLOCK_BINS": 8, "BLOCK_TOKENS": 32}
 
 
@@ -118,29 +124,51 @@ def result_offset(sample, lines, line, D):
 
 
 @triton.jit
+def tf32(number):
+    """Return float32 numbers rounded to the 11 leading bits that tensor cores multiply, halves away from zero; NaN may become 0."""
+    return ((number.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def float32_product(weight, value):
+    """Return weight (lines, K) @ value (K, channels) in float32, from three products of what tensor cores multiply, the small ones first.
+
+    By hand: Triton 3.8 keeps the parts of its own, tf32x3, in several layouts at once, and spills.
+    """
+    large, large_value = tf32(weight), tf32(value)
+    total = tl.dot(weight - large, large_value, input_precision="tf32")
+    total = tl.dot(large, value - large_value, total, input_precision="tf32")
+    return tl.dot(large, large_value, total, input_precision="tf32")
+
+
+@triton.jit
 def add_products(
     total, source_ptr, rows_ptr, columns_ptr, turns_ptr, sample, line, channel, R, D, stride_b, stride_y, stride_x, stride_d,
     H: tl.constexpr, W: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr, BINS_Y: tl.constexpr, BINS_X: tl.constexpr,
-    TURNED: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_Y: tl.constexpr,
-    BLOCK_X: tl.constexpr, TAKE: tl.constexpr,
+    TURNED: tl.constexpr, TRANSPOSED: tl.constexpr, WIDE: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+    FINITE: tl.constexpr,
 ):  # fmt: skip
     """Return total (lines, channels) plus what one picture's source adds to it.
 
-    TAKE: "all" of the source, the "finite" part of it, or 1 for whatever is "wild" (NaN or infinite) and has a weight.
+    FINITE: NaN where something that is NaN or infinite has a weight; whatever has none adds nothing.
     """
     # summed over stretches of BLOCK_Y x BLOCK_X tokens of the map, TRANSPOSED of bins of one box: there a weight is a product
     blocks_y: tl.constexpr = ((BINS_Y if TRANSPOSED else H) + BLOCK_Y - 1) // BLOCK_Y
     blocks_x: tl.constexpr = ((BINS_X if TRANSPOSED else W) + BLOCK_X - 1) // BLOCK_X
-    within = (line < (H * W if TRANSPOSED else R * OUT_H * OUT_W))[:, None]
+    inside = line < (H * W if TRANSPOSED else R * OUT_H * OUT_W)
+    within = inside[:, None]
+    if FINITE:
+        wild = tl.zeros_like(total)
     if not TRANSPOSED:
         box = sample * R + line // (OUT_H * OUT_W)
         bin_y, bin_x = line // OUT_W % OUT_H, line % OUT_W
         if TURNED:
-            odd = (tl.load(turns_ptr + box, mask=line < R * OUT_H * OUT_W, other=0).to(tl.int32) & 1) != 0
+            odd = (tl.load(turns_ptr + box, mask=inside, other=0).to(tl.int32) & 1) != 0
             bin_y, bin_x = tl.where(odd, bin_x, bin_y), tl.where(odd, bin_y, bin_x)
-        row_ptr = rows_ptr + ((box * BINS_Y + bin_y) * H)[:, None]
+        row_ptr = rows_ptr + (box * BINS_Y + bin_y) * H
         column_ptr = columns_ptr + ((box * BINS_X + bin_x) * W)[:, None]
-    for step in range((R if TRANSPOSED else 1) * blocks_x * blocks_y):
+    # what hardly ever runs is not fetched ahead: that would take registers and code
+    for step in tl.range(0, (R if TRANSPOSED else 1) * blocks_x * blocks_y, num_stages=1 if FINITE else None):
         y = step % blocks_y * BLOCK_Y + tl.arange(0, BLOCK_Y)
         x = step // blocks_y % blocks_x * BLOCK_X + tl.arange(0, BLOCK_X)
         k = tl.arange(0, BLOCK_Y * BLOCK_X)
@@ -149,34 +177,43 @@ def add_products(
             box = sample * R + step // (blocks_y * blocks_x)
             odd = (tl.load(turns_ptr + box).to(tl.int32) & 1) != 0 if TURNED else False
             size_y, size_x = tl.where(odd, OUT_W, OUT_H), tl.where(odd, OUT_H, OUT_W)
-            row_ptr = rows_ptr + (box * (BINS_Y * H) + line // W)[:, None]
+            row_ptr = rows_ptr + (box * (BINS_Y * H) + line // W)
             column_ptr = columns_ptr + (box * (BINS_X * W) + line % W)[:, None]
-            down = tl.load(row_ptr + (y * H)[None, :], mask=within & (y < size_y)[None, :], other=0.0)
             across = tl.load(column_ptr + (x * W)[None, :], mask=within & (x < size_x)[None, :], other=0.0)
             source_at = result_offset(box, OUT_H * OUT_W, tl.where(odd, k_x * OUT_W + k_y, k_y * OUT_W + k_x), D)
         else:
             size_y, size_x = H, W
-            down = tl.load(row_ptr + y[None, :], mask=within & (y < H)[None, :], other=0.0)
             across = tl.load(column_ptr + x[None, :], mask=within & (x < W)[None, :], other=0.0)
             source_at = token_offset(sample, stride_b, k_y, stride_y, k_x, stride_x)
-        weight = tl.reshape(down[:, :, None] * across[:, None, :], (line.shape[0], BLOCK_Y * BLOCK_X))
+        row_step: tl.constexpr = H if TRANSPOSED else 1
+        if BLOCK_Y == 1:
+            # one row of a step's tokens, one number a line: an axis of length 1 would get a layout which holds it many times; float32 takes
+            # it out of the sum, so that the parts of a weight need not be found again at every row
+            y_of_step = step % blocks_y
+            down = tl.load(row_ptr + y_of_step * row_step, mask=inside & (y_of_step < size_y), other=0.0)[:, None]
+            weight, factor = (across, down) if WIDE else (across * down, 1.0)
+        else:
+            factor = 1.0
+            down = tl.load(row_ptr[:, None] + (y * row_step)[None, :], mask=within & (y < size_y)[None, :], other=0.0)
+            weight = tl.reshape(down[:, :, None] * across[:, None, :], (line.shape[0], BLOCK_Y * BLOCK_X))
         value_ptr = source_ptr + source_at[:, None] + (channel.to(tl.int64) * stride_d)[None, :]
         value = tl.load(value_ptr, mask=((k_y < size_y) & (k_x < size_x))[:, None] & (channel < D)[None, :], other=0.0)
         if WIDE:
             value = value.to(tl.float32)
-        if TAKE != "all":
+        if FINITE:
             finite = tl.abs(value.to(tl.float32)) < float("inf")
-            value = tl.where(finite, value if TAKE == "finite" else 0.0, 0.0 if TAKE == "finite" else 1.0).to(value.dtype)
-        if TAKE == "wild":
-            weight = (weight > 0.0).to(tl.float32)
+            reads = (weight * factor > 0.0).to(value.dtype)  # zeros and ones are exact in any dtype
+            wild = tl.dot(reads, tl.where(finite, 0.0, 1.0).to(value.dtype), wild, input_precision="tf32")
+            value = tl.where(finite, value, 0.0)
         if WIDE:
-            total = tl.dot(weight, value, total, input_precision=PRECISION)
+            # added apart: tensor cores round their own sums towards zero
+            total += float32_product(weight, value) * factor
         else:
             # a weight in two parts: rounded once it would cost as much as rounding the result
             large = weight.to(value.dtype)
             total = tl.dot(large, value, total)
             total = tl.dot((weight - large.to(tl.float32)).to(value.dtype), value, total)
-    return total
+    return tl.where(wild > 0.0, float("nan"), total) if FINITE else total
 
 
 @triton.jit
@@ -190,7 +227,7 @@ def store_lines(result_ptr, total, sample, lines, line, channel, D):
 def contract_program(
     result_ptr, source_ptr, rows_ptr, columns_ptr, turns_ptr, program, R, D, stride_b, stride_y, stride_x, stride_d,
     H: tl.constexpr, W: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr, BINS_Y: tl.constexpr, BINS_X: tl.constexpr,
-    TURNED: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    TURNED: tl.constexpr, TRANSPOSED: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Write BLOCK_ROWS lines x BLOCK_D channels of one picture's result: outputs summed over tokens, TRANSPOSED tokens over outputs.
@@ -209,24 +246,19 @@ def contract_program(
     total = add_products(
         tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32),
         source_ptr, rows_ptr, columns_ptr, turns_ptr, sample, line, channel, R, D, stride_b, stride_y, stride_x, stride_d,
-        H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, TRANSPOSED, PRECISION, WIDE, BLOCK_Y, BLOCK_X, "all",
+        H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, TRANSPOSED, WIDE, BLOCK_Y, BLOCK_X, False,
     )  # fmt: skip
     if tl.max(tl.where(tl.abs(total) < float("inf"), 0, 1)) == 0:
         store_lines(result_ptr, total, sample, lines, line, channel, D)
     else:
-        # a NaN somewhere, and 0 * NaN is NaN: find which sums have it with a weight, add the finite rest to all; in narrow blocks,
+        # a NaN somewhere, and 0 * NaN is NaN: sum what is finite, and find which sums have the rest with a weight; in narrow blocks,
         # so that what hardly ever runs takes no registers from what always does
         for part in range(0, BLOCK_D, 16):
             narrow = first + part + tl.arange(0, 16)
             part_total = add_products(
                 tl.zeros((BLOCK_ROWS, 16), tl.float32),
                 source_ptr, rows_ptr, columns_ptr, turns_ptr, sample, line, narrow, R, D, stride_b, stride_y, stride_x, stride_d,
-                H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, TRANSPOSED, PRECISION, WIDE, BLOCK_Y, BLOCK_X, "wild",
-            )  # fmt: skip
-            part_total = add_products(
-                tl.where(part_total > 0.0, float("nan"), 0.0),
-                source_ptr, rows_ptr, columns_ptr, turns_ptr, sample, line, narrow, R, D, stride_b, stride_y, stride_x, stride_d,
-                H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, TRANSPOSED, PRECISION, WIDE, BLOCK_Y, BLOCK_X, "finite",
+                H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, TRANSPOSED, WIDE, BLOCK_Y, BLOCK_X, True,
             )  # fmt: skip
             store_lines(result_ptr, part_total, sample, lines, line, narrow, D)
 
@@ -235,20 +267,20 @@ def contract_program(
 def contract_kernel(
     result_ptr, source_ptr, rows_ptr, columns_ptr, turns_ptr, R, D, stride_b, stride_y, stride_x, stride_d, H: tl.constexpr,
     W: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr, BINS_Y: tl.constexpr, BINS_X: tl.constexpr, TURNED: tl.constexpr,
-    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_Y: tl.constexpr,
+    TRANSPOSED: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One program: one block of lines and channels of one picture; grid (pictures * blocks of lines * blocks of channels,)."""
     contract_program(
         result_ptr, source_ptr, rows_ptr, columns_ptr, turns_ptr, tl.program_id(0), R, D, stride_b, stride_y, stride_x, stride_d,
-        H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, TRANSPOSED, PRECISION, WIDE, BLOCK_ROWS, BLOCK_Y, BLOCK_X, BLOCK_D,
+        H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, TRANSPOSED, WIDE, BLOCK_ROWS, BLOCK_Y, BLOCK_X, BLOCK_D,
     )  # fmt: skip
 
 
 @triton.jit
 def pool_pairs_kernel(
     result_ptr, source_ptr, rows_ptr, columns_ptr, R, D, stride_b, stride_y, stride_x, stride_d, H: tl.constexpr, W: tl.constexpr,
-    OUT_H: tl.constexpr, OUT_W: tl.constexpr, BINS_Y: tl.constexpr, BINS_X: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    OUT_H: tl.constexpr, OUT_W: tl.constexpr, BINS_Y: tl.constexpr, BINS_X: tl.constexpr, WIDE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr,
     pool_programs, targets_ptr, boxes_ptr, pairs_ptr, flipped_ptr, turns_ptr, picture_ptr, mean_ptr, std_ptr, P, POSITION: tl.constexpr,
     SCALE: tl.constexpr, VIEW_AXES: tl.constexpr, FLIPPED: tl.constexpr, TURNED: tl.constexpr, CHOSEN: tl.constexpr, MEAN: tl.constexpr,
@@ -259,7 +291,7 @@ def pool_pairs_kernel(
     if program < pool_programs:
         contract_program(
             result_ptr, source_ptr, rows_ptr, columns_ptr, turns_ptr, program, R, D, stride_b, stride_y, stride_x, stride_d,
-            H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, False, PRECISION, WIDE, BLOCK_ROWS, BLOCK_Y, BLOCK_X, BLOCK_D,
+            H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, False, WIDE, BLOCK_ROWS, BLOCK_Y, BLOCK_X, BLOCK_D,
         )  # fmt: skip
     else:
         blocks = tl.cdiv(P, PAIRS)
@@ -343,7 +375,7 @@ def roi_contract_triton(
             **arguments,
             num_warps=WARPS,
             num_stages=_stages(source.dtype, transposed),
-            enable_fp_fusion=True,
+            **_options(),
         )
     return result
 
@@ -384,7 +416,7 @@ def roi_pool_pairs_triton(
             PAIRS=PAIRS,
             num_warps=WARPS,
             num_stages=_stages(source.dtype, transposed=False),
-            enable_fp_fusion=True,
+            **_options(),
         )
     return result, targets
 
@@ -415,46 +447,54 @@ def _contract_arguments(
         "OUT_W": out_hw[1],
         "BINS_Y": rows.shape[2],
         "BINS_X": columns.shape[2],
-        "PRECISION": "tf32x3",
         "WIDE": wide,
         **_blocks(source.dtype, source.shape[-1], columns.shape[2] if transposed else map_hw[1]),
     }
 
 
 def _blocks(dtype: torch.dtype, channels: int, summed_x: int) -> dict[str, int]:
-    """Return the block sizes: three-part float32 products take the registers of 64 channels more."""
-    most = 64 if dtype == torch.float32 else 128
-    block_x = min(BLOCK_SUM, triton.next_power_of_2(summed_x))
+    """Return the block sizes, of powers of 2."""
+    # at least 4 terms along a row: with fewer, the two factors of a tile of weights take more registers than the tile
+    block_x = min(BLOCK_SUM[dtype], max(4, triton.next_power_of_2(summed_x)))
     return {
         "BLOCK_ROWS": BLOCK_ROWS,
-        "BLOCK_Y": BLOCK_SUM // block_x,
+        "BLOCK_Y": BLOCK_SUM[dtype] // block_x,
         "BLOCK_X": block_x,
-        "BLOCK_D": min(most, max(16, triton.next_power_of_2(channels))),
+        "BLOCK_D": min(BLOCK_D[dtype], max(16, triton.next_power_of_2(channels))),
     }
 
 
 def _stages(dtype: torch.dtype, transposed: bool) -> int:
-    """Return how far to fetch ahead: backwards what is read hangs on a box's turn, and float32 has no registers left for a third stage."""
-    return 2 if transposed or dtype == torch.float32 else 3
+    return STAGES_BACK if transposed else STAGES[dtype]
+
+
+def _options() -> dict[str, Any]:
+    """Return what the compiler is told; a limit of registers is NVIDIA's."""
+    return {"enable_fp_fusion": True} | ({} if torch.version.hip else {"maxnreg": REGISTERS})
 
 
 def launches() -> list[Launch]:
-    """Return launches as they are really made at 14 x 14 tokens of 768 channels, 7 x 7 bins: both directions, fused, and both tables."""
+    """Return launches as they are really made: both directions, fused, and both tables; every dtype, small and large maps."""
     sizes = {"H": 14, "W": 14, "OUT_H": 7, "OUT_W": 7, "BINS_Y": 7, "BINS_X": 7}
+    large = {"H": 32, "W": 32, "OUT_H": 1, "OUT_W": 1, "BINS_Y": 1, "BINS_X": 1}
     tables = {"rows_ptr": "*fp32", "columns_ptr": "*fp32", "boxes_ptr": "*fp32", "turns_ptr": "*i64", "flipped_ptr": "*i1"}
     listed = []
-    for dtype, word in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+    for dtype, word in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")):
         types = {"result_ptr": f"*{word}", "source_ptr": f"*{word}", "rows_ptr": "*fp32", "columns_ptr": "*fp32", "turns_ptr": "*i64"}
         types |= dict.fromkeys(("R", "D", "stride_b", "stride_y", "stride_x"), "i32")
         more = {"targets_ptr": "*fp32", "boxes_ptr": "*fp32", "pairs_ptr": "*i64", "flipped_ptr": "*i1", "picture_ptr": "*fp32"}
         more |= {"mean_ptr": "*fp32", "std_ptr": "*fp32", "pool_programs": "i32", "P": "i32"}
-        for name, kernel, transposed in (
-            ("roi_pool forward", contract_kernel, False),
-            ("roi_pool backward", contract_kernel, True),
-            ("roi_pool_pairs", pool_pairs_kernel, False),
+        for name, kernel, transposed, shape in (
+            ("roi_pool forward", contract_kernel, False, sizes),
+            ("roi_pool backward", contract_kernel, True, sizes),
+            ("roi_pool_pairs", pool_pairs_kernel, False, sizes),
+            ("roi_pool forward, large map, one bin, upright", contract_kernel, False, large),
+            ("roi_pool backward, large map, one bin, upright", contract_kernel, True, large),
         ):
-            constants: dict[str, Any] = sizes | _blocks(dtype, 768, 7 if transposed else 14)
-            constants |= {"stride_d": 1, "PRECISION": "tf32x3", "WIDE": dtype == torch.float32, "TURNED": True}
+            if shape is large and dtype == torch.float16:
+                continue  # as bfloat16
+            constants: dict[str, Any] = shape | _blocks(dtype, 768, shape["BINS_X"] if transposed else shape["W"])
+            constants |= {"stride_d": 1, "WIDE": dtype == torch.float32, "TURNED": shape is sizes}
             if kernel is pool_pairs_kernel:
                 constants |= dict.fromkeys(("VIEW_AXES", "FLIPPED", "CHOSEN", "MEAN", "STD"), True)
                 constants |= {"POSITION": "reference", "SCALE": "log_area", "PAIRS": PAIRS}
@@ -469,8 +509,8 @@ def launches() -> list[Launch]:
                     aligned=tuple(name for name in types if name != "R"),
                     warps=WARPS,
                     stages=_stages(dtype, transposed),
-                    per_step=BLOCK_ROWS * BLOCK_SUM,
-                    options={"enable_fp_fusion": True},
+                    per_step=BLOCK_ROWS * BLOCK_SUM[dtype],
+                    options=_options(),
                 )
             )
     for sampling in ("adaptive", "area"):

@@ -96,6 +96,51 @@ def test_spills_atomics_and_loops_are_seen(size: int, options: dict[str, int], s
     assert float(per_step) == int(loop) * 32 / size
 
 
+CHECK = """
+import sys
+from wherefrom.tools import ahead_of_time
+
+ahead_of_time.launches_of = lambda kernel: [launch]
+ahead_of_time.ARCHITECTURES = (80, 90)
+if __name__ == "__main__":
+    sys.exit(ahead_of_time.main(["--check", "planted"]))
+"""
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_check_names_every_launch_with_a_fault_and_fails(atomic: bool, tmp_path: Any) -> None:
+    import triton
+
+    script = tmp_path / "planted.py"
+    planted = PLANTED[: PLANTED.index("found =")]
+    for name, value in (("OPTIONS", "{}"), ('{"K": K}', '{"K": 64}'), ("per_step=K", "per_step=64")):
+        planted = planted.replace(name, value)
+    if not atomic:
+        planted = planted.replace("    tl.atomic_add(out_ptr + N * K + at, total)\n", "")
+    script.write_text(planted + CHECK)
+    done = subprocess.run([sys.executable, str(script)], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    *named, last = done.stdout.splitlines()
+    assert done.returncode == int(atomic), done.stderr[-2000:]
+    assert len(named) == (2 if atomic else 0)
+    for line, architecture in zip(named, (80, 90), strict=False):
+        assert line.startswith(f"planted, sm_{architecture}: ") and line.endswith(" atomics")
+    assert last == f"Triton {triton.__version__}: {len(named)} of 2 launches spill, use stack or atomics"
+
+
+def code_of(*lengths: int) -> str:
+    """Return code as nvdisasm writes it, of one loop after another: instructions in each, with the branch back."""
+    lines = []
+    for number, length in enumerate(lengths):
+        lines += [f".L_x_{number}:", *["        /*0000*/                   FADD R0, R1, R2 ;"] * (length - 1)]
+        lines.append(f"        /*0000*/              @P0  BRA `(.L_x_{number}) ;")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(("lengths", "counted"), [((30, 40), 30), ((10, 40), 40), ((40, 10), 40), ((), 0)])
+def test_of_two_long_loops_the_first_is_counted(lengths: tuple[int, ...], counted: int) -> None:
+    assert ahead_of_time._loop_instructions(code_of(*lengths)) == counted
+
+
 @pytest.mark.core
 def test_an_interpreted_kernel_is_refused() -> None:
     from wherefrom.kernels.dispatch import interpreted

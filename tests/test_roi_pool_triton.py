@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from wherefrom.kernels.roi_pool import ADAPTIVE, AREA, roi_pool, weights_torch
-from wherefrom.kernels.roi_pool_triton import result_offset, roi_weights_triton, token_offset
+from wherefrom.kernels.roi_pool_triton import result_offset, roi_weights_triton, tf32, token_offset
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PAST = 2**31
@@ -37,6 +37,34 @@ def test_tables_of_weights_equal_the_torch_path_to_the_bit(samples: int, turned:
     for ours, theirs in zip(roi_weights_triton(*arguments), weights_torch(*arguments), strict=True):
         assert torch.equal(ours, theirs)
         assert (ours != 0).any()
+
+
+@triton.jit
+def write_tf32(out_ptr, in_ptr, N: tl.constexpr):
+    place = tl.arange(0, N)
+    tl.store(out_ptr + place, tf32(tl.load(in_ptr + place)))
+
+
+def test_two_parts_of_a_float32_hold_it_to_2_to_the_minus_21() -> None:
+    """Tensor cores read the 11 leading bits of a number and drop the rest: of the part that is left, only what lies below those is lost."""
+    random = torch.Generator().manual_seed(0)
+    numbers = torch.randn(1024, generator=random).to(DEVICE) * torch.logspace(-30, 30, 1024).to(DEVICE)
+    numbers[:4] = torch.tensor([0.0, float("inf"), -float("inf"), 1 + 2**-11])
+    large = torch.full_like(numbers, float("nan"))
+    write_tf32[(1,)](large, numbers, N=len(numbers))
+    assert torch.equal(large[1:3], numbers[1:3]) and large[3] == 1 + 2**-10  # a half rounds away from zero
+
+    def dropped(values: Tensor) -> Tensor:
+        return (values.view(torch.int32) & -0x2000).view(torch.float32)
+
+    assert torch.equal(dropped(large), large)
+
+    def worst(part: Tensor, bits: int) -> bool:
+        return bool(((numbers - part).abs()[3:] <= numbers.abs()[3:] * 2.0**-bits).all())
+
+    assert worst(large, 11) and worst(large + dropped(numbers - large), 21)
+    # negative controls: one part, and a first part cut off rather than rounded
+    assert not worst(large, 12) and not worst(dropped(numbers), 11)
 
 
 @triton.jit

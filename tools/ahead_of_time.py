@@ -4,17 +4,21 @@ Here: every launch that the kernels name, compiled for an architecture; register
 Not here: running them, timing them (bench_kernels.py). No device and no driver is needed, only the tools in Triton's wheel.
 """
 
+import argparse
 import importlib
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from wherefrom.kernels.dispatch import Launch
+from wherefrom.pipeline.places import available_cores
 
 ARCHITECTURES = (80, 90, 100)  # A100, H100 and H200, B200
 KERNELS = ("pair_targets", "pair_loss", "roi_pool", "render_views")
@@ -95,7 +99,10 @@ def _mnemonics(code: str) -> list[str]:
 
 
 def _loop_instructions(code: str) -> int:
-    """Return the length of the longest innermost loop: from a label to a branch back to it, with no such stretch inside."""
+    """Return the length of the first innermost loop that is at least two thirds as long as the longest: rare paths come last in the code.
+
+    A loop is the code from a label to a branch back to it, innermost if there is no such stretch inside.
+    """
     position, labels, stretches = 0, {}, []
     for line in code.splitlines():
         if label := re.match(r"^(\.L_x?_?\w+):", line):
@@ -108,16 +115,46 @@ def _loop_instructions(code: str) -> int:
     # a branch to itself ends every program: the hang that follows EXIT
     stretches = [(start, stop) for start, stop in stretches if stop - start > 1]
     innermost = [one for one in stretches if not any(one != other and one[0] <= other[0] and other[1] <= one[1] for other in stretches)]
-    return max((stop - start for start, stop in innermost), default=0)
+    lengths = [stop - start for start, stop in sorted(innermost)]
+    return next((length for length in lengths if 3 * length >= 2 * max(lengths)), 0)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print the figures of all launches, or of the kernels named, a JSON object a line."""
-    for kernel in arguments or KERNELS:
-        for launch in launches_of(kernel):
-            for architecture in ARCHITECTURES:
-                print(json.dumps(asdict(figures(launch, architecture))), flush=True)
+def _figures_of(wanted: tuple[str, int, int]) -> Figures:
+    kernel, number, architecture = wanted
+    return figures(launches_of(kernel)[number], architecture)
+
+
+def faults(found: Figures) -> str:
+    """Return what no launch of ours may have, in words; empty if it has none of it."""
+    counted = {"spills": found.spills, "bytes of stack": found.stack_bytes, "atomics": found.atomics}
+    return ", ".join(f"{count} {name}" for name, count in counted.items() if count)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the figures of all launches, or of the kernels named, a JSON object a line; return 1 if --check finds faults, else 0.
+
+    --check: print faults instead, a launch a line, then the version of Triton that compiled.
+    """
+    import triton
+
+    parser = argparse.ArgumentParser(prog="python -m wherefrom.tools.ahead_of_time", description=__doc__, allow_abbrev=False)
+    parser.add_argument("kernels", nargs="*", default=KERNELS, help=f"of {', '.join(KERNELS)}; all unless named")
+    parser.add_argument("--check", action="store_true", help="print spills, stack and atomics alone, and exit with 1 if there are any")
+    asked = parser.parse_args(arguments)
+    wanted = [(kernel, n, sm) for kernel in asked.kernels for n in range(len(launches_of(kernel))) for sm in ARCHITECTURES]
+    wrong = 0
+    # spawned, since a compiler's threads do not survive a fork
+    with ProcessPoolExecutor(available_cores(), multiprocessing.get_context("spawn")) as pool:
+        for found in pool.map(_figures_of, wanted):
+            if not asked.check:
+                print(json.dumps(asdict(found)), flush=True)
+            elif bad := faults(found):
+                wrong += 1
+                print(f"{found.launch}, sm_{found.architecture}: {bad}", flush=True)
+    if asked.check:
+        print(f"Triton {triton.__version__}: {wrong} of {len(wanted)} launches spill, use stack or atomics")
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))
