@@ -51,15 +51,21 @@ import json
 from dataclasses import asdict
 from wherefrom.tools.ahead_of_time import KERNELS, figures, launches_of
 
+def show(launch, architecture):
+    print(json.dumps(asdict(figures(launch, architecture))))
+
 for kernel in KERNELS:
     for launch in {launch.kernel: launch for launch in launches_of(kernel)}.values():  # the last of each function
-        print(json.dumps(asdict(figures(launch, 90))))
+        show(launch, 90)
+for launch in launches_of("roi_pool"):  # those with the fewest registers to spare
+    if launch.name.endswith("ward, fp32"):
+        show(launch, 80)
 """
 
 
 @pytest.mark.core
 def test_one_launch_of_every_function_compiles_without_spills_or_atomics(capsys: pytest.CaptureFixture[str]) -> None:
-    assert_lean(run_fresh("-c", CUT), {90}, capsys)
+    assert_lean(run_fresh("-c", CUT), {80, 90}, capsys)
 
 
 PLANTED = """

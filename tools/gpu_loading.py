@@ -106,6 +106,7 @@ def training(options: Options, report: Report) -> None:
     if options.dry_run:
         demo = RECIPES["demo"]()
         base, kinds = replace(demo, model=replace(demo.model, depth=1), runtime=replace(demo.runtime, device="cpu")), kinds[:2]
+    base = replace(base, runtime=replace(base.runtime, log_with="none"))  # nothing is logged, and TensorBoard may not be there
     batch, seconds = min(options.batch, len(index)), 0.1 if options.dry_run else ROUND_S
     report.add("recipe", base.recipe)
     accelerator = accelerator_for(base)

@@ -63,6 +63,8 @@ def _roi_trials(case: str) -> Iterator[Trial]:
         {"num_stages": 2},
         {"num_stages": 3},
         {"num_stages": 4},
+        {"maxnreg": 168},  # three programs a multiprocessor where 255 are two
+        {"maxnreg": 128},
         {"BLOCK_ROWS": 32},
         {"BLOCK_ROWS": 128},
         {"BLOCK_ROWS": 128, "num_warps": 8},
