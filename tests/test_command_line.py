@@ -177,7 +177,8 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
         lambda t, s: ["index", str(s / "train.tar"), "--quarantine", str(t / "none" / "bad.jsonl")],
         "there is no folder .*none; make it",
     ),
-    "no settings file": (lambda t, s: ["train", "--config", str(t / "none.yaml")], "none.yaml"),
+    "no settings file": (lambda t, s: ["train", "--config", str(t / "none.yaml")], r"none\.yaml: no settings file \(.*settings\.yaml"),
+    "folder as a settings file": (lambda t, s: ["train", "--config", str(t)], r": no settings file \(.*settings\.yaml"),
     "settings file of something else": (lambda t, s: ["train", "--config", str(_not_a_tar(t))], "words.tar"),
     "resume without out": (lambda t, s: ["train", "--data", str(s / "train.tar"), *TINY, "--resume"], "--out"),
     "another recipe than the run's": (

@@ -508,6 +508,23 @@ def test_a_run_stops_at_the_first_line_of_its_log_if_nothing_counts(name: str, s
     assert all(0 < share < 1 for share in shares)
 
 
+def test_small_pictures_that_meet_by_chance_stop_no_run(
+    make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes], tmp_path: Path
+) -> None:
+    sides = [90, 20] * 4
+    pictures = [jpeg_bytes(np.full((side, side, 3), side, np.uint8)) for side in sides]
+    make_shard(tmp_path / "train.tar", [(f"{number}", {"jpg": picture}) for number, picture in enumerate(pictures)])
+    settings = tiny(tmp_path, updates=len(sides), global_batch=1, seed=0)
+    assert settings.spatial is not None
+    settings = dataclasses.replace(settings, spatial=dataclasses.replace(settings.spatial, min_side_px=8))
+    reporter = _Hears()
+    run(settings, reporter=reporter, out=tmp_path / "run")
+    shares = [record["meters"]["spatial/pairs_left_out"] for record in read_metrics(RunFolder(tmp_path / "run"), "train")]
+    assert (shares[0], sorted(shares)) == (0, [0] * 4 + [1] * 4)
+    lines = [line for line in reporter.lines if "not a pair" in line]
+    assert lines == ["spatial: not a pair of the last 1 pictures counts, all are too small for the law; see spatial.min_side_px"] * 4
+
+
 def test_another_runs_folder_is_refused_unless_it_goes_on(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
     settings = tiny(tiny_shards)
     with pytest.raises(ValueError, match="holds another run; go on with it by --resume"):

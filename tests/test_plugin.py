@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import weight_norm
 
 from wherefrom.pipeline.recipe import Independent, ViewFamily
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
@@ -265,6 +266,19 @@ def test_encoder_parameters_that_nobody_reaches_are_named_and_frozen_and_nothing
     late = step.objectives["late"]
     assert isinstance(late, Late)
     assert late.seen == []  # the dry pass was not its business
+
+
+def test_a_head_that_holds_a_computed_weight_is_tried_on_a_copy_too() -> None:
+    class Normed(MaskedObjective):
+        def setup(self, encoder: Encoder) -> None:
+            self.head = weight_norm(nn.Linear(encoder.width, 3))  # the usual last layer of DINO; its weight is a result, no parameter
+
+    step = Step(Encoder(VIT), [Normed("masked")], seed=0)
+    weight = step.objectives["masked"].head.weight
+    with pytest.raises(RuntimeError, match="deepcopy"):  # why a plain copy does not do
+        copy.deepcopy(step)
+    assert step.freeze_unreached(batch_of("masked")) == (("encoder.model.pos_embed",), ())
+    assert step.objectives["masked"].head.weight is weight
 
 
 def test_what_is_reached_late_learns_from_then_on() -> None:

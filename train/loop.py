@@ -134,19 +134,24 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
 
 
 def _mind_what_counts(trainer: Trainer, record: LogRecord, pictures: int, reporter: Reporter) -> None:
-    """Say once if most pairs of the record's pictures count for nothing; raise ValueError if all of an objective that is learned do."""
+    """Say if no pair of the record's pictures counts, or at first most do not; raise ValueError if at first none does.
+
+    At first: at the first line of a run's log. Later some small pictures may come together by chance, and to stop would stop for good:
+    every continuation meets them again.
+    """
     settings, step = trainer.settings, trainer.step
+    at_first = record.update <= settings.runtime.log_every
     for name, share in record.meters.items():
         objective, _, meter = name.partition("/")
         if meter != "pairs_left_out":
             continue
         if share > NOTHING and step.weight_of(objective) > 0:
-            data = "the demo's" if settings.data is None else f"those of data={settings.data!r}"
-            raise ValueError(
-                f"{objective}: not a pair of the last {pictures} pictures counts, all are too small for the law; "
-                f"lower {objective}.min_side_px, or take larger pictures than {data}"
-            )
-        if share > 0.5 and record.update <= settings.runtime.log_every:
+            nothing = f"{objective}: not a pair of the last {pictures} pictures counts, all are too small for the law"
+            if at_first:
+                data = "the demo's" if settings.data is None else f"those of data={settings.data!r}"
+                raise ValueError(f"{nothing}; lower {objective}.min_side_px, or take larger pictures than {data}")
+            reporter.said(f"{nothing}; see {objective}.min_side_px")
+        elif share > 0.5 and at_first:
             reporter.said(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see {objective}.min_side_px")
 
 

@@ -188,7 +188,7 @@ class Step(nn.Module):
         later: after a warm-up, or an epoch of rest. One dry backward tells, of a copy: no objective sees it.
         Returns: the names of the frozen, and of the unreached that are free.
         """
-        dry = copy.deepcopy(self)
+        dry = copy.deepcopy(self, _copies_of_results(self))
         candidates = {name: parameter for name, parameter in dry.named_parameters() if parameter.requires_grad}
         gradients = torch.autograd.grad(dry(batch, update=0).loss, list(candidates.values()), allow_unused=True)
         unreached = [name for name, gradient in zip(candidates, gradients, strict=True) if gradient is None]
@@ -219,6 +219,15 @@ class Step(nn.Module):
             return known
 
         return encode
+
+
+def _copies_of_results(module: nn.Module) -> dict[int, Tensor]:
+    """Return, for `copy.deepcopy`, copies of the tensors held that were computed with gradient, which it refuses.
+
+    `torch.nn.utils.weight_norm` keeps one, the weight, and computes it anew in every forward pass.
+    """
+    held = (value for part in module.modules() for value in vars(part).values())
+    return {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf}
 
 
 def _state_of(encoder: Encoder) -> dict[str, tuple[Tensor, bool]]:

@@ -181,10 +181,12 @@ def write_settings(path: Path, settings: TrainSettings) -> None:
 def read_plain_settings(path: Path) -> dict[str, object]:
     """Return what a settings file says, unchecked; `from_plain` checks it.
 
-    Raises: ValueError in one line if it is no YAML of named fields; OSError if it cannot be read.
+    Raises: ValueError in one line if it is no YAML of named fields; OSError in one line if it cannot be read.
     """
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise OSError(f"{path}: no settings file ({problem.strerror}); name one, such as RUN/settings.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         raise ValueError(f"{path}: no settings file, {' '.join(str(problem).split())}") from None
     if not isinstance(plain, dict):
