@@ -188,10 +188,14 @@ def transformed(*values: Tensor | None) -> bool:
     return transforms_active() or any(unpack_dual(value).tangent is not None for value in values if value is not None)
 
 
-@torch.compiler.assume_constant_result  # a transform that torch.compile traces is as constant as its code
 def transforms_active() -> bool:
     """Say whether torch.func transforms what is called: as torch.autograd.Function asks it, there is no public question."""
     return bool(torch._C._are_functorch_transforms_active())
+
+
+# a transform that torch.compile traces is as constant as its code; by hand, for torch.compiler.assume_constant_result, which does no more,
+# imports the compiler, and Triton with it
+transforms_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_no_tangent(*values: Tensor | None) -> None:

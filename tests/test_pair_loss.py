@@ -524,23 +524,33 @@ class Allocated(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.known |= {tensor.untyped_storage()._cdata for tensor in tree_leaves(args) if isinstance(tensor, Tensor)}
+        for tensor in tree_leaves(args):
+            self.knows(tensor)
         if func is torch.ops.wherefrom.pair_loss.default:
             with self:
                 out = _pair_loss_op(*args)
         else:
             out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
-            storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else None
-            if storage is not None and storage._cdata not in self.known:
-                self.known.add(storage._cdata)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
+            size = 0 if self.knows(tensor) else tensor.untyped_storage().nbytes()
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            if size:
+                weakref.finalize(tensor.untyped_storage(), self.freed, size)
         return out
 
-    def freed(self, key: int, size: int) -> None:
-        self.known.discard(key)
+    def knows(self, tensor: Any) -> bool:
+        """Say whether a tensor's memory was seen before; that of a freed one may be another's."""
+        if not isinstance(tensor, Tensor):
+            return True
+        storage = tensor.untyped_storage()
+        if storage._cdata in self.known:
+            return True
+        self.known.add(storage._cdata)
+        weakref.finalize(storage, self.known.discard, storage._cdata)
+        return False
+
+    def freed(self, size: int) -> None:
         self.now -= size
 
 
