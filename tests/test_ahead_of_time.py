@@ -113,7 +113,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("atomic", [True, False])
+@pytest.mark.parametrize("atomic", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_check_names_every_launch_with_a_fault_and_fails(atomic: bool, tmp_path: Any) -> None:
     import triton
 
