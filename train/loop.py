@@ -332,9 +332,9 @@ def _lock(folder: RunFolder, ranks: Ranks, stack: contextlib.ExitStack) -> None:
 
 def _circumstances(trainer: Trainer) -> dict[str, Plain]:
     """Return what rounding and speed hang on and no setting says: the metrics' line of a start."""
-    waits = os.environ.get("OMP_WAIT_POLICY")
-    numbers = {"ranks": trainer.ranks.count, "threads": torch.get_num_threads(), "omp_wait_policy": waits, "torch": torch.__version__}
-    return {"kind": "start", "update": trainer.done} | numbers
+    waits = {name.lower(): os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    numbers = {"ranks": trainer.ranks.count, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"kind": "start", "update": trainer.done} | numbers | waits
 
 
 def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
