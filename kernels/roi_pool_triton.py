@@ -189,7 +189,7 @@ def add_products(
         if BLOCK_Y == 1:
             # one row of a step's tokens, one number a line: an axis of length 1 would get a layout which holds it many times; float32 takes
             # it out of the sum, so that the parts of a weight need not be found again at every row
-            y_of_step = step % blocks_y
+            y_of_step = step % blocks_y + tl.zeros_like(line)  # a number of its own would make no mask in the interpreter of Triton 3.9
             down = tl.load(row_ptr + y_of_step * row_step, mask=inside & (y_of_step < size_y), other=0.0)[:, None]
             weight, factor = (across, down) if WIDE else (across * down, 1.0)
         else:
