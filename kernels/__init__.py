@@ -7,15 +7,15 @@ from wherefrom.kernels.pair_loss import PairLoss, pair_loss
 from wherefrom.kernels.pair_targets import pair_targets
 from wherefrom.kernels.render_views import ViewPlan, ViewRequest, render_views
 from wherefrom.kernels.render_views_reference import render_views_reference
-from wherefrom.kernels.roi_pool import roi_pool
-from wherefrom.kernels.roi_pool_pairs import roi_pool_pairs
+from wherefrom.kernels.roi_align import roi_align
+from wherefrom.kernels.roi_align_pairs import roi_align_pairs
 
 __all__ = [  # in reading order  # noqa: RUF022
     "pair_targets",
     "pair_loss",
     "PairLoss",
-    "roi_pool",
-    "roi_pool_pairs",
+    "roi_align",
+    "roi_align_pairs",
     "render_views",
     "render_views_reference",
     "ViewPlan",

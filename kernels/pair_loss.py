@@ -42,8 +42,8 @@ Regression = Literal["squared", "l1", "smooth_l1", "huber", "gaussian_nll"]
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 ONLY_FIRST = 'pair_loss has no second derivative; use backend="reference"'
-ONLY_LEARNT = "pair_loss has derivatives of a, b, weight, offset and bias only; detach the others"
-MATERIALISED = 2**20  # hidden activations below which a processor stores them: cheaper than going about it any other way
+ONLY_LEARNED = "pair_loss has derivatives of a, b, weight, offset and bias only; detach the others"
+MATERIALIZED = 2**20  # hidden activations below which a processor stores them: cheaper than going about it any other way
 
 
 def pair_loss(
@@ -121,12 +121,12 @@ def pair_loss(
 
     every_mode = transformed(*given.values())
     if every_mode:
-        boxes = without_derivative(ONLY_LEARNT, torch.clone, boxes)
+        boxes = without_derivative(ONLY_LEARNED, torch.clone, boxes)
         picture_hw, mean, std, channel_weights = (
-            None if value is None else without_derivative(ONLY_LEARNT, torch.clone, value)
+            None if value is None else without_derivative(ONLY_LEARNED, torch.clone, value)
             for value in (picture_hw, mean, std, channel_weights)
         )
-    materialised = partial(
+    materialized = partial(
         pair_loss_reference,
         pairs=pairs,
         valid=valid,
@@ -145,19 +145,19 @@ def pair_loss(
         per_sample=per_sample,
     )
     if backend == "reference":
-        return materialised(a, b, boxes, weight=weight, offset=offset, bias=bias)
+        return materialized(a, b, boxes, weight=weight, offset=offset, bias=bias)
     count = len(pairs) if isinstance(pairs, Tensor) else a.shape[1] ** 2
-    if backend == "auto" and a.device.type == "cpu" and (activations := a.shape[0] * count * a.shape[2]) < MATERIALISED:
+    if backend == "auto" and a.device.type == "cpu" and (activations := a.shape[0] * count * a.shape[2]) < MATERIALIZED:
         with torch.autocast("cpu", enabled=False):
             floats = a.float(), b.float(), weight.float(), offset.float(), None if bias is None else bias.float()
-            stored = partial(_materialised, materialised, boxes.float())
+            stored = partial(_materialized, materialized, boxes.float())
             if activations > ALONE or every_mode or torch.compiler.is_compiling():
                 return stored(*floats)
             with alone(a, activations):
                 return PairLoss(*_Alone.apply(stored, activations, *floats)) if needs_gradient(*floats) else stored(*floats)
     # asked here: inside an autograd.Function every input still looks as if it needed a gradient under no_grad
-    learnt = [value for value in (a, b, weight, offset, bias) if value is not None]
-    grads = every_mode or needs_gradient(*learnt)
+    learned = [value for value in (a, b, weight, offset, bias) if value is not None]
+    grads = every_mode or needs_gradient(*learned)
     chosen, which = (pairs, "given") if isinstance(pairs, Tensor) else (None, pairs)
     plain = (chosen, valid, flipped, quarter_turns, picture_hw, mean, std, channel_weights)
     options = (which, position, scale, axes, activation, loss, float(beta), per_sample, grads, backend)
@@ -166,7 +166,7 @@ def pair_loss(
     call = _PairLossInEveryMode if every_mode else _PairLoss
     return PairLoss(
         *call.apply(
-            _anchor(learnt if every_mode else [value for value in learnt if value.requires_grad]),
+            _anchor(learned if every_mode else [value for value in learned if value.requires_grad]),
             a,
             b,
             weight,
@@ -179,7 +179,7 @@ def pair_loss(
     )
 
 
-def _materialised(
+def _materialized(
     call: Callable[..., PairLoss], boxes: Tensor, a: Tensor, b: Tensor, weight: Tensor, offset: Tensor, bias: Tensor | None
 ) -> PairLoss:
     return call(a, b, boxes, weight=weight, offset=offset, bias=bias)
@@ -189,45 +189,45 @@ class _Alone(torch.autograd.Function):
     """A small problem whose graph is kept apart, so that its gradients stay in one thread as its loss did."""
 
     @staticmethod
-    def forward(ctx: Any, call: Callable[..., PairLoss], activations: int, *learnt: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: Callable[..., PairLoss], activations: int, *learned: Tensor | None) -> tuple[Tensor, ...]:
         needed = ctx.needs_input_grad[2:]
-        apart = [value if value is None else value.detach().requires_grad_(need) for value, need in zip(learnt, needed, strict=True)]
+        apart = [value if value is None else value.detach().requires_grad_(need) for value, need in zip(learned, needed, strict=True)]
         with torch.enable_grad():
             result = call(*apart)
         ctx.call, ctx.activations, ctx.needed = call, activations, needed
         ctx.loss, ctx.apart = result.loss, apart
-        ctx.save_for_backward(*learnt)
+        ctx.save_for_backward(*learned)
         outputs = tuple(value.detach() for value in result)
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        loss, learnt, again = ctx.loss, ctx.apart, torch.is_grad_enabled()
+        loss, learned, again = ctx.loss, ctx.apart, torch.is_grad_enabled()
         if again:  # a derivative of the gradients is asked for: they have to know where they come from
-            learnt = ctx.saved_tensors
-            loss = ctx.call(*learnt).loss
-        asked = [value for value, need in zip(learnt, ctx.needed, strict=True) if need]
+            learned = ctx.saved_tensors
+            loss = ctx.call(*learned).loss
+        asked = [value for value, need in zip(learned, ctx.needed, strict=True) if need]
         with alone(upstream, ctx.activations):
             gradients = iter(torch.autograd.grad(loss, asked, upstream, retain_graph=True, create_graph=again))
         return None, None, *(next(gradients) if need else None for need in ctx.needed)
 
 
-def _anchor(learnt: list[Tensor]) -> Tensor:
+def _anchor(learned: list[Tensor]) -> Tensor:
     """Return empty sums: what a second derivative needs to find the inputs by, without keeping them in memory."""
-    return torch.stack([value[:0].sum(dtype=torch.float32) for value in learnt])
+    return torch.stack([value[:0].sum(dtype=torch.float32) for value in learned])
 
 
 def _check(given: dict[str, Tensor], channels: int, outputs: int, *, float64: bool) -> None:
-    """Raise ValueError unless shapes, dtypes and devices fit, and only what is learnt requires a gradient."""
+    """Raise ValueError unless shapes, dtypes and devices fit, and only what is learned requires a gradient."""
     check_shape("a", given["a"], ("B", "N", "H"))
     batch, boxes, hidden = given["a"].shape
     expected: dict[str, tuple[int | str, ...]] = {"b": (batch, boxes, hidden), "boxes": (batch, boxes, 4), "weight": (outputs, hidden)}
     expected |= {"offset": (outputs,), "bias": (hidden,), "pairs": ("P", 2), "picture_hw": (batch, 2)}
     expected |= dict.fromkeys(("valid", "flipped", "quarter_turns"), (batch, boxes))
     expected |= dict.fromkeys(("mean", "std", "channel_weights"), (channels,))
-    learnt = ("a", "b", "weight", "offset", "bias")
-    dtypes: dict[str, tuple[torch.dtype, ...]] = dict.fromkeys(learnt, (*FLOATS, torch.float64) if float64 else FLOATS)
+    learned = ("a", "b", "weight", "offset", "bias")
+    dtypes: dict[str, tuple[torch.dtype, ...]] = dict.fromkeys(learned, (*FLOATS, torch.float64) if float64 else FLOATS)
     dtypes |= {"boxes": (torch.float32, torch.float64), "pairs": (torch.int64, torch.int32), "valid": (torch.bool,)}
     dtypes |= {"flipped": (torch.bool,), "quarter_turns": INTEGERS}
     for name, tensor in given.items():
@@ -235,7 +235,7 @@ def _check(given: dict[str, Tensor], channels: int, outputs: int, *, float64: bo
         if name in dtypes:
             check_dtype(name, tensor, dtypes[name])
         check_device(name, tensor, "a", given["a"])
-        if name not in learnt and torch.is_grad_enabled():
+        if name not in learned and torch.is_grad_enabled():
             check_no_derivative(name, tensor, "which pair_loss does not give")
 
 
@@ -357,7 +357,7 @@ class _PairLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         if any(ctx.needs_input_grad[6:]):
-            raise RuntimeError(ONLY_LEARNT)
+            raise RuntimeError(ONLY_LEARNED)
         anchor, *saved = ctx.saved_tensors
         wanted = [dtype if needed else None for dtype, needed in zip(ctx.dtypes, ctx.needs_input_grad[1:6], strict=True)]
         scaled = _scaled if torch.compiler.is_compiling() else _Scaled.apply  # a compiled graph refuses second derivatives by itself

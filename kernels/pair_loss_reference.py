@@ -1,4 +1,4 @@
-"""The definition of the pair loss: a two-layer head on all pairs of N boxes and its regression loss, everything materialised.
+"""The definition of the pair loss: a two-layer head on all pairs of N boxes and its regression loss, everything materialized.
 
 Here: the formula in plain PyTorch with autograd's own gradients, in the dtype of what is given (float64 for tests); what the call returns.
 Not here: checks and choice of path (pair_loss.py), the kernels (pair_loss_triton.py).

@@ -435,7 +435,7 @@ def _padded(value: Tensor) -> Tensor:
 
 
 def _fours(value: Tensor) -> Tensor:
-    """Return (B, N, H) as (B, H / 4, N, 4): a load takes four units, and neighbouring boxes, which a warp has, lie side by side."""
+    """Return (B, N, H) as (B, H / 4, N, 4): a load takes four units, and neighboring boxes, which a warp has, lie side by side."""
     return _padded(value).unflatten(-1, (-1, 4)).transpose(1, 2).contiguous()
 
 

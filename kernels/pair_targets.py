@@ -55,7 +55,7 @@ def pair_targets(
     axes:     "view" carries vector and side channels by the reference's mirror, then its turn; "source" leaves them upright.
 
     Shapes: boxes (..., N, 4) xyxy, pairs (P, 2) of (reference, target) or None for all ordered pairs, flipped and quarter_turns (..., N),
-            picture_hw (..., 2) -> (..., P, C) or (..., N, N, C) float32, C = 3 or 4; mean and std (C,) standardise.
+            picture_hw (..., 2) -> (..., P, C) or (..., N, N, C) float32, C = 3 or 4; mean and std (C,) standardize.
     Units:  boxes in source pixels; position in the unit of `position`; scale in nats or as a ratio.
     NaN:    a box that is NaN, infinite or empty makes NaN or infinite targets of its own pairs, and touches no other pair's.
     Paths:  "triton" has no derivative of boxes, mean and std ("auto" then takes "torch", which has all, of any order); "torch" is the
@@ -65,11 +65,11 @@ def pair_targets(
     """
     check_backend(backend)
     check_targets(boxes, pairs, flipped, quarter_turns, position, scale, axes, picture_hw, mean, std, check_values)
-    learnt = [name for name, value in (("boxes", boxes), ("mean", mean), ("std", std)) if needs_gradient(value)]
-    if backend == "triton" and learnt:
-        raise ValueError(f'{learnt[0]} requires a gradient, which backend="triton" does not give; use backend="torch"')
+    learned = [name for name, value in (("boxes", boxes), ("mean", mean), ("std", std)) if needs_gradient(value)]
+    if backend == "triton" and learned:
+        raise ValueError(f'{learned[0]} requires a gradient, which backend="triton" does not give; use backend="torch"')
 
-    plain = backend in ("reference", "torch") or (backend == "auto" and (boxes.device.type == "cpu" or learnt))
+    plain = backend in ("reference", "torch") or (backend == "auto" and (boxes.device.type == "cpu" or learned))
     every_mode = not plain and transformed(boxes, mean, std)
     if plain or (every_mode and backend == "auto"):
         exact = boxes.double() if backend == "reference" else boxes

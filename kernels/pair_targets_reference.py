@@ -42,7 +42,7 @@ def pair_targets_reference(
         assert picture_hw is not None
         unit = picture_hw.to(boxes).flip(-1).unsqueeze(-2)
         unit = unit.unsqueeze(-2) if pairs is None else unit
-    # differences of edges, not of centres: a box on a grid of pixels loses nothing in float32
+    # differences of edges, not of centers: a box on a grid of pixels loses nothing in float32
     moved = target(boxes, -2) - reference(boxes, -2)
     offset = (moved[..., :2] + moved[..., 2:]) / 2 / unit
     ratio = size_t / size_r

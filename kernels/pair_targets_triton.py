@@ -34,13 +34,13 @@ def pair_target_tile(
     SCALE: tl.constexpr,
     VIEW_AXES: tl.constexpr,
 ):
-    """Return (x, y, width or scale, height) of target boxes t relative to reference boxes r, not yet standardised.
+    """Return (x, y, width or scale, height) of target boxes t relative to reference boxes r, not yet standardized.
 
     Shapes: all of one shape that broadcasts; float32, flipped and quarter_turns int32. SCALE="log_area" has the one scale in both.
     """
     rw, rh = rx1 - rx0, ry1 - ry0
     tw, th = tx1 - tx0, ty1 - ty0
-    # differences of edges, not of centres: a box on a grid of pixels loses nothing in float32
+    # differences of edges, not of centers: a box on a grid of pixels loses nothing in float32
     x, y = ((tx0 - rx0) + (tx1 - rx1)) * 0.5, ((ty0 - ry0) + (ty1 - ry1)) * 0.5
     if POSITION == "reference":
         x, y = x / rw, y / rh
@@ -125,7 +125,7 @@ def store_pair_targets(
     x, y, across, down = pair_target_tile(
         rx0, ry0, rx1, ry1, tx0, ty0, tx1, ty1, flipped, turns, picture_h, picture_w, POSITION, SCALE, VIEW_AXES
     )
-    # one tile (pair, channel) whose neighbours lie side by side: a warp writes whole lines
+    # one tile (pair, channel) whose neighbors lie side by side: a warp writes whole lines
     tile = tl.reshape(tl.join(tl.join(x, across), tl.join(y, down)), (PAIRS, 4))
     channel = tl.arange(0, 4)
     if MEAN:
@@ -236,7 +236,7 @@ def launches() -> list[Launch]:
     every = ("VIEW_AXES", "FLIPPED", "TURNED", "CHOSEN", "MEAN", "STD")
     options = {
         "all pairs": {"POSITION": "reference", "SCALE": "log_area"} | dict.fromkeys(every, False),
-        "chosen pairs, turned, standardised": {"POSITION": "picture", "SCALE": "log_sides"} | dict.fromkeys(every, True),
+        "chosen pairs, turned, standardized": {"POSITION": "picture", "SCALE": "log_sides"} | dict.fromkeys(every, True),
     }
     pointers = tuple(name for name in types if name.endswith("_ptr"))
     return [

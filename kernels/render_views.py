@@ -1,4 +1,4 @@
-"""Views cut from decoded pictures: resize, mirror, turn, colour, blur, normalise and cast, all views of a batch in one call.
+"""Views cut from decoded pictures: resize, mirror, turn, color, blur, normalize and cast, all views of a batch in one call.
 
 Here: the public call, its checks, the choice of path; the plan by which the compiled kernel renders a batch picture by picture.
 Not here: the definition (render_views_reference.py), the kernels (render_views_core.c, render_views_triton.py), decoding, drawing.
@@ -36,7 +36,7 @@ class ViewRequest:
     out: Tensor  # (B, V, 3, h, w) uint8, float16, bfloat16 or float32; planar, or channels-last in memory
     matrix: Tensor | None = None  # (B, V, 3, 4) on (r, g, b, 1) in levels 0..255
     blur_sigma_px: Tensor | None = None  # (B, V) float32, pixels of the finished view; 0: none
-    solarised: Tensor | None = None  # (B, V) bool
+    solarized: Tensor | None = None  # (B, V) bool
 
     def __post_init__(self) -> None:
         check_shape("boxes", self.boxes, ("B", "V", 4), "add the view axis with boxes[:, None]")
@@ -49,7 +49,7 @@ class ViewRequest:
             ("quarter_turns", views, INTEGERS),
             ("matrix", (*views, 3, 4), floats),
             ("blur_sigma_px", views, floats),
-            ("solarised", views, bools),
+            ("solarized", views, bools),
             ("out", self.out.shape, PIXEL_DTYPES),
         ):
             tensor = getattr(self, name)
@@ -129,7 +129,7 @@ def render_views(
     orientation: Tensor | None = None,
     matrix: Tensor | None = None,
     blur_sigma_px: Tensor | None = None,
-    solarised: Tensor | None = None,
+    solarized: Tensor | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
     filter: Filter = "plain",
@@ -139,11 +139,11 @@ def render_views(
     backend: ViewBackend = "auto",
     threads: int = 1,
 ) -> Tensor:
-    """Cut, resize, mirror, turn, colour, normalise and cast V views of each of B decoded pictures, as `render_views_reference` defines.
+    """Cut, resize, mirror, turn, color, normalize and cast V views of each of B decoded pictures, as `render_views_reference` defines.
 
     Shapes: B pictures (H, W, 3) uint8 as stored, each contiguous, wherever it lies; boxes (B, V, 4) float32 xyxy in the upright picture,
             flipped (B, V) bool and quarter_turns (B, V) integers, None: none is; size_px (height, width) of the finished view, or one
-            number for a square, orientation (B,) EXIF 1 to 8, matrix (B, V, 3, 4), blur_sigma_px and solarised (B, V), mean and std (3,)
+            number for a square, orientation (B,) EXIF 1 to 8, matrix (B, V, 3, 4), blur_sigma_px and solarized (B, V), mean and std (3,)
             -> (B, V, 3, h, w), or `out`, whose dtype and memory format then hold, and which autograd then knows to be changed.
     Units:  levels 0..255 (uint8: to the nearest, ties to even) unless mean and std are given; blur_sigma_px in pixels of the view, 0: none.
     Paths:  "auto" takes the compiled kernel on a CPU and Triton on a GPU, and warns where only the reference is left. `threads` are those
@@ -171,9 +171,9 @@ def render_views(
         out=out,
         matrix=matrix,
         blur_sigma_px=blur_sigma_px,
-        solarised=solarised,
+        solarized=solarized,
     )
-    _check_normalisation(mean, std, out.dtype)
+    _check_normalization(mean, std, out.dtype)
     _check_pictures(pictures, boxes)
     path = _choose_path(backend, boxes)
     if path == "native":
@@ -240,7 +240,7 @@ def _check_pictures(pictures: Sequence[Tensor], boxes: Tensor) -> None:
             raise ValueError(f"{name} has shape {tuple(picture.shape)}, strides {picture.stride()}; pass a pixel or more, .contiguous()")
 
 
-def _check_normalisation(mean: Tensor | None, std: Tensor | None, dtype: torch.dtype) -> None:
+def _check_normalization(mean: Tensor | None, std: Tensor | None, dtype: torch.dtype) -> None:
     if (mean is None) != (std is None):
         raise ValueError("one of mean and std is None: give both, or neither for levels 0..255")
     if mean is not None and dtype == torch.uint8:
@@ -263,7 +263,7 @@ def _bytes(tensor: Tensor | None) -> Any:
 
 def _family(request: ViewRequest, mean: Tensor | None, std: Tensor | None, filter: Filter) -> tuple[Any, ...]:
     """Return a family as the compiled kernel reads it."""
-    _check_normalisation(mean, std, request.out.dtype)
+    _check_normalization(mean, std, request.out.dtype)
     scale, shift = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
     if mean is not None and std is not None:
         scale = tuple((1 / (255 * std.double())).float().tolist())
@@ -276,13 +276,13 @@ def _family(request: ViewRequest, mean: Tensor | None, std: Tensor | None, filte
         *out.shape[3:],
         str(out.dtype).removeprefix("torch."),
         channels_last,
-        filter == "centred",
+        filter == "centered",
         _bytes(request.boxes),
         _bytes(request.flipped),
         _bytes(request.quarter_turns.long()),
         _bytes(None if request.matrix is None else request.matrix.float()),
         _bytes(None if request.blur_sigma_px is None else request.blur_sigma_px.float()),
-        _bytes(request.solarised),
+        _bytes(request.solarized),
         scale,
         shift,
         _bytes(out.permute(0, 1, 3, 4, 2) if channels_last else out),
@@ -305,7 +305,7 @@ def _render_on_gpu(
         quarter_turns=request.quarter_turns.long(),
         matrix=None if request.matrix is None else request.matrix.float(),
         blur_sigma_px=None if request.blur_sigma_px is None else request.blur_sigma_px.float(),
-        solarised=request.solarised,
+        solarized=request.solarized,
         mean=None if mean is None else mean.to(device, torch.float32),
         std=None if std is None else std.to(device, torch.float32),
         size_px=(request.out.shape[3], request.out.shape[4]),
@@ -328,7 +328,7 @@ def _render_by_definition(
             orientation=1 if orientation is None else int(orientation[b]),
             matrix=None if request.matrix is None else request.matrix[b],
             blur_sigma_px=None if request.blur_sigma_px is None else request.blur_sigma_px[b],
-            solarised=None if request.solarised is None else request.solarised[b],
+            solarized=None if request.solarized is None else request.solarized[b],
             mean=mean,
             std=std,
             filter=filter,

@@ -30,14 +30,14 @@
 #define STREAMED_BYTES (8LL << 20) /* of views; more of them go past the cache, which would read each line before it is written */
 #define MOST_BYTES (1LL << 47)     /* of a family's views: what a processor addresses */
 #define RUN 64                     /* taps that are summed on their own where there are many */
-#define LEAST_SPREAD 1e-12         /* px^2; below it one tap has all the weight and nothing can be centred */
+#define LEAST_SPREAD 1e-12         /* px^2; below it one tap has all the weight and nothing can be centered */
 
 /* One view's record, checked. */
 typedef struct {
     double box[4]; /* xyxy in the upright picture */
     float matrix[12];
     float sigma_px; /* 0: none */
-    uint8_t flipped, quarter_turns, solarised, recoloured;
+    uint8_t flipped, quarter_turns, solarized, recolored;
 } wf_record;
 
 struct wf_plan {
@@ -55,7 +55,7 @@ typedef struct {
     double start, stop; /* of the box */
     int64_t pixels, samples, taps;
     bool backwards; /* the view counts its samples from the far end */
-    bool centred;
+    bool centered;
     int32_t *first; /* [samples, up to a multiple of the lanes] */
     float *weights; /* [the same / lanes][taps][lanes] */
 } wf_axis;
@@ -124,7 +124,7 @@ static INLINE int64_t ceil_of(double value)
     return -floor_of(-value);
 }
 
-/* Position i of an axis that is mirrored about the centres of its edge pixels, as often as it takes. */
+/* Position i of an axis that is mirrored about the centers of its edge pixels, as often as it takes. */
 static INLINE int64_t mirrored(int64_t i, int64_t length)
 {
     const int64_t period = length > 1 ? 2 * (length - 1) : 1;
@@ -256,7 +256,7 @@ static wf_record fold_record(const wf_family *family, int64_t at)
     wf_record record = {
         .flipped = family->flipped[at] != 0,
         .quarter_turns = (uint8_t)family->quarter_turns[at],
-        .solarised = family->solarised && family->solarised[at],
+        .solarized = family->solarized && family->solarized[at],
         .sigma_px = family->blur_sigma_px ? family->blur_sigma_px[at] : 0,
     };
     for (int k = 0; k < 4; k++)
@@ -264,7 +264,7 @@ static wf_record fold_record(const wf_family *family, int64_t at)
     if (family->matrix) {
         memcpy(record.matrix, family->matrix + 12 * at, sizeof record.matrix);
         for (int k = 0; k < 12; k++)
-            record.recoloured |= record.matrix[k] != IDENTITY[k];
+            record.recolored |= record.matrix[k] != IDENTITY[k];
     }
     return record;
 }
@@ -448,7 +448,7 @@ static wf_job make_job(const wf_plan *plan, int f, int64_t b, int64_t v, const w
             .samples = samples,
             .taps = reach < pixels ? reach : pixels,
             .backwards = (is_y ? y_back : x_back) != far_end,
-            .centred = family->centred,
+            .centered = family->centered,
         };
     }
     const int32_t value = value_bytes(family->dtype), pixel = family->channels_last ? 3 * value : value;

@@ -31,14 +31,14 @@ typedef struct {
     int64_t height, width;        /* of the finished view, pixels */
     wf_dtype dtype;
     bool channels_last;
-    bool centred;                 /* the filter: moment-corrected weights */
+    bool centered;                 /* the filter: moment-corrected weights */
     const float *boxes;           /* (B, V, 4) xyxy in the upright picture, pixels */
     const uint8_t *flipped;       /* (B, V) */
     const int64_t *quarter_turns; /* (B, V) 0 to 3, counter-clockwise, after the mirror */
     const float *matrix;          /* (B, V, 3, 4) or NULL */
     const float *blur_sigma_px;   /* (B, V) or NULL */
-    const uint8_t *solarised;     /* (B, V) or NULL */
-    float scale[3], shift[3];     /* normalisation: level * scale + shift, by channel */
+    const uint8_t *solarized;     /* (B, V) or NULL */
+    float scale[3], shift[3];     /* normalization: level * scale + shift, by channel */
     void *out;                    /* (B, V, 3, height, width), or (B, V, height, width, 3) if channels_last */
 } wf_family;
 

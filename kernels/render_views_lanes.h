@@ -2,7 +2,7 @@
  *
  * A view is made in blocks of LANES of its samples down the stored picture. Rows are blended first: a vector holds LANES bytes of a row,
  * and LANES results are transposed, so that a vector of the strip holds one column and channel of the whole block. Then columns are
- * blended, for all rows of the block at once, and coloured. A view that does not lie on its side is transposed back on its way out.
+ * blended, for all rows of the block at once, and colored. A view that does not lie on its side is transposed back on its way out.
  */
 
 /* Parts of two vectors: alternating elements, halves or wholes of every group of four, and groups. */
@@ -201,7 +201,7 @@ static INLINE void NAME(write)(unsigned char *out, FLOATS values, wf_dtype dtype
     memcpy(out, &cast, (size_t)count * size);
 }
 
-/* Normalise and write `count` <= LANES neighbouring pixels of one row. */
+/* Normalize and write `count` <= LANES neighboring pixels of one row. */
 static INLINE void NAME(put)(const wf_target *target, int64_t row, int64_t col, FLOATS r, FLOATS g, FLOATS b, int64_t count)
 {
     const FLOATS channels[3] = {r * target->scale[0] + target->shift[0], g * target->scale[1] + target->shift[1],
@@ -220,7 +220,7 @@ static INLINE void NAME(put)(const wf_target *target, int64_t row, int64_t col, 
         NAME(write)(out + done * target->value_bytes, NAME(load)(mixed + done), target->dtype, 3 * count - done, false);
 }
 
-static INLINE void NAME(recolour)(const float matrix[12], FLOATS *r, FLOATS *g, FLOATS *b)
+static INLINE void NAME(recolor)(const float matrix[12], FLOATS *r, FLOATS *g, FLOATS *b)
 {
     const FLOATS x = *r, y = *g, z = *b;
     *r = NAME(clipped)(matrix[0] * x + (matrix[1] * y + (matrix[2] * z + matrix[3])));
@@ -245,25 +245,25 @@ static INLINE DOUBLES NAME(whole_below)(DOUBLES value)
     return (value - 0.5 + 6755399441055744.0) - 6755399441055744.0;
 }
 
-/* Add the sums of t, t d and t d^2 over taps first..last on one side of the centre, with t = 1 + slope d: sums of powers in closed form. */
-static INLINE void NAME(add_side)(DOUBLES sums[3], DOUBLES centre, double slope, DOUBLES first, DOUBLES last)
+/* Add the sums of t, t d and t d^2 over taps first..last on one side of the center, with t = 1 + slope d: sums of powers in closed form. */
+static INLINE void NAME(add_side)(DOUBLES sums[3], DOUBLES center, double slope, DOUBLES first, DOUBLES last)
 {
-    const DOUBLES n = NAME(larger)(last - first + 1.0, (DOUBLES){0}), mean = 0.5 * (first + last + 1.0) - centre;
+    const DOUBLES n = NAME(larger)(last - first + 1.0, (DOUBLES){0}), mean = 0.5 * (first + last + 1.0) - center;
     const DOUBLES variance = (n * n - 1.0) * (1.0 / 12), second = mean * mean + variance, third = mean * (second + 2.0 * variance);
     sums[0] += n * (1.0 + slope * mean);
     sums[1] += n * (mean + slope * second);
     sums[2] += n * (second + slope * third);
 }
 
-/* Add the same sums over taps low..high, all inside the triangle 1 - |d| slope, d from the centre to the middle of the tap's pixel. */
-static INLINE void NAME(add_triangle)(DOUBLES sums[3], DOUBLES centre, double slope, DOUBLES low, DOUBLES high)
+/* Add the same sums over taps low..high, all inside the triangle 1 - |d| slope, d from the center to the middle of the tap's pixel. */
+static INLINE void NAME(add_triangle)(DOUBLES sums[3], DOUBLES center, double slope, DOUBLES low, DOUBLES high)
 {
-    const DOUBLES left = -NAME(whole_below)(0.5 - centre) - 1.0; /* the last tap left of the centre */
-    NAME(add_side)(sums, centre, slope, low, NAME(smaller)(high, left));
-    NAME(add_side)(sums, centre, -slope, NAME(larger)(low, left + 1.0), high);
+    const DOUBLES left = -NAME(whole_below)(0.5 - center) - 1.0; /* the last tap left of the center */
+    NAME(add_side)(sums, center, slope, low, NAME(smaller)(high, left));
+    NAME(add_side)(sums, center, -slope, NAME(larger)(low, left + 1.0), high);
 }
 
-/* Where LANES samples of an axis from sample `block` on read, and with which weights. Samples past the last repeat it. With centred weights
+/* Where LANES samples of an axis from sample `block` on read, and with which weights. Samples past the last repeat it. With centered weights
  * the triangle is tilted until its first moment is nought. What lies outside the picture falls on its edge pixel. */
 static void NAME(place_block)(const wf_axis *axis, int64_t block)
 {
@@ -274,12 +274,12 @@ static void NAME(place_block)(const wf_axis *axis, int64_t block)
         const int64_t place = block + lane < last_sample ? block + lane : last_sample;
         sample[lane] = (double)(axis->backwards ? last_sample - place : place);
     }
-    const DOUBLES centre = axis->start + (sample + 0.5) * scale;
-    const DOUBLES low = -NAME(whole_below)(reach + 0.5 - centre), high = NAME(whole_below)(centre + reach - 0.5);
+    const DOUBLES center = axis->start + (sample + 0.5) * scale;
+    const DOUBLES low = -NAME(whole_below)(reach + 0.5 - center), high = NAME(whole_below)(center + reach - 0.5);
     DOUBLES sums[3] = {{0}};
-    NAME(add_triangle)(sums, centre, slope, low, high);
+    NAME(add_triangle)(sums, center, slope, low, high);
     DOUBLES p = 1.0 / sums[0], q = {0}; /* a tap's weight is its triangle times p + q d */
-    if (axis->centred) {
+    if (axis->centered) {
         const DOUBLES m = sums[1] * p, spread = sums[2] * p - m * m;
         const DOUBLES tilt = (DOUBLES)((LONGS)(m / spread) & (spread > LEAST_SPREAD));
         q = -tilt * p;
@@ -287,7 +287,7 @@ static void NAME(place_block)(const wf_axis *axis, int64_t block)
     }
     const DOUBLES first = NAME(larger)(NAME(smaller)(low, (DOUBLES){0} + (double)(axis->pixels - taps)), (DOUBLES){0});
     float *weights = axis->weights + block * taps;
-    DOUBLES distance = first + 0.5 - centre;
+    DOUBLES distance = first + 0.5 - center;
     for (int64_t k = 0; k < taps; k++, distance += 1.0) {
         const DOUBLES triangle = 1.0 - NAME(larger)(distance, -distance) * slope;
         const DOUBLES weight = NAME(larger)(triangle, (DOUBLES){0}) * (p + q * distance);
@@ -302,8 +302,8 @@ static void NAME(place_block)(const wf_axis *axis, int64_t block)
         return;
     const DOUBLES none = {0}, edge = none + (double)last_pixel;
     DOUBLES before[3] = {{0}}, after[3] = {{0}};
-    NAME(add_triangle)(before, centre, slope, low, NAME(smaller)(high, none - 1.0));
-    NAME(add_triangle)(after, centre, slope, NAME(larger)(low, edge + 1.0), high);
+    NAME(add_triangle)(before, center, slope, low, NAME(smaller)(high, none - 1.0));
+    NAME(add_triangle)(after, center, slope, NAME(larger)(low, edge + 1.0), high);
     float *const ends[2] = {weights, weights + (taps - 1) * LANES};
     NAME(store)(ends[0], NAME(load)(ends[0]) + __builtin_convertvector(p * before[0] + q * before[1], FLOATS));
     NAME(store)(ends[1], NAME(load)(ends[1]) + __builtin_convertvector(p * after[0] + q * after[1], FLOATS));
@@ -402,7 +402,7 @@ static void NAME(blend_cols)(const wf_strip *strip, const wf_axis *cols, int64_t
     }
 }
 
-/* Colour a tile and write the part of it that the view has: LANES samples down from i, LANES across from j. */
+/* Color a tile and write the part of it that the view has: LANES samples down from i, LANES across from j. */
 static void NAME(finish_tile)(const wf_job *job, int64_t i, int64_t j, FLOATS tile[3][LANES])
 {
     const wf_record *record = job->record;
@@ -410,10 +410,10 @@ static void NAME(finish_tile)(const wf_job *job, int64_t i, int64_t j, FLOATS ti
     const int64_t row = target == &job->stage ? 0 : i;
     const int64_t down = job->rows.samples - i < LANES ? job->rows.samples - i : LANES;
     const int64_t across = job->cols.samples - j < LANES ? job->cols.samples - j : LANES;
-    if (record->recoloured)
+    if (record->recolored)
         for (int k = 0; k < LANES; k++)
-            NAME(recolour)(record->matrix, &tile[0][k], &tile[1][k], &tile[2][k]);
-    if (record->solarised && record->sigma_px == 0)
+            NAME(recolor)(record->matrix, &tile[0][k], &tile[1][k], &tile[2][k]);
+    if (record->solarized && record->sigma_px == 0)
         for (int c = 0; c < 3; c++)
             for (int k = 0; k < LANES; k++)
                 tile[c][k] = NAME(least)(tile[c][k], 255.0f - tile[c][k]);
@@ -516,7 +516,7 @@ static void NAME(blur)(const wf_job *job)
                 g += gaussian[k] * (NAME(load)(line + step - k) + NAME(load)(line + step + k));
                 b += gaussian[k] * (NAME(load)(line + 2 * step - k) + NAME(load)(line + 2 * step + k));
             }
-            if (job->record->solarised) {
+            if (job->record->solarized) {
                 r = NAME(least)(r, 255.0f - r);
                 g = NAME(least)(g, 255.0f - g);
                 b = NAME(least)(b, 255.0f - b);

@@ -51,23 +51,23 @@ static bool take_buffer(PyObject *object, Py_buffer *view, const char *name, int
     return false;
 }
 
-enum { BOXES, FLIPPED, TURNS, MATRIX, SIGMA, SOLARISED, RECORD_BUFFERS };
+enum { BOXES, FLIPPED, TURNS, MATRIX, SIGMA, SOLARIZED, RECORD_BUFFERS };
 
 /* Read one family from its tuple into `family`, holding its buffers in `record` and `out`. */
 static bool read_family(PyObject *tuple, int64_t pictures, wf_family *family, Py_buffer record[RECORD_BUFFERS], Py_buffer *out)
 {
-    static const char *const NAMES[] = {"boxes", "flipped", "quarter_turns", "matrix", "blur_sigma_px", "solarised"};
+    static const char *const NAMES[] = {"boxes", "flipped", "quarter_turns", "matrix", "blur_sigma_px", "solarized"};
     static const int BYTES[] = {16, 1, 8, 48, 4, 1};
     PyObject *part[RECORD_BUFFERS], *out_object;
     const char *dtype_name;
-    int channels_last, centred;
+    int channels_last, centered;
     long long views, height, width;
     if (!PyTuple_Check(tuple)) {
         PyErr_SetString(PyExc_TypeError, "a family is a tuple");
         return false;
     }
-    if (!PyArg_ParseTuple(tuple, "LLLsppOOOOOO(fff)(fff)O", &views, &height, &width, &dtype_name, &channels_last, &centred, &part[BOXES],
-                          &part[FLIPPED], &part[TURNS], &part[MATRIX], &part[SIGMA], &part[SOLARISED], &family->scale[0], &family->scale[1],
+    if (!PyArg_ParseTuple(tuple, "LLLsppOOOOOO(fff)(fff)O", &views, &height, &width, &dtype_name, &channels_last, &centered, &part[BOXES],
+                          &part[FLIPPED], &part[TURNS], &part[MATRIX], &part[SIGMA], &part[SOLARIZED], &family->scale[0], &family->scale[1],
                           &family->scale[2], &family->shift[0], &family->shift[1], &family->shift[2], &out_object))
         return false;
     const int dtype = find_name(dtype_name, DTYPES, 4);
@@ -87,13 +87,13 @@ static bool read_family(PyObject *tuple, int64_t pictures, wf_family *family, Py
     family->width = width;
     family->dtype = (wf_dtype)dtype;
     family->channels_last = channels_last;
-    family->centred = centred;
+    family->centered = centered;
     family->boxes = record[BOXES].buf;
     family->flipped = record[FLIPPED].buf;
     family->quarter_turns = record[TURNS].buf;
     family->matrix = record[MATRIX].obj ? record[MATRIX].buf : NULL;
     family->blur_sigma_px = record[SIGMA].obj ? record[SIGMA].buf : NULL;
-    family->solarised = record[SOLARISED].obj ? record[SOLARISED].buf : NULL;
+    family->solarized = record[SOLARIZED].obj ? record[SOLARIZED].buf : NULL;
     family->out = out->buf;
     return true;
 }

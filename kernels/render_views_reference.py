@@ -13,9 +13,9 @@ from torch import Tensor
 
 from wherefrom.kernels.dispatch import sides_of
 
-Filter = Literal["plain", "centred"]
+Filter = Literal["plain", "centered"]
 
-LEAST_SPREAD = 1e-12  # square pixels; below it one tap has all the weight, and is the centre
+LEAST_SPREAD = 1e-12  # square pixels; below it one tap has all the weight, and is the center
 
 # What undoes each EXIF orientation, as (mirrored left-right, then quarter turns counter-clockwise).
 # Source: CIPA DC-008 (EXIF 3.0), tag 0x0112.
@@ -32,20 +32,20 @@ def render_views_reference(
     orientation: int = 1,
     matrix: Tensor | None = None,
     blur_sigma_px: Tensor | None = None,
-    solarised: Tensor | None = None,
+    solarized: Tensor | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
     filter: Filter = "plain",
 ) -> Tensor:
-    """Cut, resize, mirror, turn and colour the views of one picture.
+    """Cut, resize, mirror, turn and color the views of one picture.
 
-    The filter is a separable triangle, widened by the scale when shrinking, its taps at pixel centres. It reads on into the picture
+    The filter is a separable triangle, widened by the scale when shrinking, its taps at pixel centers. It reads on into the picture
     beyond the box; weight that falls outside the picture falls on the picture's edge pixel. "plain" takes the triangle as it is, its
-    first moment up to 0.09 pixel off the sample's centre when shrinking; "centred" tilts it until the moment is exact. Colour:
-    clip(matrix (r, g, b, 1), 0, 255), then blur, then solarise min(x, 255 - x), then (x / 255 - mean) / std.
+    first moment up to 0.09 pixel off the sample's center when shrinking; "centered" tilts it until the moment is exact. Color:
+    clip(matrix (r, g, b, 1), 0, 255), then blur, then solarize min(x, 255 - x), then (x / 255 - mean) / std.
 
     Shapes: picture (H, W, 3) as stored, boxes (V, 4) xyxy in the upright picture, flipped and quarter_turns (V,), size_px (height, width)
-            of the finished view, or one number for a square; matrix (V, 3, 4), blur_sigma_px and solarised (V,), mean and std (3,)
+            of the finished view, or one number for a square; matrix (V, 3, 4), blur_sigma_px and solarized (V,), mean and std (3,)
             -> (V, 3, height, width) float64.
     Units:  levels 0..255 unless mean and std are given; blur_sigma_px in pixels of the finished view, 0 for none.
     Raises: ValueError if shapes do not fit, an option is unknown, or one of mean and std comes without the other.
@@ -76,7 +76,7 @@ def render_views_reference(
         if blur_sigma_px is not None and blur_sigma_px[v] > 0:
             sigma = float(blur_sigma_px[v])
             view = blur_weights(view.shape[1], sigma).to(view) @ view @ blur_weights(view.shape[2], sigma).to(view).T
-        if solarised is not None and solarised[v]:
+        if solarized is not None and solarized[v]:
             view = torch.minimum(view, 255 - view)
         if mean is not None and std is not None:
             view = (view / 255 - mean.to(view)[:, None, None]) / std.to(view)[:, None, None]
@@ -92,17 +92,17 @@ def reorient(picture: Tensor, mirrored: bool, quarter_turns: int) -> Tensor:
 def resize_weights(pixels: int, start: float, stop: float, samples: int, *, filter: Filter = "plain") -> Tensor:
     """Return how much of every source pixel goes into every output sample, along one axis: (samples, pixels) float64, rows sum to 1.
 
-    Centred weights are w (1 - a (d - m)), a = m / (v - m^2), with m and v the first two moments of w over the distances d.
+    Centered weights are w (1 - a (d - m)), a = m / (v - m^2), with m and v the first two moments of w over the distances d.
     Units:  start and stop of the box in source pixels, fractions allowed.
     """
     scale = (stop - start) / samples
     reach = max(scale, 1.0)  # half the triangle's base
-    centre = start + (torch.arange(samples, dtype=torch.float64) + 0.5) * scale
+    center = start + (torch.arange(samples, dtype=torch.float64) + 0.5) * scale
     taps = torch.arange(math.floor(start - reach), math.ceil(stop + reach) + 1)
-    distance = taps + 0.5 - centre[:, None]
+    distance = taps + 0.5 - center[:, None]
     weights = (1 - distance.abs() / reach).clamp(min=0)
     weights /= weights.sum(1, keepdim=True)
-    if filter == "centred":
+    if filter == "centered":
         moment = (weights * distance).sum(1, keepdim=True)
         spread = (weights * distance**2).sum(1, keepdim=True) - moment**2
         tilt = torch.where(spread > LEAST_SPREAD, moment / spread, 0)
@@ -111,7 +111,7 @@ def resize_weights(pixels: int, start: float, stop: float, samples: int, *, filt
 
 
 def blur_weights(pixels: int, sigma_px: float) -> Tensor:
-    """Return a sampled Gaussian of radius ceil(3 sigma), reflected at the edge pixels' centres: (pixels, pixels), rows sum to 1."""
+    """Return a sampled Gaussian of radius ceil(3 sigma), reflected at the edge pixels' centers: (pixels, pixels), rows sum to 1."""
     radius = math.ceil(3 * sigma_px)
     offset = torch.arange(-radius, radius + 1)
     gaussian = torch.exp(-0.5 * (offset.double() / sigma_px) ** 2)

@@ -1,8 +1,8 @@
 """The view kernel in Triton: one launch renders all views of a family of a batch, straight from the pictures as they lie in memory.
 
 Here: the kernels (render; blur an axis, for the views that drew one), their launcher. Tiles of pixels are laid on the picture as stored,
-so that neighbouring threads read neighbouring bytes; EXIF, mirror and turn only choose where a finished pixel is written.
-Not here: the definition (render_views_reference.py), checks (render_views.py), decoding (wherefrom.pipeline.render_triton).
+so that neighboring threads read neighboring bytes; EXIF, mirror and turn only choose where a finished pixel is written.
+Not here: the definition (render_views_reference.py), checks (render_views.py), decoding (wherefrom.pipeline.render.triton_renderer).
 """
 
 import torch
@@ -15,32 +15,32 @@ from wherefrom.kernels.dispatch import Launch, interpreted
 TILE = (8, 32)  # rows, columns of pixels a program
 OVERHANG_PX = tl.constexpr(4096)  # a box is read as reaching no further out of its picture: no number keeps a GPU busy for ever
 WIDEST_BLUR_PX = tl.constexpr(4096)  # radius, for the same reason
-LEAST_SPREAD = tl.constexpr(1e-6)  # px^2; below it one tap has all the weight and nothing can be centred
+LEAST_SPREAD = tl.constexpr(1e-6)  # px^2; below it one tap has all the weight and nothing can be centered
 
 
 @triton.jit
-def tap_weight(distance, slope, tilt, CENTRED: tl.constexpr):
-    """Return the triangle's weight at a distance (px) from its centre, not normalised; `slope` is 1 / reach."""
+def tap_weight(distance, slope, tilt, CENTERED: tl.constexpr):
+    """Return the triangle's weight at a distance (px) from its center, not normalized; `slope` is 1 / reach."""
     weight = tl.maximum(1.0 - tl.abs(distance) * slope, 0.0)
-    if CENTRED:
+    if CENTERED:
         weight *= 1.0 - tilt * distance
     return weight
 
 
 @triton.jit
-def place_taps(start, stop, samples, index, CENTRED: tl.constexpr):
+def place_taps(start, stop, samples, index, CENTERED: tl.constexpr):
     """Return the taps of output samples `index` along one axis: (first source pixel, its distance, slope, tilt, gain, taps).
 
     Tap k of a sample is source pixel first + k at distance + k; its weight is gain * tap_weight(distance + k, slope, tilt). The tilt, first
-    moment over second, makes the weights' first moment 0 where CENTRED.
+    moment over second, makes the weights' first moment 0 where CENTERED.
     Units: start and stop of the box in source pixels, float64; distances float32.
     """
     step = (stop - start) / samples
     reach = tl.maximum(step, 1.0)
     # float64: a place on a large picture is wanted to 1e-6 pixel, float32 knows it to 1e-3
-    centre = start + (index + 0.5) * step
-    first = tl.floor(centre - reach + 0.5)
-    distance = (first + 0.5 - centre).to(tl.float32)
+    center = start + (index + 0.5) * step
+    first = tl.floor(center - reach + 0.5)
+    distance = (first + 0.5 - center).to(tl.float32)
     slope = 1.0 / reach.to(tl.float32)
     taps = tl.ceil(2.0 * reach).to(tl.int32)
 
@@ -50,12 +50,12 @@ def place_taps(start, stop, samples, index, CENTRED: tl.constexpr):
     for _ in range(taps):
         weight = tap_weight(at, slope, 0.0, False)
         weights += weight
-        if CENTRED:
+        if CENTERED:
             moment += weight * at
             spread += weight * at * at
         at += 1.0
     tilt = tl.zeros_like(distance)
-    if CENTRED:  # enlarging is centred as it is
+    if CENTERED:  # enlarging is centered as it is
         tilt = tl.where(spread > LEAST_SPREAD, moment / tl.maximum(spread, LEAST_SPREAD), 0.0)
         tilt = tl.where(step > 1.0, tilt, 0.0)
     gain = 1.0 / (weights - tilt * moment)
@@ -73,7 +73,7 @@ def box_edges(boxes_ptr, view, AXIS: tl.constexpr, length, mirrored):
 
 
 @triton.jit
-def recolour(matrix_ptr, view, ROW: tl.constexpr, r, g, b):
+def recolor(matrix_ptr, view, ROW: tl.constexpr, r, g, b):
     """Return one channel of matrix (r, g, b, 1), clipped to 0..255."""
     row_ptr = matrix_ptr + view.to(tl.int64) * 12 + 4 * ROW
     levels = tl.load(row_ptr) * r + tl.load(row_ptr + 1) * g + tl.load(row_ptr + 2) * b + tl.load(row_ptr + 3)
@@ -97,10 +97,10 @@ def nearest_byte(levels):
 
 
 @triton.jit
-def finished(levels, solarised, mean_ptr, std_ptr, CHANNEL: tl.constexpr, NORMALISE: tl.constexpr):
-    """Return one channel's levels solarised and normalised."""
-    levels = tl.where(solarised, tl.minimum(levels, 255.0 - levels), levels)
-    if NORMALISE:
+def finished(levels, solarized, mean_ptr, std_ptr, CHANNEL: tl.constexpr, NORMALIZE: tl.constexpr):
+    """Return one channel's levels solarized and normalized."""
+    levels = tl.where(solarized, tl.minimum(levels, 255.0 - levels), levels)
+    if NORMALIZE:
         scale = 1.0 / tl.load(std_ptr + CHANNEL)
         levels = levels * (scale / 255.0) - tl.load(mean_ptr + CHANNEL) * scale
     return levels
@@ -108,13 +108,13 @@ def finished(levels, solarised, mean_ptr, std_ptr, CHANNEL: tl.constexpr, NORMAL
 
 @triton.jit
 def store_finished(
-    at, stride_c, r, g, b, mask, view, solarised_ptr, mean_ptr, std_ptr, SOLARISE: tl.constexpr, NORMALISE: tl.constexpr
+    at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE: tl.constexpr, NORMALIZE: tl.constexpr
 ):  # fmt: skip
-    """Solarise, normalise, cast and store the levels of a view."""
-    solarised = tl.load(solarised_ptr + view) != 0 if SOLARISE else False
-    r = finished(r, solarised, mean_ptr, std_ptr, 0, NORMALISE)
-    g = finished(g, solarised, mean_ptr, std_ptr, 1, NORMALISE)
-    b = finished(b, solarised, mean_ptr, std_ptr, 2, NORMALISE)
+    """Solarize, normalize, cast and store the levels of a view."""
+    solarized = tl.load(solarized_ptr + view) != 0 if SOLARIZE else False
+    r = finished(r, solarized, mean_ptr, std_ptr, 0, NORMALIZE)
+    g = finished(g, solarized, mean_ptr, std_ptr, 1, NORMALIZE)
+    b = finished(b, solarized, mean_ptr, std_ptr, 2, NORMALIZE)
     store_channels(at, stride_c, r, g, b, mask)
 
 
@@ -131,7 +131,7 @@ def render_views_kernel(
     matrix_ptr,
     sigma_ptr,
     slot_ptr,
-    solarised_ptr,
+    solarized_ptr,
     mean_ptr,
     std_ptr,
     V,
@@ -143,11 +143,11 @@ def render_views_kernel(
     H: tl.constexpr,
     W: tl.constexpr,
     TILES: tl.constexpr,
-    CENTRED: tl.constexpr,
-    COLOUR: tl.constexpr,
+    CENTERED: tl.constexpr,
+    COLOR: tl.constexpr,
     BLUR: tl.constexpr,
-    SOLARISE: tl.constexpr,
-    NORMALISE: tl.constexpr,
+    SOLARIZE: tl.constexpr,
+    NORMALIZE: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
@@ -182,8 +182,8 @@ def render_views_kernel(
     tiles_across = tl.cdiv(across, COLS)
     i = tile // tiles_across * ROWS + tl.arange(0, ROWS)
     j = tile % tiles_across * COLS + tl.arange(0, COLS)
-    first_y, distance_y, slope_y, tilt_y, gain_y, taps_y = place_taps(top, bottom, down, i, CENTRED)
-    first_x, distance_x, slope_x, tilt_x, gain_x, taps_x = place_taps(left, right, across, j, CENTRED)
+    first_y, distance_y, slope_y, tilt_y, gain_y, taps_y = place_taps(top, bottom, down, i, CENTERED)
+    first_x, distance_x, slope_x, tilt_x, gain_x, taps_x = place_taps(left, right, across, j, CENTERED)
 
     picture_ptr = tl.load(addresses_ptr + sample).to(tl.pointer_type(tl.uint8))
     r = tl.zeros((ROWS, COLS), tl.float32)
@@ -195,14 +195,14 @@ def render_views_kernel(
         line_g, line_b = line_r, line_r
         col, at_x = first_x, distance_x
         for _ in range(taps_x):
-            weight = tap_weight(at_x, slope_x, tilt_x, CENTRED)[None, :]
+            weight = tap_weight(at_x, slope_x, tilt_x, CENTERED)[None, :]
             pixel_ptr = line_ptr[:, None] + (tl.minimum(tl.maximum(col, 0), stored_w - 1) * 3)[None, :]
             line_r += weight * tl.load(pixel_ptr).to(tl.float32)
             line_g += weight * tl.load(pixel_ptr + 1).to(tl.float32)
             line_b += weight * tl.load(pixel_ptr + 2).to(tl.float32)
             col += 1
             at_x += 1.0
-        weight = tap_weight(at_y, slope_y, tilt_y, CENTRED)[:, None]
+        weight = tap_weight(at_y, slope_y, tilt_y, CENTERED)[:, None]
         r += weight * line_r
         g += weight * line_g
         b += weight * line_b
@@ -211,8 +211,8 @@ def render_views_kernel(
     gain = gain_y[:, None] * gain_x[None, :]
     r, g, b = r * gain, g * gain, b * gain
 
-    if COLOUR:
-        r, g, b = recolour(matrix_ptr, view, 0, r, g, b), recolour(matrix_ptr, view, 1, r, g, b), recolour(matrix_ptr, view, 2, r, g, b)
+    if COLOR:
+        r, g, b = recolor(matrix_ptr, view, 0, r, g, b), recolor(matrix_ptr, view, 1, r, g, b), recolor(matrix_ptr, view, 2, r, g, b)
 
     # sample i becomes the finished view's row, or its column where the picture turns on its side
     i_mirrored, j_mirrored = tl.where(transposed, cols_mirrored, rows_mirrored), tl.where(transposed, rows_mirrored, cols_mirrored)
@@ -227,7 +227,7 @@ def render_views_kernel(
     else:
         at = out_ptr + sample.to(tl.int64) * stride_b + (view % V).to(tl.int64) * stride_v
         at += to_i * tl.where(transposed, stride_w, stride_h) + to_j * tl.where(transposed, stride_h, stride_w)
-        store_finished(at, stride_c, r, g, b, mask, view, solarised_ptr, mean_ptr, std_ptr, SOLARISE, NORMALISE)
+        store_finished(at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE, NORMALIZE)
 
 
 @triton.jit
@@ -236,7 +236,7 @@ def blur_views_kernel(
     from_ptr,
     views_ptr,
     sigma_ptr,
-    solarised_ptr,
+    solarized_ptr,
     mean_ptr,
     std_ptr,
     V,
@@ -249,8 +249,8 @@ def blur_views_kernel(
     W: tl.constexpr,
     TILES: tl.constexpr,
     DOWN: tl.constexpr,
-    SOLARISE: tl.constexpr,
-    NORMALISE: tl.constexpr,
+    SOLARIZE: tl.constexpr,
+    NORMALIZE: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
@@ -274,7 +274,7 @@ def blur_views_kernel(
         r = tl.zeros((ROWS, COLS), tl.float32)
         g, b = r, r
         weights = 0.0
-        falloff = -0.5 / tl.maximum(sigma * sigma, 1e-6)  # below that no neighbour has any weight
+        falloff = -0.5 / tl.maximum(sigma * sigma, 1e-6)  # below that no neighbor has any weight
         for k in range(-radius, radius + 1):
             weight = tl.exp(falloff * (k * k))
             weights += weight
@@ -291,7 +291,7 @@ def blur_views_kernel(
         if DOWN:
             at = out_ptr + (view // V).to(tl.int64) * stride_b + (view % V).to(tl.int64) * stride_v
             at += row.to(tl.int64)[:, None] * stride_h + col.to(tl.int64)[None, :] * stride_w
-            store_finished(at, stride_c, r, g, b, mask, view, solarised_ptr, mean_ptr, std_ptr, SOLARISE, NORMALISE)
+            store_finished(at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE, NORMALIZE)
         else:
             at = out_ptr + slot * (3 * H * W) + (row * W)[:, None] + col[None, :]
             store_channels(at, H * W, r, g, b, mask)
@@ -307,7 +307,7 @@ def render_views_triton(
     quarter_turns: Tensor,
     matrix: Tensor | None,
     blur_sigma_px: Tensor | None,
-    solarised: Tensor | None,
+    solarized: Tensor | None,
     mean: Tensor | None,
     std: Tensor | None,
     size_px: tuple[int, int],
@@ -322,7 +322,7 @@ def render_views_triton(
     pictures and `out`; a box is read as reaching at most 4096 pixels out of its picture, a blur's radius as at most 4096.
 
     Shapes: addresses (B,) int64 of contiguous (H, W, 3) uint8, sizes (B, 2) int32 (height, width) as stored, orientation (B,) integer,
-            boxes (B, V, 4) float32, flipped, quarter_turns and solarised (B, V), matrix (B, V, 3, 4) float32, blur_sigma_px (B, V) float32,
+            boxes (B, V, 4) float32, flipped, quarter_turns and solarized (B, V), matrix (B, V, 3, 4) float32, blur_sigma_px (B, V) float32,
             mean and std (3,) float32 -> out (B, V, 3, h, w) uint8 or floating point, any strides.
     """
     if not out.numel():
@@ -331,15 +331,15 @@ def render_views_triton(
     height, width = size_px
     rows, cols = _tile(size_px)
     arguments = {
-        "solarised_ptr": _given(solarised, out),
+        "solarized_ptr": _given(solarized, out),
         "mean_ptr": _given(mean, out),
         "std_ptr": _given(std, out),
         "V": out.shape[1],
         **dict(zip(("stride_b", "stride_v", "stride_c", "stride_h", "stride_w"), out.stride(), strict=True)),
         "H": height,
         "W": width,
-        "SOLARISE": solarised is not None,
-        "NORMALISE": mean is not None,
+        "SOLARIZE": solarized is not None,
+        "NORMALIZE": mean is not None,
         "ROWS": rows,
         "COLS": cols,
         "num_warps": 4,
@@ -369,8 +369,8 @@ def render_views_triton(
             slots,
             **arguments,
             TILES=tiles,
-            CENTRED=filter == "centred",
-            COLOUR=matrix is not None,
+            CENTERED=filter == "centered",
+            COLOR=matrix is not None,
             BLUR=blur_sigma_px is not None,
         )
         if blur_sigma_px is None or not len(views_of_slots):
@@ -400,20 +400,20 @@ def launches() -> list[Launch]:
     size = {"H": 224, "W": 224, "ROWS": TILE[0], "COLS": TILE[1], "TILES": 196}
     picture = {"blurring_ptr": "*fp32", "addresses_ptr": "*i64", "sizes_ptr": "*i32", "orientation_ptr": "*u8", "boxes_ptr": "*fp32"}
     picture |= {"flipped_ptr": "*i1", "turns_ptr": "*i64", "matrix_ptr": "*fp32", "slot_ptr": "*i32"}
-    view = {"sigma_ptr": "*fp32", "solarised_ptr": "*i1", "mean_ptr": "*fp32", "std_ptr": "*fp32", "V": "i32"}
+    view = {"sigma_ptr": "*fp32", "solarized_ptr": "*i1", "mean_ptr": "*fp32", "std_ptr": "*fp32", "V": "i32"}
     strides = {"stride_b": "i32", "stride_v": "i32", "stride_c": "i32", "stride_h": "i32"}
     contiguous, channels_last = strides | {"stride_w": "constexpr"}, strides | {"stride_w": "i32"}
-    no_colour = {"CENTRED": False, "COLOUR": False, "BLUR": False, "SOLARISE": False, "NORMALISE": False}
-    all_colour = {"CENTRED": False, "COLOUR": True, "BLUR": True, "SOLARISE": True, "NORMALISE": True}
-    finish = {"SOLARISE": True, "NORMALISE": True}
+    no_color = {"CENTERED": False, "COLOR": False, "BLUR": False, "SOLARIZE": False, "NORMALIZE": False}
+    all_color = {"CENTERED": False, "COLOR": True, "BLUR": True, "SOLARIZE": True, "NORMALIZE": True}
+    finish = {"SOLARIZE": True, "NORMALIZE": True}
     across = {"out_ptr": "*fp32", "from_ptr": "*fp32", "views_ptr": "*i32"} | view
     to_float32 = {"out_ptr": "*fp32"} | picture | view | contiguous
     made = [
-        ("geometry to uint8", render_views_kernel, {"out_ptr": "*u8"} | picture | view | channels_last, no_colour),
-        ("centred geometry to float32", render_views_kernel, to_float32, no_colour | {"CENTRED": True}),
-        ("all photometrics to float32", render_views_kernel, to_float32, all_colour),
-        ("all photometrics to float16", render_views_kernel, to_float32 | {"out_ptr": "*fp16"}, all_colour),
-        ("all photometrics to bfloat16", render_views_kernel, to_float32 | {"out_ptr": "*bf16"}, all_colour),
+        ("geometry to uint8", render_views_kernel, {"out_ptr": "*u8"} | picture | view | channels_last, no_color),
+        ("centered geometry to float32", render_views_kernel, to_float32, no_color | {"CENTERED": True}),
+        ("all photometrics to float32", render_views_kernel, to_float32, all_color),
+        ("all photometrics to float16", render_views_kernel, to_float32 | {"out_ptr": "*fp16"}, all_color),
+        ("all photometrics to bfloat16", render_views_kernel, to_float32 | {"out_ptr": "*bf16"}, all_color),
         ("blur along rows", blur_views_kernel, across | contiguous, finish | {"DOWN": False}),
         ("blur along columns to float16", blur_views_kernel, across | contiguous | {"out_ptr": "*fp16"}, finish | {"DOWN": True}),
     ]

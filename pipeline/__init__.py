@@ -1,6 +1,7 @@
 """What a view is, where it came from, how it is drawn, rendered and delivered."""
 
-from wherefrom.pipeline.colour import colour_matrix
+from wherefrom.pipeline.annotations import Carried, carry
+from wherefrom.pipeline.color import color_matrix
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.geometry import (
     compose,
@@ -14,24 +15,35 @@ from wherefrom.pipeline.geometry import (
     view_to_source,
 )
 from wherefrom.pipeline.loader import Loader, LoaderStats, make_loader
-from wherefrom.pipeline.order import Order
-from wherefrom.pipeline.proof import ProofReport, proof_cases, prove
-from wherefrom.pipeline.recipe import Centre, ColourLaw, Disjoint, Grid, Independent, Inside, Overlapping, Paired, Recipe, ViewFamily
-from wherefrom.pipeline.shards import ShardIndex
-from wherefrom.pipeline.transform import Carried, KeyedSampler, Transformed, ViewTransform, carry, collate
+from wherefrom.pipeline.order import KeyedSampler, Order
+from wherefrom.pipeline.proof.prove import ProofReport, proof_cases, prove
+from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.transform import Transformed, ViewTransform, collate
+from wherefrom.pipeline.view_recipe import (
+    Center,
+    ColorLaw,
+    Disjoint,
+    Grid,
+    Independent,
+    Inside,
+    Overlapping,
+    Paired,
+    ViewFamily,
+    ViewRecipe,
+)
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 
 __all__ = [  # in reading order  # noqa: RUF022
     "ShardIndex",
-    "Recipe",
+    "ViewRecipe",
     "ViewFamily",
-    "ColourLaw",
+    "ColorLaw",
     "Independent",
     "Paired",
     "Disjoint",
     "Overlapping",
     "Inside",
-    "Centre",
+    "Center",
     "Grid",
     "make_loader",
     "Loader",
@@ -40,7 +52,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Views",
     "ViewGeometry",
     "Photometric",
-    "colour_matrix",
+    "color_matrix",
     "draw_geometry",
     "view_to_source",
     "invert",

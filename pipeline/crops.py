@@ -1,6 +1,6 @@
-"""Draw where every view comes from: boxes by the laws of recipe.py, mirrors and quarter turns, whole batches at once.
+"""Draw where every view comes from: boxes by the laws of view_recipe.py, mirrors and quarter turns, whole batches at once.
 
-Here: numpy on (B, V) arrays; each number from draws.py; boxes are quantised here, and everything downstream starts from them.
+Here: numpy on (B, V) arrays; each number from draws.py; boxes are quantized here, and everything downstream starts from them.
 Not here: pixels. A picture too small for a law gives its whole frame as box, and an invalid view.
 """
 
@@ -10,31 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wherefrom.pipeline.draws import PICTURE, Purpose, family_word, integer, random_words, uniform
-from wherefrom.pipeline.recipe import Centre, Disjoint, Grid, Independent, Inside, Overlapping, Paired, Recipe, Snap, ViewFamily
+from wherefrom.pipeline.draws import PICTURE, Keys, Purpose, family_word, integer, random_words, uniform
+from wherefrom.pipeline.view_recipe import Center, Disjoint, Grid, Independent, Inside, Overlapping, Paired, Snap, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import ViewGeometry
 
 SUBPIXELS = 1024  # with snap="none" boxes lie on multiples of 1/1024 pixel: exact in float32 up to 2^14
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Keys:
-    """What the draws of one batch and family are keyed by."""
-
-    seed: int
-    epoch: int
-    drawn_for: NDArray[np.int64]  # (B,)
-    family: int  # its word in the counter
-
-    def words(self, views: int, purpose: Purpose, blocks: int = 1) -> NDArray[np.uint32]:
-        """Return random words (B, V, blocks, 4)."""
-        sample, view, block = self.drawn_for[:, None, None], np.arange(views)[:, None], np.arange(blocks)
-        return random_words(self.seed, self.epoch, sample, self.family, view, purpose, block)
-
-    def words_for(self, views: int, *purposes: Purpose) -> NDArray[np.uint32]:
-        """Return the first words for several purposes in one go: (B, V, purposes, 4)."""
-        sample, view = self.drawn_for[:, None, None], np.arange(views)[:, None]
-        return random_words(self.seed, self.epoch, sample, self.family, view, purposes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +28,7 @@ class Boxes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DrawnGeometry:
-    """One family's record without its colour."""
+    """One family's record without its color."""
 
     geometry: ViewGeometry
     valid: torch.Tensor  # (B, V) bool
@@ -56,7 +36,7 @@ class DrawnGeometry:
 
 
 def draw_geometry(
-    recipe: Recipe,
+    recipe: ViewRecipe,
     *,
     seed: int,
     epoch: int,
@@ -120,8 +100,8 @@ def draw_boxes(family: ViewFamily, keys: Keys, source_size: NDArray[np.int32], d
     """
     size = source_size.astype(np.float64)
     law, views, snap = family.law, family.views, family.snap
-    if isinstance(law, Centre | Grid):
-        cut = _centre(law, size, views, snap) if isinstance(law, Centre) else _grid(law, size, snap)
+    if isinstance(law, Center | Grid):
+        cut = _center(law, size, views, snap) if isinstance(law, Center) else _grid(law, size, snap)
         always = np.ones(cut.shape[:2], bool)
         return Boxes(boxes=cut, valid=always, accepted=always)
 
@@ -180,7 +160,7 @@ def _placed(words: NDArray[np.uint32], sides: NDArray[np.float64], frame: NDArra
 
 
 def _fallback(aspect: tuple[float, float], frame: NDArray[np.float64], snap: Snap) -> NDArray[np.float64]:
-    """Return the largest centred boxes (..., 4) whose aspect lies in range; frame (..., 2) as (width, height)."""
+    """Return the largest centered boxes (..., 4) whose aspect lies in range; frame (..., 2) as (width, height)."""
     width, height = frame[..., 0], frame[..., 1]
     cells = 1 if snap == "pixel" else SUBPIXELS
     sides = np.stack([np.minimum(width, height * aspect[1]), np.minimum(height, width / aspect[0])], -1)
@@ -249,9 +229,9 @@ def draw_pairs(law: Paired, keys: Keys, source_size: NDArray[np.float64]) -> NDA
     border = (law.border_frac * source_size.min(-1))[:, None]
     room = np.maximum(source_size[:, ::-1] - 2 * border - (last - first) * side[:, None], 0)
     place = uniform(keys.words(1, Purpose.PLACE)[:, 0, 0, :2])
-    centre = border + room * place - first * side[:, None]
-    reference = np.concatenate([centre - side[:, None] / 2, centre + side[:, None] / 2], -1)
-    middle = centre + position * side[:, None]
+    center = border + room * place - first * side[:, None]
+    reference = np.concatenate([center - side[:, None] / 2, center + side[:, None] / 2], -1)
+    middle = center + position * side[:, None]
     target = np.concatenate([middle - half * side[:, None], middle + half * side[:, None]], -1)
     return np.stack([reference, target], 1)
 
@@ -312,7 +292,7 @@ def _inside(law: Inside, keys: Keys, around: NDArray[np.float64], snap: Snap) ->
     return Boxes(boxes=np.where(kept[..., None], boxes, around), valid=kept, accepted=kept)
 
 
-def _centre(law: Centre, size: NDArray[np.float64], views: int, snap: Snap) -> NDArray[np.float64]:
+def _center(law: Center, size: NDArray[np.float64], views: int, snap: Snap) -> NDArray[np.float64]:
     sides = size[:, ::-1]
     if law.resize_px is not None and law.crop_px is not None:
         sides = np.repeat(size.min(-1, keepdims=True) * (law.crop_px / law.resize_px), 2, axis=1)

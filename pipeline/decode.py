@@ -2,7 +2,7 @@
 
 Here: JPEG by simplejpeg (libjpeg-turbo), PNG and WebP by Pillow, strictly: whatever is damaged is refused, never shown in part or in the
 place of another; inks to RGB; EXIF orientation undone by indexing.
-Not here: what may be judged without decoding (headers.py), which pictures are left out (shards.py).
+Not here: what may be judged without decoding (shards/picture_headers.py), which pictures are left out (shards/index.py).
 """
 
 import io
@@ -14,7 +14,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from wherefrom.pipeline.headers import PngParts, read_png
+from wherefrom.pipeline.shards.picture_headers import PngParts, read_png
 
 DECODE_ERRORS = (ValueError, OSError, RuntimeError, SyntaxError, EOFError, Image.DecompressionBombError)
 
@@ -73,10 +73,10 @@ def nearest_byte(deep: NDArray[np.uint16]) -> NDArray[np.uint8]:
 def _decode_jpeg(encoded: NDArray[np.uint8], buffer: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
     # not strict, libjpeg-turbo passes over damage, and after a warning over fatal errors too: the buffer then still holds another picture
     try:
-        *_, colours, _ = simplejpeg.decode_jpeg_header(encoded, strict=True)
+        *_, colors, _ = simplejpeg.decode_jpeg_header(encoded, strict=True)
     except KeyError as error:  # simplejpeg 1.9 looks up what libjpeg-turbo has no name for
         raise ValueError("JPEG of channels that are no colors") from error
-    if colours not in ("CMYK", "YCCK"):
+    if colors not in ("CMYK", "YCCK"):
         return simplejpeg.decode_jpeg(encoded, "RGB", strict=True, buffer=buffer)
     inks = simplejpeg.decode_jpeg(encoded, "CMYK", strict=True)  # inverted, as Adobe's programs write them
     return np.asarray(
@@ -107,7 +107,7 @@ def _png_lines(png: PngParts) -> list[NDArray[np.uint8]]:
     Raises: ValueError unless the stream holds exactly the lines that the header names, with filters that there are.
     """
     passes = _ADAM7 if png.interlaced else ((0, 0, 1, 1),)
-    bits = png.depth * _PNG_CHANNELS[png.colour]
+    bits = png.depth * _PNG_CHANNELS[png.color]
     sizes = [(-(-(png.height - y) // down), -(-(png.width - x) // along)) for x, y, along, down in passes]
     shapes = [(height, 1 + -(-width * bits // 8)) for height, width in sizes if height > 0 and width > 0]
     expected = sum(height * length for height, length in shapes)
@@ -130,7 +130,7 @@ def _png_lines(png: PngParts) -> list[NDArray[np.uint8]]:
 
 def _pillow_rgb(png: PngParts, lines: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """Let Pillow undo the filters of lines of at most 8 bits a channel; (H, W, 3)."""
-    header = struct.pack(">IIBBBBB", png.width, png.height, min(png.depth, 8), png.colour, 0, 0, png.interlaced)
+    header = struct.pack(">IIBBBBB", png.width, png.height, min(png.depth, 8), png.color, 0, 0, png.interlaced)
     storing = zlib.compressobj(0)
     chunks = [(b"IHDR", header), (b"PLTE", png.palette)]
     chunks += [(b"IDAT", storing.compress(part.data)) for part in lines]

@@ -1,13 +1,14 @@
 """The randomness contract: every number is a function of (seed, epoch, sample, family, view, purpose, draw).
 
 Here: Philox4x32-10 over whole arrays and tensors, and the counter's layout. Nothing is stored, so nothing has to be restored.
-Not here: what the numbers mean (crops.py, colour.py, order.py; regions of a view: wherefrom.train.objectives.spatial_dense).
+Not here: what the numbers mean (crops.py, color.py, order.py; regions of a view: wherefrom.train.objectives.spatial_dense).
 Counter: word 0 = sample, low 32 bits; word 1 = sample, high 8 bits, then epoch, 24; word 2 = family 16, view 8, purpose 8;
 word 3 = draw block of four numbers. Key: the seed, low word first.
 """
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -31,7 +32,7 @@ class Purpose(IntEnum):
     MIRROR = 2
     TURN = 3
     JITTER = 4
-    COLOUR = 5
+    COLOR = 5
     BLUR = 6
     ORDER = 7
     REGION = 8
@@ -136,3 +137,23 @@ def uniform(words: NDArray[np.uint32]) -> NDArray[np.float64]:
 def integer(words: NDArray[np.uint32], n: ArrayLike) -> NDArray[np.int64]:
     """Return (word * n) >> 32: an integer in [0, n) for n up to 2^31, int64."""
     return (words.astype(np.uint64) * np.asarray(n, np.uint64) >> _SHIFT32).astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keys:
+    """What the draws of one batch and family are keyed by."""
+
+    seed: int
+    epoch: int
+    drawn_for: NDArray[np.int64]  # (B,)
+    family: int  # its word in the counter
+
+    def words(self, views: int, purpose: Purpose, blocks: int = 1) -> NDArray[np.uint32]:
+        """Return random words (B, V, blocks, 4)."""
+        sample, view, block = self.drawn_for[:, None, None], np.arange(views)[:, None], np.arange(blocks)
+        return random_words(self.seed, self.epoch, sample, self.family, view, purpose, block)
+
+    def words_for(self, views: int, *purposes: Purpose) -> NDArray[np.uint32]:
+        """Return the first words for several purposes in one go: (B, V, purposes, 4)."""
+        sample, view = self.drawn_for[:, None, None], np.arange(views)[:, None]
+        return random_words(self.seed, self.epoch, sample, self.family, view, purposes)

@@ -1,9 +1,9 @@
 """Maps between view pixels and source pixels: the page of conventions.
 
 Here: pure functions on coordinates, any device; maps are (..., 2, 3) float64 and carry column points (x, y, 1).
-Not here: drawing boxes (crops.py), touching pixels (render_*.py), pair targets (wherefrom.kernels.pair_targets).
+Not here: drawing boxes (crops.py), touching pixels (render/), pair targets (wherefrom.kernels.pair_targets).
 A coordinate that is not a number is never looked for, for that would wait for the device: what depends on it comes out as nan.
-Convention: x right, y down; pixel i covers [i, i + 1), its centre is i + 0.5; boxes are half-open xyxy; sizes are (height, width).
+Convention: x right, y down; pixel i covers [i, i + 1), its center is i + 0.5; boxes are half-open xyxy; sizes are (height, width).
 A view is cropped, resized, mirrored left-right, then turned counter-clockwise: `torch.rot90(k, (-2, -1))`.
 """
 

@@ -1,7 +1,7 @@
-"""Settings hold what their annotations say: a misspelt word, 2.0 for a count or a 1 for a flag is refused where it is set.
+"""Settings hold what their annotations say: a misspelled word, 2.0 for a count or a 1 for a flag is refused where it is set.
 
 Here: values against annotations; what is wrong in one line, the nearest allowed word beside it.
-Not here: which numbers make sense together (each dataclass's own `__post_init__`); settings from files (train/plain.py).
+Not here: which numbers make sense together (each dataclass's own `__post_init__`); settings from files (train/plain_data.py).
 """
 
 import dataclasses
@@ -84,7 +84,7 @@ def _needed(annotation: Any) -> str:
 
 
 def _nearest(value: object, annotation: Any) -> str:
-    """Return the word that a misspelt one was meant for, or how NumPy's number becomes Python's, or nothing."""
+    """Return the word that a misspelled one was meant for, or how NumPy's number becomes Python's, or nothing."""
     if isinstance(value, np.generic) and _allowed(value.item(), annotation):
         return "; it is NumPy's, take .item() of it"
     members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)

@@ -1,7 +1,7 @@
 """Shards -> batches of views: reading, drawing, rendering ahead of the consumer, from any position.
 
 Here: the loader and its counters. It is told where to stand (`seek`), never asked.
-Not here: the order (order.py), the draws (crops.py, colour.py), the pixels (render_*.py), the index (shards.py).
+Not here: the order (order.py), the draws (crops.py, color.py), the pixels (render/), the index (shards/index.py).
 """
 
 import contextlib
@@ -22,15 +22,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from wherefrom.pipeline.colour import draw_colours
+from wherefrom.pipeline.color import draw_colors
 from wherefrom.pipeline.crops import DrawnGeometry, draw_geometry
 from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order, OrderMode
-from wherefrom.pipeline.places import single_threaded_pool
-from wherefrom.pipeline.reader import ShardReader
-from wherefrom.pipeline.recipe import Recipe
-from wherefrom.pipeline.render import Renderer, RendererName, check_runtime, make_renderer
-from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.pipeline.render.choose import check_runtime, make_renderer
+from wherefrom.pipeline.render.renderer import Renderer, RendererName
+from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.shards.reader import ShardReader
+from wherefrom.pipeline.system import single_threaded_pool
+from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class Loader:
     def __init__(
         self,
         index: ShardIndex,
-        recipe: Recipe,
+        recipe: ViewRecipe,
         order: Order,
         renderer: Renderer,
         *,
@@ -143,7 +144,7 @@ class Loader:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Optimiser steps of one epoch."""
+        """Optimizer steps of one epoch."""
         return self.order.updates_per_epoch
 
     @property
@@ -154,7 +155,7 @@ class Loader:
         return self.prefetch * pictures * values * getattr(torch, self.recipe.pixels).itemsize
 
     def seek(self, updates: int) -> None:
-        """Stand after `updates` completed optimiser steps, wherever that is: nothing is read or skipped."""
+        """Stand after `updates` completed optimizer steps, wherever that is: nothing is read or skipped."""
         _check_updates(updates)
         self.updates = updates
 
@@ -365,8 +366,8 @@ class Loader:
             source_size=self.index.source_size[sample],
             stored_orientation=self.index.orientation[sample],
         )
-        colours = draw_colours(self.recipe, seed=seed, epoch=epoch, drawn_for=drawn_for)
-        return drawn, [(item.geometry, colour) for item, colour in zip(drawn, colours, strict=True)]
+        colors = draw_colors(self.recipe, seed=seed, epoch=epoch, drawn_for=drawn_for)
+        return drawn, [(item.geometry, color) for item, color in zip(drawn, colors, strict=True)]
 
     def _assemble(
         self,
@@ -417,7 +418,7 @@ def _check_updates(updates: int) -> None:
 
 def make_loader(
     index: ShardIndex | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    recipe: Recipe,
+    recipe: ViewRecipe,
     *,
     seed: int = 0,
     global_batch: int = 256,
@@ -433,11 +434,11 @@ def make_loader(
 ) -> Loader:
     """Build a loader over an index, or over the shards that a pattern, or several, name as for `ShardIndex.open`.
 
-    global_batch: samples of one optimiser step over all ranks; each rank takes a contiguous slice, in `accumulation` micro-batches.
+    global_batch: samples of one optimizer step over all ranks; each rank takes a contiguous slice, in `accumulation` micro-batches.
     order:        "shuffled", "block" (for media that want sequential reads) or "sequential" (evaluation: every sample once).
     threads:      that decode and render; None: one a core; 0: everything in the caller's thread.
     """
-    for name, value, annotation in (("recipe", recipe, Recipe), ("order", order, OrderMode), ("renderer", renderer, RendererName)):
+    for name, value, annotation in (("recipe", recipe, ViewRecipe), ("order", order, OrderMode), ("renderer", renderer, RendererName)):
         check_literal(name, value, annotation)  # now: to build an index may take minutes
     check_runtime(threads=threads, prefetch=prefetch)
     opened = index if isinstance(index, ShardIndex) else ShardIndex.open(index)

@@ -5,6 +5,7 @@ Not here: reading (loader.py). The loop's count of completed updates is the only
 """
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wherefrom.pipeline.draws import PICTURE, Purpose, random_words
-from wherefrom.pipeline.literals import check_literals
+from wherefrom.pipeline.literals import check_literal, check_literals
 
 OrderMode = Literal["shuffled", "block", "sequential"]
 
@@ -28,7 +29,7 @@ def permute(positions: NDArray[np.int64], count: int, keys: NDArray[np.uint32]) 
 
     Takes no memory beyond the positions, and under two walks a position on average.
     Shapes: positions (n,) in [0, count), keys (32,) uint32 -> (n,).
-    Source: Black and Rogaway, CT-RSA 2002; the round function is MurmurHash3's 32-bit finaliser.
+    Source: Black and Rogaway, CT-RSA 2002; the round function is MurmurHash3's 32-bit finalizer.
     """
     if count == 1:
         return np.zeros_like(positions)
@@ -78,7 +79,7 @@ class Order:
     """
 
     samples: int
-    global_batch: int  # samples of one optimiser step, over all ranks
+    global_batch: int  # samples of one optimizer step, over all ranks
     seed: int = 0
     rank: int = 0
     ranks: int = 1
@@ -117,7 +118,7 @@ class Order:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Optimiser steps of one epoch; the remainder is dropped, but in `sequential`."""
+        """Optimizer steps of one epoch; the remainder is dropped, but in `sequential`."""
         whole, rest = divmod(self.samples, self.global_batch)
         return whole + (self.mode == "sequential" and rest > 0)
 
@@ -164,3 +165,40 @@ class Order:
         per_micro = per_rank // self.accumulation
         start = step * self.global_batch + self.rank * per_rank + micro * per_micro
         return self.ids(epoch, np.arange(min(start, self.samples), min(start + per_micro, self.samples)))
+
+
+class KeyedSampler:
+    """Keys (epoch, sample), a list for each micro-batch: the `batch_sampler` of a DataLoader whose dataset is indexed by keys.
+
+    The order is the loader's. Every key carries its epoch to the worker, so workers may persist and need to be told nothing.
+    Each pass is the next epoch, whether or not the pass before was broken off; `seek` says where the next one begins.
+    """
+
+    def __init__(self, order: Order) -> None:
+        check_literal("order", order, Order)
+        self.order = order
+        self.updates = 0  # where the next pass begins
+
+    def seek(self, updates: int) -> None:
+        """Begin the next pass after `updates` completed optimizer steps: epoch, step = divmod(updates, order.updates_per_epoch).
+
+        For resuming: the sampler can't know which of the batches that workers made ahead were learned from, the training loop does.
+        """
+        check_literal("updates", updates, int)
+        if updates < 0:
+            raise ValueError(f"updates={updates}: needs 0 or more")
+        self.updates = updates
+
+    def __len__(self) -> int:
+        """Micro-batches of the next pass: a whole epoch, or after `seek` the rest of one."""
+        return (self.order.updates_per_epoch - self.updates % self.order.updates_per_epoch) * self.order.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield the keys of an epoch, or of the rest of one, [(epoch, sample), ...] a micro-batch."""
+        epoch, step = divmod(self.updates, self.order.updates_per_epoch)
+        # With the first key, not the last: a DataLoader draws keys ahead, so the last one is drawn while an epoch is still under way, and
+        # how early depends on its workers. Nor with iter(): a DataLoader with workers calls that twice and uses the second.
+        self.updates = (epoch + 1) * self.order.updates_per_epoch
+        for s in range(step, self.order.updates_per_epoch):
+            for micro in range(self.order.accumulation):
+                yield [(epoch, sample) for sample in self.order.micro_batch(epoch, s, micro).tolist()]

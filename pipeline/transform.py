@@ -6,70 +6,33 @@ Not here: reading files. There is no counter anywhere: a call without its key is
 In a DataLoader's worker a batch is made in shared memory, so that handing it over copies nothing.
 """
 
-import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from wherefrom.pipeline import geometry
-from wherefrom.pipeline.colour import draw_colours
+from wherefrom.pipeline.annotations import Carried, Rows, _carry_all, _join_carried
+from wherefrom.pipeline.color import draw_colors
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import nearest_byte
-from wherefrom.pipeline.hand_over import crosses_whole, empty_tensors
-from wherefrom.pipeline.headers import exif_orientation
 from wherefrom.pipeline.literals import check_literal
-from wherefrom.pipeline.order import Order
-from wherefrom.pipeline.recipe import Recipe
-from wherefrom.pipeline.render import CutterName, make_cutter
-from wherefrom.pipeline.render_threads import view_shapes
-from wherefrom.pipeline.views import Batch, ViewGeometry, Views
+from wherefrom.pipeline.render.choose import make_cutter
+from wherefrom.pipeline.render.renderer import CutterName, view_shapes
+from wherefrom.pipeline.shards.picture_headers import exif_orientation
+from wherefrom.pipeline.view_recipe import ViewRecipe
+from wherefrom.pipeline.views import Batch, Views
+from wherefrom.pipeline.worker_memory import crosses_whole, empty_tensors
 
 if TYPE_CHECKING:
-    from torchvision.tv_tensors import BoundingBoxes
+    pass
 
 Picture = Image.Image | NDArray[np.uint8] | Tensor
-Rows = ArrayLike | Tensor
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Carried:
-    """Where the annotations of B pictures went in the V views of one family: one tensor a picture, since their numbers N differ.
-
-    What was not given has N = 0. Nothing is clamped: points and boxes go on beyond the view's edges.
-    """
-
-    family: str
-    size_px: tuple[int, int]  # (height, width) of the view
-    points: tuple[Tensor, ...]  # B of (V, N, 2) float64, (x, y), view pixels
-    points_visible: tuple[Tensor, ...]  # B of (V, N) bool: the point lies in the view's box
-    boxes: tuple[Tensor, ...]  # B of (V, N, 4) float64, xyxy, view pixels
-    boxes_visible: tuple[Tensor, ...]  # B of (V, N) float64, the part of each box that the view shows
-    masks: tuple[Tensor, ...]  # B of (V, N, height, width), the dtype as given; nearest source pixel
-
-    def __repr__(self) -> str:
-        counts = {name: sum(tensor.shape[1] for tensor in getattr(self, name)) for name in ("points", "boxes", "masks")}
-        carried = ", ".join(f"{count} {name}" for name, count in counts.items())
-        return f"Carried({self.family!r}, {len(self.points)} pictures, {carried}, size_px={self.size_px})"
-
-    def clamped_boxes(self, sample: int) -> Tensor:
-        """Return the boxes of a picture cut back to the view's edges: (V, N, 4) float64; what a view does not show has no area."""
-        height, width = self.size_px
-        edge = self.boxes[sample].new_tensor([width, height, width, height])
-        return torch.minimum(self.boxes[sample].clamp(min=0), edge)
-
-    def bounding_boxes(self, sample: int, view: int) -> "BoundingBoxes":
-        """Return the boxes of a picture in one view as torchvision has them: (N, 4), XYXY, canvas_size = size_px, not clamped."""
-        from torchvision.tv_tensors import BoundingBoxes
-
-        boxes: Any = BoundingBoxes  # its overloads leave out the format's name
-        return boxes(self.boxes[sample][view], format="XYXY", canvas_size=self.size_px, clamping_mode=None)
 
 
 @crosses_whole
@@ -103,8 +66,8 @@ class ViewTransform:
     Raises: ValueError if a setting is none that there is, or a family has snap="none" and "torch" cuts: stock resizing cuts whole pixels.
     """
 
-    def __init__(self, recipe: Recipe, *, seed: int = 0, renderer: CutterName = "auto") -> None:
-        check_literal("recipe", recipe, Recipe)
+    def __init__(self, recipe: ViewRecipe, *, seed: int = 0, renderer: CutterName = "auto") -> None:
+        check_literal("recipe", recipe, ViewRecipe)
         check_literal("seed", seed, int)
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed={seed}: needs 0 <= seed < 2**64")
@@ -172,9 +135,9 @@ class ViewTransform:
         size = np.array([array.shape[:2] for array in stored], np.int32)
         size[turned >= 5] = size[turned >= 5, ::-1]
         drawn = draw_geometry(self.recipe, seed=self.seed, epoch=epoch, drawn_for=samples, source_size=size, stored_orientation=turned)
-        colours = draw_colours(self.recipe, seed=self.seed, epoch=epoch, drawn_for=samples)
+        colors = draw_colors(self.recipe, seed=self.seed, epoch=epoch, drawn_for=samples)
         made = empty_tensors(view_shapes(self.recipe, len(stored)), getattr(torch, self.recipe.pixels))
-        plan = self._cutter.plan([(item.geometry, colour) for item, colour in zip(drawn, colours, strict=True)], made)
+        plan = self._cutter.plan([(item.geometry, color) for item, color in zip(drawn, colors, strict=True)], made)
         for position, array in enumerate(stored):
             self._cutter.cut(plan, position, array)
         batch = Batch(
@@ -183,43 +146,11 @@ class ViewTransform:
             label=torch.tensor([operator.index(label) for label in labels]),
             source_size=torch.from_numpy(size),
             views=tuple(
-                Views(pixels=tensor, geometry=item.geometry, valid=item.valid, photometric=colour)
-                for tensor, item, colour in zip(made, drawn, colours, strict=True)
+                Views(pixels=tensor, geometry=item.geometry, valid=item.valid, photometric=color)
+                for tensor, item, color in zip(made, drawn, colors, strict=True)
             ),
         )
         return Transformed(batch=batch, carried=tuple(_carry_all(item.geometry, annotations) for item in drawn))
-
-
-def carry(
-    record: ViewGeometry,
-    *,
-    points: ArrayLike | Tensor | None = None,
-    boxes: ArrayLike | Tensor | None = None,
-    masks: ArrayLike | Tensor | None = None,
-) -> Carried:
-    """Carry annotations of one picture into its views; `record` is any record of one picture, a loader's `views.geometry[b]` too.
-
-    Shapes: points (N, 2) as (x, y), boxes (N, 4) xyxy or `BoundingBoxes`, masks (H, W) or (N, H, W).
-    Raises: ValueError if a shape does not fit, a box is inverted, a mask or canvas has another size than the source.
-    """
-    if len(record) != 1:
-        raise ValueError(f"record holds {len(record)} pictures, annotations belong to one; pass views.geometry[b]")
-    carried = _carried_nothing(record.family, len(record.view), record.size_px)
-    source_hw = (int(record.source_size[0, 0]), int(record.source_size[0, 1]))
-    cut = record.boxes[0].double()[:, None]  # (V, 1, 4)
-    if points is not None:
-        dots = _as_rows("points", points, 2)
-        inside = ((dots >= cut[..., :2]) & (dots < cut[..., 2:])).all(-1)  # (V, N)
-        carried = replace(carried, points=(geometry.map_points(record.source_to_view[0], dots),), points_visible=(inside,))
-    if boxes is not None:
-        wholes = _as_boxes(boxes, source_hw)
-        areas = geometry.area(wholes)
-        shown = geometry.overlap_area(wholes, cut)
-        visible = torch.where(areas > 0, shown / areas, torch.zeros_like(shown))
-        carried = replace(carried, boxes=(geometry.map_boxes(record.source_to_view[0], wholes),), boxes_visible=(visible,))
-    if masks is not None:
-        carried = replace(carried, masks=(_carry_masks(record, _as_masks(masks, source_hw)),))
-    return carried
 
 
 def collate(items: Transformed | Sequence[Transformed]) -> Transformed:
@@ -232,74 +163,6 @@ def collate(items: Transformed | Sequence[Transformed]) -> Transformed:
     batch = _join_batches([item.batch for item in items])
     carried = tuple(_join_carried(parts) for parts in zip(*(item.carried for item in items), strict=True))
     return Transformed(batch=batch, carried=carried)
-
-
-class KeyedSampler:
-    """Keys (epoch, sample), a list for each micro-batch: the `batch_sampler` of a DataLoader whose dataset is indexed by keys.
-
-    The order is the loader's. Every key carries its epoch to the worker, so workers may persist and need to be told nothing.
-    Each pass is the next epoch, whether or not the pass before was broken off; `seek` says where the next one begins.
-    """
-
-    def __init__(self, order: Order) -> None:
-        check_literal("order", order, Order)
-        self.order = order
-        self.updates = 0  # where the next pass begins
-
-    def seek(self, updates: int) -> None:
-        """Begin the next pass after `updates` completed optimiser steps: epoch, step = divmod(updates, order.updates_per_epoch).
-
-        For resuming: the sampler can't know which of the batches that workers made ahead were learned from, the training loop does.
-        """
-        check_literal("updates", updates, int)
-        if updates < 0:
-            raise ValueError(f"updates={updates}: needs 0 or more")
-        self.updates = updates
-
-    def __len__(self) -> int:
-        """Micro-batches of the next pass: a whole epoch, or after `seek` the rest of one."""
-        return (self.order.updates_per_epoch - self.updates % self.order.updates_per_epoch) * self.order.accumulation
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield the keys of an epoch, or of the rest of one, [(epoch, sample), ...] a micro-batch."""
-        epoch, step = divmod(self.updates, self.order.updates_per_epoch)
-        # With the first key, not the last: a DataLoader draws keys ahead, so the last one is drawn while an epoch is still under way, and
-        # how early depends on its workers. Nor with iter(): a DataLoader with workers calls that twice and uses the second.
-        self.updates = (epoch + 1) * self.order.updates_per_epoch
-        for s in range(step, self.order.updates_per_epoch):
-            for micro in range(self.order.accumulation):
-                yield [(epoch, sample) for sample in self.order.micro_batch(epoch, s, micro).tolist()]
-
-
-def _carry_all(record: ViewGeometry, annotations: Sequence[tuple[Rows | None, Rows | None, Rows | None]]) -> Carried:
-    """Carry (points, boxes, masks) of each of B pictures into its views."""
-    nothing = _carried_nothing(record.family, len(record.view), record.size_px)
-    return _join_carried(
-        [
-            nothing if points is boxes is masks is None else carry(record[b], points=points, boxes=boxes, masks=masks)
-            for b, (points, boxes, masks) in enumerate(annotations)
-        ]
-    )
-
-
-@functools.lru_cache
-def _carried_nothing(family: str, views: int, size_px: tuple[int, int]) -> Carried:
-    """Return what a picture without annotations carries; its tensors have no elements, so that all pictures may share them."""
-    return Carried(
-        family=family,
-        size_px=size_px,
-        points=(torch.empty(views, 0, 2, dtype=torch.float64),),
-        points_visible=(torch.empty(views, 0, dtype=torch.bool),),
-        boxes=(torch.empty(views, 0, 4, dtype=torch.float64),),
-        boxes_visible=(torch.empty(views, 0, dtype=torch.float64),),
-        masks=(torch.empty(views, 0, *size_px, dtype=torch.uint8),),
-    )
-
-
-def _join_carried(parts: Sequence[Carried]) -> Carried:
-    names = ("points", "points_visible", "boxes", "boxes_visible", "masks")
-    joined: dict[str, Any] = {name: tuple(tensor for part in parts for tensor in getattr(part, name)) for name in names}
-    return replace(parts[0], **joined)
 
 
 def _join_batches(batches: Sequence[Batch]) -> Batch:
@@ -345,60 +208,9 @@ def _as_stored(picture: Image.Image | NDArray[np.uint8] | Tensor) -> tuple[NDArr
 
 
 def _as_rgb(picture: Image.Image) -> NDArray[np.uint8]:
-    """Return (H, W, 3) uint8 as the loader's decoder has it: 16-bit grey becomes v / 257, the rest is Pillow's."""
+    """Return (H, W, 3) uint8 as the loader's decoder has it: 16-bit gray becomes v / 257, the rest is Pillow's."""
     if picture.mode.startswith("I;16"):
         return np.repeat(nearest_byte(np.asarray(picture))[..., None], 3, axis=-1)
     if picture.mode in ("I", "F"):
         raise ValueError(f"picture has Pillow mode {picture.mode!r}, whose range is not known; convert it to 8 bits first")
     return np.asarray(picture.convert("RGB"))
-
-
-def _as_rows(name: str, rows: ArrayLike | Tensor | None, columns: int) -> Tensor:
-    """Return (N, columns) float64; an empty list, as of a picture without objects, and None are N = 0."""
-    rows = [] if rows is None else rows
-    tensor = rows.as_subclass(Tensor) if isinstance(rows, Tensor) else torch.as_tensor(np.asarray(rows))
-    tensor = tensor.reshape(0, columns) if tensor.shape == (0,) else tensor
-    if tensor.ndim != 2 or tensor.shape[1] != columns:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected (N, {columns})")
-    return tensor.double()
-
-
-def _as_boxes(boxes: ArrayLike | Tensor | None, source_hw: tuple[int, int]) -> Tensor:
-    """Return (N, 4) float64, xyxy."""
-    if isinstance(boxes, Tensor) and hasattr(boxes, "canvas_size"):  # torchvision's: only then is it loaded
-        from torchvision.transforms.v2.functional import convert_bounding_box_format
-        from torchvision.tv_tensors import BoundingBoxFormat
-
-        given: Any = boxes
-        if tuple(given.canvas_size) != source_hw:
-            raise ValueError(f"boxes have canvas_size={tuple(given.canvas_size)}, the picture is {source_hw} (height, width) when upright")
-        known = (BoundingBoxFormat.XYXY, BoundingBoxFormat.XYWH, BoundingBoxFormat.CXCYWH)
-        if given.format not in known:
-            raise ValueError(f"boxes have format {given.format.value}, expected one of {[item.value for item in known]}")
-        boxes = convert_bounding_box_format(given, new_format=BoundingBoxFormat.XYXY)
-    rows = _as_rows("boxes", boxes, 4)
-    wrong = ~(rows[:, 2:] >= rows[:, :2]).all(-1)  # nan too
-    if wrong.any():
-        n = int(wrong.nonzero()[0, 0])
-        raise ValueError(f"boxes[{n}] is {rows[n].tolist()}, expected x0 <= x1 and y0 <= y1; other formats come as BoundingBoxes")
-    return rows
-
-
-def _as_masks(masks: ArrayLike | Tensor | None, source_hw: tuple[int, int]) -> Tensor:
-    """Return (N, H, W)."""
-    if masks is None:
-        return torch.empty(0, *source_hw, dtype=torch.uint8)
-    tensor = masks.as_subclass(Tensor) if isinstance(masks, Tensor) else torch.as_tensor(np.asarray(masks))
-    if tensor.ndim not in (2, 3) or tuple(tensor.shape[-2:]) != source_hw:
-        raise ValueError(f"masks have shape {tuple(tensor.shape)}, expected (N, {source_hw[0]}, {source_hw[1]}) as the upright picture")
-    return tensor.reshape(-1, *source_hw)
-
-
-def _carry_masks(record: ViewGeometry, masks: Tensor) -> Tensor:
-    """Return masks (N, H, W) as every view shows them, (V, N, height, width): the source pixel under each view pixel's centre."""
-    height, width = record.size_px
-    if not len(masks):
-        return masks.new_empty(len(record.view), 0, height, width)
-    rows, cols = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    under = geometry.map_points(record.view_to_source[0], torch.stack([cols, rows], -1).view(-1, 2)).floor().long()  # (V, h * w, 2)
-    return masks[:, under[..., 1], under[..., 0]].transpose(0, 1).unflatten(-1, (height, width))

@@ -1,7 +1,7 @@
-"""What the loader hands over: views, the record of where each came from, and the numbers that changed its colour.
+"""What the loader hands over: views, the record of where each came from, and the numbers that changed its color.
 
 Here: containers that check their tensors once, on construction, and slice and move them together.
-Not here: how any of it is drawn (crops.py, colour.py) or rendered (render_*.py).
+Not here: how any of it is drawn (crops.py, color.py) or rendered (render/).
 Indexing `views[b, v]` takes slices, lists, tensors or numbers for samples and views; a number keeps its axis, so axes never vanish.
 """
 
@@ -102,30 +102,30 @@ def _joined(parts: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Photometric:
-    """The colour numbers of every view, as drawn: all (B, V). From them `colour.colour_matrix` gives the matrix that is applied."""
+    """The color numbers of every view, as drawn: all (B, V). From them `color.color_matrix` gives the matrix that is applied."""
 
     brightness: Tensor  # float32 factor, 1 leaves as is
     contrast: Tensor  # float32 factor, about 128
     saturation: Tensor  # float32 factor, in YIQ
     hue_rad: Tensor  # float32, in YIQ
-    grey: Tensor  # bool
+    gray: Tensor  # bool
     blur_sigma_px: Tensor  # float32, pixels of the finished view; 0: none
-    solarised: Tensor  # bool
+    solarized: Tensor  # bool
 
     def __post_init__(self) -> None:
         shape = tuple(self.brightness.shape)
         _check("Photometric", "brightness", self.brightness, (None, None), torch.float32)
         for name in ("contrast", "saturation", "hue_rad", "blur_sigma_px"):
             _check("Photometric", name, getattr(self, name), shape, torch.float32)
-        for name in ("grey", "solarised"):
+        for name in ("gray", "solarized"):
             _check("Photometric", name, getattr(self, name), shape, torch.bool)
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "Photometric":
-        b, v = _split(index, self.grey.shape)
+        b, v = _split(index, self.gray.shape)
         return Photometric(**{field.name: getattr(self, field.name)[b][:, v] for field in fields(self)})
 
     def __repr__(self) -> str:
-        return f"Photometric({tuple(self.grey.shape)}, {self.grey.device})"
+        return f"Photometric({tuple(self.gray.shape)}, {self.gray.device})"
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Photometric":
         """Return the same on another device."""
@@ -133,16 +133,16 @@ class Photometric:
 
     @property
     def changed(self) -> Tensor:
-        """Which views' colour is not left alone, (B, V) bool."""
+        """Which views' color is not left alone, (B, V) bool."""
         factors = torch.stack([self.brightness, self.contrast, self.saturation], -1)
-        return self.grey | self.solarised | (self.blur_sigma_px != 0) | (self.hue_rad != 0) | (factors != 1).any(-1)
+        return self.gray | self.solarized | (self.blur_sigma_px != 0) | (self.hue_rad != 0) | (factors != 1).any(-1)
 
     @staticmethod
     def unchanged(samples: int, views: int) -> "Photometric":
-        """Return the numbers that leave colour alone."""
+        """Return the numbers that leave color alone."""
         one, no = torch.ones(samples, views), torch.zeros(samples, views, dtype=torch.bool)
         nought = torch.zeros(samples, views)
-        return Photometric(brightness=one, contrast=one, saturation=one, hue_rad=nought, grey=no, blur_sigma_px=nought, solarised=no)
+        return Photometric(brightness=one, contrast=one, saturation=one, hue_rad=nought, gray=no, blur_sigma_px=nought, solarized=no)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -233,7 +233,7 @@ class ViewGeometry:
 class Views:
     """The views of one family: pixels with their records."""
 
-    pixels: Tensor  # (B, V, C, H, W) uint8, or normalised float
+    pixels: Tensor  # (B, V, C, H, W) uint8, or normalized float
     geometry: ViewGeometry
     valid: Tensor  # (B, V) bool; False: the picture was too small for the law and stands whole
     photometric: Photometric

@@ -93,7 +93,7 @@ def smooth_picture(rng: np.random.Generator, height: int, width: int) -> NDArray
 
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with train.tar (40 labelled pictures) and val.tar (16)."""
+    """A folder with train.tar (40 labeled pictures) and val.tar (16)."""
     folder = tmp_path_factory.mktemp("tiny-shards")
     rng = np.random.default_rng(0)
     for name, count in (("train", 40), ("val", 16)):

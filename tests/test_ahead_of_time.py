@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from wherefrom.tools import ahead_of_time
+from wherefrom.tools.bench_kernels import ahead_of_time
 
 pytest.importorskip("triton")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -43,13 +43,13 @@ def assert_lean(printed: str, architectures: set[int], capsys: pytest.CaptureFix
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ahead_of_time.KERNELS)
 def test_kernels_compile_without_spills_or_atomics(kernel: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_lean(run_fresh("-m", "wherefrom.tools.ahead_of_time", kernel), set(ahead_of_time.ARCHITECTURES), capsys)
+    assert_lean(run_fresh("-m", "wherefrom.tools.bench_kernels.ahead_of_time", kernel), set(ahead_of_time.ARCHITECTURES), capsys)
 
 
 CUT = """
 import json
 from dataclasses import asdict
-from wherefrom.tools.ahead_of_time import KERNELS, figures, launches_of
+from wherefrom.tools.bench_kernels.ahead_of_time import KERNELS, figures, launches_of
 
 def show(launch, architecture):
     print(json.dumps(asdict(figures(launch, architecture))))
@@ -57,7 +57,7 @@ def show(launch, architecture):
 for kernel in KERNELS:
     for launch in {launch.kernel: launch for launch in launches_of(kernel)}.values():  # the last of each function
         show(launch, 90)
-for launch in launches_of("roi_pool"):  # those with the fewest registers to spare
+for launch in launches_of("roi_align"):  # those with the fewest registers to spare
     if launch.name.endswith("ward, fp32"):
         show(launch, 80)
 """
@@ -71,7 +71,7 @@ def test_one_launch_of_every_function_compiles_without_spills_or_atomics(capsys:
 PLANTED = """
 import triton, triton.language as tl
 from wherefrom.kernels.dispatch import Launch
-from wherefrom.tools.ahead_of_time import figures
+from wherefrom.tools.bench_kernels.ahead_of_time import figures
 
 @triton.jit
 def kernel(x_ptr, out_ptr, N, K: tl.constexpr):
@@ -104,7 +104,7 @@ def test_spills_atomics_and_loops_are_seen(size: int, options: dict[str, int], s
 
 CHECK = """
 import sys
-from wherefrom.tools import ahead_of_time
+from wherefrom.tools.bench_kernels import ahead_of_time
 
 ahead_of_time.launches_of = lambda kernel: [launch]
 ahead_of_time.ARCHITECTURES = (80, 90)

@@ -27,15 +27,15 @@ from rich.console import Console
 from wherefrom.kernels.render_views_reference import render_views_reference
 from wherefrom.pipeline import ShardIndex
 from wherefrom.pipeline.views import Photometric
-from wherefrom.tools import bench_checks, bench_loader, bench_peers
-from wherefrom.tools.bench_checks import Check, bench_recipe, checked_ids, drawn, filtered, levels_off, moved, unfiltered
-from wherefrom.tools.bench_contenders import ON_GPU, TITLES, Name, Plan, make_contender, why_missing
-from wherefrom.tools.bench_data import described, enlarged_shard
-from wherefrom.tools.bench_loader import bench_loader_command
-from wherefrom.tools.bench_plot import draw_rates
-from wherefrom.tools.bench_report import AIMS, Case, Rate, cores_for, print_case, ratios, role
-from wherefrom.tools.interpreter_held import interpreter_watched
-from wherefrom.tools.process_tree import tree_cpu_s
+from wherefrom.tools.bench_loader import checks, command, peers
+from wherefrom.tools.bench_loader.checks import Check, bench_recipe, checked_ids, drawn, filtered, levels_off, moved, unfiltered
+from wherefrom.tools.bench_loader.command import bench_loader_command
+from wherefrom.tools.bench_loader.contenders import ON_GPU, TITLES, Name, Plan, make_contender, why_missing
+from wherefrom.tools.bench_loader.interpreter_held import interpreter_watched
+from wherefrom.tools.bench_loader.pictures import described, enlarged_shard
+from wherefrom.tools.bench_loader.plot import draw_rates
+from wherefrom.tools.bench_loader.process_tree import tree_cpu_s
+from wherefrom.tools.bench_loader.report import AIMS, Case, Rate, cores_for, print_case, ratios, role
 
 IN_PROCESS: tuple[Name, ...] = ("native", "torch", "dali", "dataset", "pil", "tv2", "spdl", "kornia", "dali_own")
 PLAIN = Case(mode="geometry", megapixels=0, threads=2)
@@ -108,7 +108,7 @@ def test_memory_is_told_epoch_by_epoch(shard: Path, tmp_path: Path, capsys: pyte
 @pytest.fixture
 def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks look at one picture alone, which is enough to find six pixels."""
-    monkeypatch.setattr(bench_checks, "CHECKED_PICTURES", 1)
+    monkeypatch.setattr(checks, "CHECKED_PICTURES", 1)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torchvision 0.29 announces the end of its decoders
@@ -131,7 +131,7 @@ def test_every_contender_delivers_and_boxes_planted_elsewhere_are_found(shard: P
 def test_what_runs_batches_on_a_gpu_is_right_on_the_cpu(shard: Path) -> None:
     if why := why_missing("kornia"):
         pytest.skip(why)
-    contender = bench_peers.Batched(bench_peers.kornia(True), ShardIndex.open(str(shard)), batch=3, device="cpu")
+    contender = peers.Batched(peers.kornia(True), ShardIndex.open(str(shard)), batch=3, device="cpu")
     assert all(check.passed for check in contender.check(plant=False))
     assert not all(check.passed for check in contender.check(plant=True))
     assert next(contender.batches()) == 3
@@ -179,8 +179,8 @@ def test_unfiltered_views_read_between_four_pixels_and_nothing_else(shard: Path)
     rows, cols = torch.meshgrid(torch.arange(120), torch.arange(160), indexing="ij")
     ramp = torch.stack([cols, rows, cols + 0 * rows], -1).to(torch.uint8)
     shown = unfiltered(ramp, record, plain)
-    centre = record.boxes[0].double().view(8, 2, 2).mean(1) - 0.5  # the level of a ramp at a box's centre
-    assert (shown[:, :2].mean((-2, -1)) - centre).abs().max() < 0.3  # boxes at the picture's edge are clamped there
+    center = record.boxes[0].double().view(8, 2, 2).mean(1) - 0.5  # the level of a ramp at a box's center
+    assert (shown[:, :2].mean((-2, -1)) - center).abs().max() < 0.3  # boxes at the picture's edge are clamped there
     inside = shown[:, :, 20:-20, 20:-20]
     assert (inside - filtered(ramp, record, plain)[:, :, 20:-20, 20:-20]).abs().max() < 0.2
 
@@ -208,9 +208,9 @@ def test_who_cannot_run_here_is_left_out_in_a_line_that_says_why(
     shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reasons = dict.fromkeys(get_args(Name), "not installed") | {"pil": "stolen", "decode_threads": None}
-    monkeypatch.setattr(bench_loader, "why_missing", reasons.get)
+    monkeypatch.setattr(command, "why_missing", reasons.get)
     measured = {"checks": [], "pictures": 10, "wall_s": 1.0, "cpu_s": 0.5, "memory_mib": 1.0}
-    monkeypatch.setattr(bench_loader, "_run", lambda plan: measured)
+    monkeypatch.setattr(command, "_run", lambda plan: measured)
     out = tmp_path / "numbers"
     assert bench_loader_command(data=str(shard), rounds=1, seconds=0.2, threads=(1,), out=out) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -369,8 +369,8 @@ def test_aims_are_told_where_they_belong_against_the_faster_decoder() -> None:
     assert "dataset / tv2: 2.70 (2.70-2.70), aim 3: MISSED" in said
     assert "4.0% of one core at 1000 pictures/s, aim at most 3%: MISSED" in said
     assert "torch / " not in said
-    coloured, large = replace(PLAIN, mode="photometrics"), replace(PLAIN, megapixels=1.5)
-    assert "aim 8: MISSED" in told(coloured, rates) and "aim 4.5" not in told(coloured, rates)
+    colored, large = replace(PLAIN, mode="photometrics"), replace(PLAIN, megapixels=1.5)
+    assert "aim 8: MISSED" in told(colored, rates) and "aim 4.5" not in told(colored, rates)
     assert "decode_threads: 0.50 (0.50-0.50), aim 0.6: MISSED" in told(large, rates)
     named = {part for by in AIMS.values() for pair in by for part in pair.split(" / ")} - {"decode"}
     assert named <= set(get_args(Name))

@@ -19,13 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wherefrom.kernels.dispatch import LIBRARY
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.tools import bench_kernels, machine
-from wherefrom.tools.bench_kernels import bench_kernels_command, memory_ratios, ratios, summary
+from wherefrom.tools import machine
+from wherefrom.tools.bench_kernels import command
+from wherefrom.tools.bench_kernels.cases import CASES, CPU_CASES, Case, Kernel
+from wherefrom.tools.bench_kernels.command import bench_kernels_command, memory_ratios, ratios, summary
+from wherefrom.tools.bench_kernels.measuring import ROUNDS, Plan, check, interleaved, measure, peak_bytes
+from wherefrom.tools.bench_kernels.plot import draw_speeds
+from wherefrom.tools.bench_kernels.problems import Contender, Problem, Results, pair_loss_problem
 from wherefrom.tools.cli import main
-from wherefrom.tools.kernel_cases import CASES, CPU_CASES, Case, Kernel
-from wherefrom.tools.kernel_measuring import ROUNDS, Plan, check, interleaved, measure, peak_bytes
-from wherefrom.tools.kernel_plot import draw_speeds
-from wherefrom.tools.kernel_problems import Contender, Problem, Results, pair_loss_problem
 
 QUICK = [case for case in CPU_CASES if case.quick]
 CPU = torch.device("cpu")
@@ -107,7 +108,7 @@ def test_every_contender_of_every_kernel_is_right_and_measured(case: Case) -> No
     path = our_path(case)
     found = measure(plan_of(case))
     assert all(each["passed"] for each in found["checks"]), found["checks"]
-    gradients = {"pair_targets": 0, "pair_loss": 5, "roi_pool": 1, "roi_pool_pairs": 1, "render_views": 0}[case.kernel]
+    gradients = {"pair_targets": 0, "pair_loss": 5, "roi_align": 1, "roi_align_pairs": 1, "render_views": 0}[case.kernel]
     assert len({each["result"] for each in found["checks"] if each["result"].startswith("d_")}) == gradients
     assert found["ours"] == [path]
     others = {"eager"} | ({"torchvision"} if case.kernel.startswith("roi") else set())
@@ -230,18 +231,18 @@ def test_a_missed_floor_is_said_and_ends_in_2(tmp_path: Path, monkeypatch: pytes
     measured |= {"bytes_moved": 30, "operations": 8, "copy_bytes_per_s": 60.0}
     floors: dict[str, Any] = {"speed_floors": {"eager": 1.5, "compile": 3.0}, "memory_floors": {"eager": 40}, "copy_floor": 0.75}
     case = {"name": "pair_targets B16 N64", "kernel": "pair_targets"} | summary(measured) | floors
-    assert bench_kernels.missed_floors(case) == [
+    assert command.missed_floors(case) == [
         "pair_targets B16 N64: torch is 1.20 times as fast as eager, has to be 1.5",
         "pair_targets B16 N64: torch is 30.00 times as small as eager, has to be 40",
         "pair_targets B16 N64: torch reaches 50% of copy bandwidth, has to be 75%",
     ]
     reached: dict[str, Any] = {"speed_floors": {"eager": 1.2}, "memory_floors": {"eager": 30}, "copy_floor": 0.5}
-    assert bench_kernels.missed_floors(case | reached) == []
+    assert command.missed_floors(case | reached) == []
 
-    monkeypatch.setattr(bench_kernels, "draw_speeds", lambda *_: None)
-    monkeypatch.setattr(bench_kernels, "_ahead_of_time", lambda *_: [])
+    monkeypatch.setattr(command, "draw_speeds", lambda *_: None)
+    monkeypatch.setattr(command, "_ahead_of_time", lambda *_: [])
     for floors_of, quick, code in ((case, False, 2), (case, True, 0), (case | reached, False, 0)):
-        monkeypatch.setattr(bench_kernels, "_measured", lambda *_, found=floors_of: found)
+        monkeypatch.setattr(command, "_measured", lambda *_, found=floors_of: found)
         assert bench_kernels_command(kernels=("pair_targets",), quick=quick, cpu=True, out=tmp_path) == code
         assert ("missed a floor: pair_targets B16 N64: torch is" in capsys.readouterr().out) == (floors_of is case)
 
@@ -276,7 +277,7 @@ def test_eager_adds_the_bias_before_there_are_pairs_of_it() -> None:
 
 
 def test_compile_rows_name_their_mode() -> None:
-    assert bench_kernels._title("compile, CUDA graph", {"ours": False}) == "compile, default mode, CUDA graph"
+    assert command._title("compile, CUDA graph", {"ours": False}) == "compile, default mode, CUDA graph"
 
 
 @pytest.mark.core
@@ -287,8 +288,8 @@ def test_bytes_are_those_of_what_is_read_and_written() -> None:
 
     targets = case_of("pair_targets")
     assert targets.bytes_moved == 16 * 64 * 4 * 4 + targets.contenders["eager"].call()["targets"].nbytes
-    pooled = case_of("roi_pool").contenders["eager"].call()
-    assert case_of("roi_pool").bytes_moved == 2 * (pooled["pooled"].nbytes + pooled["d_tokens"].nbytes) + 2 * 64 * 16
+    pooled = case_of("roi_align").contenders["eager"].call()
+    assert case_of("roi_align").bytes_moved == 2 * (pooled["pooled"].nbytes + pooled["d_tokens"].nbytes) + 2 * 64 * 16
     views = case_of("render_views").contenders["eager"].call()["views"]
     assert case_of("render_views").bytes_moved == 2 * 375 * 500 * 3 + views.nbytes
     loss = case_of("pair_loss").contenders["eager"].call()
@@ -304,15 +305,15 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(monkeypatch: pytest.M
         return SimpleNamespace(returncode=0, stdout=f"noise\n{json.dumps(found)}\n", stderr="")
 
     measured = measure(plan_of(QUICK[0], batch=4))
-    monkeypatch.setattr(bench_kernels.subprocess, "run", run)
-    found = bench_kernels._measured(QUICK[0], {"seconds": 1.0, "threads": 1})
+    monkeypatch.setattr(command.subprocess, "run", run)
+    found = command._measured(QUICK[0], {"seconds": 1.0, "threads": 1})
     assert tried == [16, 8, 4] and found["batch"] == 4
-    assert "B4 of it fits" in str(bench_kernels._table(found).title)
+    assert "B4 of it fits" in str(command._table(found).title)
 
 
 def test_a_case_that_ends_otherwise_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = SimpleNamespace(returncode=3, stdout="", stderr="Traceback\nRuntimeError: no such kernel\n")
-    monkeypatch.setattr(bench_kernels.subprocess, "run", lambda *_, **__: ended)
+    monkeypatch.setattr(command.subprocess, "run", lambda *_, **__: ended)
     with pytest.raises(OSError, match="pair_targets B16 N64 float32 cpu ended with code 3: RuntimeError: no such kernel"):
         bench_kernels_command(kernels=("pair_targets",), quick=True, cpu=True)
 
@@ -326,7 +327,7 @@ def test_a_gpu_machines_graphs_are_told_and_drawn_apart(tmp_path: Path) -> None:
     case = {"name": "pair_loss B2 N8", "speed_floors": {"eager": 1.5}, "memory_floors": {"eager": 50.0}, "copy_floor": 0.6}
     case |= summary(measured)
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(bench_kernels._table(case))
+    console.print(command._table(case))
     said = console.export_text()
     rows = {line.split("  ")[0].strip(): line for line in said.splitlines()}
     assert "3.00 (3.00-3.00) [1.5]" in rows["eager"] and "50.0 [50]" in rows["eager"]

@@ -133,8 +133,8 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
         r"--spatial\.views: sp_dense has no spatial; a file for --config can add it, e\.g\. spatial: \{views: \.\.\.\}",
     ),
     "part of one that it lacks": (
-        lambda t, s: ["train", "--spatial.colour.grey_prob=0.1"],
-        r"--spatial\.colour\.grey-prob: demo has no spatial\.colour; .* spatial: \{colour: \{grey_prob: \.\.\.\}\}",
+        lambda t, s: ["train", "--spatial.color.gray_prob=0.1"],
+        r"--spatial\.color\.gray-prob: demo has no spatial\.color; .* spatial: \{color: \{gray_prob: \.\.\.\}\}",
     ),
     "file of a recipe of one's own": (
         lambda t, s: ["train", "--config", str(_file(t, "recipe: mine"))],

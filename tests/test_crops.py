@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from wherefrom.kernels import pair_targets
-from wherefrom.pipeline.crops import DrawnGeometry, Keys, draw_geometry, draw_pairs, snap_boxes
-from wherefrom.pipeline.recipe import (
-    Centre,
+from wherefrom.pipeline.crops import DrawnGeometry, draw_geometry, draw_pairs, snap_boxes
+from wherefrom.pipeline.draws import Keys
+from wherefrom.pipeline.view_recipe import (
+    Center,
     Disjoint,
     Grid,
     Independent,
@@ -24,9 +25,9 @@ from wherefrom.pipeline.recipe import (
     Mirror,
     Overlapping,
     Paired,
-    Recipe,
     Snap,
     ViewFamily,
+    ViewRecipe,
 )
 
 pytestmark = pytest.mark.core
@@ -43,7 +44,7 @@ def draw(families: ViewFamily | tuple[ViewFamily, ...], sizes: object, samples: 
     ids = np.atleast_1d(np.asarray(samples, np.int64))
     every = families if isinstance(families, tuple) else (families,)
     return draw_geometry(
-        Recipe(families=every),
+        ViewRecipe(families=every),
         seed=seed,
         epoch=epoch,
         drawn_for=ids,
@@ -232,14 +233,14 @@ def test_default_pairs_use_sides_from_a_tenth_to_a_third() -> None:
 
 
 def test_cut_targets_are_those_of_the_cut_boxes_and_as_near_to_the_wished_as_rounding_allows() -> None:
-    """Sides and corners move by half a pixel at most, so centres by 3/4; in a picture of 375 x 500, p by 0.050 and ln s by 0.034."""
+    """Sides and corners move by half a pixel at most, so centers by 3/4; in a picture of 375 x 500, p by 0.050 and ln s by 0.034."""
     law, size, count = Paired(), (375, 500), 100_000
     position, log_scale, _, boxes = wished(law, count, size, seed=3)
     cut = snap_boxes(boxes, np.broadcast_to(np.array(size, np.float64), (count, 2)), "pixel")
     assert np.abs(cut - boxes).max() <= 1
     side_r, side_t = cut[:, 0, 2] - cut[:, 0, 0], cut[:, 1, 2] - cut[:, 1, 0]
-    centre = (cut[..., :2] + cut[..., 2:]) / 2
-    cut_position = (centre[:, 1] - centre[:, 0]) / side_r[:, None]
+    center = (cut[..., :2] + cut[..., 2:]) / 2
+    cut_position = (center[:, 1] - center[:, 0]) / side_r[:, None]
     cut_scale = np.log(side_t / side_r)
     assert (np.abs(cut_position - position) <= (1.5 + 0.5 * np.abs(position)) / side_r[:, None] + 1e-9).all()
     assert (np.abs(cut_scale - log_scale) <= -np.log1p(-0.5 / side_r) - np.log1p(-0.5 / side_t) + 1e-9).all()
@@ -264,10 +265,10 @@ def explained(of: NDArray[np.float64], *by: NDArray[np.float64], bins: int = 20)
 def test_one_box_alone_reveals_as_much_of_the_targets_as_computed_elsewhere() -> None:
     """Method sheet 1.10, the default law in a square picture: R2 .24 and .19 of p_x, 0 and .56 of s."""
     position, log_scale, side, boxes = wished(Paired(), 200_000, (1, 1))
-    centre_r, centre_t = (boxes[:, :, 0] + boxes[:, :, 2]).T / 2
+    center_r, center_t = (boxes[:, :, 0] + boxes[:, :, 2]).T / 2
     side_t = boxes[:, 1, 2] - boxes[:, 1, 0]
-    assert explained(position[:, 0], centre_r, side) == pytest.approx(0.24, abs=0.03)
-    assert explained(position[:, 0], centre_t, side_t) == pytest.approx(0.19, abs=0.03)
+    assert explained(position[:, 0], center_r, side) == pytest.approx(0.24, abs=0.03)
+    assert explained(position[:, 0], center_t, side_t) == pytest.approx(0.19, abs=0.03)
     assert explained(np.exp(log_scale), side) == pytest.approx(0, abs=0.01)
     assert explained(np.exp(log_scale), side_t) == pytest.approx(0.56, abs=0.03)
 
@@ -347,7 +348,7 @@ def test_inside_a_small_view_is_invalid() -> None:
 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 333), (224, 224), (1200, 301), (97, 131)])
-def test_centre_shows_what_resize_and_centre_crop_show(size: tuple[int, int]) -> None:
+def test_center_shows_what_resize_and_center_crop_show(size: tuple[int, int]) -> None:
     """The box is read off a picture of coordinates that went through torchvision's own two steps; half a pixel of either grid apart."""
     transforms = pytest.importorskip("torchvision.transforms.v2")
     height, width = size
@@ -356,19 +357,19 @@ def test_centre_shows_what_resize_and_centre_crop_show(size: tuple[int, int]) ->
     step = min(size) / 184
     inner = view[:, 40:-40, 40:-40]
     middle = inner.mean((1, 2))
-    found = boxes_of(draw(family(Centre(resize_px=184, crop_px=160), snap="none"), size, 0))[0, 0]
+    found = boxes_of(draw(family(Center(resize_px=184, crop_px=160), snap="none"), size, 0))[0, 0]
     np.testing.assert_allclose((found[:2] + found[2:]) / 2, middle, atol=step / 2 + 0.01)
     np.testing.assert_allclose(found[2:] - found[:2], 160 * step, atol=1 / 1024)
     spacing = (inner[0, 0, -1] - inner[0, 0, 0]) / 79, (inner[1, -1, 0] - inner[1, 0, 0]) / 79
     np.testing.assert_allclose(
         [160 * float(one) for one in spacing], found[2:] - found[:2], rtol=0.01
     )  # the long side is cut to whole pixels
-    whole = boxes_of(draw(family(Centre(resize_px=184, crop_px=160)), size, 0))[0, 0]
+    whole = boxes_of(draw(family(Center(resize_px=184, crop_px=160)), size, 0))[0, 0]
     assert np.abs(whole - found).max() <= 1
 
 
-def test_centre_without_numbers_is_the_whole_picture() -> None:
-    drawn = draw(family(Centre(), views=2, min_side_px=16), [(3, 5), (200, 100)], [0, 1])
+def test_center_without_numbers_is_the_whole_picture() -> None:
+    drawn = draw(family(Center(), views=2, min_side_px=16), [(3, 5), (200, 100)], [0, 1])
     np.testing.assert_array_equal(boxes_of(drawn), [[[0, 0, 5, 3]] * 2, [[0, 0, 100, 200]] * 2])
     assert drawn.valid.all()
 
@@ -387,7 +388,7 @@ LAWS: dict[str, tuple[Law, int]] = {
     "disjoint": (Disjoint(), 4),
     "overlapping": (Overlapping(of="f"), 3),
     "inside": (Inside(of="anchor"), 3),
-    "centre": (Centre(), 1),
+    "center": (Center(), 1),
     "grid": (Grid(), 9),
 }
 
@@ -412,7 +413,7 @@ def test_boxes_lie_on_the_grid_within_the_picture_whatever_its_size(
     assert (cells == np.rint(cells)).all()
     assert (boxes[..., :2] >= 0).all() and (boxes[..., 2:] <= [width, height]).all() and (boxes[..., 2:] > boxes[..., :2]).all()
     roomy = min(height, width) >= 64 and max(height, width) < 1.3 * min(height, width) and bool(drawn.valid.any())
-    if snap == "none" and name not in ("centre", "grid") and roomy:  # a view that fits nowhere shows the whole picture
+    if snap == "none" and name not in ("center", "grid") and roomy:  # a view that fits nowhere shows the whole picture
         assert (boxes != np.rint(boxes)).any()  # else a law may have fallen back to whole pixels
 
 
@@ -424,7 +425,7 @@ def test_a_picture_too_small_gives_its_whole_frame_and_invalid_views(name: str) 
     boxes = boxes_of(drawn)
     assert (boxes[0] == [0, 0, 700, 15]).all() and (boxes[2] == [0, 0, 1, 1]).all()
     alone = draw(of_law(name), (480, 640), 5)
-    np.testing.assert_array_equal(boxes[1], boxes_of(alone)[0])  # small neighbours change nothing
+    np.testing.assert_array_equal(boxes[1], boxes_of(alone)[0])  # small neighbors change nothing
 
 
 @pytest.mark.parametrize("name", list(LAWS))
@@ -465,21 +466,21 @@ def test_other_families_and_another_size_change_no_draw() -> None:
 
 def test_mirrors_follow_their_policy_and_turns_are_uniform() -> None:
     ids = np.arange(20_000)
-    turned = dataclasses.replace(family(Centre(), 2, mirror="view"), turns=True)
+    turned = dataclasses.replace(family(Center(), 2, mirror="view"), turns=True)
     geometry = draw(turned, (100, 100), ids).geometry
     flipped, turns = geometry.flipped.numpy(), geometry.quarter_turns.numpy()
     joint = np.bincount((flipped[:, 0] * 2 + flipped[:, 1]) * 16 + turns[:, 0] * 4 + turns[:, 1], minlength=64)
     assert stats.chisquare(joint).pvalue > SIGNIFICANT  # mirrors and turns of two views: all independent
 
-    both = (family(Centre(), 2, name="one", mirror="picture"), family(Centre(), 3, mirror="picture"))
+    both = (family(Center(), 2, name="one", mirror="picture"), family(Center(), 3, mirror="picture"))
     one, two = (draw(both[: k + 1], (100, 100), ids).geometry.flipped.numpy() for k in range(2))
     assert (one == one[:, :1]).all() and (two == one[:, :1]).all()
     assert stats.binomtest(int(one[:, 0].sum()), len(ids)).pvalue > SIGNIFICANT
-    assert not draw(family(Centre()), (100, 100), ids).geometry.flipped.any()
+    assert not draw(family(Center()), (100, 100), ids).geometry.flipped.any()
 
 
 def test_drawn_for_decides_the_draw_and_the_shown_picture_its_size() -> None:
-    recipe = Recipe(families=(family(Independent(area_frac=(0.2, 0.2))),))
+    recipe = ViewRecipe(families=(family(Independent(area_frac=(0.2, 0.2))),))
     sizes = np.array([[300, 400], [600, 800]], np.int32)
     shown = draw_geometry(recipe, seed=0, epoch=0, drawn_for=np.array([8, 8]), sample=np.array([8, 9]), source_size=sizes)[0].geometry
     assert shown.sample.tolist() == [8, 9] and shown.drawn_for.tolist() == [8, 8]
@@ -495,14 +496,14 @@ def test_drawn_for_decides_the_draw_and_the_shown_picture_its_size() -> None:
         (lambda: Disjoint(min_gap_frac=-1), "min_gap_frac=-1"),
         (lambda: Overlapping(of="a", min_shared_frac=0), "0 < min_shared_frac <= 1"),
         (lambda: Paired(position_min=2.0), "needs 0 <= min < max"),
-        (lambda: Centre(resize_px=256), "give both, or neither"),
+        (lambda: Center(resize_px=256), "give both, or neither"),
         (lambda: Grid(side_frac=1.5), "0 < side_frac <= 1"),
         (lambda: family(Paired(), views=3), "the paired law draws 2"),
         (lambda: family(Grid(), views=3), "its grid has 3 x 3"),
         (lambda: family(Independent(), views=257), "needs 1 to 256"),
-        (lambda: Recipe(families=(family(Inside(of="f")),)), "family 'f' refers to 'f', which must come before it"),
-        (lambda: Recipe(families=(family(Overlapping(of="g")), family(Centre(), name="g"))), "refers to 'g', which must come before"),
-        (lambda: Recipe(families=(family(Centre()), family(Centre()))), "each name once"),
+        (lambda: ViewRecipe(families=(family(Inside(of="f")),)), "family 'f' refers to 'f', which must come before it"),
+        (lambda: ViewRecipe(families=(family(Overlapping(of="g")), family(Center(), name="g"))), "refers to 'g', which must come before"),
+        (lambda: ViewRecipe(families=(family(Center()), family(Center()))), "each name once"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_in_one_line(make: object, message: str) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture, nearest_byte
-from wherefrom.pipeline.headers import examine_picture
+from wherefrom.pipeline.shards.picture_headers import examine_picture
 
 pytestmark = pytest.mark.core
 
@@ -59,24 +59,24 @@ def png_lines(values: NDArray[np.uint16], depth: int, interlaced: bool, rng: np.
 
 
 def png_file(
-    size: tuple[int, int], depth: int, colour: int, interlaced: bool, stream: bytes, extra: bytes = b"", palette: bytes | None = None
+    size: tuple[int, int], depth: int, color: int, interlaced: bool, stream: bytes, extra: bytes = b"", palette: bytes | None = None
 ) -> bytes:
-    header = struct.pack(">IIBBBBB", size[1], size[0], depth, colour, 0, 0, interlaced)
+    header = struct.pack(">IIBBBBB", size[1], size[0], depth, color, 0, 0, interlaced)
     plte = chunk(b"PLTE", palette) if palette is not None else b""
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + plte + extra + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
 
 
 def random_png(
-    size: tuple[int, int], depth: int, colour: int, interlaced: bool, rng: np.random.Generator
+    size: tuple[int, int], depth: int, color: int, interlaced: bool, rng: np.random.Generator
 ) -> tuple[bytes, NDArray[np.uint8]]:
     """Return a file and its picture, (H, W, 3): every sample its share of the full range, alpha left aside."""
-    values = rng.integers(0, 2**depth, (*size, CHANNELS[colour]), np.uint16)
-    palette = rng.integers(0, 256, (2**depth, 3), np.uint8) if colour == 3 else None
+    values = rng.integers(0, 2**depth, (*size, CHANNELS[color]), np.uint16)
+    palette = rng.integers(0, 256, (2**depth, 3), np.uint8) if color == 3 else None
     stream = zlib.compress(png_lines(values, depth, interlaced, rng))
-    file = png_file(size, depth, colour, interlaced, stream, palette=None if palette is None else palette.tobytes())
+    file = png_file(size, depth, color, interlaced, stream, palette=None if palette is None else palette.tobytes())
     if palette is not None:
         return file, palette[values[..., 0]]
-    levels = np.rint(values[..., : 3 if colour in (2, 6) else 1] * (255 / (2**depth - 1))).astype(np.uint8)
+    levels = np.rint(values[..., : 3 if color in (2, 6) else 1] * (255 / (2**depth - 1))).astype(np.uint8)
     return file, np.broadcast_to(levels, (*size, 3))
 
 
@@ -96,11 +96,11 @@ def refuses(file: bytes) -> bool:
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
-@pytest.mark.parametrize(("colour", "depth"), PNG_KINDS)
-def test_every_kind_of_png_is_exact_and_16_bits_become_the_nearest_level(colour: int, depth: int, interlaced: bool) -> None:
+@pytest.mark.parametrize(("color", "depth"), PNG_KINDS)
+def test_every_kind_of_png_is_exact_and_16_bits_become_the_nearest_level(color: int, depth: int, interlaced: bool) -> None:
     rng = np.random.default_rng(depth)
     for size in ((1, 1), (5, 7), (17, 33), (9, 3), (40, 1)):
-        file, picture = random_png(size, depth, colour, interlaced, rng)
+        file, picture = random_png(size, depth, color, interlaced, rng)
         assert examine_picture(file).reason == ""
         np.testing.assert_array_equal(decoded(file), picture)
 
@@ -128,16 +128,16 @@ def damaged_streams(lines: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
-@pytest.mark.parametrize(("colour", "depth"), [(0, 1), (3, 8), (2, 8), (6, 8), *((colour, 16) for colour in DEEP)])
-def test_a_png_with_a_damaged_stream_is_refused_and_crashes_nothing(colour: int, depth: int, interlaced: bool) -> None:
+@pytest.mark.parametrize(("color", "depth"), [(0, 1), (3, 8), (2, 8), (6, 8), *((color, 16) for color in DEEP)])
+def test_a_png_with_a_damaged_stream_is_refused_and_crashes_nothing(color: int, depth: int, interlaced: bool) -> None:
     rng = np.random.default_rng(3)
-    lines = png_lines(rng.integers(0, 2**depth, (20, 30, CHANNELS[colour]), np.uint16), depth, interlaced, rng)
-    palette = rng.bytes(768) if colour == 3 else None
-    assert not refuses(png_file((20, 30), depth, colour, interlaced, zlib.compress(lines), palette=palette))
+    lines = png_lines(rng.integers(0, 2**depth, (20, 30, CHANNELS[color]), np.uint16), depth, interlaced, rng)
+    palette = rng.bytes(768) if color == 3 else None
+    assert not refuses(png_file((20, 30), depth, color, interlaced, zlib.compress(lines), palette=palette))
     for stream in damaged_streams(lines):
-        assert refuses(png_file((20, 30), depth, colour, interlaced, stream, palette=palette))
+        assert refuses(png_file((20, 30), depth, color, interlaced, stream, palette=palette))
     for size in ((21, 30), (20, 60), (19, 30), (60_000, 60_000)):
-        assert refuses(png_file(size, depth, colour, interlaced, zlib.compress(lines), palette=palette))
+        assert refuses(png_file(size, depth, color, interlaced, zlib.compress(lines), palette=palette))
 
 
 def test_a_png_of_chunks_that_no_decoder_may_pass_over_is_refused() -> None:
@@ -169,7 +169,7 @@ def test_a_png_of_chunks_that_no_decoder_may_pass_over_is_refused() -> None:
 
 
 def test_what_lies_beside_a_pngs_picture_can_do_it_no_harm() -> None:
-    """Bombs of 64 MB in text and colour profile, which Pillow refuses to open, are passed over, not even inflated."""
+    """Bombs of 64 MB in text and color profile, which Pillow refuses to open, are passed over, not even inflated."""
     rng = np.random.default_rng(5)
     lines = png_lines(rng.integers(0, 256, (8, 9, 3), np.uint16), 8, False, rng)
     plain = png_file((8, 9), 8, 2, False, zlib.compress(lines))
@@ -224,7 +224,7 @@ def test_a_jpeg_whose_data_is_damaged_is_refused(damage: str, progressive: bool)
         assert simplejpeg.decode_jpeg(file, "RGB", strict=False).shape[2] == 3
 
 
-def test_a_jpeg_of_channels_that_are_no_colours_is_refused() -> None:
+def test_a_jpeg_of_channels_that_are_no_colors_is_refused() -> None:
     sound = jpeg(smooth(16, 16), subsampling=0)
     frame, scan = sound.index(b"\xff\xc0"), sound.index(b"\xff\xda")
     two = b"\xff\xc0\0\x0e" + sound[frame + 4 : frame + 9] + b"\2" + sound[frame + 10 : frame + 16]
@@ -264,7 +264,7 @@ def test_a_reused_buffer_never_shows_what_it_held_before() -> None:
 
 
 @pytest.mark.parametrize("black", [False, True])
-def test_inks_become_the_colours_that_pillow_makes_of_them(black: bool) -> None:
+def test_inks_become_the_colors_that_pillow_makes_of_them(black: bool) -> None:
     inks = smooth(60, 70).convert("CMYK")
     if black:  # Pillow's own conversion to CMYK uses none
         inks = Image.merge("CMYK", [*inks.split()[:3], smooth(60, 70, 1).convert("L")])

@@ -17,17 +17,18 @@ from PIL import Image
 from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
-from wherefrom.pipeline.headers import examine_picture
-from wherefrom.pipeline.recipe import Independent, Recipe, ViewFamily
-from wherefrom.pipeline.render import Rendered, Renderer, make_renderer
-from wherefrom.pipeline.render_dali import DaliRenderer, installed
-from wherefrom.pipeline.render_triton import DaliDecoder
+from wherefrom.pipeline.render.choose import make_renderer
+from wherefrom.pipeline.render.dali_decode import DaliDecoder, installed
+from wherefrom.pipeline.render.dali_renderer import DaliRenderer
+from wherefrom.pipeline.render.renderer import Rendered, Renderer
+from wherefrom.pipeline.shards.picture_headers import examine_picture
+from wherefrom.pipeline.view_recipe import Independent, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
 Bytes = NDArray[np.uint8]
 Record = tuple[ViewGeometry, Photometric]
 SIZE = (40, 56)
-RECIPE = Recipe(families=(ViewFamily(name="whole", views=1, size_px=SIZE, law=Independent(area_frac=(1, 1), aspect=(1.4, 1.4))),))
+RECIPE = ViewRecipe(families=(ViewFamily(name="whole", views=1, size_px=SIZE, law=Independent(area_frac=(1, 1), aspect=(1.4, 1.4))),))
 ROUNDING = 1.0  # levels: of a whole picture resized to its own size
 
 
@@ -115,7 +116,7 @@ def renderers() -> dict[str, Renderer]:
 def shown(rendered: Rendered, position: int) -> NDArray[np.float64]:
     """A view's levels, (H, W, 3), before mean and standard deviation."""
     pixels = rendered.pixels[0][position, 0].double().cpu()
-    if pixels.max() <= 30:  # normalised floats
+    if pixels.max() <= 30:  # normalized floats
         mean, std = (torch.tensor(numbers, dtype=torch.float64)[:, None, None] for numbers in (RECIPE.mean, RECIPE.std))
         pixels = (pixels * std + mean) * 255
     return pixels.permute(1, 2, 0).numpy()

@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from wherefrom.train import demo_data
-from wherefrom.train.demo_data import DemoShards, demo_shards
-from wherefrom.train.demo_scenes import render_scene
-from wherefrom.train.demo_things import KINDS
+from wherefrom.pipeline.demo import shards as demo_shards_module
+from wherefrom.pipeline.demo.scenes import render_scene
+from wherefrom.pipeline.demo.shards import DemoShards, demo_shards
+from wherefrom.pipeline.demo.things import KINDS
 
 TRAIN, VAL = 40, 20
 PATCH_PX = 48
@@ -48,7 +48,7 @@ def test_every_picture_has_a_label_and_the_ten_labels_are_balanced(shards: DemoS
 
 
 def test_samples_are_adjacent_and_keys_unique_across_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_data, "PICTURES_PER_SHARD", 4)
+    monkeypatch.setattr(demo_shards_module, "PICTURES_PER_SHARD", 4)
     pattern = demo_shards(tmp_path, train=10, val=2, workers=1).train
     assert pattern.endswith("train-{000000..000002}.tar")
     names = [name for shard in range(3) for name in members(pattern.replace("{000000..000002}", f"{shard:06d}"))]
@@ -129,7 +129,10 @@ def test_interrupted_rendering_leaves_nothing(tmp_path: Path, stop_at: int) -> N
 def test_drawing_is_announced_once_and_only_where_nobody_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """No logging need be set up, and standard output stays the caller's."""
     demo_shards(tmp_path, train=3, val=2, workers=1)
-    assert capfd.readouterr() == ("", f"drawing 5 demo pictures, once; they are kept in {tmp_path / f'demo-v{demo_data.GENERATOR}-3-2'}\n")
+    assert capfd.readouterr() == (
+        "",
+        f"drawing 5 demo pictures, once; they are kept in {tmp_path / f'demo-v{demo_shards_module.GENERATOR}-3-2'}\n",
+    )
     demo_shards(tmp_path, train=3, val=2, workers=1)
     demo_shards(tmp_path, train=2, val=1, workers=1, progress=lambda done, total: None)
     assert capfd.readouterr() == ("", "")
@@ -151,7 +154,7 @@ def test_the_slower_of_two_renderings_takes_the_faster_ones_shards(tmp_path: Pat
 SCRIPT = """
 import sys
 from pathlib import Path
-from wherefrom.train.demo_data import demo_shards
+from wherefrom.pipeline.demo.shards import demo_shards
 print("started", flush=True)
 demo_shards(Path(sys.argv[1]), train=int(sys.argv[2]), val=2, workers=2, progress=lambda done, total: print(done, flush=True))
 """
@@ -176,7 +179,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
 
 @pytest.mark.core
 def test_a_worker_that_fails_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_data, "WORKER", "raise SystemExit(3)")
+    monkeypatch.setattr(demo_shards_module, "WORKER", "raise SystemExit(3)")
     with pytest.raises(RuntimeError, match="a rendering process ended early, with exit code 3; use workers=1 to render in this one"):
         demo_shards(tmp_path, train=4, val=2, workers=2)
     assert not list(tmp_path.iterdir())
@@ -217,17 +220,17 @@ def held_out_r2(features: NDArray[np.float64], targets: NDArray[np.float64], *, 
     return np.asarray(1 - (error**2).sum(axis=0) / (spread**2).sum(axis=0))
 
 
-def mean_colours(cut: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each patch's mean colour and its products: (n, 9)."""
-    colour = cut.mean(axis=(1, 2))
+def mean_colors(cut: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return each patch's mean color and its products: (n, 9)."""
+    color = cut.mean(axis=(1, 2))
     rows, columns = np.triu_indices(3)
-    return np.concatenate([colour, colour[:, rows] * colour[:, columns]], axis=1)
+    return np.concatenate([color, color[:, rows] * color[:, columns]], axis=1)
 
 
 def edge_directions(cut: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the strength of edges of eight directions in 4 x 4 cells of each patch, blind to colour and polarity: (n, 128)."""
-    grey = cut.mean(axis=3)
-    along_y, along_x = np.gradient(grey, axis=(1, 2))
+    """Return the strength of edges of eight directions in 4 x 4 cells of each patch, blind to color and polarity: (n, 128)."""
+    gray = cut.mean(axis=3)
+    along_y, along_x = np.gradient(gray, axis=(1, 2))
     strength = np.hypot(along_x, along_y)
     direction = (np.arctan2(along_y, along_x) % np.pi / np.pi * 8).astype(int) % 8
     cells = [np.where(direction == d, strength, 0).reshape(-1, 4, PATCH_PX // 4, 4, PATCH_PX // 4).sum(axis=(2, 4)) for d in range(8)]
@@ -247,13 +250,13 @@ def shuffled_tiles(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArra
 
 
 def share_of_tiny_steps(image: NDArray[np.float64]) -> float:
-    """Return how many neighbouring pixels differ, but by 3 levels at most: none where colours are flat, many in a smooth field."""
+    """Return how many neighboring pixels differ, but by 3 levels at most: none where colors are flat, many in a smooth field."""
     along_y, along_x = (np.abs(np.diff(image, axis=axis)).max(axis=-1) for axis in (0, 1))
     steps = np.concatenate([along_y.ravel(), along_x.ravel()])
     return float(((steps > 0) & (steps <= 3)).mean())
 
 
-def test_no_part_carries_a_smooth_colour_field() -> None:
+def test_no_part_carries_a_smooth_color_field() -> None:
     images = [image.astype(np.float64) for image in scenes(40)]
     ramp = np.linspace(-12, 12, 160).round()
     faint_field = np.stack([*np.meshgrid(ramp, ramp), np.zeros((160, 160))], axis=-1)
@@ -261,13 +264,13 @@ def test_no_part_carries_a_smooth_colour_field() -> None:
     assert min(share_of_tiny_steps(np.clip(image + faint_field, 0, 255)) for image in images) > 0.05
 
 
-def test_colour_alone_says_little_of_where_but_in_a_coordinate_picture_it_says_all() -> None:
+def test_color_alone_says_little_of_where_but_in_a_coordinate_picture_it_says_all() -> None:
     cut, corners = patches(scenes(200))
-    r2_x, r2_y = held_out_r2(mean_colours(cut), corners, ridge=1e-6)
+    r2_x, r2_y = held_out_r2(mean_colors(cut), corners, ridge=1e-6)
     assert r2_x < 0.1
     assert r2_y < 0.4  # sky is above, grass below
     cut, corners = patches(coordinate_pictures(200))
-    assert (held_out_r2(mean_colours(cut), corners, ridge=1e-6) > 0.99).all()
+    assert (held_out_r2(mean_colors(cut), corners, ridge=1e-6) > 0.99).all()
 
 
 def test_shapes_say_where_until_the_arrangement_is_broken() -> None:

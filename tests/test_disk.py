@@ -11,7 +11,7 @@ from torch import nn
 
 from wherefrom.train import checkpoint
 from wherefrom.train.disk import DiskFullError, writing
-from wherefrom.train.optimiser import make_optimiser
+from wherefrom.train.optimizer import make_optimizer
 from wherefrom.train.run_folder import RunFolder, append_metrics, read_metrics
 from wherefrom.train.settings import OptimSettings
 
@@ -27,17 +27,17 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("size", [100_000, 200_000], ids=["weights", "optimiser"])
+@pytest.mark.parametrize("size", [100_000, 200_000], ids=["weights", "optimizer"])
 def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before_whole(size: int, tmp_path: Path) -> None:
-    model = nn.Linear(200, 200)  # 160 kB, and twice that in the optimiser
-    optimiser = make_optimiser(model, OptimSettings())
+    model = nn.Linear(200, 200)  # 160 kB, and twice that in the optimizer
+    optimizer = make_optimizer(model, OptimSettings())
     folder = tmp_path / "checkpoints"
 
     def saved(update: int) -> Path:
         model(torch.ones(1, 200)).sum().backward()
-        optimiser.step()
+        optimizer.step()
         state = checkpoint.State(update=update, settings={}, position={}, unlogged=[], seconds={})
-        return checkpoint.save(folder, state, model, optimiser, keep=1)
+        return checkpoint.save(folder, state, model, optimizer, keep=1)
 
     first = saved(1)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -47,7 +47,7 @@ def test_a_checkpoint_for_which_there_is_no_room_leaves_the_one_before_whole(siz
     assert (" MB are free there; make room" in str(refused.value), "\n" in str(refused.value)) == (True, False)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert checkpoint.latest(folder) == first
-    checkpoint.load(first, model, optimiser)
+    checkpoint.load(first, model, optimizer)
     assert saved(3) == checkpoint.latest(folder)
 
 

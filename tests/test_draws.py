@@ -21,7 +21,7 @@ from wherefrom.pipeline.draws import (
     random_words_of_tensors,
     uniform,
 )
-from wherefrom.pipeline.recipe import Centre, Recipe, ViewFamily
+from wherefrom.pipeline.view_recipe import Center, ViewFamily, ViewRecipe
 
 pytestmark = pytest.mark.core
 
@@ -95,7 +95,7 @@ def test_tensors_draw_the_same_words(seed: int, epoch: int, samples: list[int], 
 
 def test_purposes_are_frozen() -> None:
     """Numbers drawn by an older version stay what they were: this list may only grow at its end."""
-    names = ["BOX", "PLACE", "MIRROR", "TURN", "JITTER", "COLOUR", "BLUR", "ORDER", "REGION"]
+    names = ["BOX", "PLACE", "MIRROR", "TURN", "JITTER", "COLOR", "BLUR", "ORDER", "REGION"]
     assert [purpose.name for purpose in Purpose][: len(names)] == names
     assert [purpose.value for purpose in Purpose] == list(range(len(Purpose)))
 
@@ -129,7 +129,7 @@ def test_a_number_that_would_overflow_its_field_is_refused(field: str, value: ob
         random_words(**(arguments | {field: value}))
 
 
-def test_largest_numbers_of_every_field_do_not_touch_their_neighbours() -> None:
+def test_largest_numbers_of_every_field_do_not_touch_their_neighbors() -> None:
     top = {"seed": 2**64 - 1, "epoch": 2**24 - 1, "sample": 2**40 - 1, "family": 2**16 - 1, "view": 255, "purpose": 255, "block": 2**32 - 1}
     none = dict.fromkeys(top, 0)
     drawn = {tuple(random_words(**(none | {name: top[name]})).tolist()) for name in top}
@@ -138,7 +138,7 @@ def test_largest_numbers_of_every_field_do_not_touch_their_neighbours() -> None:
 
 
 def test_draws_along_every_field_are_uncorrelated() -> None:
-    """Neighbours in sample, view, block, epoch, seed, family and purpose; a generator keyed by seed + index is the negative control."""
+    """Neighbors in sample, view, block, epoch, seed, family and purpose; a generator keyed by seed + index is the negative control."""
     n = 4096
     numbers = {
         "sample": random_words(0, 0, np.arange(n), 9, 0, Purpose.BOX),
@@ -190,9 +190,9 @@ def test_names_that_share_a_word_are_refused() -> None:
     first, second = colliding_names()
     with pytest.raises(ValueError, match=f"families '{first}' and '{second}' share the draw word [0-9]+; rename one"):
         check_family_names([first, "other", second])
-    families = tuple(ViewFamily(name=name, views=1, size_px=(8, 8), law=Centre()) for name in (first, second))
+    families = tuple(ViewFamily(name=name, views=1, size_px=(8, 8), law=Center()) for name in (first, second))
     with pytest.raises(ValueError, match="share the draw word"):
-        Recipe(families=families)
+        ViewRecipe(families=families)
     check_family_names(["global", "local", "pair"])
 
 

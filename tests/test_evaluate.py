@@ -20,39 +20,47 @@ from torch import Tensor, nn
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.geometry import map_points
 from wherefrom.pipeline.order import Order
-from wherefrom.pipeline.recipe import Recipe
-from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Views
 from wherefrom.tools.terminal import columns
-from wherefrom.train import pair_controls
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
-from wherefrom.train.evaluate import (
+from wherefrom.train.evaluation import pair_controls
+from wherefrom.train.evaluation.labels import (
     KNN_PROTOCOL,
     PROBE_PROTOCOL,
     RIDGE,
     LabelReport,
     LabelScore,
-    ShardPictures,
     drawn_ids,
     evaluate_labels,
-    nearest_neighbours,
+    nearest_neighbors,
     ridge_probe,
     ridge_weights,
 )
+from wherefrom.train.evaluation.pair_controls import (
+    NoPairsError,
+    control_heads,
+    one_view_oracle,
+    r2_with_interval,
+    structure_gates,
+    train_heads,
+)
+from wherefrom.train.evaluation.pairs import PairReport, evaluate_pairs, pair_r2
+from wherefrom.train.evaluation.pictures import ShardPictures
+from wherefrom.train.evaluation.report import check_held_out
 from wherefrom.train.objective import random_scope
-from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings, ordered_pairs
-from wherefrom.train.pair_controls import NoPairsError, control_heads, one_view_oracle, r2_with_interval, structure_gates, train_heads
-from wherefrom.train.pair_geometry import PairReport, evaluate_pairs, pair_r2
-from wherefrom.train.run_evaluation import check_held_out
+from wherefrom.train.objectives.pairs import ordered_pairs
+from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 
 SIDE_PX, VIEW_PX = 200, 32
 DISJOINT = SpatialSettings(
-    law="disjoint", views=4, size_px=VIEW_PX, area_frac=(0.04, 0.12), aspect=(0.8, 1.25), mirror="none", colour=None, scale="log_sides"
+    law="disjoint", views=4, size_px=VIEW_PX, area_frac=(0.04, 0.12), aspect=(0.8, 1.25), mirror="none", color=None, scale="log_sides"
 )
 
 
 class Drawn:
-    """Pictures whose colour tells the place, computed from the record: red = x, green = y, shifted by a picture's own `offset`."""
+    """Pictures whose color tells the place, computed from the record: red = x, green = y, shifted by a picture's own `offset`."""
 
     def __init__(self, number: int, *, offset: float = 0.0, sharpness: bool = False, leak: bool = False, blind: bool = False) -> None:
         self.number, self.offset, self.sharpness, self.leak, self.blind = number, offset, sharpness, leak, blind
@@ -60,7 +68,7 @@ class Drawn:
     def __len__(self) -> int:
         return self.number
 
-    def views(self, recipe: Recipe, sample: NDArray[np.int64], drawn_for: NDArray[np.int64] | None = None, epoch: int = 0) -> Batch:
+    def views(self, recipe: ViewRecipe, sample: NDArray[np.int64], drawn_for: NDArray[np.int64] | None = None, epoch: int = 0) -> Batch:
         (family,) = recipe.families
         size = np.full((len(sample), 2), SIDE_PX, np.int32)
         keys = sample if drawn_for is None else drawn_for
@@ -83,14 +91,14 @@ class Drawn:
         views = Views(pixels=pixels, geometry=record, valid=drawn.valid, photometric=Photometric.unchanged(len(ids), family.views))
         return Batch(sample=ids, drawn_for=torch.from_numpy(keys), label=ids % 3, source_size=sizes, views=(views,))
 
-    def plain_views(self, recipe: Recipe, sample: NDArray[np.int64]) -> Batch:
+    def plain_views(self, recipe: ViewRecipe, sample: NDArray[np.int64]) -> Batch:
         batch = self.views(recipe, sample)
         views = batch.views[0]
         return batch if self.leak else replace(batch, views=(replace(views, pixels=torch.zeros_like(views.pixels)),))
 
 
 class Reading(nn.Module):
-    """An encoder without weights: centre and sides of a view's box, read from its colours, or the width from its stripes."""
+    """An encoder without weights: center and sides of a view's box, read from its colors, or the width from its stripes."""
 
     width = 4
 
@@ -138,7 +146,7 @@ def objective_with(head: Callable[[SpatialPrediction], nn.Module] = Comparing, s
 def report(
     held_out: Drawn, *, encoder: Reading | None = None, head: Callable[[SpatialPrediction], nn.Module] = Comparing, **options: Any
 ) -> PairReport:
-    settings: dict[str, Any] = {"pictures": 150, "train_pictures": 100, "head_steps": 5, "equalise_px": 8} | options
+    settings: dict[str, Any] = {"pictures": 150, "train_pictures": 100, "head_steps": 5, "equalize_px": 8} | options
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pair_controls, "ORACLE_PAIRS", 2000)  # it has a test of its own
         return evaluate_pairs(encoder or Reading(), objective_with(head), Drawn(100), held_out, **settings)  # type: ignore[arg-type]
@@ -152,7 +160,7 @@ def honest() -> PairReport:
 
 @pytest.fixture(scope="module")
 def absolute() -> PairReport:
-    """Pictures in which every place has its colour: each view tells where it lies by itself."""
+    """Pictures in which every place has its color: each view tells where it lies by itself."""
     return report(Drawn(150))
 
 
@@ -183,8 +191,8 @@ def test_one_view_is_not_enough_for_a_head_that_ignores_the_other() -> None:
     assert held_out.r2 == across.r2
 
 
-def test_equalised_sharpness_unmasks_a_reader_of_sharpness(honest: PairReport) -> None:
-    name = "sharpness equalised at 8 px"
+def test_equalized_sharpness_unmasks_a_reader_of_sharpness(honest: PairReport) -> None:
+    name = "sharpness equalized at 8 px"
     assert min(honest.row(name).r2) > 0.97
     sharp = report(Drawn(150, sharpness=True), encoder=Reading(sharpness=True))
     assert sharp.row("held-out pairs").r2[2] > 0.99
@@ -201,7 +209,7 @@ def test_gates_are_0_for_the_formula_and_not_for_a_head_that_looks_at_one_view(h
     assert set(honest.gates) == {"identity_position", "identity_scale", "symmetry", "composition"}
     assert max(honest.gates.values()) < 0.02
     objective = objective_with(lambda objective: Comparing(objective, one_view=True))
-    features = Reading().encode(Drawn(20).views(Recipe(families=objective.families), np.arange(20)).views[0])
+    features = Reading().encode(Drawn(20).views(ViewRecipe(families=objective.families), np.arange(20)).views[0])
     assert min(structure_gates(objective, features).values()) > 0.1
 
 
@@ -209,7 +217,7 @@ def test_gates_are_0_for_the_formula_and_not_for_a_head_that_looks_at_one_view(h
 def test_gates_follow_the_unit_of_position(position: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace(DISJOINT, position=position)
     objective = objective_with(settings=settings)
-    record = Drawn(20).views(Recipe(families=objective.families), np.arange(20)).views[0].geometry
+    record = Drawn(20).views(ViewRecipe(families=objective.families), np.arange(20)).views[0].geometry
     each = torch.arange(4)
     right = objective.targets(record, torch.cartesian_prod(each, each))
     monkeypatch.setattr(objective, "predict", lambda *_: (right, {}))
@@ -292,11 +300,11 @@ def test_the_oracle_of_one_view_gives_the_known_ceilings(
             assert expected is None or value == pytest.approx(expected, abs=0.03)
 
 
-def test_neighbours_vote_as_brute_force_says() -> None:
+def test_neighbors_vote_as_brute_force_says() -> None:
     rng = np.random.default_rng(2)
     train, asked = rng.normal(size=(60, 5)), rng.normal(size=(1500, 5))
     labels = rng.integers(0, 4, 60)
-    found = nearest_neighbours(*(torch.from_numpy(array) for array in (train, labels, asked)), classes=4, k=7, temperature=0.1)
+    found = nearest_neighbors(*(torch.from_numpy(array) for array in (train, labels, asked)), classes=4, k=7, temperature=0.1)
     cosine = (asked / np.linalg.norm(asked, axis=1, keepdims=True)) @ (train / np.linalg.norm(train, axis=1, keepdims=True)).T
     for row, said in zip(cosine, found.tolist(), strict=True):
         nearest = np.argsort(-row)[:7]
@@ -493,7 +501,7 @@ def test_pairs_of_real_shards_are_judged_from_end_to_end(shards: Callable[..., S
     objective.setup(encoder)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     with ShardPictures(shards(), renderer="torch", threads=1) as pictures:
-        full = evaluate_pairs(encoder, objective, pictures, pictures, pictures=20, train_pictures=20, head_steps=3, equalise_px=8)
+        full = evaluate_pairs(encoder, objective, pictures, pictures, pictures=20, train_pictures=20, head_steps=3, equalize_px=8)
         short = pair_r2(encoder, objective, pictures, pictures=20)
     assert short.r2 == full.row("held-out pairs").r2
     names = [row.name for row in full.rows]
@@ -506,8 +514,8 @@ def test_pairs_of_real_shards_are_judged_from_end_to_end(shards: Callable[..., S
 
 
 @pytest.mark.core
-def test_plain_views_have_the_records_of_the_real_ones_and_one_colour_each(shards: Callable[..., ShardIndex]) -> None:
-    recipe = Recipe(families=(DISJOINT.family("spatial"),))
+def test_plain_views_have_the_records_of_the_real_ones_and_one_color_each(shards: Callable[..., ShardIndex]) -> None:
+    recipe = ViewRecipe(families=(DISJOINT.family("spatial"),))
     with ShardPictures(shards(), renderer="torch", threads=1) as pictures:
         real, plain = pictures.views(recipe, np.arange(6)), pictures.plain_views(recipe, np.arange(6))
     assert torch.equal(real.views[0].geometry.boxes, plain.views[0].geometry.boxes)

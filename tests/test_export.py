@@ -11,7 +11,7 @@ import timm
 import torch
 from timm.data import resolve_data_config
 
-from wherefrom.pipeline.recipe import Recipe
+from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.train.encoder import Encoder, ModelSettings
 from wherefrom.train.objectives import SpatialSettings
 from wherefrom.train.run_folder import RunFolder, write_encoder
@@ -34,7 +34,7 @@ def exported(model: ModelSettings, out: Path) -> tuple[Encoder, RunFolder]:
     settings = TrainSettings(recipe="mine", seed=5, model=model, spatial=SpatialSettings(size_px=48))
     torch.manual_seed(0)
     encoder, folder = Encoder(model).eval(), RunFolder(out)
-    recipe = Recipe(families=settings.objectives()[0].families, mean=MEAN, std=STD)
+    recipe = ViewRecipe(families=settings.objectives()[0].families, mean=MEAN, std=STD)
     write_encoder(folder, encoder, recipe, settings=settings, data="f1e2")
     return encoder, folder
 
@@ -48,7 +48,7 @@ def test_timm_loads_the_same_network_and_how_to_show_it_pictures(case: str, tmp_
     shown = resolve_data_config(model=loaded)
     assert [tuple(shown[name]) for name in ("input_size", "mean", "std")] == [(3, 48, 48), MEAN, STD]
     assert shown["interpolation"] == "bilinear"
-    # another head and grey pictures: timm asks the folder which layers these are
+    # another head and gray pictures: timm asks the folder which layers these are
     other = timm.create_model(f"local-dir:{folder.model}", pretrained=True, num_classes=7, in_chans=1).eval()
     assert other(pixels[:, :1]).shape == (2, 7)
 

@@ -306,7 +306,7 @@ def test_everything_is_indexed_together_and_axes_never_vanish(index: object, sam
     assert torch.equal(part.pixels[:, :, 0, 0, 0].long(), expected)
     assert torch.equal(part.geometry.boxes[..., 0].long(), expected)
     assert part.geometry.sample.tolist() == samples and part.geometry.view.tolist() == numbers
-    assert part.valid.shape == part.photometric.grey.shape == expected.shape
+    assert part.valid.shape == part.photometric.gray.shape == expected.shape
 
 
 @pytest.mark.parametrize(

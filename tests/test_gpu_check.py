@@ -21,10 +21,11 @@ import torch
 pytest.importorskip("triton")
 
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.tools import gpu_check, gpu_kernels, gpu_loading, gpu_sharing, gpu_sweep, gpu_tests, gpu_views, machine
-from wherefrom.tools.gpu_check import run_stages
-from wherefrom.tools.gpu_stages import STAGES, Options, Report, Stage
-from wherefrom.tools.kernel_cases import CASES
+from wherefrom.tools import machine
+from wherefrom.tools.bench_kernels.cases import CASES
+from wherefrom.tools.gpu_check import chosen_tests, command, kernels, loading, sharing, sweep, views
+from wherefrom.tools.gpu_check.command import run_stages
+from wherefrom.tools.gpu_check.stages import STAGES, Options, Report, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 DRY = Options(seconds=60, dry_run=True)
@@ -67,7 +68,7 @@ def shards(folder: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[.
 
 
 def outcome_of(out: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((out / "gpu_check.json").read_text())
+    content: dict[str, Any] = json.loads((out / "command.json").read_text())
     return content
 
 
@@ -79,7 +80,7 @@ def test_every_stage_is_rehearsed_without_a_gpu_as_on_a_lent_machine(
     environment = lent_machine(tmp_path, NOT_ON_THE_LENT_MACHINE)
     # ten times the usual time: a busy machine is not a fault
     done = subprocess.run([*command, "--seconds", "4800"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    log = (tmp_path / "out" / "gpu_check.log").read_text()
+    log = (tmp_path / "out" / "command.log").read_text()
     assert done.returncode == 0, done.stdout + done.stderr + log
     stages = outcome_of(tmp_path / "out")["stages"]
     assert list(stages) == [stage.name for stage in STAGES]
@@ -89,7 +90,7 @@ def test_every_stage_is_rehearsed_without_a_gpu_as_on_a_lent_machine(
     assert set(figures["kernel_tests"]["outcomes"].values()) == {"passed"}
     assert figures["render_views"]["proof"]["passed"]
     assert len(figures["render_views"]) == (4 if native_missing() else 5)
-    assert all(found["seconds"] for stage in ("roi_pool", "pair_loss") for found in figures[stage].values())
+    assert all(found["seconds"] for stage in ("roi_align", "pair_loss") for found in figures[stage].values())
     assert figures["sweep"].pop("not_usable") == []
     assert [len(trials) for trials in figures["sweep"].values()] == ([3, 3] if native_missing() else [3, 3, 2])
     assert figures["training"]["training demo"]["pictures_per_s"] > 0
@@ -169,7 +170,7 @@ def test_a_stage_that_hangs_crashes_or_is_red_costs_only_itself(planted: Path, c
     assert found["is_red"]["red"] == ["something is wrong"]
     assert 6 <= found["hangs"]["seconds"] < 60
     assert not is_alive(found["hangs"]["figures"]["child"])
-    assert "RuntimeError: planted" in (out / "gpu_check.log").read_text()
+    assert "RuntimeError: planted" in (out / "command.log").read_text()
     assert "red       is_red" in capsys.readouterr().out
 
 
@@ -202,9 +203,9 @@ def test_what_a_stage_said_is_on_disk_before_it_ends(planted: Path, monkeypatch:
     seen = []
 
     def look(seconds: float) -> None:
-        seen.append((planted / "out" / "gpu_check.json").exists() and outcome_of(planted / "out")["stages"]["hangs"])
+        seen.append((planted / "out" / "command.json").exists() and outcome_of(planted / "out")["stages"]["hangs"])
 
-    monkeypatch.setattr(gpu_check.time, "sleep", lambda seconds, sleep=gpu_check.time.sleep: (sleep(seconds), look(seconds)))
+    monkeypatch.setattr(command.time, "sleep", lambda seconds, sleep=command.time.sleep: (sleep(seconds), look(seconds)))
     run_stages(stages_of("hangs"), Options(seconds=5), planted / "out")
     assert seen[-1] and seen[-1]["status"] == "under way" and seen[-1]["figures"]["child"]
 
@@ -218,11 +219,11 @@ def test_on_a_gpu_triton_compiles_and_in_a_dry_run_it_interprets(planted: Path, 
 
 
 def test_ended_from_outside_it_leaves_no_process_behind(planted: Path) -> None:
-    table = "gpu_check.STAGES = (gpu_check.Stage(name='hangs', seconds=480, target='planted:hangs'),)"
-    code = f"import sys; from wherefrom.tools import gpu_check; {table}; sys.exit(gpu_check.main(['--out', sys.argv[1]]))"
+    table = "command.STAGES = (command.Stage(name='hangs', seconds=480, target='planted:hangs'),)"
+    code = f"import sys; from wherefrom.tools.gpu_check import command; {table}; sys.exit(command.main(['--out', sys.argv[1]]))"
     out = planted / "out"
     with subprocess.Popen([sys.executable, "-c", code, out]) as process:
-        while not ((out / "gpu_check.json").exists() and outcome_of(out)["stages"]["hangs"]["figures"]):
+        while not ((out / "command.json").exists() and outcome_of(out)["stages"]["hangs"]["figures"]):
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
@@ -235,7 +236,7 @@ def test_ended_from_outside_it_leaves_no_process_behind(planted: Path) -> None:
 )
 def test_what_cannot_be_asked_is_named(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        gpu_check.main(arguments)
+        command.main(arguments)
     assert message in capsys.readouterr().err
 
 
@@ -243,13 +244,13 @@ def test_kernels_are_checked_where_only_torch_and_triton_are(tmp_path: Path) -> 
     code = """
 import sys
 from pathlib import Path
-from wherefrom.tools import gpu_check, gpu_kernels, gpu_sweep, gpu_tests, gpu_views
-from wherefrom.tools.gpu_stages import Options, Report, main
+from wherefrom.tools.gpu_check import chosen_tests, command, kernels, sweep, views
+from wherefrom.tools.gpu_check.stages import Options, Report, main
 report = Report(Path(sys.argv[1]), 60)
-gpu_views.compare = lambda *arguments: True
-gpu_views.measure_case = gpu_views._time_photometrics = lambda *arguments: None
-gpu_views.render_views_stage(Options(seconds=60, dry_run=True), report)
-main("wherefrom.tools.gpu_loading:training", '{"seconds": 60}', sys.argv[1] + "2")
+views.compare = lambda *arguments: True
+views.measure_case = views._time_photometrics = lambda *arguments: None
+views.render_views_stage(Options(seconds=60, dry_run=True), report)
+main("wherefrom.tools.gpu_check.loading:training", '{"seconds": 60}', sys.argv[1] + "2")
 """
     environment = lent_machine(tmp_path, NOT_NEEDED_BY_KERNELS) | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-P", "-c", code, tmp_path / "report"]
@@ -272,22 +273,22 @@ def content_of(report: Report) -> dict[str, Any]:
 
 def test_without_a_gpu_it_says_so_and_stops(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    gpu_kernels.facts(Options(seconds=60), report)
+    kernels.facts(Options(seconds=60), report)
     assert content_of(report)["stop"].startswith("torch sees no CUDA GPU here; wherefrom prove and wherefrom bench kernels")
 
 
 def test_facts_do_without_nvidia_smi(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine.shutil, "which", lambda name: None if name == "nvidia-smi" else f"/usr/bin/{name}")
-    monkeypatch.setattr(gpu_kernels, "copy_bytes_per_s", lambda device: 1e9)
-    gpu_kernels.facts(DRY, report)
+    monkeypatch.setattr(kernels, "copy_bytes_per_s", lambda device: 1e9)
+    kernels.facts(DRY, report)
     assert content_of(report)["red"] == [] and content_of(report)["figures"]["tiny_kernel_s"] > 0
 
 
 def test_a_wrong_kernel_is_red_and_not_timed(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = gpu_kernels.measure
-    monkeypatch.setattr(gpu_kernels, "measure", lambda plan: measure(replace(plan, plant=True)))
-    case = next(case for case in CASES if case.kernel == "roi_pool" and case.quick and not case.cuda)
-    gpu_kernels.measure_case(case, DRY, report)
+    measure = kernels.measure
+    monkeypatch.setattr(kernels, "measure", lambda plan: measure(replace(plan, plant=True)))
+    case = next(case for case in CASES if case.kernel == "roi_align" and case.quick and not case.cuda)
+    kernels.measure_case(case, DRY, report)
     content = content_of(report)
     assert content["red"] and "seconds" not in content["figures"][case.name]
     assert not any(" ms " in line for line in content["lines"])
@@ -302,9 +303,9 @@ def test_a_batch_that_does_not_fit_is_halved(report: Report, monkeypatch: pytest
             raise torch.OutOfMemoryError("planted")
         return {"checks": [], "seconds": {"triton": [1.0, 2.0, 3.0], "eager": [4.0, 4.0, 4.0]}, "ours": ["triton"]}
 
-    monkeypatch.setattr(gpu_kernels, "measure", measure)
+    monkeypatch.setattr(kernels, "measure", measure)
     case = next(case for case in CASES if case.cuda and case.batch == 16)
-    gpu_kernels.measure_case(case, Options(seconds=60), report)
+    kernels.measure_case(case, Options(seconds=60), report)
     assert tried == [16, 8, 4]
     assert content_of(report)["lines"][0].endswith(
         "B4 of it fits: triton 2e+03 ms (1.5e+03 to 2.5e+03); eager 4e+03 ms (4e+03 to 4e+03, ours x 2.00)"
@@ -315,29 +316,29 @@ def test_one_kernel_that_breaks_leaves_the_others_alone(report: Report, monkeypa
     def measure(plan: Any) -> dict[str, Any]:
         raise RuntimeError("CUDA error: an illegal memory access" if "gelu" in plan.case else "a block too large")
 
-    monkeypatch.setattr(gpu_kernels, "measure", measure)
+    monkeypatch.setattr(kernels, "measure", measure)
     with pytest.raises(RuntimeError, match="illegal"):  # but a GPU that answers nothing any more ends the stage
-        gpu_kernels.pair_loss_stage(Options(seconds=60), report)
-    gpu_kernels.roi_pool_stage(Options(seconds=60), report)
+        kernels.pair_loss_stage(Options(seconds=60), report)
+    kernels.roi_align_stage(Options(seconds=60), report)
     red = content_of(report)["red"]
-    assert len(red) == 1 + sum(case.cuda and case.kernel in ("roi_pool", "roi_pool_pairs") for case in CASES)
+    assert len(red) == 1 + sum(case.cuda and case.kernel in ("roi_align", "roi_align_pairs") for case in CASES)
 
 
 def test_wrong_views_are_red_and_not_timed(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = gpu_views.reference
-    monkeypatch.setattr(gpu_views, "reference", lambda *arguments: exact(*arguments) + 2)
-    monkeypatch.setattr(gpu_views, "measure_case", None)
-    monkeypatch.setattr(gpu_views, "_time_photometrics", None)
-    monkeypatch.setattr(gpu_views, "_prove", lambda *arguments: True)
-    gpu_views.render_views_stage(DRY, report)
+    exact = views.reference
+    monkeypatch.setattr(views, "reference", lambda *arguments: exact(*arguments) + 2)
+    monkeypatch.setattr(views, "measure_case", None)
+    monkeypatch.setattr(views, "_time_photometrics", None)
+    monkeypatch.setattr(views, "_prove", lambda *arguments: True)
+    views.render_views_stage(DRY, report)
     assert len(content_of(report)["red"]) == 4
 
 
 def test_the_chosen_tests_are_there_and_reach_every_kernel_and_type() -> None:
-    assert len(gpu_tests.CHOSEN) == len(set(gpu_tests.CHOSEN)) <= 60 and set(gpu_tests.REHEARSED) <= set(gpu_tests.CHOSEN)
-    for kernel in ("pair_targets", "pair_loss_triton", "roi_pool", "roi_pool_pairs", "render_views_triton"):
-        assert sum(name.startswith(f"test_{kernel}") for name in gpu_tests.CHOSEN) >= 3
-    names = [f"tests/{name}" for name in gpu_tests.CHOSEN]
+    assert len(chosen_tests.CHOSEN) == len(set(chosen_tests.CHOSEN)) <= 60 and set(chosen_tests.REHEARSED) <= set(chosen_tests.CHOSEN)
+    for kernel in ("pair_targets", "pair_loss_triton", "roi_align", "roi_align_pairs", "render_views_triton"):
+        assert sum(name.startswith(f"test_{kernel}") for name in chosen_tests.CHOSEN) >= 3
+    names = [f"tests/{name}" for name in chosen_tests.CHOSEN]
     command = [sys.executable, "-P", "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -345,8 +346,8 @@ def test_the_chosen_tests_are_there_and_reach_every_kernel_and_type() -> None:
 
 
 def test_without_a_checkout_the_kernels_tests_are_missed(tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_tests, "__file__", str(tmp_path / "tools" / "gpu_tests.py"))
-    gpu_tests.kernel_tests(DRY, report)
+    monkeypatch.setattr(chosen_tests, "__file__", str(tmp_path / "tools" / "chosen_tests.py"))
+    chosen_tests.kernel_tests(DRY, report)
     assert "the kernels' tests come with a checkout, not with an installed wheel" in content_of(report)["red"][0]
 
 
@@ -363,9 +364,9 @@ def test_a_red_test_a_skipped_one_and_one_that_died_are_named(tmp_path: Path, re
         "def test_last(): pass\n"
     )
     names = [f"test_planted.py::test_{name}" for name in ("bad", "dies", "breaks", "absent", "last", "good")]
-    monkeypatch.setattr(gpu_tests, "__file__", str(tmp_path / "tools" / "gpu_tests.py"))
-    monkeypatch.setattr(gpu_tests, "REHEARSED", names)
-    gpu_tests.kernel_tests(DRY, report)
+    monkeypatch.setattr(chosen_tests, "__file__", str(tmp_path / "tools" / "chosen_tests.py"))
+    monkeypatch.setattr(chosen_tests, "REHEARSED", names)
+    chosen_tests.kernel_tests(DRY, report)
     content = content_of(report)
     outcomes = {name.rpartition("_")[2]: outcome for name, outcome in content["figures"]["outcomes"].items()}
     assert outcomes == {"bad": "failed", "dies": "died", "breaks": "failed", "absent": "skipped", "last": "passed", "good": "passed"}
@@ -375,7 +376,7 @@ def test_a_red_test_a_skipped_one_and_one_that_died_are_named(tmp_path: Path, re
 
 WORKER = """
 import os, sys, time
-from wherefrom.tools.gpu_sharing import BROKEN_GPU, add_line
+from wherefrom.tools.gpu_check.sharing import BROKEN_GPU, add_line
 for item in sys.argv[1:]:
     if item == "dies":
         os._exit(3)
@@ -392,17 +393,17 @@ def test_a_process_that_dies_loses_only_the_item_it_died_of(tmp_path: Path) -> N
         return [sys.executable, "-c", WORKER, *items]
 
     items = ["a", "b", "dies", "breaks", "c", "d", "e", "hangs", "f", "g"]
-    lines = gpu_sharing.share_out(items, command, processes=2, seconds=8, folder=tmp_path)
+    lines = sharing.share_out(items, command, processes=2, seconds=8, folder=tmp_path)
     assert {item: line.get("died") for item, line in lines.items()} == dict.fromkeys(("a", "b", "breaks", "c", "d", "e", "f")) | {"dies": 3}
     assert lines["a"]["share"] == ["a", "dies", "c", "e", "f"] and lines["c"]["share"] == ["c", "e", "f"]
     assert lines["d"]["share"] == ["d", "hangs", "g"]
 
 
-@pytest.mark.parametrize("name", gpu_sweep.TRIALS)
+@pytest.mark.parametrize("name", sweep.TRIALS)
 def test_every_trial_changes_what_its_kernel_has(name: str) -> None:
-    case = gpu_sweep._case(name)
+    case = sweep._case(name)
     assert case.cuda
-    trials = list(gpu_sweep.TRIALS[name](name))
+    trials = list(sweep.TRIALS[name](name))
     assert len({trial.name for trial in trials}) == len(trials)
     for trial in trials:
         module = __import__(f"wherefrom.kernels.{trial.module}", fromlist=["*"])
@@ -410,21 +411,21 @@ def test_every_trial_changes_what_its_kernel_has(name: str) -> None:
         if trial.kernel:
             arguments = set(inspect.signature(getattr(module, trial.kernel).fn).parameters)
             assert {*trial.only, *trial.launch} <= arguments | {"num_warps", "num_stages", "maxnreg"}
-        with gpu_sweep.applied(trial):
+        with sweep.applied(trial):
             for constant, value in trial.constants.items():
                 got = getattr(module, constant)
                 assert (got(3) if callable(got) else got) == value
         assert {constant: getattr(module, constant) for constant in trial.constants} == own
-    with pytest.raises(AttributeError), gpu_sweep.applied(replace(trials[0], constants={"NO_SUCH": 1})):
+    with pytest.raises(AttributeError), sweep.applied(replace(trials[0], constants={"NO_SUCH": 1})):
         pass
 
 
 def test_a_trial_reaches_the_launches_it_names_and_leaves_results_right() -> None:
     launched: list[tuple[int, dict[str, Any]]] = []
-    from wherefrom.kernels import roi_pool_triton
+    from wherefrom.kernels import roi_align_triton
 
-    kernel = roi_pool_triton.contract_kernel
-    case = gpu_sweep.DRY_CASES[0]
+    kernel = roi_align_triton.contract_kernel
+    case = sweep.DRY_CASES[0]
 
     class Seen:
         def __getitem__(self, grid: Sequence[int]) -> Callable[..., Any]:
@@ -434,15 +435,15 @@ def test_a_trial_reaches_the_launches_it_names_and_leaves_results_right() -> Non
 
             return launch
 
-    trial = gpu_sweep.Trial(
+    trial = sweep.Trial(
         case=case.name,
-        module="roi_pool_triton",
+        module="roi_align_triton",
         kernel="contract_kernel",
         only={"TRANSPOSED": True},
         launch={"BLOCK_ROWS": 4, "num_warps": 8},
     )
-    with gpu_sweep.replaced(roi_pool_triton, {"contract_kernel": Seen()}), gpu_sweep.applied(trial):
-        checks = gpu_sweep.check(gpu_sweep._problem(case.name, 2, "cpu"))
+    with sweep.replaced(roi_align_triton, {"contract_kernel": Seen()}), sweep.applied(trial):
+        checks = sweep.check(sweep._problem(case.name, 2, "cpu"))
     assert all(check.passed for check in checks) and {check.contender for check in checks} == {"triton", "eager"}
     [(_, forward), (programs, backward)] = launched
     assert forward["BLOCK_ROWS"] != 4 and (backward["BLOCK_ROWS"], backward["num_warps"]) == (4, 8)
@@ -450,12 +451,12 @@ def test_a_trial_reaches_the_launches_it_names_and_leaves_results_right() -> Non
 
 
 def test_a_trial_that_does_not_run_or_errs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(gpu_sharing.LINES, str(tmp_path / "lines"))
-    good = gpu_sweep.trials_of(DRY)[1]
-    monkeypatch.setattr(gpu_sweep, "trials_of", lambda options: [good, replace(good, launch={"BLOCK_ROWS": 5}), good])
-    gpu_sweep.main('{"dry_run": true}', "0", "1")
-    monkeypatch.setattr(gpu_sweep, "check", lambda problem, check=gpu_sweep.check: [replace(each, limit=-1.0) for each in check(problem)])
-    gpu_sweep.main('{"dry_run": true}', "2")
+    monkeypatch.setenv(sharing.LINES, str(tmp_path / "lines"))
+    good = sweep.trials_of(DRY)[1]
+    monkeypatch.setattr(sweep, "trials_of", lambda options: [good, replace(good, launch={"BLOCK_ROWS": 5}), good])
+    sweep.main('{"dry_run": true}', "0", "1")
+    monkeypatch.setattr(sweep, "check", lambda problem, check=sweep.check: [replace(each, limit=-1.0) for each in check(problem)])
+    sweep.main('{"dry_run": true}', "2")
     right, impossible, wrong = (json.loads(line)["problem"] for line in (tmp_path / "lines").read_text().splitlines())
     assert right == "" and "arange" in impossible and "errs by" in wrong
 
@@ -468,25 +469,25 @@ def test_the_cpu_kernel_is_built_where_training_needs_it(built: bool, monkeypatc
         commands.append(command)
         return subprocess.CompletedProcess(command, 0, "", "a warning\nno Python.h\n")
 
-    monkeypatch.setattr(gpu_loading.shutil, "which", lambda name: "/usr/bin/gcc")
-    monkeypatch.setattr(gpu_loading.subprocess, "run", run)
-    monkeypatch.setattr(gpu_loading, "native_missing", lambda: None if built else "it was not built")
-    words = gpu_loading.build_native()
+    monkeypatch.setattr(loading.shutil, "which", lambda name: "/usr/bin/gcc")
+    monkeypatch.setattr(loading.subprocess, "run", run)
+    monkeypatch.setattr(loading, "native_missing", lambda: None if built else "it was not built")
+    words = loading.build_native()
     assert words == ("the CPU view kernel was built" if built else "the CPU view kernel is not built: no Python.h")
     assert commands[0][-2:] == ["build_ext", "--inplace"]
-    monkeypatch.setattr(gpu_loading.shutil, "which", lambda name: None)
-    assert gpu_loading.build_native() == "the CPU view kernel is not built: no gcc, or no checkout" and len(commands) == 1
+    monkeypatch.setattr(loading.shutil, "which", lambda name: None)
+    assert loading.build_native() == "the CPU view kernel is not built: no gcc, or no checkout" and len(commands) == 1
 
 
 def test_a_case_that_cannot_be_timed_leaves_the_other_cases_of_the_sweep_alone(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     def timed(case: str, *_: Any) -> list[dict[str, Any]]:
-        if case.startswith("roi_pool"):
+        if case.startswith("roi_align"):
             raise RuntimeError("planted")
         return [{"trial": "", "median_s": 1.0}]
 
-    monkeypatch.setattr(gpu_sweep, "share_out", lambda names, *_, **__: {name: {"problem": ""} for name in names})
-    monkeypatch.setattr(gpu_sweep, "_timed", timed)
-    gpu_sweep.sweep(DRY, report)
+    monkeypatch.setattr(sweep, "share_out", lambda names, *_, **__: {name: {"problem": ""} for name in names})
+    monkeypatch.setattr(sweep, "_timed", timed)
+    sweep.sweep(DRY, report)
     content = content_of(report)
-    assert content["red"] == ["roi_pool B1 tiny float32 cpu: RuntimeError: planted"]
+    assert content["red"] == ["roi_align B1 tiny float32 cpu: RuntimeError: planted"]
     assert "pair_loss B1 tiny float32 cpu" in content["figures"]

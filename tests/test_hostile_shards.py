@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from wherefrom.pipeline.headers import examine_picture, exif_orientation
-from wherefrom.pipeline.reader import ShardChanged, ShardReader
-from wherefrom.pipeline.shard_store import file_beside
-from wherefrom.pipeline.shard_table import scan_shard
-from wherefrom.pipeline.shards import BrokenShardError, ShardIndex, expand_pattern
+from wherefrom.pipeline.shards.index import BrokenShardError, ShardIndex
+from wherefrom.pipeline.shards.pattern import expand_pattern
+from wherefrom.pipeline.shards.picture_headers import examine_picture, exif_orientation
+from wherefrom.pipeline.shards.reader import ShardChanged, ShardReader
+from wherefrom.pipeline.shards.store import file_beside
+from wherefrom.pipeline.shards.table import scan_shard
 from wherefrom.tools.index import index_command
 
 pytestmark = pytest.mark.core

@@ -1,6 +1,6 @@
 """The plan of the house, read from the files with ast and tomllib: who imports whom, what is packaged, forbidden, documented.
 
-Every reader of source below is shown a planted offence first, so that a rule that sees nothing cannot pass.
+Every reader of source below is shown a planted offense first, so that a rule that sees nothing cannot pass.
 """
 
 import ast
@@ -65,10 +65,10 @@ def imported_names(source: str, module: str) -> Iterator[str]:
             yield from (f"{target}.{alias.name}" for alias in node.names)
 
 
-def import_offences(source: str, module: str) -> list[str]:
+def import_offenses(source: str, module: str) -> list[str]:
     own = FOLDERS.index(module.split(".")[1])
     allowed = {f"wherefrom.{folder}" for folder in FOLDERS[: own + 1]}
-    offences = []
+    offenses = []
     for name in imported_names(source, module):
         top = name.split(".")[0]
         if top == "wherefrom":
@@ -76,8 +76,8 @@ def import_offences(source: str, module: str) -> list[str]:
         else:
             right = top in sys.stdlib_module_names or (top in FIRST_USER and FOLDERS.index(FIRST_USER[top]) <= own)
         if not right:
-            offences.append(f"{module} imports {name}")
-    return offences
+            offenses.append(f"{module} imports {name}")
+    return offenses
 
 
 def forbidden_words(source: str) -> list[str]:
@@ -121,13 +121,13 @@ def forbidden_words(source: str) -> list[str]:
     ],
 )
 def test_an_import_against_the_plan_is_seen(module: str, source: str) -> None:
-    assert import_offences(source, module)
+    assert import_offenses(source, module)
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("path", SOURCES, ids=MODULES)
 def test_imports_point_one_way(path: Path) -> None:
-    assert import_offences(path.read_text(encoding="utf-8"), module_name(path)) == []
+    assert import_offenses(path.read_text(encoding="utf-8"), module_name(path)) == []
 
 
 @pytest.mark.core
@@ -258,19 +258,19 @@ def marks(node: ast.AST) -> set[str]:
     return {each.attr for each in ast.walk(node) if isinstance(each, ast.Attribute) and ast.unparse(each.value) == "pytest.mark"}
 
 
-def core_offences(source: str) -> list[str]:
+def core_offenses(source: str) -> list[str]:
     """Return what is wrong with the core tests of a file: there is none, or one is slow, which `pytest -m core` would run."""
     tree = ast.parse(source)
     for_all = set().union(*(marks(node.value) for node in tree.body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)))
     tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
     of_each = {test.name: for_all.union(*(marks(decorator) for decorator in test.decorator_list)) for test in tests}
-    offences = [f"{name} is core and slow" for name, found in of_each.items() if {"core", "slow"} <= found]
-    return offences if any("core" in found for found in of_each.values()) else [*offences, "no core test"]
+    offenses = [f"{name} is core and slow" for name, found in of_each.items() if {"core", "slow"} <= found]
+    return offenses if any("core" in found for found in of_each.values()) else [*offenses, "no core test"]
 
 
 @pytest.mark.core
 @pytest.mark.parametrize(
-    ("source", "offences"),
+    ("source", "offenses"),
     [
         ("@pytest.mark.core\ndef test_a(): ...\ndef test_b(): ...", []),
         ("pytestmark = [pytest.mark.core, pytest.mark.skipif(no)]\ndef test_a(): ...", []),
@@ -284,11 +284,11 @@ def core_offences(source: str) -> list[str]:
         ),
     ],
 )
-def test_a_file_without_core_tests_or_with_slow_ones_is_seen(source: str, offences: list[str]) -> None:
-    assert core_offences(source) == offences
+def test_a_file_without_core_tests_or_with_slow_ones_is_seen(source: str, offenses: list[str]) -> None:
+    assert core_offenses(source) == offenses
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("path", TESTS, ids=[path.stem for path in TESTS])
 def test_every_test_file_has_core_tests_and_none_of_them_is_slow(path: Path) -> None:
-    assert core_offences(path.read_text(encoding="utf-8")) == []
+    assert core_offenses(path.read_text(encoding="utf-8")) == []

@@ -17,22 +17,23 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wherefrom.pipeline import render_dali, slots
-from wherefrom.pipeline.colour import draw_colours
+from wherefrom.pipeline.color import draw_colors
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.loader import Loader, TooManyBadError, make_loader
 from wherefrom.pipeline.order import Order
-from wherefrom.pipeline.recipe import ColourLaw, Disjoint, Independent, Paired, Recipe, ViewFamily
-from wherefrom.pipeline.render import Rendered, RendererName, make_renderer
-from wherefrom.pipeline.shards import ShardIndex
-from wherefrom.pipeline.slots import SlotRing
+from wherefrom.pipeline.render import dali_renderer, slots
+from wherefrom.pipeline.render.choose import make_renderer
+from wherefrom.pipeline.render.renderer import Rendered, RendererName
+from wherefrom.pipeline.render.slots import SlotRing
+from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.view_recipe import ColorLaw, Disjoint, Independent, Paired, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 
 PAIR = ViewFamily(name="pair", views=2, size_px=(24, 24), law=Paired(), mirror="picture", min_side_px=4)
 LOCAL = ViewFamily(
-    name="local", views=3, size_px=(16, 20), mirror="view", turns=True, colour=ColourLaw(blur_prob=0.5, solarise_prob=0.2), min_side_px=8
+    name="local", views=3, size_px=(16, 20), mirror="view", turns=True, color=ColorLaw(blur_prob=0.5, solarize_prob=0.2), min_side_px=8
 )
-RECIPE = Recipe(families=(PAIR, LOCAL))
+RECIPE = ViewRecipe(families=(PAIR, LOCAL))
 BATCH = 12
 Records = dict[tuple[int, int], tuple[NDArray, ...]]  # (epoch, drawn_for) -> every number of its record
 
@@ -42,7 +43,7 @@ def build(tiny_shards: Path) -> Iterator[Callable[..., Loader]]:
     """Builds loaders over 56 pictures in two shards, closed at the end."""
     built: list[Loader] = []
 
-    def make(recipe: Recipe = RECIPE, **settings: Any) -> Loader:
+    def make(recipe: ViewRecipe = RECIPE, **settings: Any) -> Loader:
         given = {"seed": 7, "global_batch": BATCH, "renderer": "torch", "threads": 0} | settings
         index = given.pop("index", None) or ShardIndex.open(str(tiny_shards))
         built.append(make_loader(index, recipe, **given))
@@ -55,13 +56,13 @@ def build(tiny_shards: Path) -> Iterator[Callable[..., Loader]]:
 
 def record_of(views: Views, position: int) -> tuple[NDArray, ...]:
     """Every number of one sample's record."""
-    geometry, colour = views.geometry, views.photometric
+    geometry, color = views.geometry, views.photometric
     numbers = [
         getattr(geometry, name)[position] for name in ("boxes", "flipped", "quarter_turns", "source_size", "stored_orientation", "sample")
     ]
     return tuple(
         tensor.numpy()
-        for tensor in [*numbers, views.valid[position], *(getattr(colour, item.name)[position] for item in fields(Photometric))]
+        for tensor in [*numbers, views.valid[position], *(getattr(color, item.name)[position] for item in fields(Photometric))]
     )
 
 
@@ -104,11 +105,11 @@ def test_a_record_is_what_is_drawn_for_its_sample_alone(build: Callable[..., Loa
     for b in (0, 5, BATCH - 1):
         sample = batch.sample[b : b + 1].numpy()
         drawn = draw_geometry(RECIPE, seed=7, epoch=1, drawn_for=sample, source_size=loader.index.source_size[sample])
-        colours = draw_colours(RECIPE, seed=7, epoch=1, drawn_for=sample)
-        for views, alone, colour in zip(batch.views, drawn, colours, strict=True):
+        colors = draw_colors(RECIPE, seed=7, epoch=1, drawn_for=sample)
+        for views, alone, color in zip(batch.views, drawn, colors, strict=True):
             for name in ("boxes", "flipped", "quarter_turns", "source_size"):
                 assert torch.equal(getattr(views.geometry, name)[b], getattr(alone.geometry, name)[0])
-            assert torch.equal(views.valid[b], alone.valid[0]) and torch.equal(views.photometric.hue_rad[b], colour.hue_rad[0])
+            assert torch.equal(views.valid[b], alone.valid[0]) and torch.equal(views.photometric.hue_rad[b], color.hue_rad[0])
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
@@ -139,7 +140,7 @@ def test_the_batch_size_changes_no_view(build: Callable[..., Loader], order: str
 
 
 @pytest.mark.core
-@pytest.mark.skipif(not render_dali.installed(), reason="DALI is not installed")
+@pytest.mark.skipif(not dali_renderer.installed(), reason="DALI is not installed")
 def test_both_renderers_are_handed_the_same_records(build: Callable[..., Loader]) -> None:
     torch_batches = list(build())
     dali = [build(renderer="dali", rank=rank, ranks=2, threads=1) for rank in range(2)]
@@ -148,7 +149,7 @@ def test_both_renderers_are_handed_the_same_records(build: Callable[..., Loader]
 
 def test_other_families_change_nothing(build: Callable[..., Loader]) -> None:
     other = ViewFamily(name="other", views=4, size_px=(8, 8), law=Disjoint(), mirror="view", min_side_px=4)
-    for alone, more in zip(build(), build(Recipe(families=(other, PAIR, LOCAL))), strict=True):
+    for alone, more in zip(build(), build(ViewRecipe(families=(other, PAIR, LOCAL))), strict=True):
         assert_same_records(records_of([alone]), records_of([more]))
         for name in ("pair", "local"):
             assert torch.equal(alone.family(name).pixels, more.family(name).pixels)
@@ -216,7 +217,7 @@ def test_ranks_draw_independently() -> None:
     count, size = 20_000, np.array([480, 640], np.int32)
     orders = [Order(samples=count, global_batch=200, rank=rank, ranks=2) for rank in range(2)]
     ids = [np.concatenate([order.micro_batch(0, step, 0) for step in range(100)]) for order in orders]
-    recipe = Recipe(families=(replace(LOCAL, law=Independent()),))
+    recipe = ViewRecipe(families=(replace(LOCAL, law=Independent()),))
 
     def drawn(keys: NDArray[np.int64]) -> NDArray[np.float64]:
         record = draw_geometry(recipe, seed=0, epoch=0, drawn_for=keys, source_size=np.broadcast_to(size, (len(keys), 2)).copy())[
@@ -236,7 +237,7 @@ def test_ranks_draw_independently() -> None:
 @pytest.mark.parametrize(
     ("field", "other"),
     [
-        ("recipe", {"recipe": Recipe(families=(PAIR,))}),
+        ("recipe", {"recipe": ViewRecipe(families=(PAIR,))}),
         ("seed", {"seed": 8}),
         ("global_batch", {"global_batch": 6}),
         ("order", {"order": "block"}),
@@ -332,7 +333,7 @@ def test_dropped_batches_need_no_more_slots_than_expected(build: Callable[..., L
 
 
 def undecodable(jpeg: bytes) -> bytes:
-    """A JPEG whose header, lengths and end marker are sound, and whose quantisation table is not the one that its frame asks for."""
+    """A JPEG whose header, lengths and end marker are sound, and whose quantization table is not the one that its frame asks for."""
     table = jpeg.index(b"\xff\xdb") + 4
     return jpeg[:table] + b"\x03" + jpeg[table + 1 :]
 
@@ -358,11 +359,11 @@ STANDS_IN = {3: 5, 4: 5, 7: 8, 11: 12, 19: 0}
 def test_what_will_not_decode_is_replaced_by_the_next_sound_picture(
     with_bad: Path, renderer: RendererName, threads: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if renderer == "dali" and not render_dali.installed():
+    if renderer == "dali" and not dali_renderer.installed():
         pytest.skip("DALI is not installed")
     index = ShardIndex.open(str(with_bad))
     assert index.unsound_count == 1  # the header tells no more
-    clean = Recipe(families=(replace(LOCAL, colour=None),))
+    clean = ViewRecipe(families=(replace(LOCAL, color=None),))
     with make_loader(index, clean, global_batch=5, order="sequential", renderer=renderer, threads=threads) as loader:
         batches = [clone(batch) for batch in loader]
         shown = {int(d): int(s) for batch in batches for s, d in zip(batch.sample, batch.drawn_for, strict=True)}
@@ -390,7 +391,7 @@ class Lenient:
 
     name, strict = "lenient", False
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: ViewRecipe) -> None:
         self.inner = make_renderer(recipe, "torch", threads=0)
 
     def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
@@ -531,7 +532,7 @@ def test_a_drawn_record_is_its_own() -> None:
 
 @pytest.mark.parametrize("renderer", ["torch", "native", "dali"])
 def test_sequential_ranks_together_see_everything_once(build: Callable[..., Loader], renderer: RendererName) -> None:
-    if renderer == "dali" and not render_dali.installed():
+    if renderer == "dali" and not dali_renderer.installed():
         pytest.skip("DALI is not installed")
     parts = [list(build(order="sequential", rank=rank, ranks=4, renderer=renderer, global_batch=24)) for rank in range(4)]
     assert [[len(batch) for batch in part] for part in parts] == [[6, 6, 6], [6, 6, 2], [6, 6, 0], [6, 6, 0]]
@@ -616,7 +617,7 @@ def test_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: Path) -> Non
 # a DALI pipeline that stays takes 10 MB
 @pytest.mark.parametrize(("renderer", "allowed_bytes"), [("torch", 10e6), ("native", 10e6), ("dali", 100e6)])
 def test_two_hundred_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: Path, renderer: RendererName, allowed_bytes: float) -> None:
-    if renderer == "dali" and not render_dali.installed():
+    if renderer == "dali" and not dali_renderer.installed():
         pytest.skip("DALI is not installed")
     index = ShardIndex.open(str(tiny_shards))
     assert_dropped_loaders_leave_nothing(
@@ -624,7 +625,7 @@ def test_two_hundred_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: 
     )
 
 
-LARGE = Recipe(families=(ViewFamily(name="large", views=5, size_px=(96, 96)),))  # 6.6 MB a batch of 12
+LARGE = ViewRecipe(families=(ViewFamily(name="large", views=5, size_px=(96, 96)),))  # 6.6 MB a batch of 12
 
 
 def growth_bytes(loader: Loader, epochs: int) -> int:
@@ -654,7 +655,9 @@ def test_kept_batches_do_grow(build: Callable[..., Loader]) -> None:
 @pytest.mark.slow
 @needs_proc
 def test_resident_memory_is_flat_over_ten_epochs_of_photographs(photographs: Path) -> None:
-    recipe = Recipe(families=(ViewFamily(name="global", views=2, size_px=(224, 224)), ViewFamily(name="local", views=8, size_px=(96, 96))))
+    recipe = ViewRecipe(
+        families=(ViewFamily(name="global", views=2, size_px=(224, 224)), ViewFamily(name="local", views=8, size_px=(96, 96)))
+    )
     with make_loader(str(photographs / "imagenet-sample"), recipe, global_batch=32, renderer="torch", threads=2) as loader:
         assert growth_bytes(loader, 10) < loader.prefetch_bytes / loader.prefetch / 2  # half a batch
 
@@ -674,7 +677,7 @@ def test_a_closed_loader_says_so(build: Callable[..., Loader]) -> None:
 
 @pytest.mark.core
 def test_photographs_come_as_their_index_says(photographs: Path, build: Callable[..., Loader]) -> None:
-    recipe = Recipe(
+    recipe = ViewRecipe(
         families=(ViewFamily(name="global", views=2, size_px=(64, 64), mirror="view"), replace(LOCAL, min_side_px=16)), pixels="uint8"
     )
     loader = build(recipe, index=ShardIndex.open(str(photographs / "imagenet-sample")), global_batch=16, threads=2)

@@ -23,19 +23,19 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.train import checkpoint
 from wherefrom.train import trainer as trainer_module
 from wherefrom.train.encoder import Encoder, ModelSettings
-from wherefrom.train.evaluate import ShardPictures
+from wherefrom.train.evaluation.pictures import ShardPictures
+from wherefrom.train.evaluation.report import evaluate_run
 from wherefrom.train.loop import accelerator_for, run
 from wherefrom.train.objective import Terms
 from wherefrom.train.objectives import DenseSpatialSettings
 from wherefrom.train.objectives.spatial import SpatialSettings
-from wherefrom.train.optimiser import gated_step, make_optimiser
+from wherefrom.train.optimizer import gated_step, make_optimizer
 from wherefrom.train.recipes import recipe
 from wherefrom.train.reporting import LogRecord, Silent, Summary
-from wherefrom.train.run_evaluation import evaluate_run
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings
 from wherefrom.train.trainer import Trainer
@@ -51,7 +51,7 @@ def tiny(shards: Path, *, updates: int = 6, **changes: Any) -> TrainSettings:
         global_batch=8,
         updates=updates,
         model=ModelSettings(view_size_px=24, patch_size_px=12, width=32, depth=1, heads=2),
-        spatial=SpatialSettings(law="disjoint", views=3, size_px=24, area_frac=(0.06, 0.16), colour=None, min_side_px=4),
+        spatial=SpatialSettings(law="disjoint", views=3, size_px=24, area_frac=(0.06, 0.16), color=None, min_side_px=4),
         evaluation=EvaluationSettings(
             every=0, pictures=16, head_pictures=16, head_steps=5, knn_pictures=40, short_pictures=8, short_knn_pictures=20
         ),
@@ -365,13 +365,13 @@ def test_a_broken_loss_changes_no_weight_and_stops_the_run_at_the_log(tiny_shard
         trainer.update()
         trainer.update()
         sound = {name: tensor.clone() for name, tensor in trainer.step.state_dict().items()}
-        state = [tensor.clone() for held in trainer.optimiser.state.values() for tensor in held.values()]
+        state = [tensor.clone() for held in trainer.optimizer.state.values() for tensor in held.values()]
         hook = trainer.step.objectives["spatial"].head.register_forward_hook(lambda _, __, out: (out[0] * math.nan, out[1]))
         trainer.update()
         hook.remove()
         trainer.update()  # what follows is sound again, and changes nothing either
         assert_same_weights(dict(trainer.step.state_dict()), sound)
-        assert all(map(torch.equal, state, [tensor for held in trainer.optimiser.state.values() for tensor in held.values()]))
+        assert all(map(torch.equal, state, [tensor for held in trainer.optimizer.state.values() for tensor in held.values()]))
         with pytest.raises(FloatingPointError) as stopped:
             trainer.log()
         ids = trainer.loader.order.micro_batch(0, 2, 0).tolist()
@@ -402,16 +402,16 @@ def test_a_meter_that_some_micro_batches_lack_is_a_mean_over_the_others(tiny_sha
 def test_a_gated_step_is_a_step_or_nothing(name: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-    optimiser = make_optimiser(model, OptimSettings(name=name, lr=0.1))
+    optimizer = make_optimizer(model, OptimSettings(name=name, lr=0.1))
     for sound in (True, False, True):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model(torch.ones(3, 4)).square().sum().backward()
         before = [parameter.detach().clone() for parameter in model.parameters()]
         if not sound:
             for parameter in model.parameters():
                 assert parameter.grad is not None
                 parameter.grad.fill_(math.nan)
-        gated_step(optimiser, torch.tensor(sound))
+        gated_step(optimizer, torch.tensor(sound))
         for parameter, old in zip(model.parameters(), before, strict=True):
             assert torch.equal(parameter, old) != sound
             assert parameter.isfinite().all()
@@ -419,13 +419,13 @@ def test_a_gated_step_is_a_step_or_nothing(name: str) -> None:
 
 def test_weights_decay_in_matrices_only(tiny_shards: Path) -> None:
     encoder = Encoder(tiny(tiny_shards).model)
-    optimiser = make_optimiser(encoder, OptimSettings(weight_decay=0.3))
+    optimizer = make_optimizer(encoder, OptimSettings(weight_decay=0.3))
     names = {id(parameter): name for name, parameter in encoder.named_parameters()}
-    decayed = {names[id(p)] for group in optimiser.param_groups if group["weight_decay"] == 0.3 for p in group["params"]}
+    decayed = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] == 0.3 for p in group["params"]}
     assert decayed == {name for name, p in encoder.named_parameters() if p.ndim >= 2 and not name.endswith(("cls_token", "pos_embed"))}
     assert decayed
     with pytest.raises(ValueError, match="it has adam"):
-        make_optimiser(encoder, OptimSettings(name="adamv"))
+        make_optimizer(encoder, OptimSettings(name="adamv"))
 
 
 def test_runs_of_two_precisions_follow_one_another_in_a_process(tiny_shards: Path, tmp_path: Path) -> None:
@@ -477,7 +477,7 @@ REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "ranks and micro-batches that do not divide": (lambda s: {"runtime": RuntimeSettings(device="cpu", accumulation=3)}, "accumulation"),
     "held-out shards that are learned from": (lambda s: {"val": str(s / "train.tar")}, r"train\.tar is a training shard too"),
     "no such shards": (lambda s: {"data": str(s / "none-{000000..000003}.tar")}, "none-000000.tar"),
-    "no such optimiser": (lambda _: {"optim": OptimSettings(name="adamv")}, "adamv"),
+    "no such optimizer": (lambda _: {"optim": OptimSettings(name="adamv")}, "adamv"),
 }
 
 
@@ -565,12 +565,12 @@ def test_without_out_the_next_free_number_is_taken(tiny_shards: Path, tmp_path: 
 
 def test_only_the_newest_checkpoints_are_kept_whatever_a_kill_left(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
-    optimiser = make_optimiser(model, OptimSettings())
+    optimizer = make_optimizer(model, OptimSettings())
     folder = tmp_path / "checkpoints"
 
     def saved(update: int) -> None:
         state = checkpoint.State(update=update, settings={}, position={}, unlogged=[], seconds={})
-        checkpoint.save(folder, state, model, optimiser, keep=2)
+        checkpoint.save(folder, state, model, optimizer, keep=2)
 
     for update in (1, 2, 3):
         saved(update)
@@ -603,20 +603,20 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
             checkpoint.read_state(tmp_path / "update-00000001")
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimiser.pt"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.pt"])
 def test_tensors_of_a_checkpoint_are_refused_where_cut_short_or_changed(name: str, tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
-    optimiser = make_optimiser(model, OptimSettings())
+    optimizer = make_optimizer(model, OptimSettings())
     state = checkpoint.State(update=1, settings={}, position={}, unlogged=[], seconds={})
-    saved = checkpoint.save(tmp_path / "checkpoints", state, model, optimiser, keep=1)
-    checkpoint.load(saved, model, optimiser)  # sound as it was saved
+    saved = checkpoint.save(tmp_path / "checkpoints", state, model, optimizer, keep=1)
+    checkpoint.load(saved, model, optimizer)  # sound as it was saved
     whole = (saved / name).read_bytes()
     head_lost = bytes(len(whole) // 4) + whole[len(whole) // 4 :]
     one_bit = whole[:-1] + bytes([whole[-1] ^ 1])
     for damaged in (b"", whole[: len(whole) // 2], whole[:-1], head_lost, bytes(len(whole)), one_bit):
         (saved / name).write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"{name}: damaged \(.*\); go back to an older checkpoint"):
-            checkpoint.load(saved, model, optimiser)
+            checkpoint.load(saved, model, optimizer)
     (saved / name).unlink()
     with pytest.raises(ValueError, match=f"{name}: damaged"):
-        checkpoint.load(saved, model, optimiser)
+        checkpoint.load(saved, model, optimizer)

@@ -127,7 +127,7 @@ def test_no_unwritten_memory_is_read(watched_fuzzer: list[str | Path]) -> None:
     assert_clean(fuzz(watched_fuzzer, span="120cases", seed=1, sets="baseline,avx2"))
 
 
-@pytest.mark.parametrize(("plant", "seen"), [("overrun", "Invalid write"), ("unset", "depends on uninitialised value")])
+@pytest.mark.parametrize(("plant", "seen"), [("overrun", "Invalid write"), ("unset", "depends on uninitialized value")])
 def test_what_is_done_wrong_is_seen_by_valgrind(watched_fuzzer: list[str | Path], plant: str, seen: str) -> None:
     done = fuzz(watched_fuzzer, span="40cases", seed=1, sets="baseline", plant=plant)
     assert done.returncode == 9 and seen in done.stderr, done.stderr
@@ -197,7 +197,7 @@ RECORD = {  # of one upright picture's one view, in the order of the module's ar
     "quarter_turns": bytes(8),
     "matrix": bytes(48),
     "blur_sigma_px": bytes(4),
-    "solarised": bytes(1),
+    "solarized": bytes(1),
 }
 
 

@@ -113,7 +113,7 @@ def test_every_sample_comes_equally_often_at_every_place(count: int) -> None:
     assert stats.chisquare(pairs[others]).pvalue > 0.01
 
 
-def test_neighbours_are_not_kept_together() -> None:
+def test_neighbors_are_not_kept_together() -> None:
     """In a shuffled order the distance of consecutive ids is that of independent numbers; `sequential` is the negative control."""
     ids = make_order(20_000, 10).ids(0, np.arange(20_000)) / 20_000
     assert abs(np.corrcoef(ids[:-1], ids[1:])[0, 1]) < 3 / math.sqrt(20_000)

@@ -1,4 +1,4 @@
-"""The pair loss against autograd through the materialised formula in float64, that formula against single pairs in plain Python, and
+"""The pair loss against autograd through the materialized formula in float64, that formula against single pairs in plain Python, and
 the promises of the operator: memory, repeatability, compile, torch.func, autocast, what it refuses.
 
 The rule: error at most twice that of PyTorch in the same dtype, plus 4 units in the last place of the largest value.
@@ -25,11 +25,12 @@ from wherefrom.kernels import pair_loss_torch
 from wherefrom.kernels.pair_loss import Activation, Pairs, Regression, _pair_loss_op, pair_loss
 from wherefrom.kernels.pair_loss_reference import PairLoss
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
-from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings, drawn_records, pair_terms
+from wherefrom.train.objectives.pairs import drawn_records, pair_terms
+from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ACTIVATIONS, LOSSES, PAIRS = get_args(Activation), get_args(Regression), (*get_args(Pairs), "given")
-LEARNT = ("a", "b", "weight", "offset", "bias")
+LEARNED = ("a", "b", "weight", "offset", "bias")
 
 
 def problem(samples: int, boxes: int, hidden: int, *, scale: str = "log_area", loss: str = "squared", seed: int = 0) -> dict[str, Any]:
@@ -75,18 +76,18 @@ def chosen_pairs(pairs: str, boxes: int) -> str | Tensor:
 
 
 def results(
-    arguments: dict[str, Any], *, learnt: tuple[str, ...] = LEARNT, dtype: torch.dtype | None = None, **more: Any
+    arguments: dict[str, Any], *, learned: tuple[str, ...] = LEARNED, dtype: torch.dtype | None = None, **more: Any
 ) -> dict[str, Tensor]:
     """Return every part of the result and every gradient, by name; arguments may hold "upstream", what the loss is multiplied by."""
     arguments = arguments | more
     upstream = arguments.pop("upstream", torch.ones(()))
-    for name in LEARNT:
+    for name in LEARNED:
         value = arguments[name].detach()
-        arguments[name] = (value if dtype is None else value.to(dtype)).requires_grad_(name in learnt)
+        arguments[name] = (value if dtype is None else value.to(dtype)).requires_grad_(name in learned)
     found = pair_loss(**arguments)
-    if learnt:
+    if learned:
         (found.loss * upstream.to(found.loss)).sum().backward()
-    gradients = {f"d_{name}": arguments[name].grad for name in learnt}
+    gradients = {f"d_{name}": arguments[name].grad for name in learned}
     return {name: value.detach() for name, value in found._asdict().items()} | gradients
 
 
@@ -263,19 +264,19 @@ def test_how_pairs_are_cut_changes_nothing_but_rounding(boxes: int, hidden: int,
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has the kernels for every size")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_few_pairs_are_materialised_in_float32_and_many_are_not(dtype: torch.dtype) -> None:
+def test_few_pairs_are_materialized_in_float32_and_many_are_not(dtype: torch.dtype) -> None:
     arguments = problem(2, 8, 37)
     arguments |= {name: arguments[name].to(dtype) for name in ("a", "weight")}
     expected = results(arguments, backend="torch")
-    learnt = {name: arguments[name].clone().requires_grad_() for name in LEARNT}
+    learned = {name: arguments[name].clone().requires_grad_() for name in LEARNED}
     with Calls() as calls, torch.autocast(DEVICE, torch.bfloat16):
-        found = pair_loss(**(arguments | learnt))
+        found = pair_loss(**(arguments | learned))
         assert not calls.grads
         pair_loss(**problem(2, 120, 37))
         assert calls.grads == [False]
     found.loss.backward()
     for name, value in expected.items():
-        same = learnt[name.removeprefix("d_")].grad if name.startswith("d_") else getattr(found, name)
+        same = learned[name.removeprefix("d_")].grad if name.startswith("d_") else getattr(found, name)
         torch.testing.assert_close(same.detach(), value)
 
 
@@ -296,9 +297,9 @@ def test_gradients_of_samples_are_weighted_before_they_are_summed() -> None:
 def test_only_what_requires_a_gradient_gets_one() -> None:
     arguments = problem(2, 5, 8)
     every = results(arguments, backend="torch")
-    for learnt in itertools.chain.from_iterable(itertools.combinations(LEARNT, count) for count in (1, 2)):
-        found = results(arguments, learnt=learnt, backend="torch")
-        for name in learnt:
+    for learned in itertools.chain.from_iterable(itertools.combinations(LEARNED, count) for count in (1, 2)):
+        found = results(arguments, learned=learned, backend="torch")
+        for name in learned:
             assert torch.equal(found[f"d_{name}"], every[f"d_{name}"])
 
 
@@ -319,10 +320,10 @@ def test_gradients_are_not_computed_where_none_is_wanted() -> None:
     arguments = problem(2, 5, 8)
     with Calls() as calls:
         plain = pair_loss(**arguments, backend="torch")
-        learnt = arguments | {"a": arguments["a"].clone().requires_grad_()}
+        learned = arguments | {"a": arguments["a"].clone().requires_grad_()}
         with torch.no_grad():
-            unseen = pair_loss(**learnt, backend="torch")
-        wanted = pair_loss(**learnt, backend="torch")
+            unseen = pair_loss(**learned, backend="torch")
+        wanted = pair_loss(**learned, backend="torch")
     assert calls.grads == [False, False, True]
     assert not plain.loss.requires_grad and not unseen.loss.requires_grad and wanted.loss.requires_grad
     assert not any(part.requires_grad for part in wanted[1:])
@@ -409,10 +410,10 @@ def test_results_repeat_bit_for_bit(pairs: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     arguments = problem(2, 20, 37)
-    arguments |= {name: arguments[name].to(dtype) for name in LEARNT}
+    arguments |= {name: arguments[name].to(dtype) for name in LEARNED}
     assert_as_reference(arguments)
     found = results(arguments, backend="torch")
-    assert found["loss"].dtype == torch.float32 and all(found[f"d_{name}"].dtype == dtype for name in LEARNT)
+    assert found["loss"].dtype == torch.float32 and all(found[f"d_{name}"].dtype == dtype for name in LEARNED)
     exact = results(arguments, dtype=torch.float32, backend="torch")
     assert torch.equal(found["loss"], exact["loss"])
     assert torch.equal(found["d_a"], exact["d_a"].to(dtype))
@@ -454,7 +455,7 @@ def test_compiles_without_a_break(per_sample: bool) -> None:
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     both = []
     for call in (step, compiled):
-        inputs = [arguments[name].clone().requires_grad_() for name in LEARNT]
+        inputs = [arguments[name].clone().requires_grad_() for name in LEARNED]
         loss, said = call(*inputs, arguments["boxes"])
         loss.backward()
         both.append([loss.detach(), said, *(value.grad for value in inputs)])
@@ -508,7 +509,7 @@ def test_a_second_derivative_is_refused_never_0(outer: str) -> None:
 def test_the_operator_is_what_it_says(pairs: str, grads: bool, per_sample: bool) -> None:
     arguments = problem(2, 5, 8)
     listed = chosen_pairs(pairs, 5)
-    tensors = [arguments[name] for name in (*LEARNT, "boxes")]
+    tensors = [arguments[name] for name in (*LEARNED, "boxes")]
     plain = [listed if isinstance(listed, Tensor) else None, *(arguments[name] for name in ("valid", "flipped", "quarter_turns"))]
     plain += [None, *(arguments[name] for name in ("mean", "std", "channel_weights"))]
     words = [pairs, "reference", "log_area", "view", "gelu", "huber", 0.5, per_sample, grads, "torch"]
@@ -554,7 +555,7 @@ class Allocated(TorchDispatchMode):
         self.now -= size
 
 
-def test_memory_is_a_fortieth_of_the_materialised_forms() -> None:
+def test_memory_is_a_fortieth_of_the_materialized_forms() -> None:
     peaks = {}
     arguments = problem(1, 196, 512)
     for backend in ("reference", "torch"):
@@ -657,9 +658,9 @@ def test_sp_learns_the_same_from_an_additive_head_as_from_its_predictions(spatia
     left_out = 1 - counted.float().mean()
     torch.testing.assert_close(dict(fused.losses), dict(plain.losses))
     torch.testing.assert_close(dict(fused.meters), {**plain.meters, "pairs_left_out": left_out}, rtol=1e-5, atol=1e-5)
-    learnt = [summary, *objective.head.parameters()]
+    learned = [summary, *objective.head.parameters()]
     one, other = (
-        torch.autograd.grad(sum(objective.weights[term] * terms.losses[term] for term in terms.losses), learnt, materialize_grads=True)
+        torch.autograd.grad(sum(objective.weights[term] * terms.losses[term] for term in terms.losses), learned, materialize_grads=True)
         for terms in (fused, plain)
     )
     torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)

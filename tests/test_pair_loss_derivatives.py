@@ -22,7 +22,7 @@ INTERPRETED = ("jvp", "vmap of grad of a", "hessian", "backward of dual numbers"
 PATHS = ("torch", "triton", "small", "large")
 MODULE = importlib.import_module("wherefrom.kernels.pair_loss")
 B, N, H, C = 2, 3, 4, 3
-LEARNT = tuple(range(5))  # a, b, weight, offset, bias
+LEARNED = tuple(range(5))  # a, b, weight, offset, bias
 
 Loss = Callable[..., Tensor]
 Five = tuple[Tensor, ...]
@@ -40,7 +40,7 @@ BOXES = torch.cat([CORNERS[:, :, 0], CORNERS.sum(2) + 0.2], -1)
 
 def loss_by(path: str, per_sample: bool, monkeypatch: pytest.MonkeyPatch) -> Loss:
     if path == "large":
-        monkeypatch.setattr(MODULE, "MATERIALISED", 0)
+        monkeypatch.setattr(MODULE, "MATERIALIZED", 0)
     backend: Any = "auto" if path in ("small", "large") else path
 
     def loss(a: Tensor, b: Tensor, weight: Tensor, offset: Tensor, bias: Tensor) -> Tensor:
@@ -89,16 +89,16 @@ FIRST: dict[str, Callable[[Loss, Five, Five], Any]] = {
     "jvp": lambda f, x, t: jvp(f, x, t)[1],
     "jvp of the weight": lambda f, x, t: jvp(lambda weight: f(*x[:2], weight, *x[3:]), x[2:3], t[2:3])[1],
     "dual numbers": dual,
-    "jacfwd": lambda f, x, t: jacfwd(f, LEARNT)(*x),
-    "jacrev": lambda f, x, t: jacrev(f, LEARNT)(*x),
+    "jacfwd": lambda f, x, t: jacfwd(f, LEARNED)(*x),
+    "jacrev": lambda f, x, t: jacrev(f, LEARNED)(*x),
     "jacobian": lambda f, x, t: functional.jacobian(f, x),
     "jacobian, forward": lambda f, x, t: functional.jacobian(f, x, vectorize=True, strategy="forward-mode"),
     "jacobian, vectorized": lambda f, x, t: functional.jacobian(f, x, vectorize=True),
     "vmap": lambda f, x, t: vmap(f)(*stacked(x, t)),
-    "vmap of grad": lambda f, x, t: vmap(grad(total(f), LEARNT))(*stacked(x, t)),
-    "vmap of grad of a": lambda f, x, t: vmap(grad(total(f), LEARNT), (0, *[None] * 4))(torch.stack([x[0], t[0]]), *x[1:]),
+    "vmap of grad": lambda f, x, t: vmap(grad(total(f), LEARNED))(*stacked(x, t)),
+    "vmap of grad of a": lambda f, x, t: vmap(grad(total(f), LEARNED), (0, *[None] * 4))(torch.stack([x[0], t[0]]), *x[1:]),
     "vmap of jvp": lambda f, x, t: vmap(lambda *along: jvp(f, x, along)[1])(*stacked(x, t)),
-    "grad of vmap": lambda f, x, t: grad(total(vmap(f)), LEARNT)(*stacked(x, t)),
+    "grad of vmap": lambda f, x, t: grad(total(vmap(f)), LEARNED)(*stacked(x, t)),
     "jvp of vmap": lambda f, x, t: jvp(vmap(f), stacked(x, t), stacked(t, x))[1],
     "backward of vmap": lambda f, x, t: backward_of_vmap(f, stacked(x, t)),
 }
@@ -149,7 +149,7 @@ def test_second_derivatives_are_right_or_refused_and_never_0(mode: str, path: st
 def test_a_derivative_of_boxes_is_refused(mode: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, weight, offset, _ = numbers(0)
     if path == "large":
-        monkeypatch.setattr(MODULE, "MATERIALISED", 0)
+        monkeypatch.setattr(MODULE, "MATERIALIZED", 0)
     backend: Any = "auto" if path in ("small", "large") else path
 
     def loss(boxes: Tensor) -> Tensor:

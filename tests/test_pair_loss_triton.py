@@ -19,7 +19,7 @@ kernels = pytest.importorskip("wherefrom.kernels.pair_loss_triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ACTIVATIONS, LOSSES, PAIRS = get_args(Activation), get_args(Regression), (*get_args(Pairs), "given")
-LEARNT = ("a", "b", "weight", "offset", "bias")
+LEARNED = ("a", "b", "weight", "offset", "bias")
 
 
 def problem(samples: int, boxes: int, hidden: int, *, scale: str = "log_area", loss: str = "squared", seed: int = 0) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def chosen_pairs(pairs: str, boxes: int) -> str | Tensor:
 def results(arguments: dict[str, Any], backend: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Return every part of the result and every gradient, by name."""
     arguments = dict(arguments)
-    for name in LEARNT:
+    for name in LEARNED:
         value = arguments[name].detach()
         arguments[name] = (value if dtype is None else value.to(dtype)).requires_grad_()
     found = pair_loss(**arguments, backend=backend)
@@ -68,7 +68,7 @@ def results(arguments: dict[str, Any], backend: str, dtype: torch.dtype | None =
         (found.loss * torch.linspace(-2, 3, len(found.loss)).to(found.loss)).sum().backward()
     else:
         found.loss.backward()
-    return {name: value.detach() for name, value in found._asdict().items()} | {f"d_{name}": arguments[name].grad for name in LEARNT}
+    return {name: value.detach() for name, value in found._asdict().items()} | {f"d_{name}": arguments[name].grad for name in LEARNED}
 
 
 def errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
@@ -215,7 +215,7 @@ def test_nothing_to_do_is_done(case: str) -> None:
 def test_a_pair_that_names_no_box_makes_the_loss_nan_and_reads_nothing() -> None:
     """Unchecked, as on a GPU without check_values."""
     arguments = problem(1, 3, 4)
-    tensors = [arguments[name] for name in (*LEARNT, "boxes")]
+    tensors = [arguments[name] for name in (*LEARNED, "boxes")]
     listed = torch.tensor([[0, 1], [2, 3], [-1, 0]], device=DEVICE)
     words = ["given", "reference", "log_area", "view", "gelu", "squared", 1.0, False, True, "triton"]
     loss, *_, of_a, of_b, _, _ = torch.ops.wherefrom.pair_loss(*tensors, listed, *[None] * 7, *words)

@@ -187,9 +187,9 @@ def test_view_axes_show_the_target_where_the_reference_view_shows_it(made: tuple
     found = pair_targets(boxes, flipped=flipped, quarter_turns=turns, scale="log_sides").double()
     into = geometry.invert(geometry.view_to_source(boxes, flipped, turns, (height, width)))
     seen = geometry.map_boxes(into, boxes.expand(4, 4, 4))  # (reference, target, 4)
-    centre = (seen[..., :2] + seen[..., 2:]) / 2
+    center = (seen[..., :2] + seen[..., 2:]) / 2
     size = torch.tensor([width, height], dtype=torch.float64)
-    torch.testing.assert_close(found[..., :2], centre / size - 0.5, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[..., :2], center / size - 0.5, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[..., 2:], ((seen[..., 2:] - seen[..., :2]) / size).log(), rtol=0, atol=1e-5)
 
 
@@ -202,7 +202,7 @@ def test_swap_and_chain_hold_after_turning_into_one_frame(made: tuple[Tensor, Te
     torch.testing.assert_close(found[0, 1, :2] + found[0, 1, 2:].exp() * found[1, 2, :2], found[0, 2, :2], rtol=1e-5, atol=1e-4)
 
 
-def test_standardising_subtracts_and_divides() -> None:
+def test_standardizing_subtracts_and_divides() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [30, 5, 50, 25]])
     plain = pair_targets(boxes)
     mean, std = torch.tensor([1.0, 2, 3]), torch.tensor([2.0, 4, 8])
@@ -211,7 +211,7 @@ def test_standardising_subtracts_and_divides() -> None:
 
 
 def test_far_boxes_lose_nothing_to_float32() -> None:
-    """Centres near 2^14 with quarter pixels: in float32 arithmetic their difference over a one-pixel box would be off."""
+    """Centers near 2^14 with quarter pixels: in float32 arithmetic their difference over a one-pixel box would be off."""
     boxes = torch.tensor([[16000.25, 0, 16001.25, 1], [16003.0, 0, 16004.0009765625, 1]])
     assert pair_targets(boxes)[0, 1, 0].item() == np.float32(16003.50048828125 - 16000.75)
 

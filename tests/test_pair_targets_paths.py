@@ -30,7 +30,7 @@ def some_boxes(*shape: int, seed: int = 0) -> Tensor:
 
 
 def everything(samples: int, boxes: int, channels: int, seed: int = 0) -> dict[str, Tensor]:
-    """Return an orientation for every box, picture sizes, and numbers to standardise by."""
+    """Return an orientation for every box, picture sizes, and numbers to standardize by."""
     draw = torch.Generator().manual_seed(seed)
     values = {
         "flipped": torch.rand(samples, boxes, generator=draw) < 0.5,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import weight_norm
 
-from wherefrom.pipeline.recipe import Independent, ViewFamily
+from wherefrom.pipeline.view_recipe import Independent, ViewFamily
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 from wherefrom.train import objective as objective_module
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
@@ -58,7 +58,7 @@ class TeacherObjective(Objective):
 
 
 class MaskedObjective(Objective):
-    """Tell the mean colour of a view from a random half of its tokens, without their places."""
+    """Tell the mean color of a view from a random half of its tokens, without their places."""
 
     def __init__(self, name: str = "masked", weight: float = 1.0) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class MaskedObjective(Objective):
         views = batch.family(self.name)
         keep = torch.rand(*views.pixels.shape[:2], 16).argsort(-1)[..., :8]
         seen = encode(views, keep=keep, positions=False).tokens.mean(-2)
-        return Terms(losses={"colour": (self.head(seen) - views.pixels.mean((-2, -1))).square().sum(-1).mean()})
+        return Terms(losses={"color": (self.head(seen) - views.pixels.mean((-2, -1))).square().sum(-1).mean()})
 
 
 def batch_of(*names: str, update: int = 0) -> Batch:
@@ -108,16 +108,16 @@ def trained(
     with random_scope(0, "encoder"):
         encoder = Encoder(settings)
     step = Step(encoder, objectives, seed=0).train()
-    optimiser = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=1e-2)
     lost = []
     for update in range(steps):
         out = step(batch_of(*(family.name for family in step.families), update=update), update=update)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         out.loss.backward()
         groups = list(step.clip_groups().values())
         for group in [list(itertools.chain(*groups))] if together else groups:
             nn.utils.clip_grad_norm_(group, 1e-3)
-        optimiser.step()
+        optimizer.step()
         step.after_step(Progress(update=update + 1, updates=steps))
         lost.append(next(iter(out.losses.values())))
     return step, lost
@@ -244,7 +244,7 @@ class Late(MaskedObjective):
         terms = super().forward(batch, encode)
         self.seen.append(len(batch.sample))
         self.center += 1
-        return terms if self.awake else Terms(losses={"colour": terms.losses["colour"].detach() * 0})
+        return terms if self.awake else Terms(losses={"color": terms.losses["color"].detach() * 0})
 
     def after_step(self, encoder: Encoder, progress: Progress) -> None:
         self.awake = progress.update >= 1
@@ -286,12 +286,12 @@ def test_what_is_reached_late_learns_from_then_on() -> None:
     with random_scope(0, "encoder"):
         step = Step(Encoder(VIT), [MaskedObjective("masked"), late], seed=0).train()
     step.freeze_unreached(batch_of("masked", "late"))
-    optimiser = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
+    optimizer = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
     weights = []
     for update in range(3):
         step(batch_of("masked", "late", update=update), update=update).loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         step.after_step(Progress(update=update + 1, updates=3))
         weights.append((late.head.weight.detach().clone(), late.spare.weight.detach().clone()))
     (head_0, spare_0), (head_1, _), (head_2, spare_2) = weights

@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.pipeline.coordinate_pictures import coordinate_pictures, is_clear, ramp_level, read_coordinate, wave_level
-from wherefrom.pipeline.proof import MISTAKES, ProofReport, proof_cases, prove
-from wherefrom.pipeline.recipe import Recipe, Snap
-from wherefrom.pipeline.render import Rendered, Renderer, make_renderer
-from wherefrom.pipeline.render_dali import DaliRenderer, installed
-from wherefrom.pipeline.render_torch import TorchRenderer
+from wherefrom.pipeline.proof.coordinate_pictures import coordinate_pictures, is_clear, ramp_level, read_coordinate, wave_level
+from wherefrom.pipeline.proof.prove import MISTAKES, ProofReport, proof_cases, prove
+from wherefrom.pipeline.render.choose import make_renderer
+from wherefrom.pipeline.render.dali_decode import installed
+from wherefrom.pipeline.render.dali_renderer import DaliRenderer
+from wherefrom.pipeline.render.renderer import Rendered, Renderer
+from wherefrom.pipeline.render.torch_cutter import TorchRenderer
+from wherefrom.pipeline.view_recipe import Snap, ViewRecipe
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 from wherefrom.tools import prove as command
 
@@ -34,7 +36,7 @@ RENDERERS = [
 SQUARE = replace(proof_cases(("pixel",), quick=True)[0], source_size=(333, 333))  # forgotten turns still decode to its size
 TINY = replace(SQUARE, size_px=(4, 4))
 Record = tuple[ViewGeometry, Photometric]
-Factory = Callable[[Recipe], Renderer]
+Factory = Callable[[ViewRecipe], Renderer]
 
 
 def assert_proven(report: ProofReport) -> None:
@@ -68,7 +70,7 @@ class Erring:
     strict = True
 
     def __init__(
-        self, recipe: Recipe, before: Callable[[ViewGeometry], ViewGeometry], after: Callable[[torch.Tensor], torch.Tensor]
+        self, recipe: ViewRecipe, before: Callable[[ViewGeometry], ViewGeometry], after: Callable[[torch.Tensor], torch.Tensor]
     ) -> None:
         self.inner, self.before, self.after = TorchRenderer(recipe), before, after
 
@@ -185,7 +187,7 @@ def test_the_command_says_what_holds_and_exits_with_one_if_anything_is_red(
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith(said)
     rows = [line for line in lines if "56 x 40" in line]
-    assert [line.split()[0] for line in rows] == ["independent", "paired", "disjoint", "overlapping", "inside", "whole", "centre", "grid"]
+    assert [line.split()[0] for line in rows] == ["independent", "paired", "disjoint", "overlapping", "inside", "whole", "center", "grid"]
     assert all(line.endswith("RED" if code else "holds") for line in rows)
     assert sum(line.endswith("fails as it must") for line in lines) == len(MISTAKES)
 
@@ -194,7 +196,7 @@ def test_the_command_says_what_holds_and_exits_with_one_if_anything_is_red(
 def test_the_command_says_who_serves_and_why_who_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     proven: list[str] = []
 
-    def make(recipe: Recipe, name: str, device: str) -> Erring:
+    def make(recipe: ViewRecipe, name: str, device: str) -> Erring:
         proven.append(name)
         return Erring(recipe, same, same)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.loop import accelerator_for

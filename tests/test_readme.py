@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from wherefrom.train.demo_data import demo_shards
+from wherefrom.pipeline.demo.shards import demo_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

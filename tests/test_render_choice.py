@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from wherefrom.pipeline import Independent, Order, Recipe, ViewFamily, ViewTransform, make_loader, render
-from wherefrom.pipeline.render import RendererName, choose_renderer, make_cutter, make_renderer
+from wherefrom.pipeline import Independent, Order, ViewFamily, ViewRecipe, ViewTransform, make_loader
+from wherefrom.pipeline.render import choose
+from wherefrom.pipeline.render.choose import choose_renderer, make_cutter, make_renderer
+from wherefrom.pipeline.render.renderer import RendererName
 
 pytestmark = pytest.mark.core
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-RECIPE = Recipe(families=(ViewFamily(name="one", views=2, size_px=(16, 16), law=Independent()),), pixels="uint8")
+RECIPE = ViewRecipe(families=(ViewFamily(name="one", views=2, size_px=(16, 16), law=Independent()),), pixels="uint8")
 
 
 @pytest.fixture
@@ -21,8 +23,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`machine(dali=True, triton=True, native=True)` says what is there."""
 
     def has(*, dali: bool = True, triton: bool = True, native: bool = True) -> None:
-        monkeypatch.setattr("wherefrom.pipeline.render_dali.installed", lambda: dali)
-        monkeypatch.setattr(render, "triton_missing", lambda: None if triton else "Triton is not installed")
+        monkeypatch.setattr("wherefrom.pipeline.render.dali_renderer.installed", lambda: dali)
+        monkeypatch.setattr(choose, "triton_missing", lambda: None if triton else "Triton is not installed")
         for module in ("render", "render_native"):
             monkeypatch.setattr(f"wherefrom.pipeline.{module}.native_missing", lambda: None if native else "it was not built")
 
@@ -50,7 +52,7 @@ def test_auto_takes_the_first_of_a_fixed_list_that_can_run(
 
 def test_triton_serves_before_the_cpu_once_it_can_run_and_dali_is_passed_over(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine()
-    monkeypatch.setattr(render, "GPU_PREFERENCE", ("triton", *(name for name in render.GPU_PREFERENCE if name != "triton")))
+    monkeypatch.setattr(choose, "GPU_PREFERENCE", ("triton", *(name for name in choose.GPU_PREFERENCE if name != "triton")))
     assert choose_renderer("auto", GPU)[0] == "triton"
     machine(triton=False)
     assert choose_renderer("auto", GPU) == ("dali", "decodes and resizes on the GPU; triton cannot run: Triton is not installed")
@@ -62,7 +64,7 @@ def test_the_choice_says_what_was_passed_over_and_how_to_get_it(machine: Any, ca
     why = choose_renderer("auto", GPU)[1]
     assert why.startswith("the fastest on CPUs; dali cannot run: NVIDIA DALI is not installed; pip install nvidia-dali-cuda130")
     machine(native=False)
-    with caplog.at_level(logging.INFO, "wherefrom.pipeline.render"):
+    with caplog.at_level(logging.INFO, "wherefrom.pipeline.render.choose"):
         assert make_renderer(RECIPE, threads=0).name == "torch" and make_cutter(RECIPE).name == "torch"
     assert "renderer torch: runs everywhere; native cannot run: it was not built" in caplog.text
     assert "views are cut by torch: runs everywhere; native cannot run: it was not built" in caplog.text
@@ -71,11 +73,11 @@ def test_the_choice_says_what_was_passed_over_and_how_to_get_it(machine: Any, ca
 
 
 def test_no_clock_has_a_say() -> None:
-    assert "time" not in vars(render) and "perf_counter" not in inspect.getsource(render)
+    assert "time" not in vars(choose) and "perf_counter" not in inspect.getsource(choose)
 
 
 @pytest.mark.parametrize("name", ["natvie", "pil", True, None])
-def test_a_misspelt_renderer_is_refused_wherever_one_is_named(name: Any, tmp_path: Any) -> None:
+def test_a_misspelled_renderer_is_refused_wherever_one_is_named(name: Any, tmp_path: Any) -> None:
     for build in (
         lambda: make_renderer(RECIPE, name),
         lambda: make_cutter(RECIPE, name),
@@ -107,7 +109,7 @@ def test_threads_and_prefetch_are_checked_before_anything_starts(setting: dict[s
 
 @pytest.mark.parametrize("setting", [{"order": "shufled"}, {"recipe": "demo"}])
 def test_a_loaders_settings_are_checked_before_an_index_is_opened(setting: dict[str, Any], tmp_path: Any) -> None:
-    with pytest.raises(ValueError, match=r"order='shufled': take one of shuffled|recipe='demo': needs Recipe"):
+    with pytest.raises(ValueError, match=r"order='shufled': take one of shuffled|recipe='demo': needs ViewRecipe"):
         make_loader(tmp_path / "is-not-even-opened.tar", **{"recipe": RECIPE, **setting})
 
 
@@ -124,5 +126,5 @@ def test_a_seed_that_is_none_is_refused_before_a_draw(setting: dict[str, Any], m
         ViewTransform(RECIPE, **setting)
     with pytest.raises(ValueError, match=message):
         Order(samples=8, global_batch=2, **setting)
-    with pytest.raises(ValueError, match="recipe='demo': needs Recipe"):
+    with pytest.raises(ValueError, match="recipe='demo': needs ViewRecipe"):
         ViewTransform("demo")  # type: ignore[arg-type]

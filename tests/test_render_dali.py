@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from wherefrom.pipeline.colour import draw_colours
+from wherefrom.pipeline.color import draw_colors
 from wherefrom.pipeline.crops import draw_geometry
-from wherefrom.pipeline.parity import LevelErrors, away_from_borders, level_errors, levels, reference_levels
-from wherefrom.pipeline.recipe import ColourLaw, Independent, PixelType, Recipe, Snap, ViewFamily
-from wherefrom.pipeline.render_dali import DaliRenderer, installed
+from wherefrom.pipeline.proof.level_errors import LevelErrors, away_from_borders, level_errors, levels, reference_levels
+from wherefrom.pipeline.render.dali_decode import installed
+from wherefrom.pipeline.render.dali_renderer import DaliRenderer
+from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, Snap, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
 pytestmark = pytest.mark.core
@@ -29,15 +30,15 @@ pytestmark = pytest.mark.core
 needs_dali = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
 Bytes = NDArray[np.uint8]
 Record = tuple[ViewGeometry, Photometric]
-ALL_COLOUR = ColourLaw(blur_prob=0.5, solarise_prob=0.3)
+ALL_COLOR = ColorLaw(blur_prob=0.5, solarize_prob=0.3)
 MEAN_BAR = 0.02  # levels of 255
 
 
-def recipe_of(colour: ColourLaw | None = None, *, turns: bool = True, pixels: PixelType = "float32", snap: Snap = "none") -> Recipe:
-    return Recipe(
+def recipe_of(color: ColorLaw | None = None, *, turns: bool = True, pixels: PixelType = "float32", snap: Snap = "none") -> ViewRecipe:
+    return ViewRecipe(
         families=(
             ViewFamily(
-                name="large", views=2, size_px=(112, 112), law=Independent(area_frac=(0.4, 1)), mirror="view", colour=colour, snap=snap
+                name="large", views=2, size_px=(112, 112), law=Independent(area_frac=(0.4, 1)), mirror="view", color=color, snap=snap
             ),
             ViewFamily(
                 name="small",
@@ -46,7 +47,7 @@ def recipe_of(colour: ColourLaw | None = None, *, turns: bool = True, pixels: Pi
                 law=Independent(area_frac=(0.02, 0.4)),
                 mirror="view",
                 turns=turns,
-                colour=colour,
+                color=color,
                 snap=snap,
             ),
         ),
@@ -54,12 +55,12 @@ def recipe_of(colour: ColourLaw | None = None, *, turns: bool = True, pixels: Pi
     )
 
 
-def records_for(recipe: Recipe, source_size: Sequence[tuple[int, int]], orientations: Sequence[int] | None = None) -> list[Record]:
+def records_for(recipe: ViewRecipe, source_size: Sequence[tuple[int, int]], orientations: Sequence[int] | None = None) -> list[Record]:
     ids = np.arange(len(source_size))
     stored = None if orientations is None else np.array(orientations, np.uint8)
     sizes = np.array(source_size, np.int32).reshape(-1, 2)
     drawn = draw_geometry(recipe, seed=5, epoch=0, drawn_for=ids, source_size=sizes, stored_orientation=stored)
-    return [(one.geometry, colour) for one, colour in zip(drawn, draw_colours(recipe, seed=5, epoch=0, drawn_for=ids), strict=True)]
+    return [(one.geometry, color) for one, color in zip(drawn, draw_colors(recipe, seed=5, epoch=0, drawn_for=ids), strict=True)]
 
 
 def as_bytes(data: bytes) -> Bytes:
@@ -86,7 +87,7 @@ def noisy() -> list[Bytes]:
 
 
 def errors_against_reference(
-    recipe: Recipe, files: Sequence[Bytes], records: Sequence[Record], strict: bool | None = None
+    recipe: ViewRecipe, files: Sequence[Bytes], records: Sequence[Record], strict: bool | None = None
 ) -> list[LevelErrors]:
     rendered = DaliRenderer(recipe, threads=2, strict=strict).render(files, records)
     assert rendered.failed == {}
@@ -102,10 +103,10 @@ def assert_equal_bits(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> N
 
 
 @needs_dali
-@pytest.mark.parametrize("colour", [None, ALL_COLOUR], ids=["geometry", "all photometrics"])
+@pytest.mark.parametrize("color", [None, ALL_COLOR], ids=["geometry", "all photometrics"])
 @pytest.mark.parametrize("snap", ["pixel", "none"])
-def test_float_pixels_of_noise_equal_the_reference(noisy: list[Bytes], colour: ColourLaw | None, snap: Snap) -> None:
-    recipe = recipe_of(colour, snap=snap)
+def test_float_pixels_of_noise_equal_the_reference(noisy: list[Bytes], color: ColorLaw | None, snap: Snap) -> None:
+    recipe = recipe_of(color, snap=snap)
     records = records_for(recipe, [stored_pixels(file).shape[:2] for file in noisy])
     for error in errors_against_reference(recipe, noisy, records):
         assert max(error.inside_mean, error.border_mean) <= MEAN_BAR
@@ -113,10 +114,10 @@ def test_float_pixels_of_noise_equal_the_reference(noisy: list[Bytes], colour: C
 
 
 @needs_dali
-@pytest.mark.parametrize("colour", [None, ALL_COLOUR], ids=["geometry", "all photometrics"])
-def test_float_pixels_of_photographs_equal_the_reference(photographs: Path, colour: ColourLaw | None) -> None:
+@pytest.mark.parametrize("color", [None, ALL_COLOR], ids=["geometry", "all photometrics"])
+def test_float_pixels_of_photographs_equal_the_reference(photographs: Path, color: ColorLaw | None) -> None:
     files, sizes = some_photographs(photographs, 6)
-    recipe = recipe_of(colour)
+    recipe = recipe_of(color)
     for error in errors_against_reference(recipe, files, records_for(recipe, sizes)):
         assert max(error.inside_mean, error.border_mean) <= MEAN_BAR
         assert max(error.inside_worst, error.border_worst) <= 0.1
@@ -137,12 +138,12 @@ def some_photographs(folder: Path, count: int) -> tuple[list[Bytes], list[tuple[
         pytest.param(lambda g, p: (replace(g, flipped=~g.flipped), p), id="mirrored"),
         pytest.param(lambda g, p: (g, replace(p, hue_rad=p.hue_rad + 0.01)), id="another hue"),
         pytest.param(lambda g, p: (g, replace(p, blur_sigma_px=p.blur_sigma_px * 1.1)), id="another blur"),
-        pytest.param(lambda g, p: (g, replace(p, solarised=~p.solarised)), id="solarised the others"),
-        pytest.param(lambda g, p: (g, replace(p, grey=~p.grey)), id="grey the others"),
+        pytest.param(lambda g, p: (g, replace(p, solarized=~p.solarized)), id="solarized the others"),
+        pytest.param(lambda g, p: (g, replace(p, gray=~p.gray)), id="gray the others"),
     ],
 )
 def test_the_bar_against_the_reference_sees_small_mistakes(noisy: list[Bytes], mistake: Callable[..., Record]) -> None:
-    recipe = recipe_of(ALL_COLOUR)
+    recipe = recipe_of(ALL_COLOR)
     records = records_for(recipe, [stored_pixels(file).shape[:2] for file in noisy])
     rendered = DaliRenderer(recipe, threads=2).render(noisy, records)
     for pixels, record in zip(rendered.pixels, records, strict=True):
@@ -151,11 +152,11 @@ def test_the_bar_against_the_reference_sees_small_mistakes(noisy: list[Bytes], m
 
 
 @needs_dali
-@pytest.mark.parametrize("colour", [None, ALL_COLOUR], ids=["geometry", "all photometrics"])
-def test_uint8_and_float16_are_the_rounded_float32(noisy: list[Bytes], colour: ColourLaw | None) -> None:
+@pytest.mark.parametrize("color", [None, ALL_COLOR], ids=["geometry", "all photometrics"])
+def test_uint8_and_float16_are_the_rounded_float32(noisy: list[Bytes], color: ColorLaw | None) -> None:
     made = {}
     for pixels in ("uint8", "float16", "float32"):
-        recipe = recipe_of(colour, pixels=pixels)  # type: ignore[arg-type]
+        recipe = recipe_of(color, pixels=pixels)  # type: ignore[arg-type]
         records = records_for(recipe, [stored_pixels(file).shape[:2] for file in noisy])
         made[pixels] = [levels(tensor, recipe) for tensor in DaliRenderer(recipe, threads=2).render(noisy, records).pixels]
     for exact, rounded, half in zip(made["float32"], made["uint8"], made["float16"], strict=True):
@@ -177,13 +178,13 @@ def test_eight_bits_between_the_steps_round_once_more_and_no_worse(noisy: list[B
 
 @needs_dali
 @pytest.mark.parametrize("pixels", ["float32", "uint8"])
-def test_colour_that_a_record_asks_for_is_applied_though_the_recipe_draws_none(noisy: list[Bytes], pixels: PixelType) -> None:
+def test_color_that_a_record_asks_for_is_applied_though_the_recipe_draws_none(noisy: list[Bytes], pixels: PixelType) -> None:
     sizes = [stored_pixels(file).shape[:2] for file in noisy]
     plain_recipe = recipe_of(None, turns=False, pixels=pixels)
-    coloured, plain = records_for(recipe_of(ALL_COLOUR), sizes), records_for(plain_recipe, sizes)
+    colored, plain = records_for(recipe_of(ALL_COLOR), sizes), records_for(plain_recipe, sizes)
     renderer = DaliRenderer(plain_recipe, threads=2)
     before = renderer.render(noisy, plain).pixels
-    for pixels_of_family, record in zip(renderer.render(noisy, coloured).pixels, coloured, strict=True):
+    for pixels_of_family, record in zip(renderer.render(noisy, colored).pixels, colored, strict=True):
         expected = reference_levels([stored_pixels(file) for file in noisy], *record)
         assert (levels(pixels_of_family, plain_recipe) - expected).abs().mean() <= (MEAN_BAR if pixels == "float32" else 0.5)
     assert_equal_bits(renderer.render(noisy, plain).pixels, before)
@@ -239,12 +240,12 @@ def odd_pictures() -> dict[str, tuple[Bytes, Bytes]]:
         data = as_bytes(file.getvalue())
         made[name] = (data, stored_pixels(data))
 
-    add("grey JPEG", rgb.convert("L"), "JPEG")
+    add("gray JPEG", rgb.convert("L"), "JPEG")
     add("CMYK JPEG", rgb.convert("CMYK"), "JPEG")
     add("progressive JPEG", rgb, "JPEG", progressive=True)
     add("4:2:0 JPEG", rgb, "JPEG", subsampling=2)
-    add("grey PNG", rgb.convert("L"), "PNG")
-    add("grey PNG with alpha", rgb.convert("LA"), "PNG")
+    add("gray PNG", rgb.convert("L"), "PNG")
+    add("gray PNG with alpha", rgb.convert("LA"), "PNG")
     add("PNG with alpha", Image.fromarray(noise(40, 50, 4)), "PNG")
     add("PNG with a palette", rgb.convert("P"), "PNG")
     add("1-bit PNG", rgb.convert("1"), "PNG")
@@ -290,7 +291,7 @@ def hostile_files(sound: Bytes) -> dict[str, Bytes]:
 @STRICT
 def test_undecodable_pictures_are_named_and_the_rest_of_the_batch_is_what_it_was(strict: bool, jpeg_bytes: Callable[..., bytes]) -> None:
     sound = [as_bytes(jpeg_bytes(noise(80, 100)[:, :, [k % 3, 1, 2]])) for k in range(12)]
-    recipe = recipe_of(ALL_COLOUR)
+    recipe = recipe_of(ALL_COLOR)
     records = records_for(recipe, [(80, 100)] * 12)
     renderer = DaliRenderer(recipe, threads=2, strict=strict)
     expected = renderer.render(sound, records)
@@ -341,9 +342,9 @@ def test_a_box_outside_its_picture_is_refused(noisy: list[Bytes], right: float) 
 
 
 @needs_dali
-@pytest.mark.parametrize("colour", [None, ALL_COLOUR], ids=["geometry", "all photometrics"])
-def test_batch_size_slot_and_threads_change_no_bit(noisy: list[Bytes], colour: ColourLaw | None) -> None:
-    recipe = recipe_of(colour)
+@pytest.mark.parametrize("color", [None, ALL_COLOR], ids=["geometry", "all photometrics"])
+def test_batch_size_slot_and_threads_change_no_bit(noisy: list[Bytes], color: ColorLaw | None) -> None:
+    recipe = recipe_of(color)
     records = records_for(recipe, [stored_pixels(noisy[0]).shape[:2]])
     alone = DaliRenderer(recipe, threads=1, max_batch=1).render(noisy[:1], records).pixels
     for threads in (1, 2):
@@ -356,7 +357,7 @@ def test_batch_size_slot_and_threads_change_no_bit(noisy: list[Bytes], colour: C
 
 @needs_dali
 def test_threads_that_share_a_renderer_get_their_own_pixels_and_keep_them(noisy: list[Bytes]) -> None:
-    recipe = recipe_of(ALL_COLOUR)
+    recipe = recipe_of(ALL_COLOR)
     renderer = DaliRenderer(recipe, threads=2)
     batches = [[noisy[i % 4] for i in range(start, start + 1 + start % 3)] for start in range(8)]
     records = [records_for(recipe, [stored_pixels(file).shape[:2] for file in batch]) for batch in batches]
@@ -415,5 +416,5 @@ def test_a_device_that_dali_does_not_know_is_refused() -> None:
 
 
 def test_importing_the_module_leaves_dali_out() -> None:
-    code = "import sys, wherefrom.pipeline.render_dali; sys.exit('nvidia.dali' in sys.modules)"
+    code = "import sys, wherefrom.pipeline.render.dali_renderer; sys.exit('nvidia.dali' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd="/").returncode == 0

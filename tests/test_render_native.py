@@ -14,32 +14,33 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.pipeline.colour import draw_colours
+from wherefrom.pipeline.color import draw_colors
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import decode_picture
-from wherefrom.pipeline.headers import examine_picture
-from wherefrom.pipeline.parity import away_from_borders, level_errors, levels, reference_levels
-from wherefrom.pipeline.recipe import ColourLaw, Independent, PixelType, Recipe, ViewFamily
-from wherefrom.pipeline.render_dali import DaliRenderer, installed
-from wherefrom.pipeline.render_native import NativeRenderer
-from wherefrom.pipeline.render_torch import TorchRenderer
+from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
+from wherefrom.pipeline.render.dali_decode import installed
+from wherefrom.pipeline.render.dali_renderer import DaliRenderer
+from wherefrom.pipeline.render.native_cutter import NativeRenderer
+from wherefrom.pipeline.render.torch_cutter import TorchRenderer
+from wherefrom.pipeline.shards.picture_headers import examine_picture
+from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
 pytestmark = [pytest.mark.core, pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))]
 
 Bytes = NDArray[np.uint8]
 Records = list[tuple[ViewGeometry, Photometric]]
-LAW = ColourLaw(jitter_prob=1.0, grey_prob=0.3, blur_prob=0.6, blur_sigma_px=(0.1, 3.0), solarise_prob=0.3)
-FLOAT_BAR, BYTE_BAR, HALF_BAR = 2e-3, 0.51, 0.08  # levels of 255, worst; half precision of a normalised level
+LAW = ColorLaw(jitter_prob=1.0, gray_prob=0.3, blur_prob=0.6, blur_sigma_px=(0.1, 3.0), solarize_prob=0.3)
+FLOAT_BAR, BYTE_BAR, HALF_BAR = 2e-3, 0.51, 0.08  # levels of 255, worst; half precision of a normalized level
 DALI_MEAN_BAR = 0.02
 
 
-def recipe_of(colour: ColourLaw | None = LAW, pixels: PixelType = "float32") -> Recipe:
+def recipe_of(color: ColorLaw | None = LAW, pixels: PixelType = "float32") -> ViewRecipe:
     large, small = Independent(area_frac=(0.4, 1)), Independent(area_frac=(0.05, 0.4))
-    return Recipe(
+    return ViewRecipe(
         families=(
-            ViewFamily(name="large", views=2, size_px=(90, 71), law=large, mirror="view", colour=colour, snap="none", min_side_px=1),
-            ViewFamily(name="small", views=5, size_px=(20, 28), law=small, mirror="view", turns=True, colour=colour, min_side_px=1),
+            ViewFamily(name="large", views=2, size_px=(90, 71), law=large, mirror="view", color=color, snap="none", min_side_px=1),
+            ViewFamily(name="small", views=5, size_px=(20, 28), law=small, mirror="view", turns=True, color=color, min_side_px=1),
         ),
         pixels=pixels,
     )
@@ -57,16 +58,16 @@ def file_of(picture: Bytes, kind: str = "PNG", orientation: int = 1) -> Bytes:
     return np.frombuffer(file.getvalue(), np.uint8)
 
 
-def records_for(recipe: Recipe, files: Sequence[Bytes]) -> Records:
+def records_for(recipe: ViewRecipe, files: Sequence[Bytes]) -> Records:
     """Records for files, sized and turned as their headers say."""
     headers, ids = [examine_picture(file.tobytes()) for file in files], np.arange(len(files))
     size = np.array([(header.height, header.width) for header in headers], np.int32).reshape(-1, 2)
     stored = np.array([header.orientation for header in headers], np.uint8)
     drawn = draw_geometry(recipe, seed=3, epoch=0, drawn_for=ids, source_size=size, stored_orientation=stored)
-    return [(one.geometry, colour) for one, colour in zip(drawn, draw_colours(recipe, seed=3, epoch=0, drawn_for=ids), strict=True)]
+    return [(one.geometry, color) for one, color in zip(drawn, draw_colors(recipe, seed=3, epoch=0, drawn_for=ids), strict=True)]
 
 
-def render(recipe: Recipe, files: Sequence[Bytes], records: Records, threads: int = 0) -> tuple[torch.Tensor, ...]:
+def render(recipe: ViewRecipe, files: Sequence[Bytes], records: Records, threads: int = 0) -> tuple[torch.Tensor, ...]:
     """All pixels of files that decode, in memory of their own."""
     renderer = NativeRenderer(recipe, threads=threads)
     rendered = renderer.render(files, records)
@@ -75,7 +76,7 @@ def render(recipe: Recipe, files: Sequence[Bytes], records: Records, threads: in
     return tuple(pixels.clone() for pixels in rendered.pixels)
 
 
-def worst_off(recipe: Recipe, files: Sequence[Bytes], records: Records, pixels: Sequence[torch.Tensor]) -> float:
+def worst_off(recipe: ViewRecipe, files: Sequence[Bytes], records: Records, pixels: Sequence[torch.Tensor]) -> float:
     """Return the largest distance to the reference, in levels, of any pixel of any view."""
     stored = [decode_picture(file) for file in files]
     return max(
@@ -84,9 +85,9 @@ def worst_off(recipe: Recipe, files: Sequence[Bytes], records: Records, pixels: 
 
 
 @pytest.mark.parametrize(("pixels", "bar"), [("float32", FLOAT_BAR), ("uint8", BYTE_BAR), ("float16", HALF_BAR)])
-@pytest.mark.parametrize("colour", [None, LAW], ids=["geometry", "all photometrics"])
-def test_every_pixel_is_the_references_borders_and_exif_included(pixels: PixelType, bar: float, colour: ColourLaw | None) -> None:
-    recipe = recipe_of(colour, pixels)
+@pytest.mark.parametrize("color", [None, LAW], ids=["geometry", "all photometrics"])
+def test_every_pixel_is_the_references_borders_and_exif_included(pixels: PixelType, bar: float, color: ColorLaw | None) -> None:
+    recipe = recipe_of(color, pixels)
     files = [file_of(noise(50 + 9 * k, 120 - 8 * k, k), "PNG" if k % 2 else "JPEG", orientation=1 + k) for k in range(8)]
     records = records_for(recipe, files)
     shown = render(recipe, files, records, threads=2)
@@ -96,12 +97,12 @@ def test_every_pixel_is_the_references_borders_and_exif_included(pixels: PixelTy
 
 
 @pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
-@pytest.mark.parametrize("colour", [None, LAW], ids=["geometry", "all photometrics"])
-def test_photographs_are_dalis_float_pixels(photographs: Path, colour: ColourLaw | None) -> None:
+@pytest.mark.parametrize("color", [None, LAW], ids=["geometry", "all photometrics"])
+def test_photographs_are_dalis_float_pixels(photographs: Path, color: ColorLaw | None) -> None:
     with tarfile.open(photographs / "imagenet-sample" / "imagenet-sample-000000.tar") as tar:
         members = [member for member in tar if member.name.endswith(".jpg")][:12]
         files = [np.frombuffer(tar.extractfile(member).read(), np.uint8) for member in members]  # type: ignore[union-attr]
-    recipe = recipe_of(colour)
+    recipe = recipe_of(color)
     records = records_for(recipe, files)
     both = zip(render(recipe, files, records), DaliRenderer(recipe, threads=2).render(files, records).pixels, records, strict=True)
     for ours, theirs, record in both:
@@ -120,20 +121,20 @@ def test_batch_size_slot_and_threads_change_no_bit(threads: int) -> None:
     records = records_for(recipe, files)
     together = render(recipe, files, records, threads=threads)
     for position in (0, 3, 6):
-        alone = render(recipe, [files[position]], [(geometry[position], colour[position]) for geometry, colour in records])
+        alone = render(recipe, [files[position]], [(geometry[position], color[position]) for geometry, color in records])
         for all_pixels, pixels in zip(together, alone, strict=True):
             assert torch.equal(all_pixels[position], pixels[0])
 
 
-def test_a_plain_view_among_coloured_ones_is_what_it_is_alone() -> None:
-    recipe = recipe_of(dataclasses.replace(LAW, jitter_prob=0.5, grey_prob=0.0, solarise_prob=0.0, blur_prob=0.3))
+def test_a_plain_view_among_colored_ones_is_what_it_is_alone() -> None:
+    recipe = recipe_of(dataclasses.replace(LAW, jitter_prob=0.5, gray_prob=0.0, solarize_prob=0.0, blur_prob=0.3))
     files = [file_of(noise(60, 70, seed)) for seed in range(12)]
     records = records_for(recipe, files)
     plain = [b for b in range(12) if not records[0][1][b].changed.any()]
     assert plain
     together = render(recipe, files, records)[0]
     for b in plain:
-        alone = render(recipe, [files[b]], [(geometry[b], colour[b]) for geometry, colour in records])[0]
+        alone = render(recipe, [files[b]], [(geometry[b], color[b]) for geometry, color in records])[0]
         assert torch.equal(together[b], alone[0])
 
 
@@ -170,8 +171,8 @@ def test_undecodable_pictures_are_named_and_the_rest_is_what_it_was(threads: int
 def test_a_hostile_record_is_refused_before_a_pixel_moves(number: float) -> None:
     recipe = recipe_of()
     files = [file_of(noise(50, 60))]
-    (geometry, colour), *rest = records_for(recipe, files)
+    (geometry, color), *rest = records_for(recipe, files)
     boxes = geometry.boxes.clone()
     boxes[0, 1, 2] = number
     with pytest.raises(ValueError, match="box"):
-        NativeRenderer(recipe, threads=0).render(files, [(dataclasses.replace(geometry, boxes=boxes), colour), *rest])
+        NativeRenderer(recipe, threads=0).render(files, [(dataclasses.replace(geometry, boxes=boxes), color), *rest])

@@ -146,7 +146,7 @@ def test_the_filter_reads_on_beyond_the_box_and_folds_at_the_edge_of_the_picture
     assert weights[0, 0] > weights[0, 1] > 0  # the first pixel carries what falls outside
 
 
-def test_colour_is_the_matrix_then_one_clip_then_blur_then_solarise_then_normalise() -> None:
+def test_color_is_the_matrix_then_one_clip_then_blur_then_solarize_then_normalize() -> None:
     picture = noise(30, 30)
     matrix = torch.tensor([[[1.3, -0.2, 0.1, 20.0], [0.1, 0.9, -0.3, -15.0], [0.299, 0.587, 0.114, 0.0]]], dtype=torch.float64)
     mean, std = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64), torch.tensor([0.229, 0.224, 0.225], dtype=torch.float64)
@@ -154,11 +154,11 @@ def test_colour_is_the_matrix_then_one_clip_then_blur_then_solarise_then_normali
     expected = np.clip(np.einsum("rc,chw->rhw", matrix[0, :, :3], plain) + matrix[0, :, 3, None, None].numpy(), 0, 255)
     expected = np.stack([gaussian_filter(channel, 1.3, mode="mirror", radius=4) for channel in expected])
     expected = np.minimum(expected, 255 - expected)
-    options = {"matrix": matrix, "blur_sigma_px": torch.tensor([1.3], dtype=torch.float64), "solarised": torch.tensor([True])}
+    options = {"matrix": matrix, "blur_sigma_px": torch.tensor([1.3], dtype=torch.float64), "solarized": torch.tensor([True])}
     got = render_one(picture, (3.5, 2, 27, 28), (14, 12), **options)
     np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-10)
-    normalised = render_one(picture, (3.5, 2, 27, 28), (14, 12), **options, mean=mean, std=std)
-    torch.testing.assert_close((normalised * std[:, None, None] + mean[:, None, None]) * 255, got, rtol=0, atol=1e-10)
+    normalized = render_one(picture, (3.5, 2, 27, 28), (14, 12), **options, mean=mean, std=std)
+    torch.testing.assert_close((normalized * std[:, None, None] + mean[:, None, None]) * 255, got, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("side", [1, 2, 5])

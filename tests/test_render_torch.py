@@ -1,4 +1,4 @@
-"""The torch renderer: against torchvision's own crop and resize bit for bit, colour in float64 NumPy and SciPy, Pillow's decoding."""
+"""The torch renderer: against torchvision's own crop and resize bit for bit, color in float64 NumPy and SciPy, Pillow's decoding."""
 
 import dataclasses
 import io
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from wherefrom.pipeline.colour import colour_matrix, draw_colours
+from wherefrom.pipeline.color import color_matrix, draw_colors
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import decode_picture
-from wherefrom.pipeline.headers import examine_picture
-from wherefrom.pipeline.recipe import ColourLaw, PixelType, Recipe, ViewFamily
-from wherefrom.pipeline.render_torch import TorchRenderer
+from wherefrom.pipeline.render.torch_cutter import TorchRenderer
+from wherefrom.pipeline.shards.picture_headers import examine_picture
+from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
 pytestmark = pytest.mark.core
@@ -28,10 +28,10 @@ pytestmark = pytest.mark.core
 functional = pytest.importorskip("torchvision.transforms.v2.functional")
 
 Records = list[tuple[ViewGeometry, Photometric]]
-LAW = ColourLaw(jitter_prob=1.0, grey_prob=0.3, blur_prob=0.6, blur_sigma_px=(0.1, 3.0), solarise_prob=0.3)
+LAW = ColorLaw(jitter_prob=1.0, gray_prob=0.3, blur_prob=0.6, blur_sigma_px=(0.1, 3.0), solarize_prob=0.3)
 SMALL = ViewFamily(name="small", views=6, size_px=(20, 28), mirror="view", turns=True, min_side_px=1)
 LARGE = ViewFamily(name="large", views=2, size_px=(90, 70), mirror="view", min_side_px=1)
-LEVELS = Recipe(families=(SMALL, LARGE), pixels="uint8")
+LEVELS = ViewRecipe(families=(SMALL, LARGE), pixels="uint8")
 
 
 def noise(height: int, width: int, seed: int = 0, channels: int = 3) -> NDArray[np.uint8]:
@@ -48,7 +48,7 @@ def png(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return encode(Image.fromarray(picture), "PNG")
 
 
-def records_for(recipe: Recipe, files: Sequence[NDArray[np.uint8]], seed: int = 0) -> Records:
+def records_for(recipe: ViewRecipe, files: Sequence[NDArray[np.uint8]], seed: int = 0) -> Records:
     """Records for files, sized and turned as their headers say."""
     headers = [examine_picture(file.tobytes()) for file in files]
     ids = np.arange(len(files))
@@ -60,11 +60,11 @@ def records_for(recipe: Recipe, files: Sequence[NDArray[np.uint8]], seed: int = 
         source_size=np.array([(header.height, header.width) for header in headers], np.int32).reshape(-1, 2),
         stored_orientation=np.array([header.orientation for header in headers], np.uint8),
     )
-    return [(item.geometry, colour) for item, colour in zip(drawn, draw_colours(recipe, seed=seed, epoch=0, drawn_for=ids), strict=True)]
+    return [(item.geometry, color) for item, color in zip(drawn, draw_colors(recipe, seed=seed, epoch=0, drawn_for=ids), strict=True)]
 
 
 def render(
-    recipe: Recipe, files: Sequence[NDArray[np.uint8]], records: Records | None = None, threads: int = 0
+    recipe: ViewRecipe, files: Sequence[NDArray[np.uint8]], records: Records | None = None, threads: int = 0
 ) -> tuple[torch.Tensor, ...]:
     """All pixels of files that decode, in memory of their own."""
     renderer = TorchRenderer(recipe, threads=threads)
@@ -100,7 +100,7 @@ def test_views_are_torchvisions_crop_and_resize_pixel_for_pixel(size: tuple[int,
 
 
 @pytest.mark.parametrize("kind", ["uint8", "float16", "float32"])
-def test_pixels_are_normalised_once_and_cast_once(kind: PixelType) -> None:
+def test_pixels_are_normalized_once_and_cast_once(kind: PixelType) -> None:
     recipe = dataclasses.replace(LEVELS, pixels=kind, mean=(0.1, 0.5, 0.7), std=(0.2, 0.25, 0.5))
     files = [png(noise(70, 60))]
     for got, levels in zip(render(recipe, files), render(LEVELS, files), strict=True):
@@ -115,9 +115,9 @@ def test_pixels_are_normalised_once_and_cast_once(kind: PixelType) -> None:
         assert ((levels.double() / 255 - mean.flip(0)) / std - exact).abs().max() > 1  # channels the other way round would show
 
 
-def coloured(levels: NDArray[np.float64], photometric: Photometric, position: int, view: int) -> NDArray[np.float64]:
-    """The colour path on (3, h, w) in float64: matrix, clip, blur with the border mirrored about the edge pixel, solarise."""
-    matrix = colour_matrix(photometric)[position, view].numpy()
+def colored(levels: NDArray[np.float64], photometric: Photometric, position: int, view: int) -> NDArray[np.float64]:
+    """The color path on (3, h, w) in float64: matrix, clip, blur with the border mirrored about the edge pixel, solarize."""
+    matrix = color_matrix(photometric)[position, view].numpy()
     made = np.einsum("rc,chw->rhw", matrix[:, :3], levels) + matrix[:, 3, None, None]
     made = np.clip(made, 0, 255)
     sigma = float(photometric.blur_sigma_px[position, view])
@@ -126,35 +126,35 @@ def coloured(levels: NDArray[np.float64], photometric: Photometric, position: in
         taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
         for axis in (1, 2):
             made = ndimage.correlate1d(made, taps / taps.sum(), axis, mode="mirror")
-    return np.minimum(made, 255 - made) if photometric.solarised[position, view] else made
+    return np.minimum(made, 255 - made) if photometric.solarized[position, view] else made
 
 
 @pytest.mark.parametrize("kind", ["uint8", "float32"])
-def test_colour_is_the_formula_in_float64(kind: PixelType) -> None:
+def test_color_is_the_formula_in_float64(kind: PixelType) -> None:
     tiny = dataclasses.replace(SMALL, name="tiny", size_px=(5, 4), views=8)  # smaller than the widest blur
-    recipe = Recipe(
-        families=tuple(dataclasses.replace(f, colour=LAW) for f in (SMALL, LARGE, tiny)), pixels=kind, mean=(0, 0, 0), std=(1, 1, 1)
+    recipe = ViewRecipe(
+        families=tuple(dataclasses.replace(f, color=LAW) for f in (SMALL, LARGE, tiny)), pixels=kind, mean=(0, 0, 0), std=(1, 1, 1)
     )
     plain = dataclasses.replace(LEVELS, families=(SMALL, LARGE, tiny))
     files = [png(noise(60, 80, seed)) for seed in range(4)]
     records = records_for(recipe, files)
-    uncoloured = [(record, Photometric.unchanged(*record.flipped.shape)) for record, _ in records]
+    uncolored = [(record, Photometric.unchanged(*record.flipped.shape)) for record, _ in records]
     told_apart = 0
-    for got, levels, (_, photometric) in zip(render(recipe, files, records), render(plain, files, uncoloured), records, strict=True):
-        assert photometric.solarised.any() and photometric.grey.any() and (photometric.blur_sigma_px > 1).any()
+    for got, levels, (_, photometric) in zip(render(recipe, files, records), render(plain, files, uncolored), records, strict=True):
+        assert photometric.solarized.any() and photometric.gray.any() and (photometric.blur_sigma_px > 1).any()
         for position, view in product(range(4), range(got.shape[1])):
             source = levels[position, view].double().numpy()
             made = got[position, view].double().numpy() * (1 if kind == "uint8" else 255)
-            expected = coloured(source, photometric, position, view)
+            expected = colored(source, photometric, position, view)
             np.testing.assert_allclose(made, expected, atol=0.5 + 1e-3 if kind == "uint8" else 1e-3)
-            unsolarised = dataclasses.replace(photometric, solarised=~photometric.solarised)
-            told_apart += np.abs(made - coloured(source, unsolarised, position, view)).max() > 1
+            unsolarized = dataclasses.replace(photometric, solarized=~photometric.solarized)
+            told_apart += np.abs(made - colored(source, unsolarized, position, view)).max() > 1
     assert told_apart > 30
 
 
-def test_colour_that_a_record_asks_for_is_applied_though_the_recipe_draws_none() -> None:
+def test_color_that_a_record_asks_for_is_applied_though_the_recipe_draws_none() -> None:
     files = [png(noise(60, 80))]
-    records = [(record, dataclasses.replace(colour, solarised=~colour.solarised)) for record, colour in records_for(LEVELS, files)]
+    records = [(record, dataclasses.replace(color, solarized=~color.solarized)) for record, color in records_for(LEVELS, files)]
     for got, levels in zip(render(LEVELS, files, records), render(LEVELS, files), strict=True):
         assert torch.equal(got, torch.minimum(levels, 255 - levels))
 
@@ -183,14 +183,14 @@ def odd_pictures() -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8] | Non
     rgba, deep = noise(40, 50, channels=4), np.random.default_rng(1).integers(0, 65536, (40, 50), dtype=np.uint16)
     nearest = np.rint(deep / 257).astype(np.uint8)
     return {
-        "grey JPEG": (encode(rgb.convert("L"), "JPEG"), None),
+        "gray JPEG": (encode(rgb.convert("L"), "JPEG"), None),
         "progressive JPEG": (encode(rgb, "JPEG", progressive=True), None),
         "4:2:0 JPEG": (encode(rgb, "JPEG", subsampling=2), None),
-        "grey PNG": (encode(rgb.convert("L"), "PNG"), None),
-        "grey PNG with alpha": (encode(rgb.convert("LA"), "PNG"), None),
+        "gray PNG": (encode(rgb.convert("L"), "PNG"), None),
+        "gray PNG with alpha": (encode(rgb.convert("LA"), "PNG"), None),
         "PNG with alpha": (encode(Image.fromarray(rgba), "PNG"), rgba[..., :3]),
         "PNG with a palette": (encode(rgb.convert("P"), "PNG"), None),
-        "PNG with a palette and a transparent colour": (encode(rgb.convert("P"), "PNG", transparency=3), None),
+        "PNG with a palette and a transparent color": (encode(rgb.convert("P"), "PNG", transparency=3), None),
         "1-bit PNG": (encode(rgb.convert("1"), "PNG"), None),
         "16-bit PNG": (encode(Image.fromarray(deep), "PNG"), np.repeat(nearest[..., None], 3, -1)),
         "lossless WebP": (encode(rgb, "WEBP", lossless=True), np.array(rgb)),
@@ -214,7 +214,7 @@ def test_odd_pictures_are_rendered_like_any_other(name: str) -> None:
             assert torch.equal(pixels[0, view], cut_by_torchvision(picture, record, 0, view))
 
 
-def test_cmyk_keeps_its_colours_within_the_conversions_of_two_libraries() -> None:
+def test_cmyk_keeps_its_colors_within_the_conversions_of_two_libraries() -> None:
     """Inks have no one RGB: libjpeg-turbo and Pillow multiply inks with black alike, inverted inks would be off by half the range."""
     smooth = Image.fromarray(noise(6, 7)).resize((70, 60), Image.Resampling.BICUBIC)
     file = encode(smooth.convert("CMYK"), "JPEG", quality=95)
@@ -226,12 +226,12 @@ def test_cmyk_keeps_its_colours_within_the_conversions_of_two_libraries() -> Non
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
 def test_batch_size_slot_and_threads_change_no_bit(threads: int) -> None:
-    recipe = Recipe(families=(dataclasses.replace(SMALL, colour=LAW), LARGE))
+    recipe = ViewRecipe(families=(dataclasses.replace(SMALL, color=LAW), LARGE))
     files = [png(noise(40 + 3 * seed, 90 - 2 * seed, seed)) for seed in range(7)]
     records = records_for(recipe, files)
     together = render(recipe, files, records, threads=threads)
     for position in (0, 3, 6):
-        alone = render(recipe, [files[position]], [(geometry[position], colour[position]) for geometry, colour in records])
+        alone = render(recipe, [files[position]], [(geometry[position], color[position]) for geometry, color in records])
         for all_pixels, pixels in zip(together, alone, strict=True):
             assert torch.equal(all_pixels[position], pixels[0])
 
@@ -288,7 +288,7 @@ def test_a_batch_of_no_pictures_has_no_pixels() -> None:
 def test_parts_of_pixels_are_refused_with_the_mend() -> None:
     family = dataclasses.replace(SMALL, snap="none")
     with pytest.raises(ValueError, match=r"""family 'small' has snap='none', .*use snap="pixel" or renderer="native" or "dali"$"""):
-        TorchRenderer(Recipe(families=(LARGE, family)))
+        TorchRenderer(ViewRecipe(families=(LARGE, family)))
 
 
 @pytest.mark.parametrize(
@@ -305,14 +305,14 @@ def test_parts_of_pixels_are_refused_with_the_mend() -> None:
     ],
 )
 def test_a_box_that_cannot_be_cut_as_it_stands_is_refused_by_name(box: tuple[float, ...]) -> None:
-    recipe = Recipe(families=(ViewFamily(name="one", views=2, size_px=(8, 8)),))
+    recipe = ViewRecipe(families=(ViewFamily(name="one", views=2, size_px=(8, 8)),))
     files = [png(noise(50, 60))]
-    (geometry, colour), *_ = records_for(recipe, files)
+    (geometry, color), *_ = records_for(recipe, files)
     boxes = geometry.boxes.clone()
     boxes[0, 1] = torch.tensor([0.0, 0, 60, 50])
     edges = dataclasses.replace(geometry, boxes=boxes.clone())
-    TorchRenderer(recipe, threads=0).render(files, [(edges, colour)])  # the whole picture
+    TorchRenderer(recipe, threads=0).render(files, [(edges, color)])  # the whole picture
     boxes[0, 1] = torch.tensor(box)
     with pytest.raises(ValueError, match=r"^box \[.*\] of family 'one', sample 0, view 1: the torch renderer cuts whole pixels") as refused:
-        TorchRenderer(recipe, threads=0).render(files, [(dataclasses.replace(geometry, boxes=boxes), colour)])
+        TorchRenderer(recipe, threads=0).render(files, [(dataclasses.replace(geometry, boxes=boxes), color)])
     assert "\n" not in str(refused.value)

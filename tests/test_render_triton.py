@@ -18,39 +18,41 @@ from PIL import Image
 
 pytest.importorskip("triton")
 
-from wherefrom.pipeline import proof, render_triton
-from wherefrom.pipeline.colour import draw_colours
+from wherefrom.pipeline.color import draw_colors
 from wherefrom.pipeline.crops import draw_geometry
-from wherefrom.pipeline.parity import away_from_borders, level_errors, levels, reference_levels
-from wherefrom.pipeline.proof import MISTAKES, ProofCase, prove
-from wherefrom.pipeline.recipe import ColourLaw, Independent, PixelType, Recipe, ViewFamily
-from wherefrom.pipeline.render_dali import DaliRenderer, installed
-from wherefrom.pipeline.render_triton import DaliDecoder, StockDecoder, TritonRenderer
+from wherefrom.pipeline.proof import prove as proof
+from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
+from wherefrom.pipeline.proof.prove import MISTAKES, ProofCase, prove
+from wherefrom.pipeline.render import triton_renderer
+from wherefrom.pipeline.render.dali_decode import DaliDecoder, StockDecoder, installed
+from wherefrom.pipeline.render.dali_renderer import DaliRenderer
+from wherefrom.pipeline.render.triton_renderer import TritonRenderer
+from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_dali = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
 Bytes = NDArray[np.uint8]
 Record = tuple[ViewGeometry, Photometric]
-ALL_COLOUR = ColourLaw(blur_prob=0.5, solarise_prob=0.3)
+ALL_COLOR = ColorLaw(blur_prob=0.5, solarize_prob=0.3)
 SIZES = ((40, 53), (31, 24), (24, 60))
 ORIENTATIONS = (1, 6, 3)  # of the files of SIZES, which are upright
 FLOAT_BAR, BYTE_BAR = 2e-3, 0.51  # levels of 255, worst
 DALI_MEAN_BAR = 0.02
 
 
-def recipe_of(colour: ColourLaw | None = ALL_COLOUR, pixels: PixelType = "float32") -> Recipe:
+def recipe_of(color: ColorLaw | None = ALL_COLOR, pixels: PixelType = "float32") -> ViewRecipe:
     small = Independent(area_frac=(0.05, 0.5))
-    return Recipe(
+    return ViewRecipe(
         families=(
-            ViewFamily(name="large", views=2, size_px=(20, 20), mirror="view", colour=colour, snap="none"),
-            ViewFamily(name="small", views=2, size_px=(9, 12), law=small, mirror="view", turns=True, colour=colour, min_side_px=4),
+            ViewFamily(name="large", views=2, size_px=(20, 20), mirror="view", color=color, snap="none"),
+            ViewFamily(name="small", views=2, size_px=(9, 12), law=small, mirror="view", turns=True, color=color, min_side_px=4),
         ),
         pixels=pixels,
     )
 
 
-def records_for(recipe: Recipe, sizes: Sequence[tuple[int, int]] = SIZES, orientations: Sequence[int] = ORIENTATIONS) -> list[Record]:
+def records_for(recipe: ViewRecipe, sizes: Sequence[tuple[int, int]] = SIZES, orientations: Sequence[int] = ORIENTATIONS) -> list[Record]:
     ids = np.arange(len(sizes))
     drawn = draw_geometry(
         recipe,
@@ -60,7 +62,7 @@ def records_for(recipe: Recipe, sizes: Sequence[tuple[int, int]] = SIZES, orient
         source_size=np.array(sizes, np.int32).reshape(-1, 2),
         stored_orientation=np.array(orientations, np.uint8),
     )
-    return [(one.geometry, colour) for one, colour in zip(drawn, draw_colours(recipe, seed=5, epoch=0, drawn_for=ids), strict=True)]
+    return [(one.geometry, color) for one, color in zip(drawn, draw_colors(recipe, seed=5, epoch=0, drawn_for=ids), strict=True)]
 
 
 def chosen(records: Sequence[Record], samples: list[int]) -> list[Record]:
@@ -88,16 +90,16 @@ def files() -> list[Bytes]:
     return [encoded(*one) for one in zip(pictures, ORIENTATIONS, ("PNG", "PNG", "JPEG"), strict=True)]
 
 
-def worst_errors(files: Sequence[Bytes], records: Sequence[Record], recipe: Recipe) -> list[float]:
+def worst_errors(files: Sequence[Bytes], records: Sequence[Record], recipe: ViewRecipe) -> list[float]:
     rendered = TritonRenderer(recipe, device=DEVICE).render(files, records)
     assert rendered.failed == {}
     expected = [reference_levels([stored_pixels(file) for file in files], *record) for record in records]
     return [float((levels(a, recipe) - b).abs().max()) for a, b in zip(rendered.pixels, expected, strict=True)]
 
 
-@pytest.mark.parametrize(("colour", "pixels"), [(None, "float32"), (ALL_COLOUR, "float32"), (ALL_COLOUR, "uint8")])
-def test_pixels_equal_the_reference(files: list[Bytes], colour: ColourLaw | None, pixels: PixelType) -> None:
-    recipe = recipe_of(colour, pixels)
+@pytest.mark.parametrize(("color", "pixels"), [(None, "float32"), (ALL_COLOR, "float32"), (ALL_COLOR, "uint8")])
+def test_pixels_equal_the_reference(files: list[Bytes], color: ColorLaw | None, pixels: PixelType) -> None:
+    recipe = recipe_of(color, pixels)
     records = records_for(recipe)
     assert max(worst_errors(files, records, recipe)) <= (BYTE_BAR if pixels == "uint8" else FLOAT_BAR)
 
@@ -120,7 +122,7 @@ def test_half_precision_rounds_once(files: list[Bytes]) -> None:
         pytest.param(lambda g, p: (replace(g, quarter_turns=g.quarter_turns + 1), p), id="turned"),
         pytest.param(lambda g, p: (g, replace(p, hue_rad=p.hue_rad + 0.01)), id="another hue"),
         pytest.param(lambda g, p: (g, replace(p, blur_sigma_px=p.blur_sigma_px * 1.1)), id="another blur"),
-        pytest.param(lambda g, p: (g, replace(p, solarised=~p.solarised)), id="solarised the others"),
+        pytest.param(lambda g, p: (g, replace(p, solarized=~p.solarized)), id="solarized the others"),
     ],
 )
 def test_the_bars_see_small_mistakes(files: list[Bytes], mistake: Callable[..., Record]) -> None:
@@ -286,25 +288,25 @@ def test_dali_and_the_stock_decoder_refuse_the_same_files_and_go_on(files: list[
 
 @pytest.mark.core
 def test_without_the_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render_triton, "interpreted", lambda: False)
+    monkeypatch.setattr(triton_renderer, "interpreted", lambda: False)
     with pytest.raises(ValueError, match=r"""device='cpu': renderer "triton" runs on "cuda"; use renderer="torch\""""):
         TritonRenderer(recipe_of(), device="cpu")
 
 
 @pytest.mark.core
 def test_without_triton_there_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render_triton, "triton_missing", lambda: "Triton is not installed")
+    monkeypatch.setattr(triton_renderer, "triton_missing", lambda: "Triton is not installed")
     with pytest.raises(ValueError, match=r"""renderer "triton" cannot run: Triton is not installed; or use renderer="dali\""""):
         TritonRenderer(recipe_of(), device=DEVICE)
 
 
 @pytest.mark.core
 def test_without_dali_there_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render_triton, "installed", lambda: False)
+    monkeypatch.setattr(triton_renderer, "installed", lambda: False)
     with pytest.raises(ValueError, match="needs NVIDIA DALI to decode, not installed here; pip install nvidia-dali-cuda130"):
         DaliDecoder(device=torch.device("cpu"))
 
 
 def test_importing_the_module_leaves_dali_and_triton_out() -> None:
-    code = "import sys, wherefrom.pipeline.render_triton; sys.exit('nvidia.dali' in sys.modules or 'triton' in sys.modules)"
+    code = "import sys, wherefrom.pipeline.render.triton_renderer; sys.exit('nvidia.dali' in sys.modules or 'triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd="/").returncode == 0

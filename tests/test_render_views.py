@@ -24,7 +24,7 @@ from wherefrom.kernels.render_views_reference import render_views_reference, res
 MISSING = native_missing()
 needs_native = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 SETS = instruction_sets() if MISSING is None else ["none"]
-WORST_LEVELS = 2e-3  # float32, before normalisation
+WORST_LEVELS = 2e-3  # float32, before normalization
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
@@ -41,7 +41,7 @@ class Case:
     orientation: int = 1
     matrix: Tensor | None = None
     blur_sigma_px: Tensor | None = None
-    solarised: Tensor | None = None
+    solarized: Tensor | None = None
     filter: Any = "plain"
 
     def rendered(self, **options: Any) -> Tensor:
@@ -59,17 +59,17 @@ class Case:
 
     def request(self, dtype: torch.dtype = torch.float32) -> ViewRequest:
         out = torch.full((*self.boxes.shape[:2], 3, *self.size_px), 77 if dtype == torch.uint8 else float("nan"), dtype=dtype)
-        names = ("boxes", "flipped", "quarter_turns", "matrix", "blur_sigma_px", "solarised")
+        names = ("boxes", "flipped", "quarter_turns", "matrix", "blur_sigma_px", "solarized")
         return ViewRequest(**{name: getattr(self, name) for name in names}, out=out)
 
     def truth(self) -> Tensor:
         """Render by the definition, in levels: (V, 3, h, w) float64."""
-        record = {name: getattr(self, name) for name in ("boxes", "flipped", "quarter_turns", "matrix", "blur_sigma_px", "solarised")}
+        record = {name: getattr(self, name) for name in ("boxes", "flipped", "quarter_turns", "matrix", "blur_sigma_px", "solarized")}
         views = {name: None if value is None else value[0] for name, value in record.items()}
         return render_views_reference(self.picture, size_px=self.size_px, orientation=self.orientation, filter=self.filter, **views)
 
 
-RECORD = ("boxes", "flipped", "quarter_turns", "size_px", "matrix", "blur_sigma_px", "solarised", "filter")
+RECORD = ("boxes", "flipped", "quarter_turns", "size_px", "matrix", "blur_sigma_px", "solarized", "filter")
 
 
 def noise(height: int, width: int, seed: int = 0) -> Tensor:
@@ -92,9 +92,9 @@ def random_case(seed: int, height: int, width: int, size_px: tuple[int, int], vi
     rng = np.random.default_rng(seed)
     orientation = int(rng.integers(1, 9))
     upright = np.array([height, width] if orientation >= 5 else [width, height])
-    centre = rng.uniform(-0.3, 1.3, (views, 2)) * upright
+    center = rng.uniform(-0.3, 1.3, (views, 2)) * upright
     sides = np.exp(rng.uniform(-0.7, 0.7, (views, 2))) * np.where(rng.random((views, 1)) < 0.2, 0.7, upright * rng.choice([0.3, 1, 3]))
-    boxes = np.concatenate([centre - sides / 2, centre + sides / 2], -1)
+    boxes = np.concatenate([center - sides / 2, center + sides / 2], -1)
     if rng.random() < 0.3:
         boxes = np.round(boxes)
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
@@ -110,8 +110,8 @@ def random_case(seed: int, height: int, width: int, size_px: tuple[int, int], vi
         orientation=orientation,
         matrix=torch.from_numpy(matrix[None]).float() if rng.random() < 0.6 else None,
         blur_sigma_px=torch.from_numpy(sigma[None]).float() if rng.random() < 0.5 else None,
-        solarised=torch.from_numpy(rng.random((1, views)) < 0.5) if rng.random() < 0.5 else None,
-        filter="centred" if rng.random() < 0.4 else "plain",
+        solarized=torch.from_numpy(rng.random((1, views)) < 0.5) if rng.random() < 0.5 else None,
+        filter="centered" if rng.random() < 0.4 else "plain",
     )
 
 
@@ -158,7 +158,7 @@ def test_half_precision_rounds_as_torch_does_also_where_it_has_few_bits(name: st
     values = torch.cat([values, -values])
     for dtype in (torch.float16, torch.bfloat16):
         for value in values.split(3):
-            if len(value) == 3:  # one value a channel, by normalising a black picture
+            if len(value) == 3:  # one value a channel, by normalizing a black picture
                 request = plain_case(torch.zeros(8, 8, 3, dtype=torch.uint8), (0, 0, 8, 8), (5, 7)).request(dtype)
                 ViewPlan([request], mean=-value, std=torch.ones(3), instruction_set=name).render_all(
                     [torch.zeros(8, 8, 3, dtype=torch.uint8)]
@@ -219,7 +219,7 @@ def test_the_tolerance_tells_near_mistakes_from_the_kernel() -> None:
             ),
             align_corners=False,
         ),
-        "the other filter": replace(case, filter="centred").truth(),
+        "the other filter": replace(case, filter="centered").truth(),
         "upside down": truth.flip(-2),
     }
     for mistake in mistakes.values():
@@ -277,7 +277,7 @@ def a_batch(dtype: torch.dtype, views: int = 3, size_px: tuple[int, int] = (40, 
     shape = (len(cases), views)
     record["matrix"] = torch.eye(3, 4).expand(*shape, 3, 4) + torch.from_numpy(rng.normal(0, 0.1, (*shape, 3, 4))).float()
     record["blur_sigma_px"] = torch.from_numpy(np.where(rng.random(shape) < 0.5, 1.3, 0)).float()
-    record["solarised"] = torch.from_numpy(rng.random(shape) < 0.3)
+    record["solarized"] = torch.from_numpy(rng.random(shape) < 0.3)
     record["orientation"] = torch.tensor([case.orientation for case in cases])
     return [case.picture for case in cases], record | {"size_px": size_px, "dtype": dtype, "backend": "native"}
 
@@ -288,10 +288,10 @@ def a_batch(dtype: torch.dtype, views: int = 3, size_px: tuple[int, int] = (40, 
 @pytest.mark.parametrize(("views", "size_px"), [(3, (40, 33)), (12, (177, 208))])
 def test_threads_and_runs_change_no_bit(dtype: torch.dtype, channels_last: bool, views: int, size_px: tuple[int, int]) -> None:
     pictures, batch = a_batch(dtype, views, size_px)
-    normalised = {} if dtype == torch.uint8 else {"mean": MEAN, "std": STD}
-    first = render_views(pictures, **batch, **normalised, channels_last=channels_last)
+    normalized = {} if dtype == torch.uint8 else {"mean": MEAN, "std": STD}
+    first = render_views(pictures, **batch, **normalized, channels_last=channels_last)
     for threads in (1, 2, 3, 50):
-        again = render_views(pictures, **batch, **normalised, channels_last=channels_last, threads=threads)
+        again = render_views(pictures, **batch, **normalized, channels_last=channels_last, threads=threads)
         assert torch.equal(first, again)
     assert torch.isfinite(first).all()
 
@@ -303,7 +303,7 @@ def test_a_batch_too_large_for_the_cache_holds_what_a_small_one_does(dtype: torc
     pictures, batch = a_batch(dtype, 40, (177, 208))
     assert len(pictures) * 40 * 3 * 177 * 208 > 8 << 20  # bytes, and more: past what the kernel keeps in the cache
     for name in SETS:
-        records = {key: batch[key] for key in ("boxes", "flipped", "quarter_turns", "matrix", "blur_sigma_px", "solarised")}
+        records = {key: batch[key] for key in ("boxes", "flipped", "quarter_turns", "matrix", "blur_sigma_px", "solarized")}
         whole = torch.empty(7, 40, 177, 208, 3, dtype=dtype) if channels_last else torch.empty(7, 40, 3, 177, 208, dtype=dtype)
         whole = whole.permute(0, 1, 4, 2, 3) if channels_last else whole
         ViewPlan([ViewRequest(**records, out=whole)], orientation=batch["orientation"], instruction_set=name).render_all(pictures)
@@ -321,7 +321,7 @@ def test_a_plan_renders_picture_by_picture_from_many_threads_what_one_call_rende
     pictures, batch = a_batch(torch.float32)
     small = batch | {"size_px": (16, 16)}
     whole = [render_views(pictures, **each, mean=MEAN, std=STD) for each in (batch, small)]
-    names = ("boxes", "flipped", "quarter_turns", "matrix", "blur_sigma_px", "solarised")
+    names = ("boxes", "flipped", "quarter_turns", "matrix", "blur_sigma_px", "solarized")
     requests = [ViewRequest(**{name: batch[name] for name in names}, out=torch.full_like(out, float("nan"))) for out in whole]
     plan = ViewPlan(requests, orientation=batch["orientation"], mean=MEAN, std=STD)
     with ThreadPoolExecutor(3) as pool:
@@ -342,7 +342,7 @@ def test_a_plan_keeps_the_records_that_it_checked() -> None:
 
 @needs_native
 @pytest.mark.parametrize("name", SETS)
-def test_normalised_views_are_normalised_levels(name: str) -> None:
+def test_normalized_views_are_normalized_levels(name: str) -> None:
     case = random_case(3, 40, 50, (30, 31))
     request = case.request()
     ViewPlan(
@@ -353,7 +353,7 @@ def test_normalised_views_are_normalised_levels(name: str) -> None:
 
 
 def ramp_error_px(native: bool, filter: str, scale: float) -> float:
-    """Return how far the pixels of a ramp, 1 level a source pixel, lie from the place that their centres name."""
+    """Return how far the pixels of a ramp, 1 level a source pixel, lie from the place that their centers name."""
     ramp = torch.arange(250, dtype=torch.uint8)[None, :, None].expand(40, 250, 3).contiguous()
     samples = int(180 / scale)
     case = plain_case(ramp, (30.3, 5, 30.3 + samples * scale, 30), (7, samples), filter=filter)
@@ -364,15 +364,15 @@ def ramp_error_px(native: bool, filter: str, scale: float) -> float:
 
 @pytest.mark.parametrize("native", [pytest.param(True, marks=needs_native), False])
 @pytest.mark.parametrize("scale", [0.6, 1.13, 1.5, 2.31, 3.7])
-def test_centred_weights_place_coordinates_to_a_thousandth_of_a_pixel(native: bool, scale: float) -> None:
-    assert ramp_error_px(native, "centred", scale) < 1e-3
+def test_centered_weights_place_coordinates_to_a_thousandth_of_a_pixel(native: bool, scale: float) -> None:
+    assert ramp_error_px(native, "centered", scale) < 1e-3
     if scale > 1:
         assert 1e-2 < ramp_error_px(native, "plain", scale) < 0.09  # so the test would see it
 
 
 @given(pixels=st.integers(1, 60), start=st.floats(-5, 40), side=st.floats(0.1, 200), samples=st.integers(1, 70))
-def test_centred_weights_sum_to_one_and_stay_positive(pixels: int, start: float, side: float, samples: int) -> None:
-    weights = resize_weights(pixels, start, start + side, samples, filter="centred")
+def test_centered_weights_sum_to_one_and_stay_positive(pixels: int, start: float, side: float, samples: int) -> None:
+    weights = resize_weights(pixels, start, start + side, samples, filter="centered")
     torch.testing.assert_close(weights.sum(1), torch.ones(samples, dtype=torch.float64), rtol=0, atol=1e-12)
     assert weights.min() > -1e-9
 
@@ -415,7 +415,7 @@ def test_a_hostile_record_is_refused_by_name_and_nothing_is_written(field: str, 
 
 
 @needs_native
-@pytest.mark.parametrize("filter", ["plain", "centred"])
+@pytest.mark.parametrize("filter", ["plain", "centered"])
 @pytest.mark.parametrize("box", [(-(2.0**20), -(2.0**20), 2.0**20, 2.0**20), (2.0**20 - 1, 3, 2.0**20, 4), (-9000.5, -3, -8999, 50)])
 def test_records_at_the_limits_render_as_defined(box: tuple[float, ...], filter: str) -> None:
     case = plain_case(noise(9, 7), box, (2, 1), filter=filter, blur_sigma_px=torch.tensor([[256.0]]))
@@ -456,9 +456,9 @@ for trial in range(int(sys.argv[2])):
     picture[:] = trial
     dtype = (torch.uint8, torch.float16, torch.float32)[trial % 3]
     out = torch.from_numpy(guarded(3 * h * w * dtype.itemsize, at_end)).view(dtype).view(1, 1, 3, h, w)
-    centre, side = rng.uniform(-0.2, 1.2, 2) * [width, height], np.exp(rng.uniform(-2, 1.5, 2)) * [width, height]
+    center, side = rng.uniform(-0.2, 1.2, 2) * [width, height], np.exp(rng.uniform(-2, 1.5, 2)) * [width, height]
     request = ViewRequest(
-        boxes=torch.from_numpy(np.concatenate([centre - side / 2, centre + side / 2])).float().view(1, 1, 4),
+        boxes=torch.from_numpy(np.concatenate([center - side / 2, center + side / 2])).float().view(1, 1, 4),
         flipped=torch.tensor([[bool(rng.integers(2))]]),
         quarter_turns=torch.tensor([[int(rng.integers(4))]]),
         blur_sigma_px=torch.tensor([[float(rng.choice([0, 1.5]))]]),
@@ -537,7 +537,7 @@ def fitting() -> dict[str, Any]:
         ({"out": torch.zeros(2, 1, 3, 3, 4)}, r"out has shape \(2, 1, 3, 3, 4\), expected \(2, 1, 3, 4, 3\)"),
         ({"out": torch.zeros(2, 1, 3, 4, 6)[..., ::2]}, "out has strides"),
         ({"dtype": torch.float64}, "out is float64"),
-        ({"filter": "cubic"}, "take one of plain, centred"),
+        ({"filter": "cubic"}, "take one of plain, centered"),
         ({"backend": "gpu"}, "take one of auto, native, triton, reference"),
         ({"threads": 0}, "threads=0"),
         ({"size_px": (0, 3)}, "size_px"),

@@ -1,6 +1,6 @@
 """The view kernel in Triton against the float64 reference; on a machine without a GPU its interpreter runs the same source.
 
-Outputs are poisoned before, and lie amid poisoned memory that must stay as it was. Bars are levels of 255, before normalisation.
+Outputs are poisoned before, and lie amid poisoned memory that must stay as it was. Bars are levels of 255, before normalization.
 """
 
 import mmap
@@ -56,15 +56,13 @@ def render(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
     blurred: Tensor | None = None,
-    **colour: Tensor,
+    **color: Tensor,
 ) -> Tensor:
     """Render as `render_views` would hand it on; whatever was not written stays NaN or fails here."""
     way = boxes.shape[:2]
     lying = [picture.to(DEVICE).contiguous() for picture in pictures]
     out, around = poisoned((*way, 3, *size_px), dtype, channels_last)
-    options = {
-        name: colour[name].to(DEVICE) if name in colour else None for name in ("matrix", "blur_sigma_px", "solarised", "mean", "std")
-    }
+    options = {name: color[name].to(DEVICE) if name in color else None for name in ("matrix", "blur_sigma_px", "solarized", "mean", "std")}
     render_views_triton(
         torch.tensor([picture.data_ptr() for picture in lying], device=DEVICE),
         torch.tensor([picture.shape[:2] for picture in lying], dtype=torch.int32, device=DEVICE),
@@ -119,12 +117,12 @@ def random_boxes(random: torch.Generator, pictures: Sequence[Tensor], orientatio
     return edges.flatten(2)
 
 
-def random_colour(random: torch.Generator, way: tuple[int, int]) -> dict[str, Tensor]:
-    """Return colour that clips some pixels; half the views blur, half are solarised."""
+def random_color(random: torch.Generator, way: tuple[int, int]) -> dict[str, Tensor]:
+    """Return color that clips some pixels; half the views blur, half are solarized."""
     return {
         "matrix": torch.eye(3, 4) + torch.randn(*way, 3, 4, generator=random) * torch.tensor([0.3, 0.3, 0.3, 30.0]),
         "blur_sigma_px": torch.rand(way, generator=random) * 1.9 + 0.1 * (torch.rand(way, generator=random) < 0.5),
-        "solarised": torch.rand(way, generator=random) < 0.5,
+        "solarized": torch.rand(way, generator=random) < 0.5,
     }
 
 
@@ -134,10 +132,10 @@ def random_colour(random: torch.Generator, way: tuple[int, int]) -> dict[str, Te
     sides=st.lists(st.tuples(st.integers(1, 28), st.integers(1, 28)), min_size=2, max_size=2),
     size_px=st.tuples(st.integers(1, 13), st.integers(1, 13)),
     beyond_px=st.sampled_from([0.0, 0.0, 5.0]),
-    coloured=st.booleans(),
+    colored=st.booleans(),
 )
 def test_every_view_of_ragged_pictures_equals_the_reference(
-    seed: int, sides: list[tuple[int, int]], size_px: tuple[int, int], beyond_px: float, coloured: bool
+    seed: int, sides: list[tuple[int, int]], size_px: tuple[int, int], beyond_px: float, colored: bool
 ) -> None:
     random = torch.Generator().manual_seed(seed)
     pictures = [noise(*side, seed=i) for i, side in enumerate(sides)]
@@ -146,8 +144,8 @@ def test_every_view_of_ragged_pictures_equals_the_reference(
         "flipped": torch.rand(2, 2, generator=random) < 0.5,
         "quarter_turns": torch.randint(4, (2, 2), generator=random),
     }
-    if coloured:
-        options |= random_colour(random, (2, 2))
+    if colored:
+        options |= random_color(random, (2, 2))
     boxes = random_boxes(random, pictures, options["orientation"], 2, beyond_px)
     assert_close(render(pictures, boxes, size_px, **options), reference(pictures, boxes, size_px, **options), FLOAT_BAR)
 
@@ -191,7 +189,7 @@ def test_the_bar_sees_the_nearest_mistake_in_every_view_it_concerns(
 def test_all_photometrics_in_every_output_equal_the_reference(dtype: torch.dtype, channels_last: bool) -> None:
     random = torch.Generator().manual_seed(1)
     pictures = [noise(17, 23), noise(9, 14, seed=1)]
-    options: dict[str, Any] = {"flipped": torch.rand(2, 3, generator=random) < 0.5} | random_colour(random, (2, 3))
+    options: dict[str, Any] = {"flipped": torch.rand(2, 3, generator=random) < 0.5} | random_color(random, (2, 3))
     if dtype.is_floating_point:
         options |= {"mean": MEAN, "std": STD}
     boxes = random_boxes(random, pictures, torch.ones(2), 3)
@@ -203,12 +201,12 @@ def test_all_photometrics_in_every_output_equal_the_reference(dtype: torch.dtype
     assert_close(got, expected, bar + unit)
 
 
-@pytest.mark.parametrize("changed", ["matrix", "blur_sigma_px", "solarised"])
-def test_the_bars_see_small_mistakes_in_colour(changed: str) -> None:
+@pytest.mark.parametrize("changed", ["matrix", "blur_sigma_px", "solarized"])
+def test_the_bars_see_small_mistakes_in_color(changed: str) -> None:
     random = torch.Generator().manual_seed(1)
     pictures = [noise(17, 23)]
-    options, boxes = random_colour(random, (1, 3)), random_boxes(random, pictures, torch.ones(1), 3)
-    wrong = ~options[changed] if changed == "solarised" else options[changed] * 1.01
+    options, boxes = random_color(random, (1, 3)), random_boxes(random, pictures, torch.ones(1), 3)
+    wrong = ~options[changed] if changed == "solarized" else options[changed] * 1.01
     error = (reference(pictures, boxes, (7, 10), **(options | {changed: wrong})) - reference(pictures, boxes, (7, 10), **options)).abs()
     assert error.max() > BYTE_BAR / 2  # and so a hundred times the other bar
 
@@ -216,7 +214,7 @@ def test_the_bars_see_small_mistakes_in_colour(changed: str) -> None:
 def test_naming_the_views_that_blur_changes_no_bit() -> None:
     random = torch.Generator().manual_seed(2)
     pictures = [noise(12, 15), noise(8, 9, seed=1)]
-    boxes, options = random_boxes(random, pictures, torch.ones(2), 2), random_colour(random, (2, 2))
+    boxes, options = random_boxes(random, pictures, torch.ones(2), 2), random_color(random, (2, 2))
     options["blur_sigma_px"] = torch.tensor([[0.7, 0.0], [0.0, 1.4]])
     unnamed = render(pictures, boxes, (6, 5), **options)
     assert torch.equal(render(pictures, boxes, (6, 5), blurred=torch.tensor([0, 3]), **options), unnamed)
@@ -242,19 +240,19 @@ def ramp_errors(filter: str) -> Tensor:
     return torch.stack([shown[:, 0] - places[:, None, :, 0], shown[:, 1] - places[:, :, None, 1]]).abs()
 
 
-def test_the_centred_filter_shows_every_coordinate_where_it_is_and_the_plain_one_nearly() -> None:
-    assert ramp_errors("centred").max() <= 1e-4
+def test_the_centered_filter_shows_every_coordinate_where_it_is_and_the_plain_one_nearly() -> None:
+    assert ramp_errors("centered").max() <= 1e-4
     assert 0.02 < ramp_errors("plain").max() <= 0.087
 
 
 @pytest.mark.core
-def test_the_centred_filter_equals_the_reference() -> None:
+def test_the_centered_filter_equals_the_reference() -> None:
     random = torch.Generator().manual_seed(5)
     pictures, orientation = [noise(25, 31), noise(7, 40, seed=1)], torch.tensor([1, 6])
     boxes = random_boxes(random, pictures, orientation, 4, 3)
     boxes[0, 0] = torch.tensor([1.0, 2, 9.0000001, 10.000001])  # shrinks by a millionth: one tap has nearly all the weight
-    expected = reference(pictures, boxes, (8, 8), orientation=orientation, filter="centred")
-    assert_close(render(pictures, boxes, (8, 8), orientation=orientation, filter="centred"), expected, FLOAT_BAR)
+    expected = reference(pictures, boxes, (8, 8), orientation=orientation, filter="centered")
+    assert_close(render(pictures, boxes, (8, 8), orientation=orientation, filter="centered"), expected, FLOAT_BAR)
     assert (reference(pictures, boxes, (8, 8), orientation=orientation) - expected).abs().max() > 1
 
 
@@ -315,7 +313,7 @@ def test_pictures_and_views_beyond_two_to_the_31_are_reached() -> None:
         quarter_turns=torch.zeros(2, 1, dtype=torch.int64),
         matrix=None,
         blur_sigma_px=None,
-        solarised=None,
+        solarized=None,
         mean=None,
         std=None,
         size_px=(5, 4),
@@ -339,7 +337,7 @@ def test_hostile_numbers_end_and_touch_nothing_else(monkeypatch: pytest.MonkeyPa
         "quarter_turns": torch.tensor([[0, -1, 1000, 2**62, 3, 2, 0]]),
         "matrix": torch.eye(3, 4).repeat(1, views, 1, 1),
         "blur_sigma_px": torch.tensor([[bad, -1, huge, 1e-30, float("inf"), 0.2, 0]]),
-        "solarised": torch.zeros(1, views, dtype=torch.bool),
+        "solarized": torch.zeros(1, views, dtype=torch.bool),
     }
     pictures, boxes = [noise(10, 10)], torch.tensor([hostile])
     with np.errstate(invalid="ignore", over="ignore"):  # the interpreter says so where a GPU goes on

@@ -15,46 +15,47 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from wherefrom.pipeline.colour import draw_colours
+from wherefrom.pipeline.color import draw_colors
 from wherefrom.pipeline.crops import draw_geometry
-from wherefrom.pipeline.headers import examine_picture
-from wherefrom.pipeline.parity import LevelErrors, away_from_borders, level_errors, levels
-from wherefrom.pipeline.recipe import ColourLaw, Independent, Recipe, ViewFamily
-from wherefrom.pipeline.render_dali import DaliRenderer, installed
-from wherefrom.pipeline.render_torch import TorchRenderer
+from wherefrom.pipeline.proof.level_errors import LevelErrors, away_from_borders, level_errors, levels
+from wherefrom.pipeline.render.dali_decode import installed
+from wherefrom.pipeline.render.dali_renderer import DaliRenderer
+from wherefrom.pipeline.render.torch_cutter import TorchRenderer
+from wherefrom.pipeline.shards.picture_headers import examine_picture
+from wherefrom.pipeline.view_recipe import ColorLaw, Independent, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, ViewGeometry
 
 pytestmark = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
 Bytes = NDArray[np.uint8]
-ALL_COLOUR = ColourLaw(blur_prob=0.3, solarise_prob=0.2)
+ALL_COLOR = ColorLaw(blur_prob=0.3, solarize_prob=0.2)
 INSIDE_MEAN = {False: 0.5, True: 1.0}  # levels of 255, without and with photometrics
 BORDER_MEAN = 2.0
 
 
-def recipe_of(colour: ColourLaw | None) -> Recipe:
+def recipe_of(color: ColorLaw | None) -> ViewRecipe:
     large, small = Independent(area_frac=(0.4, 1)), Independent(area_frac=(0.05, 0.4))
-    return Recipe(
+    return ViewRecipe(
         families=(
-            ViewFamily(name="global", views=2, size_px=(224, 224), law=large, mirror="view", colour=colour),
-            ViewFamily(name="local", views=8, size_px=(96, 96), law=small, mirror="view", turns=True, colour=colour),
+            ViewFamily(name="global", views=2, size_px=(224, 224), law=large, mirror="view", color=color),
+            ViewFamily(name="local", views=8, size_px=(96, 96), law=small, mirror="view", turns=True, color=color),
         )
     )
 
 
-def records_for(recipe: Recipe, files: list[Bytes]) -> list[tuple[ViewGeometry, Photometric]]:
+def records_for(recipe: ViewRecipe, files: list[Bytes]) -> list[tuple[ViewGeometry, Photometric]]:
     headers, ids = [examine_picture(file.tobytes()) for file in files], np.arange(len(files))
     size = np.array([(header.height, header.width) for header in headers], np.int32)
     stored = np.array([header.orientation for header in headers], np.uint8)
     drawn = draw_geometry(recipe, seed=2, epoch=0, drawn_for=ids, source_size=size, stored_orientation=stored)
-    return [(one.geometry, colour) for one, colour in zip(drawn, draw_colours(recipe, seed=2, epoch=0, drawn_for=ids), strict=True)]
+    return [(one.geometry, color) for one, color in zip(drawn, draw_colors(recipe, seed=2, epoch=0, drawn_for=ids), strict=True)]
 
 
-def differences(folder: Path, colour: ColourLaw | None, count: int) -> Iterator[list[LevelErrors]]:
+def differences(folder: Path, color: ColorLaw | None, count: int) -> Iterator[list[LevelErrors]]:
     """Yield the differences of both families, ten photographs at a time."""
     with tarfile.open(folder / "imagenet-sample" / "imagenet-sample-000000.tar") as tar:
         members = [member for member in tar if member.name.endswith(".jpg")][:count]
         photographs = [np.frombuffer(tar.extractfile(member).read(), np.uint8) for member in members]  # type: ignore[union-attr]
-    recipe = recipe_of(colour)
+    recipe = recipe_of(color)
     dali, stock = DaliRenderer(recipe, threads=2), TorchRenderer(recipe, threads=2)
     for start in range(0, len(photographs), 10):
         files = photographs[start : start + 10]
@@ -63,23 +64,23 @@ def differences(folder: Path, colour: ColourLaw | None, count: int) -> Iterator[
         yield [level_errors(levels(a, recipe), levels(b, recipe), away_from_borders(*record)) for a, b, record in both]
 
 
-def assert_agree(errors: list[list[LevelErrors]], coloured: bool) -> None:
+def assert_agree(errors: list[list[LevelErrors]], colored: bool) -> None:
     inside = [error.inside_mean for batch in errors for error in batch]
     border = [error.border_mean for batch in errors for error in batch]
-    assert max(inside) <= INSIDE_MEAN[coloured]
+    assert max(inside) <= INSIDE_MEAN[colored]
     assert max(border) <= BORDER_MEAN
     assert np.mean(border) > np.mean(inside)  # the departure is where the design says it is
 
 
-@pytest.mark.parametrize("colour", [None, ALL_COLOUR], ids=["geometry", "all photometrics"])
-def test_photographs_look_alike_in_both_renderers(photographs: Path, colour: ColourLaw | None) -> None:
-    assert_agree(list(differences(photographs, colour, 20)), colour is not None)
+@pytest.mark.parametrize("color", [None, ALL_COLOR], ids=["geometry", "all photometrics"])
+def test_photographs_look_alike_in_both_renderers(photographs: Path, color: ColorLaw | None) -> None:
+    assert_agree(list(differences(photographs, color, 20)), color is not None)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("colour", [None, ALL_COLOUR], ids=["geometry", "all photometrics"])
-def test_all_photographs_look_alike_in_both_renderers(photographs: Path, colour: ColourLaw | None) -> None:
-    assert_agree(list(differences(photographs, colour, 250)), colour is not None)
+@pytest.mark.parametrize("color", [None, ALL_COLOR], ids=["geometry", "all photometrics"])
+def test_all_photographs_look_alike_in_both_renderers(photographs: Path, color: ColorLaw | None) -> None:
+    assert_agree(list(differences(photographs, color, 250)), color is not None)
 
 
 @pytest.mark.core
@@ -96,7 +97,7 @@ def test_the_bars_between_renderers_see_small_mistakes(
     with tarfile.open(photographs / "imagenet-sample" / "imagenet-sample-000000.tar") as tar:
         member = next(member for member in tar if member.name.endswith(".jpg"))
         files = [np.frombuffer(tar.extractfile(member).read(), np.uint8)]  # type: ignore[union-attr]
-    recipe = recipe_of(ALL_COLOUR)
+    recipe = recipe_of(ALL_COLOR)
     records = records_for(recipe, files)
     wrong = [mistake(*record) for record in records]
     both = zip(DaliRenderer(recipe).render(files, wrong).pixels, TorchRenderer(recipe).render(files, records).pixels, records, strict=True)
@@ -133,7 +134,7 @@ def test_damage_to_a_png_shows_in_its_checksums_before_anybody_decodes_it() -> N
 @pytest.mark.parametrize("format", ["JPEG", "WEBP"])
 def test_the_same_damaged_files_fail_in_both_renderers(format: str) -> None:
     files = damaged_files(format, 150)
-    recipe = Recipe(families=(ViewFamily(name="one", views=1, size_px=(16, 16)),))
+    recipe = ViewRecipe(families=(ViewFamily(name="one", views=1, size_px=(16, 16)),))
     records = records_for(recipe, files)
     dali, stock = (
         DaliRenderer(recipe, threads=2).render(files, records).failed,

@@ -32,7 +32,7 @@ PATIENCE_S = 120
 
 
 def tiny(shards: Path, updates: int) -> TrainSettings:
-    """Return a run whose drop-path, colours, epochs and teacher-free loss leave nothing to chance but what the seed decides."""
+    """Return a run whose drop-path, colors, epochs and teacher-free loss leave nothing to chance but what the seed decides."""
     return TrainSettings(
         recipe="demo",
         data=str(shards / "train.tar"),
@@ -110,7 +110,7 @@ def go_on_from(run_folder: Path, update: int, into: Path) -> RunFolder:
 
 
 @pytest.mark.core
-def test_a_run_that_goes_on_ends_bit_for_bit_where_it_would_have_and_not_without_the_optimisers_memory(
+def test_a_run_that_goes_on_ends_bit_for_bit_where_it_would_have_and_not_without_the_optimizers_memory(
     tiny_shards: Path, tmp_path: Path
 ) -> None:
     settings = tiny(tiny_shards, updates=9)
@@ -121,12 +121,12 @@ def test_a_run_that_goes_on_ends_bit_for_bit_where_it_would_have_and_not_without
     assert_same(sound, reference)
 
     earlier = go_on_from(reference, 6, forgetful).checkpoints / "update-00000006"
-    state = torch.load(earlier / "optimiser.pt", weights_only=True)
+    state = torch.load(earlier / "optimizer.pt", weights_only=True)
     for moments in state["state"].values():
         moments["exp_avg"].zero_()
-    torch.save(state, earlier / "optimiser.pt")
+    torch.save(state, earlier / "optimizer.pt")
     told = json.loads((earlier / "state.json").read_text())
-    told["crc32"]["optimiser.pt"] = zlib.crc32((earlier / "optimiser.pt").read_bytes())
+    told["crc32"]["optimizer.pt"] = zlib.crc32((earlier / "optimizer.pt").read_bytes())
     (earlier / "state.json").write_text(json.dumps(told))
     run(settings, reporter=Silent(), out=forgetful, resume=True)
     with pytest.raises(AssertionError):

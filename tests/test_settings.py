@@ -10,11 +10,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wherefrom.pipeline.recipe import Centre, ColourLaw, Paired, ViewFamily
+from wherefrom.pipeline.view_recipe import Center, ColorLaw, Paired, ViewFamily
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialSettings
-from wherefrom.train.plain import differences, from_plain, to_plain, unchecked
+from wherefrom.train.plain_data import differences, from_plain, to_plain, unchecked
 from wherefrom.train.recipes import RECIPES, recipe
 from wherefrom.train.settings import (
     OptimSettings,
@@ -38,7 +38,7 @@ CHANGES = st.fixed_dictionaries(
         "optim": st.builds(
             OptimSettings, lr=st.floats(1e-12, 1e3), clip_norm=st.none() | st.floats(1e-6, 1e6), weight_decay=st.floats(0, 1)
         ),
-        "spatial": st.builds(SpatialSettings, colour=st.none() | st.builds(ColourLaw, hue=st.floats(0, 0.5)), turns=st.booleans()),
+        "spatial": st.builds(SpatialSettings, color=st.none() | st.builds(ColorLaw, hue=st.floats(0, 0.5)), turns=st.booleans()),
         "model": st.builds(ModelSettings, depth=st.none() | st.integers(1, 12), summary=st.sampled_from(["auto", "mean"])),
     },
 )
@@ -58,15 +58,15 @@ def test_what_is_written_comes_back_the_same(tmp_path: Path, name: str, changes:
 
 def test_a_file_of_some_settings_leaves_the_others_alone(tmp_path: Path) -> None:
     path = tmp_path / "some.yaml"
-    path.write_text("global_batch: 32\noptim:\n  lr: 1e-3\nspatial: {colour: {hue: 0.2}}\n")
+    path.write_text("global_batch: 32\noptim:\n  lr: 1e-3\nspatial: {color: {hue: 0.2}}\n")
     base = recipe("demo")
     read = read_settings(path, base)
-    assert (read.global_batch, read.optim.lr, read.spatial.colour) == (32, 1e-3, ColourLaw(hue=0.2))
-    assert {where for where, _, _ in differences(to_plain(read), to_plain(base))} == {"global_batch", "optim.lr", "spatial.colour"}
+    assert (read.global_batch, read.optim.lr, read.spatial.color) == (32, 1e-3, ColorLaw(hue=0.2))
+    assert {where for where, _, _ in differences(to_plain(read), to_plain(base))} == {"global_batch", "optim.lr", "spatial.color"}
 
 
-@pytest.mark.parametrize("law", [Paired(position_max=1.2), Centre()])
-def test_a_field_that_may_hold_several_kinds_says_which(law: Paired | Centre) -> None:
+@pytest.mark.parametrize("law", [Paired(position_max=1.2), Center()])
+def test_a_field_that_may_hold_several_kinds_says_which(law: Paired | Center) -> None:
     family = ViewFamily(name="views", views=2, size_px=(96, 64), law=law)
     plain = to_plain(family)
     assert plain["law"]["kind"] == type(law).__name__
@@ -88,7 +88,7 @@ BROKEN = {
     "precision: float8": "precision='float8': needs one of float32, bfloat16",
     "seed: null": "seed=None: needs a whole number",
     "spatial: {turns: 1}": "spatial.turns=1: needs true or false",
-    "spatial: {colour: {hue: 0.7}}": "spatial.colour: hue=0.7: needs 0 to 0.5",
+    "spatial: {color: {hue: 0.7}}": "spatial.color: hue=0.7: needs 0 to 0.5",
     "model: {name: vit_tiny_patchx}": "model: model 'vit_tiny_patchx'",
     "val: shards.tar": "val='shards.tar' without data",
     "[1, 2]": "holds list, expected named settings",
@@ -135,7 +135,7 @@ def test_a_broken_file_is_refused_in_one_line_that_names_file_and_field(tmp_path
         (DenseSpatialSettings, "mirror", "veiw"),
     ],
 )
-def test_what_is_misspelt_in_python_is_refused_where_it_is_set(kind: type, name: str, value: object) -> None:
+def test_what_is_misspelled_in_python_is_refused_where_it_is_set(kind: type, name: str, value: object) -> None:
     given = {"recipe": "mine"} if kind is TrainSettings else {}
     with pytest.raises(ValueError, match=rf"^{name}={value!r}: (take|needs) ") as refused:
         kind(**given, **{name: value})

@@ -27,13 +27,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from webdataset.tariterators import group_by_keys
 
-from wherefrom.pipeline import shard_store
-from wherefrom.pipeline.headers import FORMATS, examine_picture
-from wherefrom.pipeline.reader import ShardReader
-from wherefrom.pipeline.shard_store import file_beside, load_table
-from wherefrom.pipeline.shard_table import ShardTable, scan_shard, stamp_of
-from wherefrom.pipeline.shards import ShardIndex, expand_pattern
-from wherefrom.pipeline.tar_members import walk_tar
+from wherefrom.pipeline.shards import store
+from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.shards.pattern import expand_pattern
+from wherefrom.pipeline.shards.picture_headers import FORMATS, examine_picture
+from wherefrom.pipeline.shards.reader import ShardReader
+from wherefrom.pipeline.shards.store import file_beside, load_table
+from wherefrom.pipeline.shards.table import ShardTable, scan_shard, stamp_of
+from wherefrom.pipeline.shards.tar_members import walk_tar
 from wherefrom.tools.index import index_command
 
 pytestmark = pytest.mark.core
@@ -220,7 +221,7 @@ def test_big_endian_exif_and_exif_behind_the_pixels_turn_too() -> None:
 
 
 ODD_PICTURES: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
-    "grey": (Image.fromarray(noise(5, 7, 1)), "JPEG", {}),
+    "gray": (Image.fromarray(noise(5, 7, 1)), "JPEG", {}),
     "cmyk": (Image.fromarray(noise(5, 7, 4), "CMYK"), "JPEG", {}),
     "progressive": (Image.fromarray(noise(40, 70)), "JPEG", {"progressive": True}),
     "restarts": (Image.fromarray(noise(40, 70)), "JPEG", {"restart_marker_blocks": 1}),
@@ -228,7 +229,7 @@ ODD_PICTURES: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
     "10000x10 jpeg": (Image.fromarray(noise(10, 10000)), "JPEG", {}),
     "10x10000 jpeg": (Image.fromarray(noise(10000, 10)), "JPEG", {}),
     "rgba png": (Image.fromarray(noise(5, 7, 4)), "PNG", {}),
-    "grey alpha png": (Image.fromarray(noise(5, 7, 2)), "PNG", {}),
+    "gray alpha png": (Image.fromarray(noise(5, 7, 2)), "PNG", {}),
     "palette png": (Image.fromarray(noise(5, 7)).quantize(9), "PNG", {}),
     "1-bit png": (Image.fromarray(noise(5, 7, 1)).convert("1"), "PNG", {}),
     "16-bit png": (Image.fromarray(np.arange(35, dtype=np.uint16).reshape(5, 7)), "PNG", {}),
@@ -321,7 +322,7 @@ def test_a_stored_index_is_reused_and_only_missing_ones_are_built(shards: list[P
         scanned.append(shard.name)
         return scan_shard(shard)
 
-    monkeypatch.setattr(shard_store, "scan_shard", counted)
+    monkeypatch.setattr(store, "scan_shard", counted)
     first = ShardIndex.open(shards)
     assert sorted(scanned) == [shard.name for shard in shards]
     assert first.files == tuple(file_beside(shard) for shard in shards)

@@ -1,6 +1,6 @@
 """SP against what must come out: targets from boxes by hand, heads against their formulas, and pictures whose answer is known.
 
-Coordinate pictures show where each pixel lies (red: x, green: y), so a sound learner must reach R2 near 1; pictures of one colour show
+Coordinate pictures show where each pixel lies (red: x, green: y), so a sound learner must reach R2 near 1; pictures of one color show
 nothing, so it must stay at 0. Their views are computed from the record's map, not cut by a renderer.
 """
 
@@ -16,19 +16,13 @@ from torch import Tensor
 
 from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.geometry import map_points
-from wherefrom.pipeline.recipe import Paired, Recipe, ViewFamily
+from wherefrom.pipeline.view_recipe import Paired, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Views
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.objective import Step, random_scope
 from wherefrom.train.objectives.pair_heads import AdditiveHead, AttendHead
-from wherefrom.train.objectives.spatial import (
-    SpatialPrediction,
-    SpatialSettings,
-    drawn_records,
-    enlarged,
-    ordered_pairs,
-    r2,
-)
+from wherefrom.train.objectives.pairs import drawn_records, ordered_pairs, r2
+from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings, enlarged
 
 MODEL = ModelSettings(view_size_px=48, patch_size_px=12, width=64, depth=3, heads=2)
 PICTURE_PX = 160
@@ -41,7 +35,7 @@ SETTINGS = SpatialSettings(
     aspect_jitter=1.0,
     both_orders=True,
     mirror="none",
-    colour=None,
+    color=None,
     min_side_px=8,
     weight_position=1.0,
     weight_scale=1.0,
@@ -49,9 +43,9 @@ SETTINGS = SpatialSettings(
 
 
 def batch_of(family: ViewFamily, ids: np.ndarray, *, epoch: int = 0, kind: str = "coordinates") -> Batch:
-    """Return views of pictures `ids`: "coordinates", or "plain" colour with noise on the views, or "leaky", brighter in wide boxes."""
+    """Return views of pictures `ids`: "coordinates", or "plain" color with noise on the views, or "leaky", brighter in wide boxes."""
     size = np.full((len(ids), 2), PICTURE_PX, np.int32)
-    (drawn,) = draw_geometry(Recipe(families=(family,)), seed=0, epoch=epoch, drawn_for=ids, source_size=size)
+    (drawn,) = draw_geometry(ViewRecipe(families=(family,)), seed=0, epoch=epoch, drawn_for=ids, source_size=size)
     record, (height, width) = drawn.geometry, family.size_px
     rng = np.random.default_rng([epoch, *ids])
     look = torch.tensor(np.random.default_rng(7).random((4096, 3))[ids], dtype=torch.float32)[:, None, :, None, None]
@@ -77,16 +71,16 @@ def trained(settings: SpatialSettings, *, steps: int, lr: float, batch: int, pic
     with random_scope(0, "encoder"):
         encoder = Encoder(MODEL)
     step = Step(encoder, [SpatialPrediction(settings)], seed=0)
-    optimiser = torch.optim.AdamW(step.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(step.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.05)
     for update in range(steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (update + 1) / 30, 4 * (1 - update / steps))
         ids = (np.arange(batch) + update * batch) % pictures
         out = step(batch_of(step.families[0], ids, epoch=0 if fixed else update * batch // pictures, kind=kind), update=update)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_(step.parameters(), 3.0)
-        optimiser.step()
+        optimizer.step()
     return step.eval()
 
 
@@ -110,12 +104,12 @@ def test_coordinate_pictures_are_learned_on_all_channels_and_only_in_their_own_p
 
 
 @pytest.mark.parametrize("steps", [100, pytest.param(400, marks=pytest.mark.slow)])
-def test_pictures_of_one_colour_teach_nothing(steps: int) -> None:
+def test_pictures_of_one_color_teach_nothing(steps: int) -> None:
     step = trained(SETTINGS, steps=steps, lr=2e-3, batch=32, pictures=1000, kind="plain")
     assert judged(step, ids=HELD_OUT, kind="plain").abs().max() < 0.05
 
 
-def test_pictures_of_one_colour_teach_size_where_brightness_tells_it() -> None:
+def test_pictures_of_one_color_teach_size_where_brightness_tells_it() -> None:
     step = trained(SETTINGS, steps=100, lr=2e-3, batch=32, pictures=1000, kind="leaky")
     x, y, scale = judged(step, ids=HELD_OUT, kind="leaky").tolist()
     assert scale > 0.2
@@ -209,7 +203,7 @@ def test_which_pairs_count(changes: dict[str, Any], pairs: list[list[int]]) -> N
 def test_targets_are_those_of_the_boxes_as_cut() -> None:
     objective = objective_of(replace(SETTINGS, scale="log_sides", both_orders=False))
     record = batch_of(objective.families[0], np.arange(50)).views[0].geometry
-    raw = objective.targets(record, standardised=False).numpy()[:, 0]
+    raw = objective.targets(record, standardized=False).numpy()[:, 0]
     reference, target = record.boxes.double().numpy().swapaxes(0, 1)
     size_r, size_t = (box[:, 2:] - box[:, :2] for box in (reference, target))
     offset = ((target[:, :2] + target[:, 2:]) - (reference[:, :2] + reference[:, 2:])) / 2
@@ -229,13 +223,13 @@ def test_targets_are_those_of_the_boxes_as_cut() -> None:
     ],
     ids=["closed form", "closed form, both sides", "both orders", "disjoint", "ratio"],
 )
-def test_standardised_targets_of_other_draws_have_mean_0_and_variance_1(settings: SpatialSettings) -> None:
+def test_standardized_targets_of_other_draws_have_mean_0_and_variance_1(settings: SpatialSettings) -> None:
     objective = objective_of(settings)
     others = drawn_records(objective.families[0], pictures=6000, seed=11)
     wanted = objective.targets(others).double().flatten(0, 1)
     assert wanted.mean(0).abs().max() < 0.05
     assert (wanted.std(0) - 1).abs().max() < 0.05
-    raw = objective.targets(others, standardised=False).double().flatten(0, 1)
+    raw = objective.targets(others, standardized=False).double().flatten(0, 1)
     assert (raw.std(0) - 1).abs().max() > 0.1
 
 
@@ -245,18 +239,18 @@ def test_the_closed_form_is_the_laws_own() -> None:
     assert isinstance(law, Paired)
     assert objective.target_std.tolist() == pytest.approx([math.sqrt((1.5**2 + 0.5**2) / 3)] * 2 + [math.log(2) / math.sqrt(3)])
     assert objective.target_mean.tolist() == [0, 0, 0]
-    assert objective_of(SpatialSettings(standardise=False)).target_std.tolist() == [1, 1, 1]
+    assert objective_of(SpatialSettings(standardize=False)).target_std.tolist() == [1, 1, 1]
 
 
 def test_a_mirrored_picture_negates_the_horizontal_target_alone() -> None:
     objective = objective_of(replace(SETTINGS, mirror="picture"))
     record = batch_of(replace(objective.families[0], mirror="none"), np.arange(20)).views[0].geometry
-    seen, mirrored = (objective.targets(replace(record, flipped=flips), standardised=False) for flips in (record.flipped, ~record.flipped))
+    seen, mirrored = (objective.targets(replace(record, flipped=flips), standardized=False) for flips in (record.flipped, ~record.flipped))
     torch.testing.assert_close(mirrored, seen * torch.tensor([-1.0, 1, 1]))
 
 
 def test_pairs_with_an_invalid_view_are_left_out_and_counted() -> None:
-    objective = objective_of(SpatialSettings(law="disjoint", views=3, mirror="none", colour=None, size_px=48, min_side_px=8))
+    objective = objective_of(SpatialSettings(law="disjoint", views=3, mirror="none", color=None, size_px=48, min_side_px=8))
     batch = batch_of(objective.families[0], np.arange(3))
     (views,) = batch.views
     features = random_features(3)
@@ -277,7 +271,7 @@ def test_pairs_with_an_invalid_view_are_left_out_and_counted() -> None:
 
 @pytest.mark.core
 def test_losses_are_squared_errors_summed_over_channels_with_weights_of_a_tenth() -> None:
-    objective = objective_of(SpatialSettings(size_px=48, mirror="none", colour=None, min_side_px=8, scale="log_sides"))
+    objective = objective_of(SpatialSettings(size_px=48, mirror="none", color=None, min_side_px=8, scale="log_sides"))
     batch, features = batch_of(objective.families[0], np.arange(3)), random_features(2)
     error = (objective.predict(features)[0] - objective.targets(batch.views[0].geometry)).square().mean((0, 1))
     terms = objective(batch, Given(features))
@@ -319,8 +313,8 @@ def test_attention_is_computed_in_float32_under_autocast() -> None:
     torch.testing.assert_close(meters, expected, rtol=1e-6, atol=0)
 
 
-def test_equalised_views_are_rendered_small_and_shown_at_full_size() -> None:
-    objective = objective_of(replace(SETTINGS, equalise_px=24))
+def test_equalized_views_are_rendered_small_and_shown_at_full_size() -> None:
+    objective = objective_of(replace(SETTINGS, equalize_px=24))
     assert objective.families[0].size_px == (24, 24)
     batch, seen = batch_of(objective.families[0], np.arange(3)), []
 
@@ -353,5 +347,5 @@ def test_messages_name_the_thing_and_the_mend() -> None:
         SpatialSettings(law="disjoint", views=1)
     with pytest.raises(ValueError, match="upper bound must be at most"):
         SpatialSettings(side_frac=(0.2, 0.5))
-    with pytest.raises(ValueError, match="equalise_px=200"):
-        SpatialSettings(equalise_px=200)
+    with pytest.raises(ValueError, match="equalize_px=200"):
+        SpatialSettings(equalize_px=200)

@@ -23,7 +23,7 @@ from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.draws import Purpose, family_word, random_words, uniform
 from wherefrom.pipeline.geometry import map_boxes, map_points
 from wherefrom.pipeline.loader import make_loader
-from wherefrom.pipeline.recipe import Recipe, ViewFamily
+from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 from wherefrom.tools.cli import main
 from wherefrom.train.checkpoint import latest
@@ -31,7 +31,7 @@ from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.loop import run
 from wherefrom.train.objective import Encode, Objective, Step, Terms, random_scope
 from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSettings, SpatialSettings
-from wherefrom.train.objectives.spatial import r2
+from wherefrom.train.objectives.pairs import r2
 from wherefrom.train.reporting import Silent
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import EvaluationSettings, RuntimeSettings, TrainSettings
@@ -43,7 +43,7 @@ SETTINGS = DenseSpatialSettings(
     regions=16,
     side_frac=(0.2, 0.45),
     mirror="none",
-    colour=None,
+    color=None,
     min_side_px=8,
     weight_position=1.0,
     weight_scale=1.0,
@@ -56,7 +56,9 @@ def record_of(
     """Return the records of one family, drawn for `ids`."""
     size = np.full((len(ids), 2), PICTURE_PX, np.int32)
     shown = np.array(ids if sample is None else sample)
-    (drawn,) = draw_geometry(Recipe(families=(family,)), seed=seed, epoch=epoch, drawn_for=np.array(ids), source_size=size, sample=shown)
+    (drawn,) = draw_geometry(
+        ViewRecipe(families=(family,)), seed=seed, epoch=epoch, drawn_for=np.array(ids), source_size=size, sample=shown
+    )
     return drawn.geometry
 
 
@@ -94,16 +96,16 @@ def dense(step: Step) -> DenseSpatialPrediction:
 
 def trained(settings: DenseSpatialSettings, *, steps: int, kind: str) -> Step:
     step = step_of(settings)
-    optimiser = torch.optim.AdamW(step.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(step.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05)
     for update in range(steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1, (update + 1) / 30, 4 * (1 - update / steps))
         ids = [(update * 16 + i) % 1000 for i in range(16)]
         loss = step(batch_of(step.families[0], ids, epoch=update * 16 // 1000, kind=kind), update=update).loss
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(step.parameters(), 3.0)
-        optimiser.step()
+        optimizer.step()
     return step.eval()
 
 
@@ -175,7 +177,7 @@ def test_ranks_and_micro_batches_see_the_same_regions(tiny_shards: Path) -> None
 
     def regions(**changes: Any) -> dict[int, Tensor]:
         found = {}
-        with make_loader(str(tiny_shards / "train.tar"), Recipe(families=objective.families), **options | changes) as loader:
+        with make_loader(str(tiny_shards / "train.tar"), ViewRecipe(families=objective.families), **options | changes) as loader:
             for _, batch in zip(range(changes.get("accumulation", 1) * 2), loader.forever(), strict=False):
                 boxes = objective.boxes(batch.views[0].geometry)
                 found |= dict(zip(batch.sample.tolist(), boxes.clone(), strict=True))
@@ -214,7 +216,7 @@ def test_targets_hold_in_the_picture_that_the_view_was_cut_from(mirror: Any, sca
     in_picture = map_boxes(record.view_to_source[:, 0], objective.boxes(record))
     flipped = record.flipped.expand(-1, SETTINGS.regions)
     expected = pair_targets(in_picture, objective.pairs, flipped=flipped, position="reference", scale=scale)
-    found = objective.targets(record, standardised=False)
+    found = objective.targets(record, standardized=False)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     if mirror == "picture":
         unmirrored = pair_targets(in_picture, objective.pairs, position="reference", scale=scale)
@@ -248,7 +250,7 @@ def step_objective(settings: DenseSpatialSettings) -> DenseSpatialPrediction:
     return dense(step_of(settings))
 
 
-def test_standardised_targets_of_other_draws_have_mean_0_and_variance_1() -> None:
+def test_standardized_targets_of_other_draws_have_mean_0_and_variance_1() -> None:
     objective = step_objective(SETTINGS)
     record = record_of(objective.families[0], range(2000), seed=11)
     counted = objective.counted(record, torch.ones(2000, 1, dtype=torch.bool))
@@ -305,18 +307,18 @@ def test_the_position_table_is_left_out_unless_it_is_asked_for(positions: bool) 
     assert step.freeze_unreached(batch) == ((() if positions else ("encoder.model.pos_embed",)), ())
 
 
-class Colours(Objective):
-    """A host: tell the mean colour of a view from its summary."""
+class Colors(Objective):
+    """A host: tell the mean color of a view from its summary."""
 
-    name = "colours"
-    families = (replace(SETTINGS.family("dense"), name="colours"),)
+    name = "colors"
+    families = (replace(SETTINGS.family("dense"), name="colors"),)
 
     def setup(self, encoder: Encoder) -> None:
         self.head = torch.nn.Linear(encoder.width, 3)
 
     def forward(self, batch: Batch, encode: Encode) -> Terms:
         views = batch.family(self.name)
-        return Terms(losses={"colour": (self.head(encode(views).summary) - views.pixels.mean((-2, -1))).square().mean()})
+        return Terms(losses={"color": (self.head(encode(views).summary) - views.pixels.mean((-2, -1))).square().mean()})
 
 
 @pytest.mark.core
@@ -326,14 +328,14 @@ def test_as_a_plug_in_of_weight_0_it_leaves_its_host_alone(weight: float | None)
         plug_in = [] if plugged is None else [DenseSpatialPrediction(SETTINGS, weight=plugged)]
         with random_scope(0, "encoder"):
             encoder = Encoder(replace(MODEL, drop_path=0.5))
-        step = Step(encoder, [Colours(), *plug_in], seed=0).train()
-        optimiser = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=1e-2)
+        step = Step(encoder, [Colors(), *plug_in], seed=0).train()
+        optimizer = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=1e-2)
         for update in range(3):
             batches = [batch_of(family, range(4), epoch=update) for family in step.families]
             loss = step(replace(batches[0], views=tuple(batch.views[0] for batch in batches)), update=update).loss
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         return encoder.state_dict()
 
     alone, beside = after(None), after(weight)

@@ -12,7 +12,7 @@ import pytest
 ASKED = """
 import os
 import torch
-from wherefrom.kernels import pair_loss, pair_targets, roi_pool, roi_pool_pairs
+from wherefrom.kernels import pair_loss, pair_targets, roi_align, roi_align_pairs
 
 torch.set_num_threads(3)
 seeded = torch.Generator().manual_seed(0)
@@ -26,8 +26,8 @@ def threads():
 
 def pooled(samples, width):
     tokens = torch.randn(samples, 7, 7, width, generator=seeded, requires_grad=True)
-    roi_pool(tokens, boxes[:samples], frame_hw=224, out_hw=4).sum().backward()
-    roi_pool_pairs(tokens, boxes[:samples], frame_hw=224, out_hw=4)[0].sum().backward()
+    roi_align(tokens, boxes[:samples], frame_hw=224, out_hw=4).sum().backward()
+    roi_align_pairs(tokens, boxes[:samples], frame_hw=224, out_hw=4)[0].sum().backward()
 
 
 def lost(samples, width):

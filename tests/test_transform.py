@@ -31,17 +31,29 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.pipeline import Batch, ColourLaw, Independent, Loader, Paired, Recipe, ViewFamily, ViewGeometry, hand_over, make_loader
-from wherefrom.pipeline.order import Order
-from wherefrom.pipeline.render import CutterName
-from wherefrom.pipeline.transform import KeyedSampler, Transformed, ViewTransform, carry, collate
+from wherefrom.pipeline import (
+    Batch,
+    ColorLaw,
+    Independent,
+    Loader,
+    Paired,
+    ViewFamily,
+    ViewGeometry,
+    ViewRecipe,
+    make_loader,
+    worker_memory,
+)
+from wherefrom.pipeline.annotations import carry
+from wherefrom.pipeline.order import KeyedSampler, Order
+from wherefrom.pipeline.render.renderer import CutterName
+from wherefrom.pipeline.transform import Transformed, ViewTransform, collate
 
-MUCH_COLOUR = ColourLaw(jitter_prob=0.5, grey_prob=0.3, blur_prob=0.5, solarise_prob=0.3)
-RECIPE = Recipe(
+MUCH_COLOR = ColorLaw(jitter_prob=0.5, gray_prob=0.3, blur_prob=0.5, solarize_prob=0.3)
+RECIPE = ViewRecipe(
     families=(
         ViewFamily(name="pair", views=2, size_px=(48, 48), law=Paired(), mirror="view"),
         ViewFamily(
-            name="local", views=3, size_px=(24, 40), law=Independent(area_frac=(0.1, 0.6)), mirror="view", turns=True, colour=MUCH_COLOUR
+            name="local", views=3, size_px=(24, 40), law=Independent(area_frac=(0.1, 0.6)), mirror="view", turns=True, color=MUCH_COLOR
         ),
     )
 )
@@ -57,7 +69,7 @@ def encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 @pytest.fixture(scope="module")
 def files() -> list[tuple[str, bytes]]:
-    """(extension, bytes): JPEGs of several sizes, one lying on its side, one grey, a palette and a 16-bit PNG."""
+    """(extension, bytes): JPEGs of several sizes, one lying on its side, one gray, a palette and a 16-bit PNG."""
     random = np.random.default_rng(0)
     made = []
     for number, (height, width) in enumerate(SIZES):
@@ -320,17 +332,17 @@ def test_batches_that_do_not_fit_are_refused_in_one_line(words: str, arguments: 
 
 def test_half_pixel_boxes_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="family 'fine' has snap='none'"):
-        ViewTransform(Recipe(families=(ViewFamily(name="fine", views=1, size_px=(8, 8), snap="none"),)), renderer="torch")
+        ViewTransform(ViewRecipe(families=(ViewFamily(name="fine", views=1, size_px=(8, 8), snap="none"),)), renderer="torch")
 
 
-def oriented(seed: int, size_px: tuple[int, int] = (56, 72)) -> Recipe:
+def oriented(seed: int, size_px: tuple[int, int] = (56, 72)) -> ViewRecipe:
     """One view of a tenth to all of the picture, mirrored and turned; uint8, so that pixels are levels."""
     family = ViewFamily(name=f"seen-{seed % 7}", views=1, size_px=size_px, law=Independent(area_frac=(0.15, 1)), mirror="view", turns=True)
-    return Recipe(families=(family,), pixels="uint8")
+    return ViewRecipe(families=(family,), pixels="uint8")
 
 
 def assert_paint_is_where_the_point_went(pixels: Tensor, record: ViewGeometry, point: NDArray[np.float64]) -> None:
-    """Find the paint's centre in a view (h, w) and compare it, in source pixels, with where the record carries the point."""
+    """Find the paint's center in a view (h, w) and compare it, in source pixels, with where the record carries the point."""
     weight = pixels.double()
     rows, cols = torch.meshgrid(*(torch.arange(side) + 0.5 for side in weight.shape), indexing="ij")
     found = torch.stack([(weight * cols).sum(), (weight * rows).sum()]) / weight.sum()
@@ -347,7 +359,7 @@ def test_points_go_where_paint_goes(sample: int, height: int, width: int, across
     x0, y0, x1, y1 = (int(edge) for edge in seen.batch.views[0].geometry.boxes[0, 0])
     x, y = int(x0 + across * (x1 - x0)), int(y0 + down * (y1 - y0))
     picture = np.zeros((height, width, 3), np.uint8)
-    picture[y - 1 : y + 2, x - 1 : x + 2] = 255  # 3 x 3 pixels around the centre of pixel (x, y)
+    picture[y - 1 : y + 2, x - 1 : x + 2] = 255  # 3 x 3 pixels around the center of pixel (x, y)
     views = transform(picture, sample=sample, epoch=0).batch.views[0]
     point = np.array([x + 0.5, y + 0.5])
     assert_paint_is_where_the_point_went(views.pixels[0, 0, 0], views.geometry, point)
@@ -361,7 +373,7 @@ def test_points_go_where_paint_goes(sample: int, height: int, width: int, across
 
 
 def cut_nearest(labels: NDArray[np.int64], record: ViewGeometry) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Cut one view out of labels (H, W) by exact fractions: what each view pixel's centre lies on, and where that is no edge."""
+    """Cut one view out of labels (H, W) by exact fractions: what each view pixel's center lies on, and where that is no edge."""
     x0, y0, x1, y1 = (int(edge) for edge in record.boxes[0, 0])
     turns = int(record.quarter_turns[0, 0])
     height, width = record.size_px if turns % 2 == 0 else record.size_px[::-1]
@@ -500,7 +512,7 @@ class Batches(Pictures):
     def __getitems__(self, keys: list[tuple[int, int]]) -> Transformed:
         pictures = [opened(self.files[sample]) for _, sample in keys]
         made = self.transform.batch(pictures, keys=keys, points=[[[sample, epoch]] * sample for epoch, sample in keys])
-        found = hand_over._slots_of(os.getpid()).find(made.batch.views[1].pixels)
+        found = worker_memory._slots_of(os.getpid()).find(made.batch.views[1].pixels)
         number = -1 if found is None else found[0].memory.data_ptr()
         return replace(made, batch=replace(made.batch, label=torch.full((len(keys),), number)))
 
@@ -537,14 +549,14 @@ def test_workers_hand_over_what_this_process_makes_and_use_their_memory_again(fi
 
 
 def test_memory_is_written_again_only_when_the_worker_and_every_receiver_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hand_over, "get_worker_info", lambda: "a worker's")
+    monkeypatch.setattr(worker_memory, "get_worker_info", lambda: "a worker's")
     transform = ViewTransform(RECIPE)
 
     def made() -> Transformed:
         return transform.batch([PLAIN], keys=[(0, 0)])
 
     def place(transformed: Transformed) -> int:
-        found = hand_over._slots_of(os.getpid()).find(transformed.batch.views[0].pixels)
+        found = worker_memory._slots_of(os.getpid()).find(transformed.batch.views[0].pixels)
         assert found is not None
         return found[0].memory.data_ptr()
 
@@ -635,14 +647,15 @@ def test_spawned_workers_give_the_views_of_this_process(tmp_path: Path) -> None:
         """
 import numpy as np
 from torch.utils.data import DataLoader
-from wherefrom.pipeline import Independent, Recipe, ViewFamily
+from wherefrom.pipeline import Independent, ViewRecipe, ViewFamily
 from wherefrom.pipeline.order import Order
-from wherefrom.pipeline.transform import KeyedSampler, ViewTransform, collate
+from wherefrom.pipeline.order import KeyedSampler
+from wherefrom.pipeline.transform import ViewTransform, collate
 
 
 class Pictures:
     def __init__(self):
-        recipe = Recipe(families=(ViewFamily(name="one", views=2, size_px=(16, 16), law=Independent(), mirror="view"),))
+        recipe = ViewRecipe(families=(ViewFamily(name="one", views=2, size_px=(16, 16), law=Independent(), mirror="view"),))
         self.transform = ViewTransform(recipe, seed=3)
 
     def __getitem__(self, key):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("kernels", "pipeline", "train", "tools")
-PLANTED = """from wherefrom.pipeline.places import user_cache_folder
+PLANTED = """from wherefrom.pipeline.system import user_cache_folder
 
 good = user_cache_folder().name
 bad: int = user_cache_folder()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from wherefrom.pipeline import Centre, ColourLaw, Disjoint, Grid, Independent, Inside, Order, Overlapping, Paired, Recipe, ViewFamily
+from wherefrom.pipeline import Center, ColorLaw, Disjoint, Grid, Independent, Inside, Order, Overlapping, Paired, ViewFamily, ViewRecipe
 
 pytestmark = pytest.mark.core
 
@@ -18,16 +18,16 @@ SETTINGS = [
     Disjoint(),
     Overlapping(of="a"),
     Inside(of="a"),
-    Centre(),
+    Center(),
     Grid(),
-    ColourLaw(),
+    ColorLaw(),
     FAMILY,
-    Recipe(families=(FAMILY,)),
+    ViewRecipe(families=(FAMILY,)),
     Order(samples=8, global_batch=2),
 ]
 FIELDS = [(settings, field.name) for settings in SETTINGS for field in dataclasses.fields(settings)]
 
-MISSPELT: list[tuple[Any, dict[str, Any], str]] = [
+MISSPELLED: list[tuple[Any, dict[str, Any], str]] = [
     (FAMILY, {"mirror": True}, "mirror=True: take one of none, view, picture"),
     (FAMILY, {"mirror": "both"}, "mirror='both': take one of none, view, picture"),
     (FAMILY, {"mirror": "veiw"}, "mirror='veiw': take one of none, view, picture; did you mean 'view'?"),
@@ -37,8 +37,12 @@ MISSPELT: list[tuple[Any, dict[str, Any], str]] = [
     (FAMILY, {"views": True}, "views=True: needs a whole number"),
     (FAMILY, {"size_px": [8, 8]}, "size_px=[8, 8]: needs a tuple (a whole number, a whole number)"),
     (FAMILY, {"size_px": 8}, "size_px=8: needs a tuple (a whole number, a whole number)"),
-    (Recipe(families=(FAMILY,)), {"pixels": "bfloat16"}, "pixels='bfloat16': take one of uint8, float16, float32; did you mean 'float16'?"),
-    (Recipe(families=(FAMILY,)), {"std": (1.0, 1.0, math.nan)}, "std=(1.0, 1.0, nan): needs a tuple (a number, a number, a number)"),
+    (
+        ViewRecipe(families=(FAMILY,)),
+        {"pixels": "bfloat16"},
+        "pixels='bfloat16': take one of uint8, float16, float32; did you mean 'float16'?",
+    ),
+    (ViewRecipe(families=(FAMILY,)), {"std": (1.0, 1.0, math.nan)}, "std=(1.0, 1.0, nan): needs a tuple (a number, a number, a number)"),
     (Paired(), {"log_scale_max": math.nan}, "log_scale_max=nan: needs a number"),
     (
         Order(samples=8, global_batch=2),
@@ -49,8 +53,8 @@ MISSPELT: list[tuple[Any, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "changes", "message"), MISSPELT)
-def test_a_misspelt_setting_is_refused_where_it_is_set(settings: Any, changes: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(("settings", "changes", "message"), MISSPELLED)
+def test_a_misspelled_setting_is_refused_where_it_is_set(settings: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         dataclasses.replace(settings, **changes)
 
@@ -78,5 +82,5 @@ def test_a_law_that_is_none_of_ours_is_refused_in_one_short_line(law: Any) -> No
 
 
 def test_whole_numbers_serve_where_numbers_are_asked_for() -> None:
-    assert Recipe(families=(FAMILY,), mean=(0, 0, 0), std=(1, 1, 1)).std == (1, 1, 1)
+    assert ViewRecipe(families=(FAMILY,), mean=(0, 0, 0), std=(1, 1, 1)).std == (1, 1, 1)
     assert Independent(area_frac=(1, 1)).area_frac == (1, 1)

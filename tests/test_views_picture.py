@@ -8,12 +8,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from wherefrom.pipeline import ColourLaw, Disjoint, Independent, Loader, Paired, Recipe, ViewFamily, make_loader
+from wherefrom.pipeline import ColorLaw, Disjoint, Independent, Loader, Paired, ViewFamily, ViewRecipe, make_loader
 from wherefrom.pipeline.geometry import map_boxes
 from wherefrom.tools.views_picture import save_views_picture, views_command
 from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSettings
 
-GREY = 128
+GRAY = 128
 BLUE, ORANGE = (31, 119, 180), (255, 127, 14)  # of view 0, of region 2
 SOURCE_ENDS = 520  # columns; views stand to the right of it
 SIZES = [(300, 400), (400, 300), (90, 120)]
@@ -21,13 +21,15 @@ SIZES = [(300, 400), (400, 300), (90, 120)]
 
 @pytest.fixture
 def shard(make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes], tmp_path: Path) -> Path:
-    """Plain grey pictures, so that everything with a colour was drawn."""
-    encoded = [jpeg_bytes(np.full((*size, 3), GREY, np.uint8)) for size in SIZES]
-    return make_shard(tmp_path / "grey-000000.tar", [(f"{n}", {"jpg": data}) for n, data in enumerate(encoded)])
+    """Plain gray pictures, so that everything with a color was drawn."""
+    encoded = [jpeg_bytes(np.full((*size, 3), GRAY, np.uint8)) for size in SIZES]
+    return make_shard(tmp_path / "gray-000000.tar", [(f"{n}", {"jpg": data}) for n, data in enumerate(encoded)])
 
 
 def open_loader(shard: Path, *families: ViewFamily, seed: int = 0) -> Loader:
-    return make_loader(str(shard), Recipe(families=families), seed=seed, global_batch=1, order="sequential", renderer="torch", threads=0)
+    return make_loader(
+        str(shard), ViewRecipe(families=families), seed=seed, global_batch=1, order="sequential", renderer="torch", threads=0
+    )
 
 
 def drawn(path: Path) -> NDArray[np.uint8]:
@@ -41,11 +43,11 @@ def extent(mask: NDArray[np.bool_], least: int = 1) -> NDArray[np.float64]:
 
 
 def assert_box_is_drawn_at(
-    picture: NDArray[np.uint8], box: NDArray[np.float64], shown_wh: NDArray[np.float64], colour: tuple[int, int, int] = BLUE
+    picture: NDArray[np.uint8], box: NDArray[np.float64], shown_wh: NDArray[np.float64], color: tuple[int, int, int] = BLUE
 ) -> None:
-    frame = extent((picture == GREY).all(-1), least=30)  # letters have a few grey pixels
+    frame = extent((picture == GRAY).all(-1), least=30)  # letters have a few gray pixels
     scale = (frame[2:] - frame[:2]) / shown_wh
-    found = (extent((np.abs(picture.astype(int) - colour) < 12).all(-1)) - np.tile(frame[:2], 2)) / np.tile(scale, 2)
+    found = (extent((np.abs(picture.astype(int) - color) < 12).all(-1)) - np.tile(frame[:2], 2)) / np.tile(scale, 2)
     off = np.abs(found - box) * np.tile(scale, 2)
     assert off.max() <= 5, f"{off} pixels of the drawing off"  # half the line, and the number's frame
 
@@ -69,7 +71,7 @@ def test_boxes_are_drawn_where_the_record_says(shard: Path, tmp_path: Path, seed
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_regions_are_drawn_where_the_record_says_on_the_view_and_in_the_source(shard: Path, tmp_path: Path, seed: int) -> None:
-    settings = DenseSpatialSettings(size_px=96, regions=3, side_frac=(0.35, 0.4), pairs="all", mirror="view", colour=None)
+    settings = DenseSpatialSettings(size_px=96, regions=3, side_frac=(0.35, 0.4), pairs="all", mirror="view", color=None)
     dense = DenseSpatialPrediction(settings)
     with open_loader(shard, *dense.families, seed=seed) as loader:
         save_views_picture(tmp_path / "views.png", loader, samples=1, objectives=[dense])
@@ -92,9 +94,9 @@ def test_regions_are_drawn_where_the_record_says_on_the_view_and_in_the_source(s
 
 
 def test_every_kind_of_family_fits_one_picture_which_is_the_same_each_time(shard: Path, tmp_path: Path) -> None:
-    much = ColourLaw(jitter_prob=1, grey_prob=0.5, blur_prob=1, solarise_prob=0.5)
+    much = ColorLaw(jitter_prob=1, gray_prob=0.5, blur_prob=1, solarize_prob=0.5)
     families = (
-        ViewFamily(name="pair", views=2, size_px=(24, 40), law=Paired(), mirror="view", turns=True, colour=much),
+        ViewFamily(name="pair", views=2, size_px=(24, 40), law=Paired(), mirror="view", turns=True, color=much),
         ViewFamily(name="spread", views=3, size_px=(16, 16), law=Disjoint()),
         ViewFamily(name="single", views=1, size_px=(48, 48), law=Independent()),
     )

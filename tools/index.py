@@ -1,7 +1,7 @@
 """The command `wherefrom index`: builds, audits and explains the index of a set of shards.
 
 Here: what is said about an index, and how progress is shown.
-Not here: the index itself (pipeline/shards.py), parsing the command line (cli.py).
+Not here: the index itself (pipeline/shards/index.py), parsing the command line (cli.py).
 Text from the shards is printed with control characters escaped and never read as markup.
 """
 
@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from wherefrom.pipeline.headers import FORMATS
-from wherefrom.pipeline.shard_store import Progress as ShardProgress
-from wherefrom.pipeline.shard_store import file_beside, printable
-from wherefrom.pipeline.shards import MAX_PIXELS, ShardIndex
+from wherefrom.pipeline.shards.index import MAX_PIXELS, ShardIndex
+from wherefrom.pipeline.shards.picture_headers import FORMATS
+from wherefrom.pipeline.shards.store import Progress as ShardProgress
+from wherefrom.pipeline.shards.store import file_beside, printable
 
 __all__ = ["index_command"]
 
@@ -82,8 +82,8 @@ def _facts(index: ShardIndex) -> Iterator[tuple[str, str]]:
     yield "orientation", _counts(index.orientation, lambda value: f"EXIF {value}")
     labels, members = np.unique(index.label[index.label >= 0], return_counts=True)
     if len(labels):
-        unlabelled = count - int(members.sum())
-        without = f"; {unlabelled} samples without" if unlabelled else ""
+        unlabeled = count - int(members.sum())
+        without = f"; {unlabeled} samples without" if unlabeled else ""
         yield "classes", f"{len(labels)}, numbered {labels[0]} to {labels[-1]}; samples a class: {_spread(members)}{without}"
     else:
         yield "classes", "none"

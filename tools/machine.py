@@ -18,7 +18,7 @@ SMI_FIELDS = ("driver_version", "power.limit", "clocks.max.sm", "memory.total")
 
 def machine(packages: Sequence[str]) -> dict[str, Any]:
     """Return the machine in words and numbers, with the versions of those packages that are installed; "gpu" is None without one."""
-    from wherefrom.pipeline.places import available_cores  # here: what the kernels need alone has not the pipeline's libraries
+    from wherefrom.pipeline.system import available_cores  # here: what the kernels need alone has not the pipeline's libraries
 
     models = {line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")}
     total_kib = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)

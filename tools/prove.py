@@ -1,7 +1,7 @@
 """The command `wherefrom prove`: the pixel proof of every renderer on this machine, as a table.
 
 Here: which renderers there are, how the proof's rows are folded into a table, progress.
-Not here: the proof itself (pipeline/proof.py), parsing the command line (cli.py).
+Not here: the proof itself (pipeline/proof/prove.py), parsing the command line (cli.py).
 """
 
 import time
@@ -18,10 +18,11 @@ from rich.text import Text
 
 from wherefrom.kernels.dispatch import triton_missing
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.pipeline import render_dali
-from wherefrom.pipeline.proof import FLOAT_WORST_PX, ROUNDED_MEAN_PX, ROUNDED_WORST_PX, ProofReport, ProofRow, proof_cases, prove
-from wherefrom.pipeline.recipe import Recipe, Snap
-from wherefrom.pipeline.render import Renderer, choose_renderer, make_renderer
+from wherefrom.pipeline.proof.prove import FLOAT_WORST_PX, ROUNDED_MEAN_PX, ROUNDED_WORST_PX, ProofReport, ProofRow, proof_cases, prove
+from wherefrom.pipeline.render import dali_renderer
+from wherefrom.pipeline.render.choose import choose_renderer, make_renderer
+from wherefrom.pipeline.render.renderer import Renderer
+from wherefrom.pipeline.view_recipe import Snap, ViewRecipe
 
 __all__ = ["prove_command"]
 
@@ -62,7 +63,7 @@ def prove_command(
 
 def _contenders(
     console: Console, renderer: Literal["all", "native", "torch", "triton", "dali"], device: Device | None
-) -> list[tuple[Name, str, Callable[[Recipe], Renderer]]]:
+) -> list[tuple[Name, str, Callable[[ViewRecipe], Renderer]]]:
     """Return every (renderer, title, factory) to prove, each as the loader makes it; say what serves by default, what is left out, why."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: torch sees no CUDA GPU here; use --device cpu")
@@ -70,7 +71,7 @@ def _contenders(
     for place in places:
         chosen, why = choose_renderer("auto", torch.device(place))
         _say(console, f'renderer="auto" takes {chosen} on {place}: {why}')
-    found: list[tuple[Name, str, Callable[[Recipe], Renderer]]] = []
+    found: list[tuple[Name, str, Callable[[ViewRecipe], Renderer]]] = []
     for name in SNAPS:
         if renderer not in ("all", name):
             continue
@@ -78,7 +79,7 @@ def _contenders(
         if missing is None:
             found += [(name, f"{name} on {place}", partial(make_renderer, name=name, device=place)) for place in runs_on]
             if name == "dali" and "cpu" in runs_on:
-                found.append((name, "dali on cpu, exact=True", partial(render_dali.DaliRenderer, exact=True)))
+                found.append((name, "dali on cpu, exact=True", partial(dali_renderer.DaliRenderer, exact=True)))
         elif renderer == name:
             raise ValueError(f"renderer {name!r}: {missing}")
         else:
@@ -90,7 +91,7 @@ def _contenders(
 
 def _places(name: Name, places: Sequence[Device]) -> tuple[list[Device], str | None]:
     """Return where, of these places, a renderer is proven, and why it is not proven here, or None."""
-    no_dali = None if render_dali.installed() else "NVIDIA DALI is not installed here; pip install nvidia-dali-cuda130"
+    no_dali = None if dali_renderer.installed() else "NVIDIA DALI is not installed here; pip install nvidia-dali-cuda130"
     if name == "dali":
         return list(places), no_dali
     if name == "triton":

@@ -1,7 +1,7 @@
 """How a run looks on a terminal: a live panel where someone watches, else one line a logging step that grep understands.
 
 Here: the reporter that the command line hands to a run; it also has the run's pictures drawn.
-Not here: what is reported (train/reporting.py), how pictures are drawn (plots.py, views_picture.py).
+Not here: what is reported (train/reporting.py), how pictures are drawn (curves.py, views_picture.py).
 """
 
 import sys
@@ -131,7 +131,7 @@ class Terminal:
         return table
 
     def _draw_curves(self) -> None:
-        from wherefrom.tools.plots import draw_curves  # matplotlib is slow to import
+        from wherefrom.tools.curves import draw_curves  # matplotlib is slow to import
 
         if self._facts is not None:
             folder = RunFolder(self._facts.folder)

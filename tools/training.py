@@ -15,7 +15,7 @@ import tyro
 from wherefrom.tools.terminal import Terminal
 from wherefrom.train.loop import run
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
-from wherefrom.train.plain import unchecked, unchecked_type
+from wherefrom.train.plain_data import unchecked, unchecked_type
 from wherefrom.train.recipes import DEFAULT, recipe, started
 from wherefrom.train.run_folder import RunFolder, refuse_if_absent
 from wherefrom.train.settings import TrainSettings, settled, with_its_own_model

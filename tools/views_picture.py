@@ -26,11 +26,11 @@ from torch import Tensor
 from wherefrom.kernels.pair_targets import pair_targets
 from wherefrom.pipeline import geometry
 from wherefrom.pipeline.decode import decode_picture
+from wherefrom.pipeline.demo.shards import demo_shards
 from wherefrom.pipeline.loader import Loader, make_loader
-from wherefrom.pipeline.reader import ShardReader
-from wherefrom.pipeline.recipe import Recipe
+from wherefrom.pipeline.shards.reader import ShardReader
+from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Views
-from wherefrom.train.demo_data import demo_shards
 from wherefrom.train.objective import Objective
 from wherefrom.train.objectives import DenseSpatialPrediction
 from wherefrom.train.recipes import started
@@ -63,7 +63,7 @@ class _Seen:
     """One view of one picture, ready to be drawn."""
 
     number: int  # over all families
-    colour: tuple[float, ...]
+    color: tuple[float, ...]
     pixels: NDArray[np.uint8]  # (h, w, 3)
     box: Tensor  # (4,) float64, source pixels
     to_view: Tensor  # (2, 3)
@@ -107,7 +107,7 @@ def views_command(
         raise ValueError(f"{out}: there is no folder {out.absolute().parent}; make it, or take another --out")
     settings = settled(started(recipe, config), source=config)
     objectives, seed = settings.objectives(), settings.seed if seed is None else seed
-    families = Recipe(families=tuple(family for objective in objectives for family in objective.families))
+    families = ViewRecipe(families=tuple(family for objective in objectives for family in objective.families))
     shards = data or settings.data or demo_shards().train
     with make_loader(shards, families, seed=seed, global_batch=1, order=settings.order, threads=0) as loader:
         loader.seek(epoch * loader.updates_per_epoch)
@@ -152,14 +152,14 @@ def save_views_picture(path: Path, loader: Loader, samples: int = 6, *, objectiv
             down = top + TITLE_IN + n // columns * (side + caption_in)
             _draw_view(_axes(figure, left, down, side, side), view, seen)
             below = down + side * min(1, view.pixels.shape[0] / view.pixels.shape[1]) + 0.04
-            _write(figure, left, below, lines[:1], size=6.5, color=view.colour, weight="bold")
+            _write(figure, left, below, lines[:1], size=6.5, color=view.color, weight="bold")
             _write(figure, left, below + LINE_IN, lines[1:], size=6.5, color="0.25")
     aside = path.with_name(f".{path.name}.writing")
     figure.savefig(aside, format="png", dpi=DPI)
     os.replace(aside, path)
 
 
-def _seen(families: Sequence[Views], recipe: Recipe, regions: Mapping[str, Tensor]) -> Iterator[_Seen]:
+def _seen(families: Sequence[Views], recipe: ViewRecipe, regions: Mapping[str, Tensor]) -> Iterator[_Seen]:
     """Yield every view of one picture (B = 1), numbered over all families; regions (R, 4) belong to the first view of their family."""
     number = 0
     for views in families:
@@ -172,23 +172,23 @@ def _seen(families: Sequence[Views], recipe: Recipe, regions: Mapping[str, Tenso
                 moved += "; picture too small for the law"
             own = regions.get(record.family) if v == 0 else None
             many = f"{len(own)} regions" if own is not None else ""
-            coloured = _colour_words(views.photometric[0, v])
+            colored = _color_words(views.photometric[0, v])
             yield _Seen(
                 number=number,
-                colour=colormaps["tab10" if number < 10 else "tab20"](number % 20),
+                color=colormaps["tab10" if number < 10 else "tab20"](number % 20),
                 pixels=_levels(views.pixels[0, v], recipe),
                 box=record.boxes[0, v].double(),
                 to_view=record.source_to_view[0, v],
                 reference=first,
                 target=(across, down, log_scale),
-                captions=(f"{number} {record.family}" + (f" [{v}]" if v != number else ""), how, many, moved, coloured),
+                captions=(f"{number} {record.family}" + (f" [{v}]" if v != number else ""), how, many, moved, colored),
                 regions=own,
                 to_source=record.view_to_source[0, v],
             )
             number += 1
 
 
-def _levels(pixels: Tensor, recipe: Recipe) -> NDArray[np.uint8]:
+def _levels(pixels: Tensor, recipe: ViewRecipe) -> NDArray[np.uint8]:
     """Return (h, w, 3) uint8 for the eye, whatever the recipe hands over."""
     if pixels.is_floating_point():
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
@@ -201,13 +201,13 @@ def _orientation(flipped: bool, quarter_turns: int) -> str:
     return ", ".join(filter(None, ["mirrored" if flipped else "", turned])) or "as in the source"
 
 
-def _colour_words(photometric: Photometric) -> str:
-    """Say what changed the colour of one view (1, 1), shortly; nothing if nothing did."""
+def _color_words(photometric: Photometric) -> str:
+    """Say what changed the color of one view (1, 1), shortly; nothing if nothing did."""
     factors = (("light", photometric.brightness), ("contrast", photometric.contrast), ("saturation", photometric.saturation))
     words = [f"{name} {float(factor):.2f}" for name, factor in factors if float(factor) != 1]
     hue, blur = math.degrees(float(photometric.hue_rad)), float(photometric.blur_sigma_px)
-    words += [f"hue {hue:+.0f}°"] * (hue != 0) + ["grey"] * bool(photometric.grey)
-    words += [f"blur\u00a0{blur:.1f}\u00a0px"] * (blur > 0) + ["solarised"] * bool(photometric.solarised)
+    words += [f"hue {hue:+.0f}°"] * (hue != 0) + ["gray"] * bool(photometric.gray)
+    words += [f"blur\u00a0{blur:.1f}\u00a0px"] * (blur > 0) + ["solarized"] * bool(photometric.solarized)
     return ", ".join(words)
 
 
@@ -265,15 +265,15 @@ def _draw_source(axes: Axes, source: NDArray[np.uint8], seen: Sequence[_Seen]) -
     _show(axes, source, "antialiased")
     for view in seen:
         x0, y0, x1, y1 = view.box.tolist()
-        _draw_box(axes, (x0, y0, x1, y1), view.colour, dashed=view.reference == view.number)
-        label = {"facecolor": view.colour, "edgecolor": "none", "pad": 1.2}
+        _draw_box(axes, (x0, y0, x1, y1), view.color, dashed=view.reference == view.number)
+        label = {"facecolor": view.color, "edgecolor": "none", "pad": 1.2}
         axes.text(x0, y0, f"{view.number}", color="white", size=7, weight="bold", va="top", bbox=label)
         if view.regions is not None:
             _draw_regions(axes, geometry.map_boxes(view.to_source, view.regions.double()))
-        _draw_landmarks(axes, view.landmarks, view.colour, size=4)
+        _draw_landmarks(axes, view.landmarks, view.color, size=4)
         if view.number != view.reference and len(seen) <= CROWDED:
             reference = seen[view.reference].box
-            _draw_arrow(axes, (reference[:2] + reference[2:]) / 2, (view.box[:2] + view.box[2:]) / 2, view.colour)
+            _draw_arrow(axes, (reference[:2] + reference[2:]) / 2, (view.box[:2] + view.box[2:]) / 2, view.color)
 
 
 def _draw_view(axes: Axes, view: _Seen, seen: Sequence[_Seen]) -> None:
@@ -285,12 +285,12 @@ def _draw_view(axes: Axes, view: _Seen, seen: Sequence[_Seen]) -> None:
     for other in seen if len(seen) <= CROWDED else [view]:
         if other is not view:
             corners = geometry.map_boxes(view.to_view, other.box[None])[0].tolist()
-            _draw_box(axes, corners, other.colour, dashed=other.reference == other.number)
-        _draw_landmarks(axes, geometry.map_points(view.to_view, other.landmarks), other.colour, size=6 if other is view else 4)
+            _draw_box(axes, corners, other.color, dashed=other.reference == other.number)
+        _draw_landmarks(axes, geometry.map_points(view.to_view, other.landmarks), other.color, size=6 if other is view else 4)
         if other.reference == view.number and other is not view:
             end = (width * (0.5 + other.target[0]), height * (0.5 + other.target[1]))
-            axes.plot([width / 2, end[0]], [height / 2, end[1]], color=other.colour, linewidth=1.2, path_effects=OUTLINE)
-    _draw_box(axes, (0, 0, width, height), view.colour, dashed=view.reference == view.number, line=2.5)
+            axes.plot([width / 2, end[0]], [height / 2, end[1]], color=other.color, linewidth=1.2, path_effects=OUTLINE)
+    _draw_box(axes, (0, 0, width, height), view.color, dashed=view.reference == view.number, line=2.5)
     _draw_compass(axes, view)
 
 
@@ -306,29 +306,29 @@ def _draw_compass(axes: Axes, view: _Seen) -> None:
         axes.text(x, y, name, size=6.5, color="white", ha="center", va="center", path_effects=OUTLINE)
 
 
-def _draw_arrow(axes: Axes, start: Tensor, end: Tensor, colour: tuple[float, ...] | str, *, head: float = 9) -> None:
+def _draw_arrow(axes: Axes, start: Tensor, end: Tensor, color: tuple[float, ...] | str, *, head: float = 9) -> None:
     (x0, y0), (x1, y1) = start.tolist(), end.tolist()
-    arrow = FancyArrowPatch((x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=head, color=colour, linewidth=1.2, shrinkA=0, shrinkB=0)
+    arrow = FancyArrowPatch((x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=head, color=color, linewidth=1.2, shrinkA=0, shrinkB=0)
     arrow.set_path_effects(OUTLINE)
     axes.add_patch(arrow)
 
 
-def _draw_box(axes: Axes, box: Sequence[float], colour: tuple[float, ...], *, dashed: bool, line: float = 1.4) -> None:
+def _draw_box(axes: Axes, box: Sequence[float], color: tuple[float, ...], *, dashed: bool, line: float = 1.4) -> None:
     x0, y0, x1, y1 = box
     style = "--" if dashed else "-"
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="black", alpha=0.5, linewidth=line + 1))
-    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=line, linestyle=style))
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=line, linestyle=style))
 
 
 def _draw_regions(axes: Axes, boxes: Tensor) -> None:
-    """Draw numbered regions (R, 4), each of a colour of its own as far as there are any."""
+    """Draw numbered regions (R, 4), each of a color of its own as far as there are any."""
     for number, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
-        colour = colormaps["tab20"](number % 20)
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1))
-        axes.text(x0, y0, f"{number}", color=colour, size=6, weight="bold", ha="left", va="top", path_effects=OUTLINE)
+        color = colormaps["tab20"](number % 20)
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=1))
+        axes.text(x0, y0, f"{number}", color=color, size=6, weight="bold", ha="left", va="top", path_effects=OUTLINE)
 
 
-def _draw_landmarks(axes: Axes, points: Tensor, colour: tuple[float, ...], size: float) -> None:
+def _draw_landmarks(axes: Axes, points: Tensor, color: tuple[float, ...], size: float) -> None:
     for (shape, _, _), (x, y) in zip(LANDMARKS, points.tolist(), strict=True):
-        for edge, width in (("black", 2.4), (colour, 1.2)):
+        for edge, width in (("black", 2.4), (color, 1.2)):
             axes.plot([x], [y], shape, markersize=size, markerfacecolor="none", markeredgecolor=edge, markeredgewidth=width)

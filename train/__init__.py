@@ -8,14 +8,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names, for who reads and does not run
-    from wherefrom.train.demo_data import DemoShards, demo_shards
+    from wherefrom.pipeline.demo.shards import DemoShards, demo_shards
     from wherefrom.train.encoder import Encoder, Features, ModelSettings
-    from wherefrom.train.evaluate import ShardPictures, evaluate_labels
+    from wherefrom.train.evaluation.labels import evaluate_labels
+    from wherefrom.train.evaluation.pairs import evaluate_pairs, pair_r2
+    from wherefrom.train.evaluation.pictures import ShardPictures
     from wherefrom.train.loop import run
     from wherefrom.train.objective import Encode, Objective, Progress, Step, StepOutput, Terms
     from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
     from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
-    from wherefrom.train.pair_geometry import evaluate_pairs, pair_r2
     from wherefrom.train.recipes import RECIPES, recipe
     from wherefrom.train.reporting import Evaluated, LogRecord, Reporter, RunFacts, Silent, Summary
     from wherefrom.train.run_folder import RunFolder

@@ -2,7 +2,7 @@
 
 Here: writing aside, syncing, renaming, then the name in `latest`; the newest k are kept; loading into what has the same shape.
 Not here: when (loop.py); the run folder around them (run_folder.py).
-A checkpoint is a folder `update-00000500`: weights.safetensors, optimiser.pt (tensors and numbers only), state.json.
+A checkpoint is a folder `update-00000500`: weights.safetensors, optimizer.pt (tensors and numbers only), state.json.
 """
 
 import json
@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wherefrom.train.disk import DiskFullError, save_weights, writing
-from wherefrom.train.plain import Plain
+from wherefrom.train.plain_data import Plain
 
 FORMAT = 2  # of state.json; a checkpoint of another format is refused
 LATEST = "latest"
-TENSORS = ("weights.safetensors", "optimiser.pt")
+TENSORS = ("weights.safetensors", "optimizer.pt")
 WRITING = ".writing"  # the folder that a save is made in; whatever is left in it was never finished
 REMOVING = ".removing"
 MEND = f"go back to an older checkpoint by writing its name into {LATEST}"
@@ -38,7 +38,7 @@ class State:
     seconds: dict[str, float]  # spent so far, by what on
 
 
-def save(folder: Path, state: State, weights: nn.Module, optimiser: torch.optim.Optimizer, *, keep: int) -> Path:
+def save(folder: Path, state: State, weights: nn.Module, optimizer: torch.optim.Optimizer, *, keep: int) -> Path:
     """Save into `folder`, point `latest` at it, remove all but the newest `keep`; return the checkpoint's path.
 
     Killed at any moment, `latest` names a complete checkpoint or is not there.
@@ -47,7 +47,7 @@ def save(folder: Path, state: State, weights: nn.Module, optimiser: torch.optim.
     aside, final = folder / WRITING, folder / f"update-{state.update:08d}"
     try:
         with writing(final):
-            _write(aside, state, weights, optimiser)
+            _write(aside, state, weights, optimizer)
     except DiskFullError:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -62,13 +62,13 @@ def save(folder: Path, state: State, weights: nn.Module, optimiser: torch.optim.
     return final
 
 
-def _write(aside: Path, state: State, weights: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def _write(aside: Path, state: State, weights: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Make a whole checkpoint in `aside`, down to the disk."""
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_weights(aside / "weights.safetensors", weights.state_dict())
-    with (aside / "optimiser.pt").open("wb") as file:  # by name, torch would not say why it cannot
-        torch.save(optimiser.state_dict(), file)
+    with (aside / "optimizer.pt").open("wb") as file:  # by name, torch would not say why it cannot
+        torch.save(optimizer.state_dict(), file)
     plain = {"format": FORMAT, "crc32": {name: _crc32(aside / name) for name in TENSORS}} | {
         name: getattr(state, name) for name in State.__slots__
     }
@@ -112,8 +112,8 @@ def _read(checkpoint: Path) -> tuple[State, dict[str, int]]:
         raise ValueError(f"{path}: damaged ({problem}); {MEND}") from None
 
 
-def load(checkpoint: Path, weights: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Load weights and optimiser state in place.
+def load(checkpoint: Path, weights: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load weights and optimizer state in place.
 
     Raises: ValueError that names the damaged file, or the first weight that differs in shape or is on one side only.
     """
@@ -123,14 +123,14 @@ def load(checkpoint: Path, weights: nn.Module, optimiser: torch.optim.Optimizer)
         if not path.is_file() or _crc32(path) != checksums[name]:
             raise ValueError(f"{path}: damaged (its checksum is not that of state.json); {MEND}")
     stored = load_file(checkpoint / "weights.safetensors")
-    moments = torch.load(checkpoint / "optimiser.pt", map_location="cpu", weights_only=True)
+    moments = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     own = weights.state_dict()
     for name in sorted(own.keys() | stored.keys()):
         here, there = (_shape(tensors.get(name)) for tensors in (own, stored))
         if here != there:
             raise ValueError(f"{name} is {here} in this model and {there} in {checkpoint.name}; the model's settings differ")
     weights.load_state_dict(stored)
-    optimiser.load_state_dict(moments)
+    optimizer.load_state_dict(moments)
 
 
 def _crc32(path: Path) -> int:

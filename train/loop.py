@@ -22,15 +22,15 @@ from accelerate.state import AcceleratorState, is_initialized
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, get_cpu_distributed_information
 
-from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.pipeline.demo.shards import demo_shards
+from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.train import checkpoint
-from wherefrom.train.demo_data import demo_shards
 from wherefrom.train.disk import writing
-from wherefrom.train.evaluate import ShardPictures
-from wherefrom.train.plain import Plain, from_plain, to_plain
+from wherefrom.train.evaluation.pictures import ShardPictures
+from wherefrom.train.evaluation.report import check_held_out, evaluate_run
+from wherefrom.train.plain_data import Plain, from_plain, to_plain
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Silent, Summary
-from wherefrom.train.run_evaluation import check_held_out, evaluate_run
 from wherefrom.train.run_folder import (
     RunFolder,
     append_metrics,

@@ -1,7 +1,7 @@
 """What an objective is, and the one module that computes all of them in a step.
 
 Here: the interface, the random scope that each objective runs in, and `Step`, which DDP, FSDP and compile wrap.
-Not here: any particular objective (objectives/), optimiser and loop (loop.py).
+Not here: any particular objective (objectives/), optimizer and loop (loop.py).
 Promise: a plug-in leaves its host, the first objective, alone; at weight 0 it is absent, bit for bit, and is only logged.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from wherefrom.pipeline.recipe import ViewFamily
+from wherefrom.pipeline.view_recipe import ViewFamily
 from wherefrom.pipeline.views import Batch, Views
 from wherefrom.train.encoder import Encoder, Features
 
@@ -69,12 +69,12 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def after_step(self, encoder: Encoder, progress: Progress) -> None:
-        """Do what follows an update, once a step: moving averages, centres, queues."""
+        """Do what follows an update, once a step: moving averages, centers, queues."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StepOutput:
-    """The loss to be minimised, with gradient; every term ("objective/term", as the objective gave it) and meter, without."""
+    """The loss to be minimized, with gradient; every term ("objective/term", as the objective gave it) and meter, without."""
 
     loss: Tensor
     losses: dict[str, Tensor]
@@ -99,7 +99,7 @@ def random_scope(*words: int | str, device: torch.device | str = "cpu") -> Itera
 
 @contextmanager
 def statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Let BatchNorm layers in training normalise by the batch without remembering it."""
+    """Let BatchNorm layers in training normalize by the batch without remembering it."""
     remembering = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     for layer in remembering:
         layer.track_running_stats = False

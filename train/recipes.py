@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
-from wherefrom.train.plain import unchecked
+from wherefrom.train.plain_data import unchecked
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, overlaid, read_plain_settings
 
 DEFAULT = "demo"
@@ -21,7 +21,7 @@ DEFAULT = "demo"
 def demo() -> TrainSettings:
     """Six disjoint views of drawn scenes, all pairs, a small ViT: minutes on two cores.
 
-    Neither mirror nor colour change: in these scenes left and right, and the light, belong to what is to be learned.
+    Neither mirror nor color change: in these scenes left and right, and the light, belong to what is to be learned.
     """
     return TrainSettings(
         recipe="demo",
@@ -36,7 +36,7 @@ def demo() -> TrainSettings:
 def sp_dense() -> TrainSettings:
     """All pairs of 24 regions that lie apart in one view of a drawn scene, on the demo's pictures: minutes on two cores.
 
-    The view is most of the picture; places are told without the position table. Neither mirror nor colour change, as in the demo.
+    The view is most of the picture; places are told without the position table. Neither mirror nor color change, as in the demo.
     Labels are judged by local views of half the side, in which things are about as large as in the views learned from.
     """
     return TrainSettings(
@@ -45,7 +45,7 @@ def sp_dense() -> TrainSettings:
         updates=1500,
         model=replace(_small_vit(), view_size_px=96, patch_size_px=8),
         spatial=None,
-        dense=DenseSpatialSettings(size_px=96, area_frac=(0.6, 1.0), mirror="none", colour=None, weight_position=1.0, weight_scale=1.0),
+        dense=DenseSpatialSettings(size_px=96, area_frac=(0.6, 1.0), mirror="none", color=None, weight_position=1.0, weight_scale=1.0),
         optim=OptimSettings(lr=1.5e-3),
         evaluation=EvaluationSettings(view_px=48),
     )
@@ -69,7 +69,7 @@ def imagenette_sp() -> TrainSettings:
 def imagenet_sp_vits16() -> TrainSettings:
     """SP alone on ImageNet-1k: ViT-S/16, one pair of 96 px views a picture by the paired law, 100 epochs on 8 GPUs.
 
-    Epochs and optimiser as the likeliest reading of the paper (100 epochs, AdamW, cosine); its batch of 256 is for one host's crops, while
+    Epochs and optimizer as the likeliest reading of the paper (100 epochs, AdamW, cosine); its batch of 256 is for one host's crops, while
     two small views a picture leave 8 GPUs idle: 1024, with the learning rate of ViT-S recipes at that batch (5e-4 * 1024 / 256 / 2).
     """
     return TrainSettings(
@@ -143,7 +143,7 @@ def _six_disjoint_views(*, mirror: str) -> SpatialSettings:
         area_frac=(0.06, 0.16),
         aspect=(1.15**-0.5, 1.15**0.5),
         mirror="picture" if mirror == "picture" else "none",
-        colour=None,
+        color=None,
         weight_position=1.0,  # 0.1 is for a plug-in beside a host's loss
         weight_scale=1.0,
     )

@@ -1,7 +1,7 @@
 """What a run tells whoever watches: facts at the start, one record a logging step, evaluations, a summary.
 
 Here: the Reporter protocol, the records it is handed, and a reporter that says nothing.
-Not here: terminals and pictures (tools/terminal.py, tools/plots.py); the log on disk (run_folder.py).
+Not here: terminals and pictures (tools/terminal.py, tools/curves.py); the log on disk (run_folder.py).
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Protocol
 
 from wherefrom.pipeline.loader import Loader
 from wherefrom.train.objective import Objective
-from wherefrom.train.plain import Plain
+from wherefrom.train.plain_data import Plain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from wherefrom.pipeline.recipe import Recipe
+from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.train.disk import save_weights, writing
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.plain import Plain
+from wherefrom.train.plain_data import Plain
 from wherefrom.train.run_lock import LOCK
 from wherefrom.train.settings import TrainSettings
 
@@ -160,7 +160,7 @@ def _replace_text(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
-def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe, *, settings: TrainSettings, data: str) -> None:
+def write_encoder(folder: RunFolder, encoder: Encoder, recipe: ViewRecipe, *, settings: TrainSettings, data: str) -> None:
     """Write the trained encoder for others: `timm.create_model("local-dir:RUN/encoder", pretrained=True)` loads it.
 
     encoder.safetensors holds the same weights by themselves. What timm knows of weights of its own under the model's name is left out:
@@ -175,7 +175,7 @@ def write_encoder(folder: RunFolder, encoder: Encoder, recipe: Recipe, *, settin
         os.replace(aside, path)
 
 
-def _described(encoder: Encoder, recipe: Recipe, settings: TrainSettings, data: str) -> dict[str, Plain]:
+def _described(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data: str) -> dict[str, Plain]:
     """Return what timm reads of a model folder, and where the weights come from."""
     arguments, theirs = encoder.settings.timm_arguments(), encoder.model.pretrained_cfg
     return {

@@ -1,7 +1,7 @@
 """How the learning rate goes over a run: pure functions of the update, so that resuming needs no state.
 
 Here: warm-up, then a cosine or a constant.
-Not here: who sets it in the optimiser (loop.py); momenta of teachers, which belong to their objectives.
+Not here: who sets it in the optimizer (loop.py); momenta of teachers, which belong to their objectives.
 """
 
 import math

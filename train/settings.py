@@ -1,7 +1,7 @@
 """Everything that a run can be told: one frozen dataclass, whose last field is all that does not change results.
 
 Here: the settings, their checks, settings.yaml both ways, what is left of a model's settings where another is taken.
-Not here: which settings make a good run (recipes.py); views by hand (pipeline/recipe.py); the command line (tools/training.py).
+Not here: which settings make a good run (recipes.py); views by hand (pipeline/view_recipe.py); the command line (tools/training.py).
 """
 
 import os
@@ -13,11 +13,11 @@ from typing import Any, Literal
 import yaml
 
 from wherefrom.pipeline.literals import check_literals
-from wherefrom.pipeline.render import RendererName
+from wherefrom.pipeline.render.renderer import RendererName
 from wherefrom.train.encoder import ARCHITECTURE, ModelSettings
 from wherefrom.train.objective import Objective
 from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSettings, SpatialPrediction, SpatialSettings
-from wherefrom.train.plain import Plain, differences, from_plain, to_plain, unchecked
+from wherefrom.train.plain_data import Plain, differences, from_plain, to_plain, unchecked
 from wherefrom.train.schedule import Shape, warmed_up
 
 Tracker = Literal["none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
@@ -35,10 +35,10 @@ def _at_least(settings: object, smallest: int, *names: str) -> None:
 class OptimSettings:
     """How weights follow their gradients."""
 
-    name: str = "adamw"  # any optimiser of timm.optim
+    name: str = "adamw"  # any optimizer of timm.optim
     lr: float = 1e-3  # at its peak, for the global batch as it is: nothing scales it
-    betas: tuple[float, float] = (0.9, 0.95)  # of optimisers that have them
-    momentum: float = 0.9  # of optimisers that have it
+    betas: tuple[float, float] = (0.9, 0.95)  # of optimizers that have them
+    momentum: float = 0.9  # of optimizers that have it
     weight_decay: float = 0.05  # of matrices; biases, norms, tokens and position tables have none
     warmup_frac: float = 0.04  # of the run, in which the rate rises to its peak
     schedule: Shape = "cosine"
@@ -67,11 +67,11 @@ class EvaluationSettings:
     pictures: int = 500  # held-out pictures whose pairs are predicted
     head_pictures: int = 3000  # training pictures that the controls' heads learn from
     head_steps: int = 400
-    knn_pictures: int = 3000  # labelled training pictures for k-NN and linear probe; 0: neither
+    knn_pictures: int = 3000  # labeled training pictures for k-NN and linear probe; 0: neither
     knn_held_out: int = 5000  # held-out pictures that they are asked about
     view_px: int | None = None  # side of the local views, 0.4 of a picture's, that they see; None: that of the views learned from
     short_pictures: int = 200  # held-out pictures of a short evaluation
-    short_knn_pictures: int = 500  # labelled training pictures for its k-NN; 0: none
+    short_knn_pictures: int = 500  # labeled training pictures for its k-NN; 0: none
 
     def __post_init__(self) -> None:
         check_literals(self)

@@ -1,7 +1,7 @@
-"""One update after another: encoder, objectives, optimiser and loader as one thing with a position.
+"""One update after another: encoder, objectives, optimizer and loader as one thing with a position.
 
 Here: `Trainer`: updates, the numbers that they leave, saving and restoring.
-Not here: when to log, save, evaluate and stop (loop.py); how the weights change (optimiser.py); numbers nobody has read yet (tally.py).
+Not here: when to log, save, evaluate and stop (loop.py); how the weights change (optimizer.py); numbers nobody has read yet (meters.py).
 The device is asked for numbers only when a line of the log or a checkpoint is due.
 """
 
@@ -18,19 +18,19 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from wherefrom.pipeline.loader import Loader, make_loader
-from wherefrom.pipeline.recipe import Recipe
-from wherefrom.pipeline.render import choose_renderer
-from wherefrom.pipeline.shards import ShardIndex
+from wherefrom.pipeline.render.choose import choose_renderer
+from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch
 from wherefrom.train import checkpoint
 from wherefrom.train.encoder import Encoder
+from wherefrom.train.meters import GRADIENT, LOSS, METER, SOUND, TERM, Clock, Window
 from wherefrom.train.objective import Progress, Step, random_scope
-from wherefrom.train.optimiser import clip_gradients, gated_step, make_optimiser
-from wherefrom.train.plain import from_plain, to_plain
+from wherefrom.train.optimizer import clip_gradients, gated_step, make_optimizer
+from wherefrom.train.plain_data import from_plain, to_plain
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Summary
 from wherefrom.train.settings import TrainSettings, check_same_run
-from wherefrom.train.tally import GRADIENT, LOSS, METER, SOUND, TERM, Clock, Window
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Trainer:
             on_failure.callback(self.loader.close)
             self.updates = settings.updates_in_all(self.loader.updates_per_epoch)
             self.frozen, self.waiting = self.step.freeze_unreached(self.loader.batch(range(min(2, len(index)))))
-            self.optimiser = make_optimiser(self.step, settings.optim)
+            self.optimizer = make_optimizer(self.step, settings.optim)
             on_failure.pop_all()
         self._groups = self.step.clip_groups()
         if settings.runtime.compile:
@@ -77,17 +77,17 @@ class Trainer:
         self.loader.close()
 
     def update(self) -> None:
-        """Make one update: all micro-batches of this rank, one step of the optimiser, and what follows it."""
+        """Make one update: all micro-batches of this rank, one step of the optimizer, and what follows it."""
         with self.clock.spending("updating"):
             self._do_not_run_ahead()
             values, samples = self._backward()
             norms = clip_gradients(self._groups, self.settings.optim.clip_norm)
             self._sound = self._sound & self._all_finite(values[LOSS], *norms.values())
             rate = self.settings.learning_rate(self.done, self.updates)
-            for group in self.optimiser.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
-            gated_step(self.optimiser, self._sound)
-            self.optimiser.zero_grad()
+            gated_step(self.optimizer, self._sound)
+            self.optimizer.zero_grad()
             self.done += 1
             self.step.after_step(Progress(update=self.done, updates=self.updates), rank=self.ranks.rank)
             values |= {f"{GRADIENT}{name}": norm for name, norm in norms.items()} | {SOUND: self._sound}
@@ -139,7 +139,7 @@ class Trainer:
                 unlogged=self.window.rows,
                 seconds=self.clock.seconds,
             )
-            checkpoint.save(folder, state, self.step, self.optimiser, keep=self.settings.runtime.keep)
+            checkpoint.save(folder, state, self.step, self.optimizer, keep=self.settings.runtime.keep)
 
         self.ranks.first_does(write)
 
@@ -154,7 +154,7 @@ class Trainer:
             self.loader.resume(state.position)
         except ValueError as problem:
             raise ValueError(f"{saved}: {problem}") from None
-        checkpoint.load(saved, self.step, self.optimiser)
+        checkpoint.load(saved, self.step, self.optimizer)
         self.done = state.update
         self.window.rows = list(state.unlogged)
         self.clock.seconds = dict(state.seconds)
@@ -234,7 +234,7 @@ class Trainer:
         runtime = self.settings.runtime
         return make_loader(
             index,
-            Recipe(families=self.step.families),
+            ViewRecipe(families=self.step.families),
             seed=self.settings.seed,
             global_batch=self.settings.global_batch,
             rank=self.ranks.rank,

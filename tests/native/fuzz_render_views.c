@@ -246,7 +246,7 @@ static float draw_sigma(source *choices, extent extent)
     return uniform(choices, 0.1f, 2.5f);
 }
 
-/* A colour matrix, or one as far off as may be. */
+/* A color matrix, or one as far off as may be. */
 static void draw_matrix(source *choices, float matrix[12])
 {
     const bool strong = one_in(choices, 6);
@@ -265,7 +265,7 @@ static void draw_records(source *choices, extent extent, batch *batch, wf_family
     int64_t *turns = take(&batch->records, records * sizeof *turns);
     float *matrix = one_in(choices, 2) ? take(&batch->records, records * 12 * sizeof *matrix) : NULL;
     float *sigma = one_in(choices, 2) ? take(&batch->records, records * sizeof *sigma) : NULL;
-    uint8_t *solarised = one_in(choices, 2) ? take(&batch->records, records) : NULL;
+    uint8_t *solarized = one_in(choices, 2) ? take(&batch->records, records) : NULL;
     for (size_t at = 0; at < records; at++) {
         const size_t b = at / (size_t)family->views;
         const wf_picture *picture = &batch->picture[b];
@@ -278,15 +278,15 @@ static void draw_records(source *choices, extent extent, batch *batch, wf_family
             draw_matrix(choices, matrix + 12 * at);
         if (sigma)
             sigma[at] = draw_sigma(choices, extent);
-        if (solarised)
-            solarised[at] = (uint8_t)between(choices, 0, one_in(choices, 8) ? 255 : 1);
+        if (solarized)
+            solarized[at] = (uint8_t)between(choices, 0, one_in(choices, 8) ? 255 : 1);
     }
     family->boxes = boxes;
     family->flipped = flipped;
     family->quarter_turns = turns;
     family->matrix = matrix;
     family->blur_sigma_px = sigma;
-    family->solarised = solarised;
+    family->solarized = solarized;
 }
 
 static void draw_family(source *choices, extent extent, batch *batch, int f)
@@ -299,7 +299,7 @@ static void draw_family(source *choices, extent extent, batch *batch, int f)
         .width = between(choices, 1, most),
         .dtype = (wf_dtype)between(choices, WF_UINT8, WF_FLOAT32),
         .channels_last = one_in(choices, 2),
-        .centred = one_in(choices, 3),
+        .centered = one_in(choices, 3),
         .scale = {1, 1, 1},
     };
     if (extent == LONG_VIEW) {
@@ -532,7 +532,7 @@ static float value_at(const wf_family *family, int64_t i)
     return value;
 }
 
-/* Every value is a level from 0 to 255, normalised and rounded to its dtype; asked where no dtype overflows. */
+/* Every value is a level from 0 to 255, normalized and rounded to its dtype; asked where no dtype overflows. */
 static void check_range(const batch *batch, int f)
 {
     const wf_family *family = &batch->family[f];

@@ -1,7 +1,7 @@
 """Heads that say something about every pair of a picture's views.
 
 Here: modules from `Features` and pairs to C channels a pair, all pairs in a few products.
-Not here: what the channels mean (spatial.py), heads that serve as controls (wherefrom.train.pair_controls).
+Not here: what the channels mean (spatial.py), heads that serve as controls (wherefrom.train.evaluation.pair_controls).
 """
 
 import math

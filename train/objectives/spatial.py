@@ -1,33 +1,29 @@
 """SP: predict where one view of a picture lies relative to another, and how much larger it is.
 
 Here: the settings (every choice that the paper leaves open is a field), and the objective.
-Not here: the heads (pair_heads.py), the targets (wherefrom.kernels.pair_targets), how it is judged (train/pair_geometry.py).
+Not here: the heads (pair_heads.py), the targets (wherefrom.kernels.pair_targets), how it is judged (train/evaluation/pairs.py).
 Source: re-implemented from secondary descriptions of arXiv 2605.09963; what they do not say is our choice.
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wherefrom.kernels.pair_loss import PairLoss
 from wherefrom.kernels.pair_targets import Axes, Position, Scale, pair_targets
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.literals import check_literals
-from wherefrom.pipeline.recipe import ColourLaw, Disjoint, Independent, Law, Mirror, Paired, Recipe, ViewFamily
+from wherefrom.pipeline.view_recipe import ColorLaw, Disjoint, Independent, Law, Mirror, Paired, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Terms
 from wherefrom.train.objectives.pair_heads import AdditiveHead, AttendHead
+from wherefrom.train.objectives.pairs import Loss, drawn_records, ordered_pairs, pair_terms, position_and_scale
 
 LawName = Literal["paired", "disjoint", "independent"]
 HeadName = Literal["attend", "additive"]
-Loss = Literal["squared", "smooth_l1"]
 Stop = Literal["none", "reference", "encoder"]
 
 
@@ -42,7 +38,7 @@ class SpatialSettings:
     views: int = 6  # disjoint and independent
     size_px: int = 96  # side of the finished, square view
     position_max: float = 1.5  # paired, as the next five: p uniform on +-this, in reference sides, ...
-    position_min: float = 0.5  # ... less the centre of this half side
+    position_min: float = 0.5  # ... less the center of this half side
     log_scale_max: float = math.log(2)  # ln s uniform in +-this
     side_frac: tuple[float, float] | None = None  # reference side over the picture's short side; None: (0.10, the largest that always fits)
     aspect_jitter: float = 1.0
@@ -54,13 +50,13 @@ class SpatialSettings:
     min_side_px: int = 16
     mirror: Mirror = "picture"
     turns: bool = False
-    colour: ColourLaw | None = field(default_factory=ColourLaw)
-    equalise_px: int | None = None  # render at this side, then enlarge to size_px: both views lose the same detail
+    color: ColorLaw | None = field(default_factory=ColorLaw)
+    equalize_px: int | None = None  # render at this side, then enlarge to size_px: both views lose the same detail
 
     position: Position = "reference"
     scale: Scale = "log_area"
     axes: Axes = "view"
-    standardise: bool = True  # by the law's mean and standard deviation
+    standardize: bool = True  # by the law's mean and standard deviation
 
     head: HeadName = "attend"
     hidden: int | None = None  # None: the encoder's width
@@ -80,15 +76,15 @@ class SpatialSettings:
             )
         if self.law != "paired" and self.views < 2:
             raise ValueError(f"views={self.views}: a pair needs 2")
-        if self.equalise_px is not None and not 0 < self.equalise_px <= self.size_px:
-            raise ValueError(f"equalise_px={self.equalise_px}: needs 1 to size_px={self.size_px}")
+        if self.equalize_px is not None and not 0 < self.equalize_px <= self.size_px:
+            raise ValueError(f"equalize_px={self.equalize_px}: needs 1 to size_px={self.size_px}")
         if min(self.weight_position, self.weight_scale) < 0:
             raise ValueError(f"weight_position={self.weight_position}, weight_scale={self.weight_scale}: weights cannot be negative")
         _ = self.family("spatial")  # the law checks its own numbers
 
     def family(self, name: str) -> ViewFamily:
         """Return the views that these settings ask the loader for."""
-        side = self.equalise_px or self.size_px
+        side = self.equalize_px or self.size_px
         views = 2 if self.law == "paired" else self.views
         return ViewFamily(
             name=name,
@@ -97,7 +93,7 @@ class SpatialSettings:
             law=self._law(),
             mirror=self.mirror,
             turns=self.turns,
-            colour=self.colour,
+            color=self.color,
             min_side_px=self.min_side_px,
         )
 
@@ -121,7 +117,7 @@ class SpatialSettings:
 
 
 class SpatialPrediction(Objective):
-    """SP as an objective: two terms, position and scale, of standardised targets."""
+    """SP as an objective: two terms, position and scale, of standardized targets."""
 
     target_mean: Tensor
     target_std: Tensor
@@ -144,7 +140,7 @@ class SpatialPrediction(Objective):
     def setup(self, encoder: Encoder) -> None:
         """Build the head; its weights are drawn from torch's generator."""
         self.head = self.new_head(encoder.width)
-        mean, std = self.standardisation()
+        mean, std = self.standardization()
         self.register_buffer("target_mean", mean)
         self.register_buffer("target_std", std)
 
@@ -172,13 +168,13 @@ class SpatialPrediction(Objective):
         return encode(views if views.geometry.size_px == (side, side) else enlarged(views, side))
 
     def predict(self, features: Features, pairs: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return standardised predictions (B, P, C) for `pairs` (P, 2), by default those that are learned, and meters."""
+        """Return standardized predictions (B, P, C) for `pairs` (P, 2), by default those that are learned, and meters."""
         pairs = self.pairs if pairs is None else pairs
         return self.head(self._seen(features), pairs, stop_reference=self.settings.stop == "reference")
 
     def evaluation_family(self) -> ViewFamily:
-        """Return the views to judge by: the same boxes, neither coloured, mirrored nor turned."""
-        return replace(self.families[0], colour=None, mirror="none", turns=False)
+        """Return the views to judge by: the same boxes, neither colored, mirrored nor turned."""
+        return replace(self.families[0], color=None, mirror="none", turns=False)
 
     def boxes(self, record: ViewGeometry) -> Tensor:
         """Return the boxes that pairs are made of, (B, N, 4): those of the views."""
@@ -188,7 +184,7 @@ class SpatialPrediction(Objective):
         """Return which pairs count, (B, P) bool: those of two valid (B, V) views."""
         return valid[:, self.pairs.to(valid.device)].all(-1)
 
-    def targets(self, record: ViewGeometry, pairs: Tensor | None = None, *, standardised: bool = True) -> Tensor:
+    def targets(self, record: ViewGeometry, pairs: Tensor | None = None, *, standardized: bool = True) -> Tensor:
         """Return what is to be predicted, (B, P, C) float32, of the boxes as cut."""
         settings = self.settings
         return pair_targets(
@@ -200,24 +196,24 @@ class SpatialPrediction(Objective):
             scale=settings.scale,
             axes=settings.axes,
             picture_hw=record.source_size,
-            mean=self.target_mean if standardised else None,
-            std=self.target_std if standardised else None,
+            mean=self.target_mean if standardized else None,
+            std=self.target_std if standardized else None,
         )
 
-    def standardisation(self) -> tuple[Tensor, Tensor]:
+    def standardization(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of every channel under the law, (C,) float32.
 
         In closed form where the law has one, else from 8192 pictures' draws on a square of 1024 pixels, always the same.
         """
         settings, channels = self.settings, len(self.channels)
         law = self.families[0].law
-        if not settings.standardise:
+        if not settings.standardize:
             return torch.zeros(channels), torch.ones(channels)
         plain = not settings.both_orders and settings.position == "reference" and settings.scale != "ratio"
         if isinstance(law, Paired) and law.aspect_jitter == 1 and law.log_scale_max > 0 and plain:
             return torch.zeros(channels), torch.tensor([law.position_std] * 2 + [law.log_scale_std] * (channels - 2))
         record = drawn_records(self.families[0], pictures=8192)
-        drawn = self.targets(record, self.pairs.cpu(), standardised=False).flatten(0, 1).double()
+        drawn = self.targets(record, self.pairs.cpu(), standardized=False).flatten(0, 1).double()
         return drawn.mean(0).float(), drawn.std(0).clamp(min=1e-6).float()
 
     def _seen(self, features: Features) -> Features:
@@ -249,59 +245,9 @@ class SpatialPrediction(Objective):
         return Terms(losses=position_and_scale(found, self.weights), meters=meters)
 
 
-def pair_terms(predicted: Tensor, wanted: Tensor, counted: Tensor, channels: Sequence[str], *, loss: Loss, beta: float) -> Terms:
-    """Return both terms, means over the pairs that count (0 where none does) summed over their channels, and R2 of every channel.
-
-    Shapes: predicted and wanted (B, P, C), counted (B, P) bool, C channels.
-    """
-    said = predicted.float()
-    error = (said - wanted).square() if loss == "squared" else F.smooth_l1_loss(said, wanted, reduction="none", beta=beta)
-    each = (error * counted.unsqueeze(-1)).sum((0, 1)) / counted.sum().clamp(min=1)
-    with torch.no_grad():
-        meters = {f"r2_{name}": value for name, value in zip(channels, r2(said, wanted, counted), strict=True)}
-    return Terms(losses={"position": each[:2].sum(), "scale": each[2:].sum()}, meters=meters)
-
-
-def position_and_scale(found: PairLoss, weights: Mapping[str, float]) -> dict[str, Tensor]:
-    """Return both terms of a pair loss whose channels were weighted by `weights`.
-
-    One pass gives one gradient, that of the weighted sum, and only that sum may be differentiated: each term carries the share of the
-    gradient by which it comes out.
-    """
-    values = {"position": found.channel_loss[:2].sum(), "scale": found.channel_loss[2:].sum()}
-    gradient = (found.loss - found.loss.detach()) / (sum(weights[term] ** 2 for term in values) or 1)
-    return {term: value + weights[term] * gradient for term, value in values.items()}
-
-
-def ordered_pairs(views: int) -> Tensor:
-    """Return all (reference, target) of different views, (V (V - 1), 2) int64."""
-    each = torch.arange(views)
-    pairs = torch.cartesian_prod(each, each)
-    return pairs[pairs[:, 0] != pairs[:, 1]]
-
-
-def drawn_records(family: ViewFamily, *, pictures: int, side_px: int = 1024, seed: int = 0) -> ViewGeometry:
-    """Return the records that a family's law gives for square pictures 0, 1, ...; pixels are not needed for what the law alone knows."""
-    size = np.full((pictures, 2), side_px, np.int32)
-    (drawn,) = draw_geometry(Recipe(families=(family,)), seed=seed, epoch=0, drawn_for=np.arange(pictures), source_size=size)
-    return drawn.geometry
-
-
 def enlarged(views: Views, side_px: int) -> Views:
     """Return the same views with more, but no new, pixels: what was rendered small loses the same detail whatever its box."""
     small = views.pixels
     large = F.interpolate(small.flatten(0, 1).float(), size=(side_px, side_px), mode="bilinear", align_corners=False)
     geometry = replace(views.geometry, size_px=(side_px, side_px))
     return replace(views, pixels=large.to(small.dtype).unflatten(0, small.shape[:2]), geometry=geometry)
-
-
-def r2(predicted: Tensor, wanted: Tensor, counted: Tensor) -> Tensor:
-    """Return 1 - squared error / variance of the targets, over the pairs that count; not finite where the targets do not vary.
-
-    Shapes: predicted and wanted (B, P, C), counted (B, P) bool -> (C,).
-    """
-    weight = counted.to(wanted.dtype).unsqueeze(-1)
-    total = weight.sum((0, 1))
-    mean = (wanted * weight).sum((0, 1)) / total
-    residual = ((predicted - wanted).square() * weight).sum((0, 1))
-    return 1 - residual / ((wanted - mean).square() * weight).sum((0, 1))

@@ -1,7 +1,7 @@
 """SP on the token map of one view: predict where one region of it lies relative to another, and how much larger it is.
 
 Here: the settings, how regions are drawn, and the objective: one forward of the encoder gives hundreds of pairs.
-Not here: pooling and targets (wherefrom.kernels), the head (pair_heads.py), how it is judged (train/pair_geometry.py).
+Not here: pooling and targets (wherefrom.kernels), the head (pair_heads.py), how it is judged (train/evaluation/pairs.py).
 Source: ours, after SP (arXiv 2605.09963); that the encoder works without its position table is PART's (arXiv 2506.03682).
 """
 
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from wherefrom.kernels.pair_targets import Position, Scale, pair_targets
-from wherefrom.kernels.roi_pool import roi_pool
-from wherefrom.kernels.roi_pool_pairs import roi_pool_pairs
+from wherefrom.kernels.roi_align import roi_align
+from wherefrom.kernels.roi_align_pairs import roi_align_pairs
 from wherefrom.pipeline.crops import SUBPIXELS
 from wherefrom.pipeline.draws import Purpose, family_word, random_words_of_tensors
 from wherefrom.pipeline.geometry import overlap_area
 from wherefrom.pipeline.literals import check_literals
-from wherefrom.pipeline.recipe import ColourLaw, Independent, Mirror, ViewFamily
+from wherefrom.pipeline.view_recipe import ColorLaw, Independent, Mirror, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Terms
 from wherefrom.train.objectives.pair_heads import AdditiveHead
-from wherefrom.train.objectives.spatial import Loss, drawn_records, ordered_pairs, pair_terms
+from wherefrom.train.objectives.pairs import Loss, drawn_records, ordered_pairs, pair_terms
 
-STANDARDISED_ON = 2048  # pictures
+STANDARDIZED_ON = 2048  # pictures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,19 +52,19 @@ class DenseSpatialSettings:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     min_side_px: int = 16
     mirror: Mirror = "picture"
-    colour: ColourLaw | None = field(default_factory=ColourLaw)
+    color: ColorLaw | None = field(default_factory=ColorLaw)
 
     regions: int = 24  # R a view; all R (R - 1) ordered pairs that count are learned
     side_frac: tuple[float, float] = (0.15, 0.4)  # square root of a region's area over the view's side, log-uniform; then placed uniformly
     region_aspect: tuple[float, float] = (1.0, 1.0)  # width / height, log-uniform
     pairs: Literal["apart", "all"] = "apart"
     bins: tuple[int, int] = (2, 2)  # rows and columns that a region is pooled to; the head sees them in order
-    sampling: int | Literal["adaptive", "area"] = 1  # samples along each axis of a bin, as in `roi_pool`
+    sampling: int | Literal["adaptive", "area"] = 1  # samples along each axis of a bin, as in `roi_align`
     positions: bool = False
 
     position: Position = "reference"  # "picture": in sides of the view
     scale: Scale = "log_area"
-    standardise: bool = True  # by the law's mean and standard deviation, drawn
+    standardize: bool = True  # by the law's mean and standard deviation, drawn
     hidden: int | None = None  # None: the encoder's width
     loss: Loss = "squared"  # summed over a term's channels
     smooth_l1_beta: float = 0.5
@@ -103,7 +103,7 @@ class DenseSpatialSettings:
             size_px=(self.size_px, self.size_px),
             law=Independent(area_frac=self.area_frac, aspect=self.aspect),
             mirror=self.mirror,
-            colour=self.colour,
+            color=self.color,
             min_side_px=self.min_side_px,
         )
 
@@ -113,7 +113,7 @@ class DenseSpatialSettings:
 
 
 class DenseSpatialPrediction(Objective):
-    """SP between regions of one view as an objective: two terms, position and scale, of standardised targets."""
+    """SP between regions of one view as an objective: two terms, position and scale, of standardized targets."""
 
     target_mean: Tensor
     target_std: Tensor
@@ -140,7 +140,7 @@ class DenseSpatialPrediction(Objective):
                 "take a ViT, or positions=True and mind the row of content-free pictures"
             )
         self.head = self.new_head(encoder.width)
-        mean, std = self.standardisation()
+        mean, std = self.standardization()
         self.register_buffer("target_mean", mean)
         self.register_buffer("target_std", std)
 
@@ -152,7 +152,7 @@ class DenseSpatialPrediction(Objective):
         """Return the terms. What is said of a few hundred pairs is stored: `pair_loss` saves no time at that number."""
         settings, views = self.settings, batch.family(self.name)
         boxes = self.boxes(views.geometry)
-        pooled, wanted = roi_pool_pairs(
+        pooled, wanted = roi_align_pairs(
             self._tokens(views, encode),
             boxes,
             pairs=self.pairs,
@@ -169,15 +169,15 @@ class DenseSpatialPrediction(Objective):
 
     def features(self, views: Views, encode: Encode) -> Features:
         """Return what the head sees of `views` (B, 1): the features of regions where other objectives have views."""
-        return _regions(roi_pool(self._tokens(views, encode), self.boxes(views.geometry), **self._pooling()))
+        return _regions(roi_align(self._tokens(views, encode), self.boxes(views.geometry), **self._pooling()))
 
     def predict(self, features: Features, pairs: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return standardised predictions (B, P, C) for `pairs` (P, 2) of regions, by default all of two, and meters."""
+        """Return standardized predictions (B, P, C) for `pairs` (P, 2) of regions, by default all of two, and meters."""
         return self.head(features, self.pairs if pairs is None else pairs)
 
     def evaluation_family(self) -> ViewFamily:
-        """Return the views to judge by: the same boxes, neither coloured nor mirrored."""
-        return replace(self.families[0], colour=None, mirror="none")
+        """Return the views to judge by: the same boxes, neither colored nor mirrored."""
+        return replace(self.families[0], color=None, mirror="none")
 
     def boxes(self, record: ViewGeometry) -> Tensor:
         """Return the regions that belong to the one view of every picture, (B, R, 4), as `draw_regions`."""
@@ -189,19 +189,19 @@ class DenseSpatialPrediction(Objective):
         """Return which pairs count, (B, P) bool: those of a valid (B, 1) view, and, if so set, only regions that lie apart."""
         return self._counted(self.boxes(record), valid)
 
-    def targets(self, record: ViewGeometry, pairs: Tensor | None = None, *, standardised: bool = True) -> Tensor:
+    def targets(self, record: ViewGeometry, pairs: Tensor | None = None, *, standardized: bool = True) -> Tensor:
         """Return what is to be predicted, (B, P, C) float32, as the view shows it: regions are drawn in its own, mirrored, pixels."""
         boxes = self.boxes(record)
-        mean, std = (self.target_mean, self.target_std) if standardised else (None, None)
+        mean, std = (self.target_mean, self.target_std) if standardized else (None, None)
         return pair_targets(boxes, self.pairs if pairs is None else pairs, mean=mean, std=std, **self._units(boxes))
 
-    def standardisation(self) -> tuple[Tensor, Tensor]:
+    def standardization(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of every channel over the pairs that count, (C,) float32, by the same draws always."""
-        if not self.settings.standardise:
+        if not self.settings.standardize:
             return torch.zeros(len(self.channels)), torch.ones(len(self.channels))
-        record = drawn_records(self.families[0], pictures=STANDARDISED_ON)
+        record = drawn_records(self.families[0], pictures=STANDARDIZED_ON)
         counted = self.counted(record, torch.ones(len(record), 1, dtype=torch.bool))
-        drawn = self.targets(record, self.pairs.cpu(), standardised=False)[counted].double()
+        drawn = self.targets(record, self.pairs.cpu(), standardized=False)[counted].double()
         return drawn.mean(0).float(), drawn.std(0).clamp(min=1e-6).float()
 
     def _tokens(self, views: Views, encode: Encode) -> Tensor:

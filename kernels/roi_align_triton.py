@@ -1,0 +1,530 @@
+"""ROI pooling in Triton: one small launch makes the tables of weights, one launch multiplies, forwards or backwards.
+
+Here: both kernels, the product fused with pair targets, their launchers.
+Not here: the definition (roi_align_reference.py), checks and the tables (roi_align.py), a pair's formula (pair_targets_triton.py).
+How: an output is a weighted sum over a picture's tokens, weight = rows[bin, y] * columns[bin, x]; a program looks up a tile of weights and
+leaves the sum to the tensor cores. The gradient is the same product with tokens and outputs in each other's place. No atomics.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wherefrom.kernels.dispatch import Launch, interpreted
+from wherefrom.kernels.pair_targets_triton import PAIRS, store_pair_targets, target_arguments
+from wherefrom.kernels.roi_align_torch import ADAPTIVE, AREA, READERS, table_bins
+
+# what a program takes on: lines, terms summed a step, channels, warps, and steps fetched ahead; float32, in three products, has fewer
+BLOCK_ROWS, WARPS = 64, 4
+BLOCK_SUM = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}
+BLOCK_D = {torch.float32: 64, torch.bfloat16: 128, torch.float16: 128}
+STAGES = {torch.float32: 2, torch.bfloat16: 3, torch.float16: 3}
+STAGES_BACK = 2  # backwards what is read hangs on a box's turn
+REGISTERS = 255  # a thread's limit, stated: left to itself ptxas may spill some to fit one more program on a multiprocessor
+BLOCK_TABLE = {"BLOCK_BINS": 8, "BLOCK_TOKENS": 32}
+
+
+@triton.jit
+def axis_weights(
+    low, high, first_bin, bins, reverse, token, SIZE: tl.constexpr, ADAPTIVE: tl.constexpr, AREA: tl.constexpr, READERS: tl.constexpr,
+    BLOCK_BINS: tl.constexpr,
+):  # fmt: skip
+    """Return the weights (BLOCK_BINS, tokens) of tokens of one axis in a stretch of its bins from low to high.
+
+    Divisions round as IEEE asks: the number of samples must not depend on the device.
+    """
+    bin = first_bin + tl.arange(0, BLOCK_BINS)
+    bin = tl.where(reverse, bins - 1 - bin, bin)
+    number = bin.to(tl.float32)
+    width = tl.div_rn(high - low, bins.to(tl.float32))
+    start = low + number * width
+    token = token.to(tl.float32)[None, :]
+    if AREA:
+        end = low + (number + 1.0) * width
+        finite = (tl.abs(end) < float("inf"))[:, None]
+        end = tl.clamp(end, -0.5, SIZE - 0.5)[:, None]
+        start = tl.clamp(start, -0.5, SIZE - 0.5)[:, None]
+        overlap = tl.maximum(tl.minimum(end, token + 0.5) - tl.maximum(start, token - 0.5), 0.0)
+        held = finite & (end > start)
+        weight = tl.where(held, tl.div_rn(overlap, tl.where(held, end - start, 1.0)), 0.0)
+    else:
+        start = start[:, None]
+        count = tl.zeros_like(width) + READERS
+        sample = tl.zeros_like(start - token)
+        if ADAPTIVE:
+            # a box that is inverted, infinite or NaN holds no sample
+            count = tl.where((width > 0.0) & (width < 2147483648.0), tl.ceil(width), 0.0)
+            # the first sample that may read a token: those between are too many to list in a huge box
+            sample = tl.floor((token - 1.0 - start) * (count / width) - 0.5)
+            sample = tl.minimum(tl.maximum(sample, 0.0), tl.maximum(count - READERS, 0.0))
+        weight = tl.zeros_like(sample)
+        for _ in range(READERS):
+            position = start + tl.div_rn((sample + 0.5) * width, tl.maximum(count, 1.0))
+            held = (position >= -1.0) & (position <= SIZE) & (sample < count)
+            # the outermost tokens reach a whole token further out
+            distance = tl.abs(tl.minimum(tl.maximum(position, 0.0), SIZE - 1.0) - token)
+            weight += tl.where(held, tl.maximum(1.0 - distance, 0.0), 0.0)
+            sample += 1.0
+        weight = tl.div_rn(weight, tl.maximum(count, 1.0))
+    return tl.where(((bin >= 0) & (bin < bins))[:, None], weight, 0.0)
+
+
+@triton.jit
+def weights_kernel(
+    rows_ptr, columns_ptr, boxes_ptr, turns_ptr, flipped_ptr, valid_ptr, scale_y, scale_x, H: tl.constexpr, W: tl.constexpr,
+    OUT_H: tl.constexpr, OUT_W: tl.constexpr, BINS_Y: tl.constexpr, BINS_X: tl.constexpr, TURNED: tl.constexpr, FLIPPED: tl.constexpr,
+    VALID: tl.constexpr, ADAPTIVE: tl.constexpr, AREA: tl.constexpr, READERS: tl.constexpr, BLOCK_BINS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_TOKENS rows and columns of one box's two tables; grid (boxes * ceil(max(H, W) / BLOCK_TOKENS),).
+
+    Shapes: boxes (boxes, 4) float32, turns, flipped and valid (boxes,) -> rows (boxes, BINS_Y, H), columns (boxes, BINS_X, W).
+    """
+    blocks: tl.constexpr = (max(H, W) + BLOCK_TOKENS - 1) // BLOCK_TOKENS
+    program = tl.program_id(0)
+    box = (program // blocks).to(tl.int64)
+    token = program % blocks * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    turns = tl.load(turns_ptr + box).to(tl.int32) & 3 if TURNED else 0
+    odd = (turns & 1) != 0
+    leftwards = (turns == 1) | (turns == 2)
+    if FLIPPED:
+        leftwards = leftwards ^ (tl.load(flipped_ptr + box) != 0)
+    kept = tl.load(valid_ptr + box) != 0 if VALID else True
+
+    x0 = tl.load(boxes_ptr + box * 4) * scale_x - 0.5
+    y0 = tl.load(boxes_ptr + box * 4 + 1) * scale_y - 0.5
+    x1 = tl.load(boxes_ptr + box * 4 + 2) * scale_x - 0.5
+    y1 = tl.load(boxes_ptr + box * 4 + 3) * scale_y - 0.5
+    for first in range(0, BINS_Y, BLOCK_BINS):
+        bin = first + tl.arange(0, BLOCK_BINS)
+        weight = axis_weights(y0, y1, first, tl.where(odd, OUT_W, OUT_H), turns >= 2, token, H, ADAPTIVE, AREA, READERS, BLOCK_BINS)
+        at = (box * BINS_Y + bin)[:, None] * H + token[None, :]
+        tl.store(rows_ptr + at, tl.where(kept, weight, 0.0), mask=(bin < BINS_Y)[:, None] & (token < H)[None, :])
+    for first in range(0, BINS_X, BLOCK_BINS):
+        bin = first + tl.arange(0, BLOCK_BINS)
+        weight = axis_weights(x0, x1, first, tl.where(odd, OUT_H, OUT_W), leftwards, token, W, ADAPTIVE, AREA, READERS, BLOCK_BINS)
+        at = (box * BINS_X + bin)[:, None] * W + token[None, :]
+        tl.store(columns_ptr + at, tl.where(kept, weight, 0.0), mask=(bin < BINS_X)[:, None] & (token < W)[None, :])
+
+
+@triton.jit
+def token_offset(sample, stride_b, y, stride_y, x, stride_x):
+    """Return the int64 offset of tokens (sample, y, x), sample being int64; strides may be any."""
+    return sample * stride_b + y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
+
+
+@triton.jit
+def result_offset(sample, lines, line, D):
+    """Return the int64 offset of lines of D numbers in a contiguous (B, lines, D), sample being int64."""
+    return (sample * lines + line) * D
+
+
+@triton.jit
+def tf32(number):
+    """Return float32 numbers rounded to the 11 leading bits that tensor cores multiply, halves away from zero; NaN may become 0."""
+    return ((number.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def float32_product(weight, value):
+    """Return weight (lines, K) @ value (K, channels) in float32, from three products of what tensor cores multiply, the small ones first.
+
+    By hand: Triton 3.8 keeps the parts of its own, tf32x3, in several layouts at once, and spills.
+    """
+    large, large_value = tf32(weight), tf32(value)
+    total = tl.dot(weight - large, large_value, input_precision="tf32")
+    total = tl.dot(large, value - large_value, total, input_precision="tf32")
+    return tl.dot(large, large_value, total, input_precision="tf32")
+
+
+@triton.jit
+def add_products(
+    total, source_ptr, rows_ptr, columns_ptr, turns_ptr, sample, line, channel, R, D, stride_b, stride_y, stride_x, stride_d,
+    H: tl.constexpr, W: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr, BINS_Y: tl.constexpr, BINS_X: tl.constexpr,
+    TURNED: tl.constexpr, TRANSPOSED: tl.constexpr, WIDE: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+    FINITE: tl.constexpr,
+):  # fmt: skip
+    """Return total (lines, channels) plus what one picture's source adds to it.
+
+    FINITE: NaN where something that is NaN or infinite has a weight; whatever has none adds nothing.
+    """
+    # summed over stretches of BLOCK_Y x BLOCK_X tokens of the map, TRANSPOSED of bins of one box: there a weight is a product
+    blocks_y: tl.constexpr = ((BINS_Y if TRANSPOSED else H) + BLOCK_Y - 1) // BLOCK_Y
+    blocks_x: tl.constexpr = ((BINS_X if TRANSPOSED else W) + BLOCK_X - 1) // BLOCK_X
+    inside = line < (H * W if TRANSPOSED else R * OUT_H * OUT_W)
+    within = inside[:, None]
+    if FINITE:
+        wild = tl.zeros_like(total)
+    if not TRANSPOSED:
+        box = sample * R + line // (OUT_H * OUT_W)
+        bin_y, bin_x = line // OUT_W % OUT_H, line % OUT_W
+        if TURNED:
+            odd = (tl.load(turns_ptr + box, mask=inside, other=0).to(tl.int32) & 1) != 0
+            bin_y, bin_x = tl.where(odd, bin_x, bin_y), tl.where(odd, bin_y, bin_x)
+        row_ptr = rows_ptr + (box * BINS_Y + bin_y) * H
+        column_ptr = columns_ptr + ((box * BINS_X + bin_x) * W)[:, None]
+    # what hardly ever runs is not fetched ahead: that would take registers and code
+    for step in tl.range(0, (R if TRANSPOSED else 1) * blocks_x * blocks_y, num_stages=1 if FINITE else None):
+        y = step % blocks_y * BLOCK_Y + tl.arange(0, BLOCK_Y)
+        x = step // blocks_y % blocks_x * BLOCK_X + tl.arange(0, BLOCK_X)
+        k = tl.arange(0, BLOCK_Y * BLOCK_X)
+        k_y, k_x = step % blocks_y * BLOCK_Y + k // BLOCK_X, step // blocks_y % blocks_x * BLOCK_X + k % BLOCK_X
+        if TRANSPOSED:
+            box = sample * R + step // (blocks_y * blocks_x)
+            odd = (tl.load(turns_ptr + box).to(tl.int32) & 1) != 0 if TURNED else False
+            size_y, size_x = tl.where(odd, OUT_W, OUT_H), tl.where(odd, OUT_H, OUT_W)
+            row_ptr = rows_ptr + (box * (BINS_Y * H) + line // W)
+            column_ptr = columns_ptr + (box * (BINS_X * W) + line % W)[:, None]
+            across = tl.load(column_ptr + (x * W)[None, :], mask=within & (x < size_x)[None, :], other=0.0)
+            source_at = result_offset(box, OUT_H * OUT_W, tl.where(odd, k_x * OUT_W + k_y, k_y * OUT_W + k_x), D)
+        else:
+            size_y, size_x = H, W
+            across = tl.load(column_ptr + x[None, :], mask=within & (x < W)[None, :], other=0.0)
+            source_at = token_offset(sample, stride_b, k_y, stride_y, k_x, stride_x)
+        row_step: tl.constexpr = H if TRANSPOSED else 1
+        if BLOCK_Y == 1:
+            # one row of a step's tokens, one number a line: an axis of length 1 would get a layout which holds it many times; float32 takes
+            # it out of the sum, so that the parts of a weight need not be found again at every row
+            y_of_step = step % blocks_y + tl.zeros_like(line)  # a number of its own would make no mask in the interpreter of Triton 3.9
+            down = tl.load(row_ptr + y_of_step * row_step, mask=inside & (y_of_step < size_y), other=0.0)[:, None]
+            weight, factor = (across, down) if WIDE else (across * down, 1.0)
+        else:
+            factor = 1.0
+            down = tl.load(row_ptr[:, None] + (y * row_step)[None, :], mask=within & (y < size_y)[None, :], other=0.0)
+            weight = tl.reshape(down[:, :, None] * across[:, None, :], (line.shape[0], BLOCK_Y * BLOCK_X))
+        value_ptr = source_ptr + source_at[:, None] + (channel.to(tl.int64) * stride_d)[None, :]
+        value = tl.load(value_ptr, mask=((k_y < size_y) & (k_x < size_x))[:, None] & (channel < D)[None, :], other=0.0)
+        if WIDE:
+            value = value.to(tl.float32)
+        if FINITE:
+            finite = tl.abs(value.to(tl.float32)) < float("inf")
+            reads = (weight * factor > 0.0).to(value.dtype)  # zeros and ones are exact in any dtype
+            wild = tl.dot(reads, tl.where(finite, 0.0, 1.0).to(value.dtype), wild, input_precision="tf32")
+            value = tl.where(finite, value, 0.0)
+        if WIDE:
+            # added apart: tensor cores round their own sums towards zero
+            total += float32_product(weight, value) * factor
+        else:
+            # a weight in two parts: rounded once it would cost as much as rounding the result
+            large = weight.to(value.dtype)
+            total = tl.dot(large, value, total)
+            total = tl.dot((weight - large.to(tl.float32)).to(value.dtype), value, total)
+    return tl.where(wild > 0.0, float("nan"), total) if FINITE else total
+
+
+@triton.jit
+def store_lines(result_ptr, total, sample, lines, line, channel, D):
+    """Write a tile (lines, channels) of one picture's result, rounded to its dtype."""
+    at = result_offset(sample, lines, line, D)[:, None] + channel[None, :]
+    tl.store(result_ptr + at, total.to(result_ptr.dtype.element_ty), mask=(line < lines)[:, None] & (channel < D)[None, :])
+
+
+@triton.jit
+def contract_program(
+    result_ptr, source_ptr, rows_ptr, columns_ptr, turns_ptr, program, R, D, stride_b, stride_y, stride_x, stride_d,
+    H: tl.constexpr, W: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr, BINS_Y: tl.constexpr, BINS_X: tl.constexpr,
+    TURNED: tl.constexpr, TRANSPOSED: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Write BLOCK_ROWS lines x BLOCK_D channels of one picture's result: outputs summed over tokens, TRANSPOSED tokens over outputs.
+
+    Shapes: source (B, H, W, D) of any strides, TRANSPOSED (B, R, OUT_H, OUT_W, D) contiguous; result the other of the two, contiguous.
+            WIDE multiplies in float32 whatever the source is.
+    """
+    lines = H * W if TRANSPOSED else R * OUT_H * OUT_W
+    channel_blocks = tl.cdiv(D, BLOCK_D)
+    line_blocks = tl.cdiv(lines, BLOCK_ROWS)
+    first = program % channel_blocks * BLOCK_D
+    line = program // channel_blocks % line_blocks * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    sample = (program // channel_blocks // line_blocks).to(tl.int64)
+
+    channel = first + tl.arange(0, BLOCK_D)
+    total = add_products(
+        tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32),
+        source_ptr, rows_ptr, columns_ptr, turns_ptr, sample, line, channel, R, D, stride_b, stride_y, stride_x, stride_d,
+        H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, TRANSPOSED, WIDE, BLOCK_Y, BLOCK_X, False,
+    )  # fmt: skip
+    if tl.max(tl.where(tl.abs(total) < float("inf"), 0, 1)) == 0:
+        store_lines(result_ptr, total, sample, lines, line, channel, D)
+    else:
+        # a NaN somewhere, and 0 * NaN is NaN: sum what is finite, and find which sums have the rest with a weight; in narrow blocks,
+        # so that what hardly ever runs takes no registers from what always does
+        for part in range(0, BLOCK_D, 16):
+            narrow = first + part + tl.arange(0, 16)
+            part_total = add_products(
+                tl.zeros((BLOCK_ROWS, 16), tl.float32),
+                source_ptr, rows_ptr, columns_ptr, turns_ptr, sample, line, narrow, R, D, stride_b, stride_y, stride_x, stride_d,
+                H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, TRANSPOSED, WIDE, BLOCK_Y, BLOCK_X, True,
+            )  # fmt: skip
+            store_lines(result_ptr, part_total, sample, lines, line, narrow, D)
+
+
+@triton.jit
+def contract_kernel(
+    result_ptr, source_ptr, rows_ptr, columns_ptr, turns_ptr, R, D, stride_b, stride_y, stride_x, stride_d, H: tl.constexpr,
+    W: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr, BINS_Y: tl.constexpr, BINS_X: tl.constexpr, TURNED: tl.constexpr,
+    TRANSPOSED: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_Y: tl.constexpr,
+    BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program: one block of lines and channels of one picture; grid (pictures * blocks of lines * blocks of channels,)."""
+    contract_program(
+        result_ptr, source_ptr, rows_ptr, columns_ptr, turns_ptr, tl.program_id(0), R, D, stride_b, stride_y, stride_x, stride_d,
+        H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, TRANSPOSED, WIDE, BLOCK_ROWS, BLOCK_Y, BLOCK_X, BLOCK_D,
+    )  # fmt: skip
+
+
+@triton.jit
+def pool_pairs_kernel(
+    result_ptr, source_ptr, rows_ptr, columns_ptr, R, D, stride_b, stride_y, stride_x, stride_d, H: tl.constexpr, W: tl.constexpr,
+    OUT_H: tl.constexpr, OUT_W: tl.constexpr, BINS_Y: tl.constexpr, BINS_X: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr,
+    pool_programs, targets_ptr, boxes_ptr, pairs_ptr, flipped_ptr, turns_ptr, picture_ptr, mean_ptr, std_ptr, P, POSITION: tl.constexpr,
+    SCALE: tl.constexpr, VIEW_AXES: tl.constexpr, FLIPPED: tl.constexpr, TURNED: tl.constexpr, CHOSEN: tl.constexpr, MEAN: tl.constexpr,
+    STD: tl.constexpr, PAIRS: tl.constexpr,
+):  # fmt: skip
+    """One program: what `contract_kernel`'s do, or, from pool_programs on, PAIRS pair targets of one picture's boxes."""
+    program = tl.program_id(0)
+    if program < pool_programs:
+        contract_program(
+            result_ptr, source_ptr, rows_ptr, columns_ptr, turns_ptr, program, R, D, stride_b, stride_y, stride_x, stride_d,
+            H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, False, WIDE, BLOCK_ROWS, BLOCK_Y, BLOCK_X, BLOCK_D,
+        )  # fmt: skip
+    else:
+        blocks = tl.cdiv(P, PAIRS)
+        program -= pool_programs
+        store_pair_targets(
+            targets_ptr, boxes_ptr, pairs_ptr, flipped_ptr, turns_ptr, picture_ptr, mean_ptr, std_ptr, program // blocks,
+            program % blocks * PAIRS, R, P, POSITION, SCALE, VIEW_AXES, FLIPPED, TURNED, CHOSEN, MEAN, STD, PAIRS,
+        )  # fmt: skip
+
+
+def roi_weights_triton(
+    boxes: Tensor,
+    quarter_turns: Tensor | None,
+    flipped: Tensor | None,
+    valid: Tensor | None,
+    map_hw: Sequence[int],
+    frame_hw: Sequence[float],
+    out_hw: Sequence[int],
+    samples: int,
+) -> tuple[Tensor, Tensor]:
+    """Launch `roi_weights` for checked arguments."""
+    (H, W), (B, R) = map_hw, boxes.shape[:2]
+    bins = table_bins(out_hw, quarter_turns)
+    rows, columns = boxes.new_empty(B, R, bins[0], H), boxes.new_empty(B, R, bins[1], W)
+    boxes = boxes.contiguous()
+
+    def given(value: Tensor | None) -> Tensor:
+        return boxes if value is None else value.contiguous()
+
+    if boxes.numel():
+        weights_kernel[(B * R * triton.cdiv(max(H, W), BLOCK_TABLE["BLOCK_TOKENS"]),)](
+            rows,
+            columns,
+            boxes,
+            given(quarter_turns),
+            given(flipped),
+            given(valid),
+            H / frame_hw[0],
+            W / frame_hw[1],
+            H=H,
+            W=W,
+            OUT_H=out_hw[0],
+            OUT_W=out_hw[1],
+            BINS_Y=bins[0],
+            BINS_X=bins[1],
+            TURNED=quarter_turns is not None,
+            FLIPPED=flipped is not None,
+            VALID=valid is not None,
+            ADAPTIVE=samples == ADAPTIVE,
+            AREA=samples == AREA,
+            READERS=READERS if samples == ADAPTIVE else samples,
+            **BLOCK_TABLE,
+            num_warps=1,
+            enable_fp_fusion=False,  # a fused multiply-add rounds once: the number of samples could differ from other devices'
+        )
+    return rows, columns
+
+
+def roi_contract_triton(
+    source: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    quarter_turns: Tensor | None,
+    map_hw: Sequence[int],
+    out_hw: Sequence[int],
+    transposed: bool,
+) -> Tensor:
+    """Launch `roi_contract` for checked arguments."""
+    B, R, D = *rows.shape[:2], source.shape[-1]
+    result = source.new_empty(B, *(map_hw if transposed else (R, *out_hw)), D)
+    source = source.contiguous() if transposed else source
+    if result.numel():
+        lines = map_hw[0] * map_hw[1] if transposed else R * out_hw[0] * out_hw[1]
+        arguments = _contract_arguments(source, rows, columns, map_hw, out_hw, transposed)
+        turns = rows if quarter_turns is None else quarter_turns.contiguous()
+        contract_kernel[(_programs(B, lines, D, arguments["BLOCK_D"]),)](
+            result,
+            turns_ptr=turns,
+            TURNED=quarter_turns is not None,
+            TRANSPOSED=transposed,
+            **arguments,
+            num_warps=WARPS,
+            num_stages=_stages(source.dtype, transposed),
+            **_options(),
+        )
+    return result
+
+
+def roi_align_pairs_triton(
+    source: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    boxes: Tensor,
+    pairs: Tensor | None,
+    flipped: Tensor | None,
+    quarter_turns: Tensor | None,
+    map_hw: Sequence[int],
+    out_hw: Sequence[int],
+    position: str,
+    scale: str,
+    axes: str,
+    picture_hw: Tensor | None,
+    mean: Tensor | None,
+    std: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Launch `roi_align_pairs` for checked arguments -> pooled (B, R, *out_hw, D), targets (B, P, C)."""
+    B, R, D = *rows.shape[:2], source.shape[-1]
+    count = R * R if pairs is None else len(pairs)
+    result = source.new_empty(B, R, *out_hw, D)
+    targets = boxes.new_empty(B, count, 3 if scale == "log_area" else 4)
+    arguments = _contract_arguments(source, rows, columns, map_hw, out_hw, False)
+    pool_programs = _programs(B, R * out_hw[0] * out_hw[1], D, arguments["BLOCK_D"])
+    programs = pool_programs + B * triton.cdiv(count, PAIRS)
+    if programs:
+        pool_pairs_kernel[(programs,)](
+            result,
+            **arguments,
+            **target_arguments(boxes, pairs, flipped, quarter_turns, position, scale, axes, picture_hw, mean, std),
+            pool_programs=pool_programs,
+            targets_ptr=targets,
+            P=count,
+            PAIRS=PAIRS,
+            num_warps=WARPS,
+            num_stages=_stages(source.dtype, transposed=False),
+            **_options(),
+        )
+    return result, targets
+
+
+def _programs(pictures: int, lines: int, D: int, block_d: int) -> int:
+    return pictures * triton.cdiv(lines, BLOCK_ROWS) * triton.cdiv(D, block_d)
+
+
+def _contract_arguments(
+    source: Tensor, rows: Tensor, columns: Tensor, map_hw: Sequence[int], out_hw: Sequence[int], transposed: bool
+) -> dict[str, Any]:
+    """Return what `contract_program` takes by name, but its result, its turns and its direction."""
+    strides = source.stride()
+    wide = source.dtype == torch.float32 or (source.dtype == torch.bfloat16 and interpreted())  # which multiplies bfloat16's bits
+    return {
+        "source_ptr": source,
+        "rows_ptr": rows,
+        "columns_ptr": columns,
+        "R": rows.shape[1],
+        "D": source.shape[-1],
+        "stride_b": strides[0],
+        "stride_y": strides[1],
+        "stride_x": strides[2],
+        "stride_d": strides[-1],
+        "H": map_hw[0],
+        "W": map_hw[1],
+        "OUT_H": out_hw[0],
+        "OUT_W": out_hw[1],
+        "BINS_Y": rows.shape[2],
+        "BINS_X": columns.shape[2],
+        "WIDE": wide,
+        **_blocks(source.dtype, source.shape[-1], columns.shape[2] if transposed else map_hw[1]),
+    }
+
+
+def _blocks(dtype: torch.dtype, channels: int, summed_x: int) -> dict[str, int]:
+    """Return the block sizes, of powers of 2."""
+    # at least 4 terms along a row: with fewer, the two factors of a tile of weights take more registers than the tile
+    block_x = min(BLOCK_SUM[dtype], max(4, triton.next_power_of_2(summed_x)))
+    return {
+        "BLOCK_ROWS": BLOCK_ROWS,
+        "BLOCK_Y": BLOCK_SUM[dtype] // block_x,
+        "BLOCK_X": block_x,
+        "BLOCK_D": min(BLOCK_D[dtype], max(16, triton.next_power_of_2(channels))),
+    }
+
+
+def _stages(dtype: torch.dtype, transposed: bool) -> int:
+    return STAGES_BACK if transposed else STAGES[dtype]
+
+
+def _options() -> dict[str, Any]:
+    """Return what the compiler is told; a limit of registers is NVIDIA's."""
+    return {"enable_fp_fusion": True} | ({} if torch.version.hip else {"maxnreg": REGISTERS})
+
+
+def launches() -> list[Launch]:
+    """Return launches as they are really made: both directions, fused, and both tables; every dtype, small and large maps."""
+    sizes = {"H": 14, "W": 14, "OUT_H": 7, "OUT_W": 7, "BINS_Y": 7, "BINS_X": 7}
+    large = {"H": 32, "W": 32, "OUT_H": 1, "OUT_W": 1, "BINS_Y": 1, "BINS_X": 1}
+    tables = {"rows_ptr": "*fp32", "columns_ptr": "*fp32", "boxes_ptr": "*fp32", "turns_ptr": "*i64", "flipped_ptr": "*i1"}
+    listed = []
+    for dtype, word in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+        types = {"result_ptr": f"*{word}", "source_ptr": f"*{word}", "rows_ptr": "*fp32", "columns_ptr": "*fp32", "turns_ptr": "*i64"}
+        types |= dict.fromkeys(("R", "D", "stride_b", "stride_y", "stride_x"), "i32")
+        more = {"targets_ptr": "*fp32", "boxes_ptr": "*fp32", "pairs_ptr": "*i64", "flipped_ptr": "*i1", "picture_ptr": "*fp32"}
+        more |= {"mean_ptr": "*fp32", "std_ptr": "*fp32", "pool_programs": "i32", "P": "i32"}
+        for name, kernel, transposed, shape in (
+            ("roi_align forward", contract_kernel, False, sizes),
+            ("roi_align backward", contract_kernel, True, sizes),
+            ("roi_align_pairs", pool_pairs_kernel, False, sizes),
+            ("roi_align forward, large map, one bin, upright", contract_kernel, False, large),
+            ("roi_align backward, large map, one bin, upright", contract_kernel, True, large),
+        ):
+            if shape is large and dtype == torch.float16:
+                continue  # as bfloat16
+            constants: dict[str, Any] = shape | _blocks(dtype, 768, shape["BINS_X"] if transposed else shape["W"])
+            constants |= {"stride_d": 1, "WIDE": dtype == torch.float32, "TURNED": shape is sizes}
+            if kernel is pool_pairs_kernel:
+                constants |= dict.fromkeys(("VIEW_AXES", "FLIPPED", "CHOSEN", "MEAN", "STD"), True)
+                constants |= {"POSITION": "reference", "SCALE": "log_area", "PAIRS": PAIRS}
+            else:
+                constants |= {"TRANSPOSED": transposed}
+            listed.append(
+                Launch(
+                    name=f"{name}, {word}",
+                    kernel=kernel,
+                    types=types | more if kernel is pool_pairs_kernel else types,
+                    constants=constants,
+                    aligned=tuple(name for name in types if name != "R"),
+                    warps=WARPS,
+                    stages=_stages(dtype, transposed),
+                    per_step=BLOCK_ROWS * BLOCK_SUM[dtype],
+                    options=_options(),
+                )
+            )
+    for sampling in ("adaptive", "area"):
+        constants = sizes | BLOCK_TABLE | dict.fromkeys(("TURNED", "FLIPPED", "VALID"), True)
+        constants |= {"ADAPTIVE": sampling == "adaptive", "AREA": sampling == "area", "READERS": READERS}
+        listed.append(
+            Launch(
+                name=f"roi_align tables, {sampling}",
+                kernel=weights_kernel,
+                types=tables | {"valid_ptr": "*i1", "scale_y": "fp32", "scale_x": "fp32"},
+                constants=constants,
+                aligned=tuple(tables),
+                warps=1,
+                options={"enable_fp_fusion": False},
+            )
+        )
+    return listed

@@ -1,0 +1,157 @@
+"""Flat colored shapes, lit from the left, on a Pillow canvas.
+
+Here: `Pen`, which draws in a frame of its own; `Look`, the colors of one thing; how colors are drawn so that neighbors differ.
+Not here: what is drawn (scenes.py).
+Rule: a color is flat within a part and knows nothing of the place in the picture; only shapes say where they are.
+"""
+
+import colorsys
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageDraw
+
+__all__ = ["Color", "Look", "Pen", "Point", "circle", "distinct_color", "hsv", "toned"]
+
+Color = tuple[int, int, int]  # red, green, blue, 0 to 255
+Point = tuple[float, float]  # (x, y)
+Points = Sequence[Point] | NDArray[np.float64]
+
+CORNERS = 28  # of the polygon that stands for a circle
+FAR_APART = 110.0  # distance in RGB from which two colors count as distinct
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pen:
+    """Draws in a frame of its own: x right, y down, a thing fills -1 to 1."""
+
+    draw: ImageDraw.ImageDraw
+    light: float = 0.0  # how much lighter a part's left and darker its right is, 0 to 1
+    outline: Color | None = None
+    origin: Point = (0.0, 0.0)  # of the own frame, canvas pixels
+    right: Point = (1.0, 0.0)  # one own unit of x, canvas pixels
+    down: Point = (0.0, 1.0)  # one own unit of y, canvas pixels
+
+    def at(self, x: float, y: float, half_x: float, half_y: float | None = None, *, turn: float = 0.0) -> "Pen":
+        """Return a pen whose frame lies about (x, y) of this one; turn in radians, clockwise as seen."""
+        half_y = half_x if half_y is None else half_y
+        cos, sin = math.cos(turn), math.sin(turn)
+        steps = [(x, y), (x + cos * half_x, y + sin * half_x), (x - sin * half_y, y + cos * half_y)]
+        (x0, y0), (x1, y1), (x2, y2) = self._on_canvas(steps).tolist()
+        return replace(self, origin=(x0, y0), right=(x1 - x0, y1 - y0), down=(x2 - x0, y2 - y0))
+
+    def flat(self) -> "Pen":
+        """Return the same pen without light."""
+        return replace(self, light=0.0)
+
+    def shape(self, points: Points, color: Color) -> None:
+        """Fill a polygon, its left edge lighter and its right third darker."""
+        self._fill(points, color)
+        if self.light:
+            xs = [x for x, _ in points]
+            low, high = min(xs), max(xs)
+            self._fill(_clipped(points, low + 0.64 * (high - low), side=1), toned(color, -self.light))
+            self._fill(_clipped(points, low + 0.16 * (high - low), side=-1), toned(color, self.light))
+        self._contour(points)
+
+    def box(self, x0: float, y0: float, x1: float, y1: float, color: Color) -> None:
+        """Fill the rectangle between two corners."""
+        self.shape([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], color)
+
+    def disc(self, x: float, y: float, radius: float, color: Color) -> None:
+        """Fill a circle, lit like a ball."""
+        self.oval(x, y, radius, radius, color)
+
+    def oval(self, x: float, y: float, radius_x: float, radius_y: float, color: Color) -> None:
+        """Fill an ellipse, lit like a ball: a shadow on the right, a gleam at the upper left."""
+        center, radii = np.array([x, y]), np.array([radius_x, radius_y])
+        rim = circle(0, 0) * radii + center
+        self._fill(rim, toned(color, -self.light))
+        if self.light:
+            self._fill(circle(-0.14, -0.04, 0.84) * radii + center, color)
+            self._fill(circle(-0.42, -0.40, 0.26) * radii + center, toned(color, self.light))
+        if radius_x > 0.06:
+            self._contour(rim)
+
+    def line(self, points: Points, width: float, color: Color) -> None:
+        """Draw a line through points; its width in units of this frame, one canvas pixel at least."""
+        unit = math.sqrt(abs(self.right[0] * self.down[1] - self.right[1] * self.down[0]))
+        self.draw.line(self._on_canvas(points).ravel().tolist(), fill=color, width=max(1, round(width * unit)), joint="curve")
+
+    def _contour(self, points: Points) -> None:
+        if self.outline is not None:
+            self.line([*points, points[0]], 0.02, self.outline)
+
+    def _fill(self, points: Points, color: Color) -> None:
+        if len(points) >= 3:
+            self.draw.polygon(self._on_canvas(points).ravel().tolist(), fill=color)
+
+    def _on_canvas(self, points: Points) -> NDArray[np.float64]:
+        return np.asarray(points, dtype=np.float64) @ (self.right, self.down) + self.origin
+
+
+def circle(x: float, y: float, radius: float = 1.0) -> NDArray[np.float64]:
+    """Return the corners of a polygon that stands for a circle: (28, 2)."""
+    angles = np.linspace(0, 2 * math.pi, CORNERS, endpoint=False)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius + (x, y)
+
+
+def _clipped(points: Points, x: float, *, side: int) -> list[Point]:
+    """Return the part of a polygon right (side 1) or left (side -1) of a vertical line.
+
+    Source: Sutherland and Hodgman, Reentrant polygon clipping, 1974.
+    """
+    kept: list[Point] = []
+    for (x0, y0), (x1, y1) in zip(points, [*points[1:], points[0]], strict=True):
+        if side * (x0 - x) >= 0:
+            kept.append((x0, y0))
+        if (x0 - x) * (x1 - x) < 0:
+            kept.append((x, y0 + (y1 - y0) * (x - x0) / (x1 - x0)))
+    return kept
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """The colors of one thing: four of any hue for its parts, two for its details, of which either may be the dark one."""
+
+    main: Color
+    second: Color
+    third: Color
+    accent: Color
+    ink: Color
+    paper: Color
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, *, avoid: Sequence[Color]) -> "Look":
+        """Draw a look whose main and second colors stand out against the colors to avoid."""
+        main = distinct_color(rng, avoid)
+        second = distinct_color(rng, [*avoid, main])
+        third = distinct_color(rng, [main, second])
+        accent = distinct_color(rng, [main, second, third])
+        dark = hsv(rng.random(), rng.uniform(0.2, 0.8), rng.uniform(0.08, 0.24))
+        bright = hsv(rng.random(), rng.uniform(0.02, 0.2), rng.uniform(0.9, 1.0))
+        ink, paper = (dark, bright) if rng.random() < 0.5 else (bright, dark)
+        return cls(main=main, second=second, third=third, accent=accent, ink=ink, paper=paper)
+
+
+def hsv(hue: float, saturation: float, value: float) -> Color:
+    """Return the color of a hue (in turns), a saturation and a value, each 0 to 1."""
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return (round(255 * red), round(255 * green), round(255 * blue))
+
+
+def toned(color: Color, by: float) -> Color:
+    """Return the color lightened towards white (by > 0) or darkened towards black (by < 0); by is -1 to 1."""
+    goal = 255 if by > 0 else 0
+    red, green, blue = (round(channel + (goal - channel) * abs(by)) for channel in color)
+    return (red, green, blue)
+
+
+def distinct_color(rng: np.random.Generator, others: Sequence[Color]) -> Color:
+    """Draw eight colors; return the first that is far from all others, else the farthest."""
+    tried = [hsv(rng.random(), rng.uniform(0.25, 0.9), rng.uniform(0.3, 1.0)) for _ in range(8)]
+    gaps = [min(math.dist(color, other) for other in others) for color in tried]
+    return next((color for color, gap in zip(tried, gaps, strict=True) if gap > FAR_APART), tried[int(np.argmax(gaps))])

@@ -1,0 +1,90 @@
+"""Rendering on the CPU in threads: each decodes a picture into its own memory and cuts all its views while it lies in the cache.
+
+Here: the threads, decoding, slots, the pictures that will not decode. Which code cuts is the cutter's question.
+Not here: pixels (torch_cutter.py and native_cutter.py hold the cutters), drawing.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
+from wherefrom.pipeline.render.renderer import Cutter, Rendered, view_shapes
+from wherefrom.pipeline.render.slots import SlotRing
+from wherefrom.pipeline.system import available_cores, single_threaded_pool
+from wherefrom.pipeline.views import Photometric, ViewGeometry
+
+
+class ThreadedRenderer:
+    """Renders in `threads` threads (0: in the caller's); pixels land in a ring of reused slots."""
+
+    strict = True
+
+    def __init__(self, cutter: Cutter, *, device: str | torch.device = "cpu", threads: int | None = None, prefetch: int = 2) -> None:
+        self.cutter = cutter
+        self.name = cutter.name
+        self.recipe = cutter.recipe
+        self.threads = available_cores() if threads is None else threads
+        self.ring = SlotRing(prefetch + 3, pinned=torch.device(device).type == "cuda")
+        self._local = threading.local()
+        self._pool = single_threaded_pool(self.threads, "wherefrom-render") if self.threads else None
+
+    def close(self) -> None:
+        """End the threads; twice is fine."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
+        """Render a batch into a slot; undecodable pictures come back in `failed`.
+
+        Shapes: B encoded files, one record (B, V, ...) a family -> one (B, V, 3, H, W) a family, in the recipe's order and dtype.
+        """
+        pixels = self.ring.take(view_shapes(self.recipe, len(encoded)), getattr(torch, self.recipe.pixels))
+        plan = self.cutter.plan(records, pixels)
+        sizes, orientations = records[0][0].source_size.tolist(), records[0][0].stored_orientation.tolist()
+
+        failed: dict[int, str] = {}
+        positions = iter(
+            range(len(encoded))
+        )  # threads help themselves: handing out each picture would hold the interpreter as long as cutting it
+
+        def work() -> tuple[float, float]:
+            decode_s = render_s = 0.0
+            for position in positions:
+                start = time.perf_counter()
+                try:
+                    stored = self._decode(encoded[position], sizes[position], orientations[position])
+                except DECODE_ERRORS as error:
+                    failed[position] = f"{type(error).__name__}: {error}"
+                    decode_s += time.perf_counter() - start
+                    continue
+                decoded = time.perf_counter()
+                self.cutter.cut(plan, position, stored)
+                decode_s, render_s = decode_s + decoded - start, render_s + time.perf_counter() - decoded
+            return decode_s, render_s
+
+        if self._pool is None:
+            spent = [work()]
+        else:
+            spent = [future.result() for future in [self._pool.submit(work) for _ in range(min(self.threads, len(encoded)))]]
+        return Rendered(
+            pixels=tuple(pixels),
+            failed=dict(sorted(failed.items())),
+            decode_s=sum(decode_s for decode_s, _ in spent),
+            render_s=sum(render_s for _, render_s in spent),
+        )
+
+    def _decode(self, encoded: NDArray[np.uint8], upright_size: list[int], orientation: int) -> NDArray[np.uint8]:
+        """Decode into this thread's buffer as stored; upright_size (height, width) is what the record says."""
+        height, width = upright_size if orientation < 5 else upright_size[::-1]
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < height * width * 3:
+            buffer = self._local.buffer = np.empty(height * width * 3, np.uint8)
+        picture = decode_picture(encoded, buffer=buffer)
+        if picture.shape[:2] != (height, width):
+            raise ValueError(f"the header says {width} x {height} pixels, decoded are {picture.shape[1]} x {picture.shape[0]}")
+        return np.ascontiguousarray(picture) if picture.flags.writeable else picture.copy()

@@ -1,0 +1,1 @@
+"""Tar shards: which samples they hold, where each one's bytes lie, and reading them."""

@@ -1,0 +1,183 @@
+"""Reads encoded pictures out of tar shards by position.
+
+Here: `ShardReader`, a bounded set of open shards that any number of threads read from, into buffers of theirs.
+Not here: what lies where (index.py), decoding (render/). No mmap: a shard that is cut short would kill the process.
+A shard is trusted only while its size and mtime are those that were indexed; every read checks them.
+"""
+
+import errno
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wherefrom.pipeline.regular_files import open_regular
+from wherefrom.pipeline.shards.index import ShardIndex
+
+__all__ = ["ShardChanged", "ShardReader"]
+
+_NOT_THE_SHARDS_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
+
+
+class ShardChanged(OSError):  # noqa: N818  an event outside, not a mistake of the caller
+    """A shard is not what was indexed: gone, cut short or rewritten. One line: shard and key, what was found, the mend."""
+
+
+@dataclass(slots=True)
+class _OpenShard:
+    descriptor: int
+    users: int = 0
+
+
+class ShardReader:
+    """Reads pictures by sample id; safe from many threads, which wait for the disk without the GIL.
+
+    At most `max_open` descriptors stay open between reads, the least recently used ones are closed first, one in use never.
+    """
+
+    def __init__(self, index: ShardIndex, *, max_open: int = 256) -> None:
+        if max_open < 1:
+            raise ValueError(f"max_open={max_open}: needs at least 1")
+        self.index = index
+        self._max_open = max_open
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, _OpenShard] = OrderedDict()  # by shard, the least recently used first
+        self._closed = False
+
+    def read(self, sample: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Read the encoded bytes of a sample into the head of `buffer`, or into memory of their own, and return a view of them.
+
+        Shapes: buffer (at least index.length[sample],) uint8, contiguous -> (index.length[sample],).
+        Raises: ShardChanged; ValueError if the buffer is too small or the reader is closed; IndexError for an id out of range.
+        """
+        self._check_ids(np.array([sample]))
+        length = int(self.index.length[sample])
+        if buffer is None:
+            buffer = np.empty(length, np.uint8)
+        elif len(buffer) < length:
+            raise ValueError(f"buffer holds {len(buffer)} bytes, sample {sample} has {length}; make it as large as index.length.max()")
+        self._read_shard(int(self.index.shard[sample]), [(sample, int(self.index.offset[sample]), buffer[:length].data)])
+        return buffer[:length]
+
+    def read_batch(self, samples: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Read the encoded bytes of samples (B,) into one stretch of memory, shard by shard, and return B views of it.
+
+        Raises: as `read`.
+        """
+        self._check_ids(samples)
+        lengths = self.index.length[samples]
+        ends = np.cumsum(lengths)
+        memory = np.empty(int(lengths.sum()), np.uint8)
+        views = [memory[start:end] for start, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True)]
+        wanted: dict[int, list[tuple[int, int, memoryview]]] = {}
+        shards, offsets = self.index.shard[samples].tolist(), self.index.offset[samples].tolist()
+        for shard, sample, offset, view in zip(shards, samples.tolist(), offsets, views, strict=True):
+            wanted.setdefault(shard, []).append((sample, offset, view.data))
+        for shard, places in wanted.items():
+            self._read_shard(shard, places)
+        return views
+
+    def _check_ids(self, samples: NDArray[np.int64]) -> None:
+        outside = samples[(samples < 0) | (samples >= len(self.index))]
+        if len(outside):
+            raise IndexError(f"sample {outside[0]} of {len(self.index)}; samples are numbered 0 to {len(self.index) - 1}")
+
+    def _read_shard(self, shard: int, places: list[tuple[int, int, memoryview]]) -> None:
+        """Fill the memory of every (sample, offset, memory), all of one shard."""
+        sample = places[0][0]
+        try:
+            with self._borrow(shard) as descriptor:
+                self._check_unchanged(descriptor, sample)
+                for sample, offset, target in places:
+                    got = _read_fully(descriptor, target, offset)
+                    if got < len(target):
+                        raise self._changed(sample, f"{got} of its {len(target)} bytes are there")
+        except ShardChanged:
+            raise
+        except OSError as error:
+            if error.errno in _NOT_THE_SHARDS_FAULT:
+                raise
+            raise self._changed(sample, error.strerror or str(error)) from error
+
+    def close(self) -> None:
+        """Close every shard; those in use when their read ends. Twice is fine."""
+        with self._lock:
+            self._closed = True
+            self._evict(keep=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _borrow(self, shard: int) -> Iterator[int]:
+        """Hand out a shard's descriptor, which stays open until the block ends. Shards are opened outside the lock: that may be slow."""
+        opened = self._take(shard) or self._take(shard, open_regular(self.index.paths[shard]))
+        assert opened is not None
+        try:
+            yield opened.descriptor
+        finally:
+            with self._lock:
+                opened.users -= 1
+                self._evict(keep=0 if self._closed else self._max_open)
+
+    def _take(self, shard: int, descriptor: int | None = None) -> _OpenShard | None:
+        """Count one more user of a shard that is open; where none is, take `descriptor` for it, or return None."""
+        with self._lock:
+            opened = self._open.get(shard)
+            if descriptor is not None and (self._closed or opened is not None):
+                os.close(descriptor)  # another thread was faster, or the reader was closed meanwhile
+            elif descriptor is not None:
+                opened = self._open[shard] = _OpenShard(descriptor)
+            if self._closed:
+                raise ValueError("the reader is closed; make another ShardReader")
+            if opened is not None:
+                self._open.move_to_end(shard)
+                opened.users += 1
+            return opened
+
+    def _evict(self, keep: int) -> None:
+        """Close idle descriptors, the least recently used first, until `keep` are left. The caller holds the lock."""
+        surplus = len(self._open) - keep
+        if surplus > 0:
+            idle = (shard for shard, opened in self._open.items() if not opened.users)
+            for shard in list(islice(idle, surplus)):
+                os.close(self._open.pop(shard).descriptor)
+
+    def _check_unchanged(self, descriptor: int, sample: int) -> None:
+        status = os.fstat(descriptor)
+        _, size, mtime_ns = self.index.shard_stamps[self.index.shard[sample]].tolist()
+        if status.st_size != size:
+            raise self._changed(sample, f"the shard has {status.st_size} bytes, {size} were indexed")
+        if status.st_mtime_ns != mtime_ns:
+            raise self._changed(sample, "the shard was written to since it was indexed")
+
+    def _changed(self, sample: int, found: str) -> ShardChanged:
+        return ShardChanged(
+            f"{self.index.name(sample)}: {found}; restore the shard, or run `wherefrom index PATTERN --rebuild` and start again"
+        )
+
+
+def _read_fully(descriptor: int, target: memoryview, offset: int) -> int:
+    """Fill `target` from `offset` on; return how many bytes there were."""
+    got = 0
+    while got < len(target):
+        if hasattr(os, "preadv"):
+            count = os.preadv(descriptor, [target[got:]], offset + got)
+        else:  # not every system has it
+            chunk = os.pread(descriptor, len(target) - got, offset + got)
+            target[got : got + len(chunk)] = chunk
+            count = len(chunk)
+        if not count:
+            break
+        got += count
+    return got

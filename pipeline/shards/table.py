@@ -1,0 +1,305 @@
+"""One shard as plain arrays, and the scan that makes them.
+
+Here: WebDataset's grouping of members into samples, the verdict on each picture, `ShardTable` with its checks.
+Not here: tar headers (tar_members.py), picture headers (picture_headers.py), where tables are kept (store.py).
+A sample is a key that has a picture, sound or not; members of one key are neighbors.
+"""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wherefrom.pipeline.regular_files import open_regular
+from wherefrom.pipeline.shards.picture_headers import FORMATS, MAX_ENCODED_BYTES, PictureHeader, examine_picture
+from wherefrom.pipeline.shards.tar_members import Member, TarError, walk_tar
+
+__all__ = ["TABLE_LAYOUT", "BrokenShardError", "ShardTable", "scan_shard", "stamp_of"]
+
+PICTURE_EXTENSIONS = (b"jpg", b"jpeg", b"png", b"webp")  # where a key has several, the first of these is the sample's picture
+
+_FORMAT_VERSION = 2
+_WEBDATASET_META = re.compile(rb"__[^/]*__(?:$|/)")
+_LABEL = re.compile(rb"\s*([+-]?[0-9]{1,18})\s*")
+_MAX_LABEL_BYTES = 64
+_MAX_EXTENSIONS_COUNTED = 64
+
+# dtype and shape of every stored array: n samples, u of them unsound, d of these by a decode alone; e extensions left aside; any number
+# of bytes
+TABLE_LAYOUT: dict[str, tuple[type, tuple[int | str, ...]]] = {
+    "stamp": (np.int64, (3,)),
+    "decoded": (np.bool_, (1,)),
+    "offset": (np.int64, ("n",)),
+    "length": (np.int64, ("n",)),
+    "label": (np.int64, ("n",)),
+    "source_size": (np.int32, ("n", 2)),
+    "orientation": (np.uint8, ("n",)),
+    "format": (np.uint8, ("n",)),
+    "keys": (np.uint8, ("key bytes",)),
+    "key_ends": (np.int64, ("n",)),
+    "unsound": (np.int64, ("u",)),
+    "undecodable": (np.int64, ("d",)),
+    "reasons": (np.uint8, ("reason bytes",)),
+    "reason_ends": (np.int64, ("u",)),
+    "extensions": (np.uint8, ("extension bytes",)),
+    "extension_ends": (np.int64, ("e",)),
+    "extension_counts": (np.int64, ("e",)),
+}
+
+
+class BrokenShardError(ValueError):
+    """A shard is not a whole, plain tar. One line: the shard, what is wrong, the mend."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ShardTable:
+    """What one shard holds, and exactly what its index file stores.
+
+    Shapes: as in TABLE_LAYOUT. stamp is (format version, shard's size in bytes, mtime_ns). The texts (keys of the n samples, reasons of
+    the u unsound ones, extensions of other members) lie end to end as bytes, text i up to ends[i].
+    Raises: ValueError if the arrays do not fit one another: those of a damaged or foreign file.
+    """
+
+    stamp: NDArray[np.int64]
+    decoded: NDArray[np.bool_]  # whether the samples that count as sound were decoded once as well
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    label: NDArray[np.int64]  # -1: none
+    source_size: NDArray[np.int32]  # upright (height, width); (0, 0) where the header cannot be trusted
+    orientation: NDArray[np.uint8]
+    format: NDArray[np.uint8]  # place in headers.FORMATS
+    keys: NDArray[np.uint8]
+    key_ends: NDArray[np.int64]
+    unsound: NDArray[np.int64]  # rows, rising
+    undecodable: NDArray[np.int64]  # those of them that only decoding told, rising
+    reasons: NDArray[np.uint8]
+    reason_ends: NDArray[np.int64]
+    extensions: NDArray[np.uint8]
+    extension_ends: NDArray[np.int64]
+    extension_counts: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        sides: dict[str, int] = {}
+        for name, (dtype, shape) in TABLE_LAYOUT.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.ndim != len(shape) or not _same_sides(shape, array.shape, sides):
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
+        for texts, ends in ((self.keys, self.key_ends), (self.reasons, self.reason_ends), (self.extensions, self.extension_ends)):
+            if not _rises(ends, lowest=0) or (ends[-1] if len(ends) else 0) != len(texts):
+                raise ValueError("texts and their ends do not fit")
+        in_file = (self.offset >= 0) & (self.length >= 0) & (self.offset <= self.stamp[1] - self.length)
+        coded = (self.orientation >= 1) & (self.orientation <= 8) & (self.format < len(FORMATS))
+        rows_fit = _rises(self.unsound, lowest=0) and (not len(self.unsound) or self.unsound[-1] < len(self))
+        rows_fit = rows_fit and _rises(self.undecodable, lowest=0) and bool(np.isin(self.undecodable, self.unsound).all())
+        if not rows_fit or not np.all(in_file & coded) or not np.all(self.source_size[self.sound()] > 0):
+            raise ValueError("offsets, sizes and verdicts do not fit")
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def sound(self) -> NDArray[np.bool_]:
+        sound = np.ones(len(self), bool)
+        sound[self.unsound] = False
+        return sound
+
+    def key(self, row: int) -> str:
+        return _text(self.keys, self.key_ends, row)
+
+    def reason(self, row: int) -> str:
+        """Return why the sample in this row is unsound, empty if it is sound."""
+        place = int(np.searchsorted(self.unsound, row))
+        found = place < len(self.unsound) and self.unsound[place] == row
+        return _text(self.reasons, self.reason_ends, place) if found else ""
+
+    def left_aside(self) -> Counter[str]:
+        """Count the members that belong to no sample or are not read, by extension."""
+        names = (_text(self.extensions, self.extension_ends, place) for place in range(len(self.extension_ends)))
+        return Counter(dict(zip(names, self.extension_counts.tolist(), strict=True)))
+
+    def digest(self) -> bytes:
+        """Hash what the members are: not the folder, not the mtime, and no verdict that a later audit may change."""
+        hasher = hashlib.blake2b(digest_size=16)
+        for array in (self.stamp[1:2], self.offset, self.length, self.label, self.key_ends, self.keys):
+            hasher.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        return hasher.digest()
+
+    def with_decoded(self, failures: dict[int, str]) -> "ShardTable":
+        """Return the table after an audit by decoding: `failures` maps rows to reasons, all other sound rows decode."""
+        reasons = {int(row): self.reason(row) for row in self.unsound} | failures
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        audit = {"decoded": np.array([True]), "undecodable": np.array(sorted(failures), np.int64)}
+        return ShardTable(**(arrays | _pack_verdicts(reasons) | audit))
+
+
+def stamp_of(shard: Path) -> tuple[int, int, int]:
+    """Return what an index file must agree with to be of use: format version, the shard's size in bytes, its mtime_ns.
+
+    Raises: OSError if the shard is not there.
+    """
+    status = os.stat(shard)
+    return _FORMAT_VERSION, status.st_size, status.st_mtime_ns
+
+
+def scan_shard(shard: Path) -> ShardTable:
+    """Read a shard once, from its first header to its end mark, and judge every picture in it.
+
+    Raises: BrokenShardError if it is not a whole, plain tar, or changed meanwhile; OSError if it cannot be read.
+    """
+    stamp = stamp_of(shard)
+    try:
+        scan = _scanned(shard, stamp[1])
+    except OSError as error:
+        raise OSError(f"{shard}: cannot be read ({error.strerror}); see that you may read it and that its disk is sound") from error
+    if stamp_of(shard) != stamp:
+        raise BrokenShardError(f"{shard}: changed while it was read; let its writer finish, then index it again")
+    return scan.table(stamp)
+
+
+def _scanned(shard: Path, size: int) -> "_Scan":
+    descriptor = open_regular(shard)
+    scan = _Scan(descriptor)
+    try:
+        for member in walk_tar(descriptor, size):
+            scan.add(member)
+        scan.end_sample()
+    except TarError as error:
+        raise BrokenShardError(f"{shard}: {error}; {scan.whole_samples} whole samples lie before that; fetch or pack it again") from error
+    finally:
+        os.close(descriptor)
+    return scan
+
+
+class _Sample(NamedTuple):
+    key: bytes
+    offset: int
+    length: int
+    label: int
+    header: PictureHeader
+
+
+class _Scan:
+    """Groups members into samples as WebDataset does: neighbors that share a key."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.samples: list[_Sample] = []
+        self.left_aside: Counter[str] = Counter()
+        self._descriptor = descriptor
+        self._keys_seen: set[bytes] = set()
+        self._key = b""
+        self._pictures: dict[bytes, Member] = {}
+        self._label = -1
+
+    def add(self, member: Member) -> None:
+        if member.kind == "folder" or _WEBDATASET_META.match(member.name):
+            return
+        folder_end = member.name.rfind(b"/") + 1
+        stem, dot, extension = member.name[folder_end:].lower().partition(b".")  # WebDataset's rule: the file name's first dot
+        if not stem or not dot:
+            self._leave_aside("(no extension)")
+            return
+        key = member.name[: folder_end + len(stem)]
+        if key != self._key or extension in self._pictures:
+            self.end_sample()
+            self._key = key
+        if extension in PICTURE_EXTENSIONS:
+            self._pictures[extension] = member
+        elif extension == b"cls" and member.kind == "file":
+            self._read_label(member)
+        else:
+            self._leave_aside(extension.decode("ascii", "backslashreplace")[:24])
+
+    def end_sample(self) -> None:
+        """Close the group of the current key; a key without a picture is no sample."""
+        if self._pictures:
+            chosen = next(extension for extension in PICTURE_EXTENSIONS if extension in self._pictures)
+            picture = self._pictures.pop(chosen)
+            for extension in self._pictures:
+                self._leave_aside(f"{extension.decode()} beside {chosen.decode()}")
+            self.samples.append(_Sample(self._key, picture.offset, picture.length, self._label, self._judge(picture)))
+            self._keys_seen.add(self._key)
+        self._pictures, self._label, self._key = {}, -1, b""
+
+    @property
+    def whole_samples(self) -> int:
+        return len(self.samples) + bool(self._pictures)
+
+    def table(self, stamp: tuple[int, int, int]) -> ShardTable:
+        samples, kinds = self.samples, sorted(self.left_aside)
+        keys, key_ends = _pack(sample.key for sample in samples)
+        extensions, extension_ends = _pack(kind.encode() for kind in kinds)
+        headers = [sample.header for sample in samples]
+        return ShardTable(
+            stamp=np.array(stamp, np.int64),
+            decoded=np.array([False]),
+            offset=np.array([sample.offset for sample in samples], np.int64),
+            length=np.array([sample.length for sample in samples], np.int64),
+            label=np.array([sample.label for sample in samples], np.int64),
+            source_size=np.array([(header.height, header.width) for header in headers], np.int32).reshape(-1, 2),
+            orientation=np.array([header.orientation for header in headers], np.uint8),
+            format=np.array([header.format for header in headers], np.uint8),
+            keys=keys,
+            key_ends=key_ends,
+            undecodable=np.array([], np.int64),
+            extensions=extensions,
+            extension_ends=extension_ends,
+            extension_counts=np.array([self.left_aside[kind] for kind in kinds], np.int64),
+            **_pack_verdicts({row: header.reason for row, header in enumerate(headers) if header.reason}),
+        )
+
+    def _judge(self, picture: Member) -> PictureHeader:
+        if picture.kind != "file":
+            return PictureHeader(format=0, reason=f"is a {picture.kind} in the tar")
+        if picture.name.startswith(b"/") or b".." in picture.name.split(b"/"):
+            return PictureHeader(format=0, reason="has a name that leaves its folder")
+        if self._key in self._keys_seen:
+            return PictureHeader(format=0, reason="has the key of an earlier sample of its shard")
+        if picture.length > MAX_ENCODED_BYTES:
+            return PictureHeader(format=0, reason=f"is {picture.length} bytes long; the limit is {MAX_ENCODED_BYTES}")
+        data = os.pread(self._descriptor, picture.length, picture.offset)
+        if len(data) < picture.length:
+            raise TarError(f"lost bytes while it was read (at byte {picture.offset + len(data)})")
+        return examine_picture(data)
+
+    def _read_label(self, member: Member) -> None:
+        text = os.pread(self._descriptor, min(member.length, _MAX_LABEL_BYTES), member.offset)
+        number = _LABEL.fullmatch(text) if member.length <= _MAX_LABEL_BYTES else None
+        if number is None:
+            self._leave_aside("cls (not a number)")
+        else:
+            self._label = int(number[1])
+
+    def _leave_aside(self, kind: str) -> None:
+        full = len(self.left_aside) >= _MAX_EXTENSIONS_COUNTED and kind not in self.left_aside
+        self.left_aside["(others)" if full else kind] += 1
+
+
+def _same_sides(names: tuple[int | str, ...], sizes: tuple[int, ...], sides: dict[str, int]) -> bool:
+    """Compare sizes with numbers, or with what the same name stood for before."""
+    return all(size == (side if isinstance(side, int) else sides.setdefault(side, size)) for side, size in zip(names, sizes, strict=True))
+
+
+def _rises(numbers: NDArray[np.int64], lowest: int) -> bool:
+    return not len(numbers) or (numbers[0] >= lowest and bool(np.all(numbers[1:] >= numbers[:-1])))
+
+
+def _pack(texts: Iterable[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    listed: Sequence[bytes] = list(texts)
+    return np.frombuffer(b"".join(listed), np.uint8), np.cumsum([len(text) for text in listed], dtype=np.int64)
+
+
+def _pack_verdicts(reasons: dict[int, str]) -> dict[str, NDArray]:
+    rows = sorted(reasons)
+    texts, ends = _pack(reasons[row].encode() for row in rows)
+    return {"unsound": np.array(rows, np.int64), "reasons": texts, "reason_ends": ends}
+
+
+def _text(texts: NDArray[np.uint8], ends: NDArray[np.int64], place: int) -> str:
+    start = ends[place - 1] if place else 0
+    return texts[start : ends[place]].tobytes().decode("utf-8", "surrogateescape")

@@ -1,0 +1,72 @@
+"""What a user's machine has for us: a place for files of ours, cores, and threads on them.
+
+Here: the user's cache folder, by each system's own custom, made on demand; how many cores this process may use; threads of ours.
+Not here: what is kept in it (shard indexes, demo pictures); their owners name their own sub-folders.
+"""
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+__all__ = ["available_cores", "single_threaded_pool", "user_cache_folder"]
+
+OVERRIDE = "WHEREFROM_CACHE"
+
+
+def user_cache_folder() -> Path:
+    """Return the user's cache folder for wherefrom; it exists and can be written.
+
+    It is $WHEREFROM_CACHE where that is set, else `wherefrom` in the system's own place: $XDG_CACHE_HOME or ~/.cache, ~/Library/Caches
+    (macOS), %LOCALAPPDATA% (Windows).
+    Raises: OSError in one line if the folder cannot be made or written.
+    Source: XDG Base Directory Specification 0.8 (a relative $XDG_CACHE_HOME is to be ignored).
+    """
+    folder = _customary_folder(os.environ, sys.platform)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"cache folder {folder} cannot be written ({error.strerror}); set {OVERRIDE} to a folder that can") from error
+    return folder
+
+
+def _customary_folder(environment: Mapping[str, str], platform: str) -> Path:
+    if named := environment.get(OVERRIDE):
+        return Path(named).expanduser().absolute()
+    if platform == "win32":
+        base = environment.get("LOCALAPPDATA", "") or Path.home() / "AppData" / "Local"
+    elif platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        xdg = environment.get("XDG_CACHE_HOME", "")
+        base = xdg if Path(xdg).is_absolute() else Path.home() / ".cache"
+    return Path(base) / "wherefrom"
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def single_threaded_pool(threads: int, name: str) -> ThreadPoolExecutor:
+    """Start a pool whose threads, `threads` of them, each do their own arithmetic in PyTorch alone: pictures are the parallelizm.
+
+    All start now, none amid the caller's arithmetic. PyTorch notes the last number that any thread set as the one that every later thread
+    of the process begins with; it is noted anew as it was, for that is not ours to say.
+    """
+    import torch
+
+    def take_one_thread() -> None:
+        torch.get_num_threads()  # a thread first takes the noted number when it is asked, which may be after it was told another
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(threads, name, take_one_thread)
+    barrier = threading.Barrier(threads)
+    list(pool.map(lambda _: barrier.wait(), range(threads)))
+    torch.set_num_threads(torch.get_num_threads())
+    return pool

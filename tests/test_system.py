@@ -1,0 +1,66 @@
+"""The user's cache folder against each system's own custom, and what is said where it cannot be."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from wherefrom.pipeline import system
+from wherefrom.pipeline.system import single_threaded_pool, user_cache_folder
+
+pytestmark = pytest.mark.core
+
+HOME = Path.home()
+
+
+@pytest.mark.parametrize(
+    ("environment", "platform", "expected"),
+    [
+        ({}, "linux", HOME / ".cache" / "wherefrom"),
+        ({"XDG_CACHE_HOME": "/big/disk"}, "linux", Path("/big/disk/wherefrom")),
+        ({"XDG_CACHE_HOME": "relative/is/ignored"}, "linux", HOME / ".cache" / "wherefrom"),
+        ({"XDG_CACHE_HOME": ""}, "linux", HOME / ".cache" / "wherefrom"),
+        ({"XDG_CACHE_HOME": "/big/disk"}, "darwin", HOME / "Library" / "Caches" / "wherefrom"),
+        ({"LOCALAPPDATA": "/local"}, "win32", Path("/local/wherefrom")),
+        ({}, "win32", HOME / "AppData" / "Local" / "wherefrom"),
+        ({"XDG_CACHE_HOME": "/big/disk", "WHEREFROM_CACHE": "/mine"}, "linux", Path("/mine")),
+        ({"WHEREFROM_CACHE": "~/mine"}, "darwin", HOME / "mine"),
+    ],
+)
+def test_cache_lies_where_the_system_keeps_caches(environment: dict[str, str], platform: str, expected: Path) -> None:
+    assert system._customary_folder(environment, platform) == expected
+
+
+def test_cache_folder_is_made_and_left_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHEREFROM_CACHE", str(tmp_path / "deep" / "cache"))
+    folder = user_cache_folder()
+    assert folder == tmp_path / "deep" / "cache"
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("beneath", [".", "cache"])
+def test_unusable_cache_is_one_line_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beneath: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("a file, not a folder")
+    monkeypatch.setenv("WHEREFROM_CACHE", str(file / beneath))
+    with pytest.raises(
+        OSError, match=r"^cache folder .*file.* cannot be written \(.+\); set WHEREFROM_CACHE to a folder that can$"
+    ) as caught:
+        user_cache_folder()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pool_of_ours_leaves_the_threads_of_others_as_they_were() -> None:
+    counted: list[int] = []
+    theirs = threading.Thread(target=lambda: counted.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with single_threaded_pool(2, "ours") as pool:
+            assert list(pool.map(lambda _: torch.get_num_threads(), range(8))) == [1] * 8
+        theirs.start()  # after ours: it begins with what PyTorch noted last
+        theirs.join()
+        assert (counted, torch.get_num_threads()) == ([3], 3)
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,178 @@
+"""What the loader's benchmark tells: ratios and their aims, what a rate is worth, tables; nothing is measured here.
+
+Here: the cases, their rates, ratios of medians, `print_case`. Not here: measuring (command.py), the plot (plot.py).
+CPU contenders are compared by pictures per CPU-second, those on a GPU by the clock.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from wherefrom.tools.bench_loader.contenders import DECODERS, ON_GPU, OURS, TITLES, Name
+from wherefrom.tools.bench_loader.pictures import Pictures
+
+Mode = Literal["geometry", "photometrics"]
+Unit = Literal["per_cpu_s", "per_wall_s"]
+
+COMPARED: tuple[Name, ...] = (*OURS, "dataset")  # with everybody else
+WORTH: tuple[Name, ...] = (*OURS, "pil")  # of whom it is told how many cores they take
+AIMS: dict[tuple[Mode, Literal["small", "large"]], dict[str, float]] = {  # least ratios on photographs; "decode": the faster decoder
+    ("geometry", "small"): {
+        "native / pil": 4.5,
+        "native / tv2": 3.2,
+        "native / decode": 0.55,
+        "torch / pil": 3.0,
+        "torch / tv2": 2.0,
+        "torch / decode": 0.35,
+        "dali / pil": 1.4,
+        "dataset / tv2": 3.0,
+    },
+    ("photometrics", "small"): {"native / pil": 8.0},
+    ("geometry", "large"): {"native / decode": 0.6},
+    ("photometrics", "large"): {},
+}
+MOST_HELD_FRAC = 0.03  # of one core at 1000 pictures a second: how long our interpreter may be held
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """What all contenders are given alike."""
+
+    mode: Mode
+    megapixels: float  # to which pictures are enlarged; 0: they are as given
+    threads: int
+
+    @property
+    def size(self) -> Literal["small", "large"]:
+        return "large" if self.megapixels else "small"
+
+    @property
+    def title(self) -> str:
+        pictures = f"pictures of {self.megapixels:g} MP" if self.megapixels else "pictures as given"
+        return f"{self.mode}, {pictures}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rate:
+    """Pictures a second, one number a round."""
+
+    per_cpu_s: list[float]
+    per_wall_s: list[float]
+    memory_mib: float  # of the process tree, the largest of the rounds
+    draw_share: float | None = None  # of a batch's CPU time; of our loaders alone
+    held_frac: float | None = None  # of one core at 1000 pictures a second: the interpreter's lock, the least of the rounds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ratio:
+    """A ratio of medians, with the least and the largest ratio of a single round, and the number of rounds."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+
+Rates = Mapping[Name, Rate]
+
+
+def ratios(rates: Rates) -> dict[str, dict[Unit, Ratio]]:
+    """Return what is ours over everyone else: "native / pil" -> {"per_cpu_s": ..., "per_wall_s": ...}."""
+    pairs = [(ours, other) for ours in rates if ours in COMPARED for other in rates if ours != other]
+    return {
+        f"{ours} / {other}": {
+            "per_cpu_s": _ratio(rates[ours].per_cpu_s, rates[other].per_cpu_s),
+            "per_wall_s": _ratio(rates[ours].per_wall_s, rates[other].per_wall_s),
+        }
+        for ours, other in pairs
+    }
+
+
+def _ratio(one: Sequence[float], other: Sequence[float]) -> Ratio:
+    by_round = [mine / theirs for mine, theirs in zip(one, other, strict=True)]
+    return Ratio(median=statistics.median(one) / statistics.median(other), low=min(by_round), high=max(by_round), rounds=len(by_round))
+
+
+def cores_for(feed: float, rate: Rate) -> float:
+    """Return how many cores like these it takes to make `feed` pictures a second."""
+    return feed / statistics.median(rate.per_cpu_s)
+
+
+def as_data(case: Case, pictures: Pictures, rates: Rates, feed: float) -> dict[str, Any]:
+    """Return a case and what was found in it, as plain data for JSON."""
+    return {
+        **asdict(case),
+        "title": case.title,
+        "pictures": asdict(pictures),
+        "rates": {name: asdict(rate) for name, rate in rates.items()},
+        "ratios": {name: {unit: asdict(ratio) for unit, ratio in by.items()} for name, by in ratios(rates).items()},
+        "worth": {name: round(cores_for(feed, rate), 2) for name, rate in rates.items() if name in WORTH},
+    }
+
+
+def role(name: Name) -> Literal["ours", "peer", "ceiling"]:
+    """Return what a contender is in a comparison."""
+    return "ours" if name in COMPARED else "ceiling" if name in DECODERS else "peer"
+
+
+def print_case(console: Console, case: Case, rates: Rates, feed: float) -> None:
+    """Print what was measured in one case: rates, ratios, aims, and what the rates are worth."""
+    measured = Table("", "pictures per CPU-s", "per s", "MiB", "draws", "interpreter held", title=f"{case.title}: medians")
+    for name, rate in rates.items():
+        numbers = (statistics.median(rate.per_cpu_s), statistics.median(rate.per_wall_s), rate.memory_mib)
+        shares = [f"{share:.1%}" if share is not None else "" for share in (rate.draw_share, rate.held_frac)]
+        measured.add_row(f"{name}: {TITLES[name]}", *(f"{number:.0f}" for number in numbers), *shares)
+    console.print(measured)
+    _print_ratios(console, rates, "per_cpu_s", "per CPU-second")
+    _print_ratios(console, rates, "per_wall_s", "per second, on the GPU")
+    for line in [*_aims(case, rates), *_worth(rates, feed)]:
+        console.print(line, markup=False)
+
+
+def _print_ratios(console: Console, rates: Rates, unit: Unit, told: str) -> None:
+    """Print ours, a column each, over everyone, a row each: without a GPU by CPU time, with one by the clock."""
+    by_clock = unit == "per_wall_s"
+    ours = [name for name in rates if name in COMPARED and (name in ON_GPU) == by_clock]
+    others = [name for name in rates if by_clock or name not in ON_GPU]
+    if not ours or len(others) < 2:
+        return
+    found = ratios(rates)
+    table = Table("", *ours, title=f"pictures {told}, over those of the row: ratios of medians (least-largest of a round)")
+    for other in others:
+        table.add_row(other, *("" if other == name else str(found[f"{name} / {other}"][unit]) for name in ours))
+    console.print(table)
+
+
+def _aims(case: Case, rates: Rates) -> list[str]:
+    """Return a line for every aim whose contenders were measured; what decodes fastest stands for "decode"."""
+    decoders = [name for name in rates if name in DECODERS]
+    ceiling = max(decoders, key=lambda name: statistics.median(rates[name].per_cpu_s), default=None)
+    lines = []
+    for pair, aim in AIMS[case.mode, case.size].items():
+        ours, other = pair.split(" / ")
+        ratio = ratios(rates).get(f"{ours} / {ceiling if other == 'decode' else other}")
+        if ratio is not None:
+            reached = "reached" if ratio["per_cpu_s"].median >= aim else "MISSED"
+            lines.append(f"{ours} / {ceiling if other == 'decode' else other}: {ratio['per_cpu_s']}, aim {aim:g}: {reached}")
+    held = rates["native"].held_frac if "native" in rates else None
+    if held is not None:
+        reached = "reached" if held <= MOST_HELD_FRAC else "MISSED"
+        lines.append(
+            f"native holds its interpreter for {held:.1%} of one core at 1000 pictures/s, aim at most {MOST_HELD_FRAC:.0%}: {reached}"
+        )
+    return lines
+
+
+def _worth(rates: Rates, feed: float) -> list[str]:
+    """Return how many cores feed so many pictures a second, and how many pictures one process can feed before its interpreter is full."""
+    cores = [f"{cores_for(feed, rate):.1f} with {name}" for name, rate in rates.items() if name in WORTH]
+    full = [f"{1000 / rate.held_frac:.0f} with {name}" for name, rate in rates.items() if rate.held_frac]
+    lines = [f"worth: {feed:g} pictures/s take so many cores like these: {', '.join(cores)}"] if cores else []
+    return [*lines, f"one process has its interpreter full at so many pictures/s: {', '.join(full)}"] if full else lines

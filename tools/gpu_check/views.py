@@ -1,0 +1,223 @@
+"""A stage of `gpu_check`: `render_views` by Triton on a GPU against the float64 reference and the pixel proof, then 512 views timed.
+
+Here: random records of every kind, the proof of pictures that are decoded on the CPU and lie on the GPU, times.
+Not here: the reference (kernels/render_views_reference.py), the proof (pipeline/proof/prove.py), the renderer that decodes on the GPU
+(pipeline/render/triton_renderer.py).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from wherefrom.kernels.render_views import ViewBackend, native_missing, render_views
+from wherefrom.kernels.render_views_reference import render_views_reference
+from wherefrom.tools.bench_kernels.cases import CASES
+from wherefrom.tools.bench_kernels.measuring import interleaved, timer_of
+from wherefrom.tools.bench_kernels.problems import Call
+from wherefrom.tools.gpu_check.kernels import measure_case
+from wherefrom.tools.gpu_check.stages import Options, Report
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from wherefrom.pipeline.proof.prove import ProofCase
+    from wherefrom.pipeline.render.renderer import Rendered
+    from wherefrom.pipeline.view_recipe import ViewRecipe
+    from wherefrom.pipeline.views import Photometric, ViewGeometry
+
+FLOAT_BAR, BYTE_BAR = 2e-3, 0.51  # levels of 255, worst: as the tests ask
+PLANTED_PX = 0.01  # a box so far aside must break the bar
+VIEWS_S = {False: 3.0, True: 0.1}  # of timing; in a dry run
+FULL_PROOF_S = 35.0  # that must be left for another case of the full proof
+
+
+def render_views_stage(options: Options, report: Report) -> None:
+    """Compare with the reference, prove by pixels, then time; what is red is not timed."""
+    sides, size_px = ((40, 53), (9, 12)) if options.dry_run else ((375, 500), (96, 80))
+    pictures, records = random_records(2 if options.dry_run else 16, 2, sides)
+    exact = reference(pictures, records, size_px)
+    right = compare(pictures, records, exact, size_px, options, report)
+    try:
+        right &= _prove(options, report)
+    except ModuleNotFoundError as error:
+        report.leave_out(f"the pixel proof: {error}")
+    if not right:
+        return
+    if options.dry_run and (missing := native_missing()):  # which a CPU's cases take
+        report.leave_out(f"the benchmark's cases: {missing}")
+    else:
+        for case in CASES:
+            if case.kernel == "render_views" and (case.quick and not case.cuda if options.dry_run else case.cuda):
+                measure_case(case, options, report)
+    _time_photometrics(options, report)
+
+
+def random_records(count: int, views: int, sides: tuple[int, int]) -> tuple[list[Tensor], dict[str, Any]]:
+    """Draw pictures of noise of ragged sizes, and views of them in every orientation, mirror, turn and color.
+
+    Shapes: pictures (H, W, 3) uint8, H and W up to `sides`; records as `render_views` takes them, (B,) and (B, V, ...), on the CPU.
+    """
+    random = torch.Generator().manual_seed(0)
+    orientation = torch.arange(count) % 8 + 1
+    pictures = [
+        torch.randint(256, (*(side - number % 5 for side in sides), 3), generator=random, dtype=torch.uint8) for number in range(count)
+    ]
+    upright = torch.stack([torch.tensor(p.shape[1::-1] if o < 5 else p.shape[:2]) for p, o in zip(pictures, orientation, strict=True)])
+    size = (upright[:, None] * (0.2 + 0.6 * torch.rand(count, views, 2, generator=random))).clamp(min=1)
+    corner = (upright[:, None] - size) * torch.rand(count, views, 2, generator=random)
+    number = torch.arange(count * views).view(count, views)
+    return pictures, {
+        "boxes": torch.cat([corner, corner + size], -1).float(),
+        "flipped": number % 2 == 1,
+        "quarter_turns": number // 2 % 4,
+        "orientation": orientation,
+        "matrix": torch.eye(3, 4) + torch.randn(count, views, 3, 4, generator=random) * torch.tensor([0.3, 0.3, 0.3, 30.0]),
+        "blur_sigma_px": (0.1 + 1.9 * torch.rand(count, views, generator=random)) * (number % 3 == 1),
+        "solarized": number % 5 == 2,
+    }
+
+
+def reference(pictures: Sequence[Tensor], records: dict[str, Any], size_px: tuple[int, int]) -> Tensor:
+    """Render records by the definition: (B, V, 3, h, w) float64, levels."""
+    views = []
+    for b, picture in enumerate(pictures):
+        one = {name: value[b] for name, value in records.items() if name != "orientation"}
+        geometry = (one.pop("boxes"), one.pop("flipped"), one.pop("quarter_turns"))
+        views.append(render_views_reference(picture, *geometry, size_px, orientation=int(records["orientation"][b]), **one))
+    return torch.stack(views)
+
+
+def compare(
+    pictures: Sequence[Tensor], records: dict[str, Any], exact: Tensor, size_px: tuple[int, int], options: Options, report: Report
+) -> bool:
+    """Hold every dtype to the reference, and see that the bar finds boxes a hundredth of a pixel aside; return whether all is right."""
+    lying = [picture.to(options.device) for picture in pictures]
+    moved = {name: value.to(options.device) for name, value in records.items()}
+    render = partial(render_views, lying, size_px=size_px, backend="triton")
+    levels = render(**moved).cpu()
+    aside = render(**moved | {"boxes": moved["boxes"] + PLANTED_PX}).cpu()
+    errors = {
+        "float32": _worst(levels, exact),
+        "uint8": _worst(render(**moved, dtype=torch.uint8).cpu(), exact),
+        "planted": _worst(aside, exact),
+    }
+    for dtype in (torch.float16, torch.bfloat16):
+        errors[str(dtype).removeprefix("torch.")] = _worst(render(**moved, dtype=dtype).cpu(), exact)
+    report.add("errors_in_levels", errors)
+    # rounding adds half a unit in the last place of 255: 1/16 in float16, 1/2 in bfloat16
+    bars = {"float32": FLOAT_BAR, "uint8": BYTE_BAR, "float16": FLOAT_BAR + 1 / 16, "bfloat16": BYTE_BAR}
+    if options.dry_run:
+        bars["bfloat16"] *= 2  # which the interpreter cuts off instead of rounding it
+    wrong = [f"{name} {errors[name]:.3g}, at most {bar:.3g}" for name, bar in bars.items() if not errors[name] <= bar]
+    for words in wrong:
+        report.fail(f"levels from the reference, {words} is right")
+    if not errors["planted"] > FLOAT_BAR:
+        report.fail(f"boxes {PLANTED_PX} px aside go unseen: {errors['planted']:.3g} levels")
+    report.say(f"{len(pictures) * records['boxes'].shape[1]} views: {errors['float32']:.2g} levels worst, planted {errors['planted']:.2g}")
+    return not wrong and errors["planted"] > FLOAT_BAR
+
+
+def _worst(views: Tensor, exact: Tensor) -> float:
+    return float((views.double() - exact).abs().max())
+
+
+class ProofRenderer:
+    """Renders encoded pictures for the proof: decoded on the CPU, cut by `render_views` wherever `device` is."""
+
+    name = "render_views"
+    strict = True
+
+    def __init__(self, recipe: "ViewRecipe", device: str, backend: ViewBackend) -> None:
+        self.recipe, self.device, self.backend = recipe, device, backend
+
+    def render(self, encoded: "Sequence[NDArray[np.uint8]]", records: "Sequence[tuple[ViewGeometry, Photometric]]") -> "Rendered":
+        """Render every family of a batch without color: a proof has none."""
+        from wherefrom.pipeline.decode import decode_picture
+        from wherefrom.pipeline.render.renderer import Rendered
+
+        pictures = [torch.tensor(decode_picture(file)).to(self.device) for file in encoded]
+        normalized = self.recipe.pixels != "uint8"
+        mean, std = (torch.tensor(numbers, device=self.device) for numbers in (self.recipe.mean, self.recipe.std))
+        pixels = tuple(
+            render_views(
+                pictures,
+                geometry.boxes.to(self.device),
+                flipped=geometry.flipped.to(self.device),
+                quarter_turns=geometry.quarter_turns.to(self.device),
+                size_px=family.size_px,
+                orientation=geometry.stored_orientation.to(self.device),
+                mean=mean if normalized else None,
+                std=std if normalized else None,
+                dtype=getattr(torch, self.recipe.pixels),
+                backend=self.backend,
+            )
+            for family, (geometry, _) in zip(self.recipe.families, records, strict=True)
+        )
+        return Rendered(pixels=pixels, failed={})
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _prove(options: Options, report: Report) -> bool:
+    """Prove the short cut through the cases, then as many of all cases as there is time for; return whether all passed."""
+    from wherefrom.pipeline.proof.prove import proof_cases, prove
+
+    cases: Sequence[ProofCase] = (*proof_cases(quick=True), *proof_cases())
+    backend: ViewBackend = "triton"
+    if options.dry_run:  # hundreds of views take the interpreter too long
+        cases, backend = [replace(cases[0], size_px=(20, 24), source_size=(61, 73), laws=("grid",))], "reference"
+    right, proved, worst = True, 0, 0.0
+    for place, case in enumerate(cases):
+        if place > 1 and report.seconds_left < FULL_PROOF_S:
+            break
+        found = prove(partial(ProofRenderer, device=options.device, backend=backend), cases=[case])
+        proved, worst = proved + 1, max(worst, *(row.worst_px for row in found.rows))
+        for row in found.rows:
+            if not row.passed:
+                report.fail(
+                    f"proof, {row.law}, {case}: mean {row.mean_px:.3f}, worst {row.worst_px:.3f} source px, read {row.read_frac:.0%}"
+                )
+        for control in found.controls:
+            if not control.caught:
+                report.fail(f"proof, {case}: the mistake {control.mistake!r} passes")
+        right &= found.passed
+        report.add("proof", {"passed": right, "cases": proved, "of": len(cases), "worst_px": worst})
+    report.say(f"proof: {proved} of {len(cases)} cases, {worst:.3f} source px worst")
+    return right
+
+
+def _time_photometrics(options: Options, report: Report) -> None:
+    """Time two views each of 256 pictures of 0.2 MP with every photometric, a third of them blurred, and what the host takes for a call."""
+    count, views, sides, side_px = (1, 1, (24, 30), 8) if options.dry_run else (256, 2, (375, 500), 224)
+    pictures, records = random_records(count, views, sides)
+    lying = [picture.to(options.device) for picture in pictures]
+    moved = {name: value.to(options.device) for name, value in records.items()}
+    geometry = {name: moved[name] for name in ("boxes", "flipped", "quarter_turns", "orientation")}
+    render = partial(render_views, lying, size_px=(side_px, side_px), dtype=torch.float16, backend="triton")
+    calls: dict[str, Call] = {
+        "geometry": lambda: {"views": render(**geometry)},
+        "all photometrics": lambda: {"views": render(**moved)},
+    }
+    seconds = interleaved(calls, timer_of(torch.device(options.device)), VIEWS_S[options.dry_run])
+    host = interleaved(calls, _host_seconds, VIEWS_S[options.dry_run])
+    for name, rounds in seconds.items():
+        low, median, high = (torch.tensor(rounds).quantile(q).item() * 1e3 for q in (0.25, 0.5, 0.75))
+        called = torch.tensor(host[name]).median().item() * 1e3
+        report.add(f"{count * views} views to float16, {name}", {"seconds": rounds, "host_seconds": host[name]})
+        report.say(f"{count * views} views to float16, {name}: {median:.3g} ms ({low:.3g} to {high:.3g}), {called:.3g} ms of the host")
+
+
+def _host_seconds(call: Call, times: int) -> float:
+    """Return what a call takes until the host may go on, the GPU having nothing else to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

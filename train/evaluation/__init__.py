@@ -1,0 +1,1 @@
+"""How good an encoder is: held-out pairs, k-NN and a linear probe, one file a family of protocols."""

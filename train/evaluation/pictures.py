@@ -1,0 +1,116 @@
+"""Pictures to evaluate on: shards, cut into the views that a protocol asks for.
+
+Here: where they come from, in blocks; the rows of a report.
+Not here: the protocols (labels.py, pairs.py).
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+
+from wherefrom.pipeline.loader import Loader, make_loader
+from wherefrom.pipeline.render.renderer import RendererName
+from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.view_recipe import ViewRecipe
+from wherefrom.pipeline.views import Batch
+
+Table = tuple[tuple[str, ...], ...]
+
+
+Progress = Callable[[str, int, int], None]
+
+
+class Pictures(Protocol):
+    """A set of pictures, numbered from 0, of which views can be cut by any recipe."""
+
+    def __len__(self) -> int: ...
+
+    def views(self, recipe: ViewRecipe, sample: NDArray[np.int64], drawn_for: NDArray[np.int64] | None = None, epoch: int = 0) -> Batch:
+        """Return the views of these pictures by the draws of `drawn_for` (default: their own)."""
+        ...
+
+    def plain_views(self, recipe: ViewRecipe, sample: NDArray[np.int64]) -> Batch:
+        """Return the same views of pictures that have the same sizes and show one color each."""
+        ...
+
+
+class ShardPictures:
+    """The pictures of an index, cut by the same loader as in training, always from seed 0."""
+
+    def __init__(
+        self, index: ShardIndex, *, renderer: RendererName = "auto", threads: int | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        self.index = index
+        self._options: dict[str, Any] = {"renderer": renderer, "threads": threads, "device": device}
+        self._loaders: dict[str, Loader] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def views(self, recipe: ViewRecipe, sample: NDArray[np.int64], drawn_for: NDArray[np.int64] | None = None, epoch: int = 0) -> Batch:
+        """Return the views of these pictures by the draws of `drawn_for` (default: their own)."""
+        return self._loader(recipe).batch(sample, drawn_for, epoch)
+
+    def plain_views(self, recipe: ViewRecipe, sample: NDArray[np.int64]) -> Batch:
+        """Return the same views, through the same renderer, of JPEGs that have the same sizes and show one color each."""
+        loader = self._loader(recipe)
+        batch = loader.batch(sample).to("cpu")
+        upright = torch.ones(len(batch), dtype=torch.uint8)
+        records = [(replace(views.geometry, stored_orientation=upright), views.photometric) for views in batch.views]
+        sizes = batch.source_size.tolist()
+        rendered = loader.renderer.render([_plain_jpeg(i, hw) for i, hw in zip(batch.sample.tolist(), sizes, strict=True)], records)
+        views = (replace(views, pixels=pixels.cpu()) for views, pixels in zip(batch.views, rendered.pixels, strict=True))
+        return replace(batch, views=tuple(views)).to(loader.device)
+
+    def _loader(self, recipe: ViewRecipe) -> Loader:
+        if recipe.fingerprint not in self._loaders:
+            made = make_loader(self.index, recipe, seed=0, global_batch=1, order="sequential", prefetch=1, **self._options)
+            self._loaders[recipe.fingerprint] = made
+        return self._loaders[recipe.fingerprint]
+
+    def close(self) -> None:
+        """End the loaders' threads."""
+        while self._loaders:
+            self._loaders.popitem()[1].close()
+
+    def __enter__(self) -> "ShardPictures":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _plain_jpeg(sample: int, hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the bytes of a JPEG of one color, which belongs to the sample."""
+    color = tuple(np.random.Generator(np.random.Philox(key=sample)).integers(0, 256, 3).tolist())
+    encoded = io.BytesIO()
+    Image.new("RGB", (hw[1], hw[0]), color).save(encoded, "JPEG", quality=95)
+    return np.frombuffer(encoded.getvalue(), np.uint8)
+
+
+@contextmanager
+def judged(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into evaluation mode without gradients, and back."""
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
+
+
+def blocks(ids: NDArray[np.int64], batch: int = 64) -> Iterator[NDArray[np.int64]]:
+    """Yield ids in rows of `batch`."""
+    for first in range(0, len(ids), batch):
+        yield ids[first : first + batch]
