@@ -1,0 +1,73 @@
+"""Tables that other packages may add to: names, and where what they name is defined.
+
+Here: our own entries beside those that installed packages declare as entry points; nothing is imported before it is asked for.
+Not here: the tables themselves (laws, renderers, objectives, recipes), each beside what it names.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+__all__ = ["EntryTable"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryTable(Mapping[str, Any]):
+    """Names -> what they stand for, imported when it is looked up. Ours come first, in their order, then those of other packages by name.
+
+    A package adds an entry by its metadata: in pyproject.toml, under [project.entry-points."GROUP"], NAME = "module:attribute".
+    """
+
+    kind: str  # what the entries are, in the singular, for messages: "renderer"
+    group: str  # of the entry points, e.g. "wherefrom.renderers"
+    own: Mapping[str, str]  # name -> "module:attribute"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self.own, *sorted(set(self._foreign()) - set(self.own))])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(iter(self))
+
+    def __getitem__(self, name: str) -> Any:
+        """Return what a name stands for.
+
+        Raises: ValueError in one line if there is no such entry, two packages declare it, or it cannot be imported.
+        """
+        foreign = self._foreign().get(name, [])
+        if len(foreign) + (name in self.own) > 1:
+            owners = [*(["wherefrom"] if name in self.own else []), *(_package(point) for point in foreign)]
+            raise ValueError(f"{self.kind} {name!r} is declared by {' and '.join(owners)}; uninstall all but one")
+        if name not in self.own and not foreign:
+            near = difflib.get_close_matches(name, list(self), 1)
+            raise ValueError(f"no {self.kind} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self)}"))
+        module, _, attribute = (self.own[name] if name in self.own else foreign[0].value).partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as problem:
+            if name in self.own:
+                raise
+            raise ValueError(
+                f"{self.kind} {name!r} of {_package(foreign[0])} cannot be imported: {problem}; mend or uninstall it"
+            ) from problem
+
+    def owner(self, name: str) -> str:
+        """Return the package that declares an entry, with its version, for messages and settings; ours is "wherefrom"."""
+        foreign = self._foreign().get(name)
+        return "wherefrom" if name in self.own or not foreign else _package(foreign[0])
+
+    def _foreign(self) -> dict[str, list[EntryPoint]]:
+        found: dict[str, list[EntryPoint]] = {}
+        for point in entry_points(group=self.group):
+            if all(point.value != other.value for other in found.get(point.name, [])):  # one package may be on the path twice
+                found.setdefault(point.name, []).append(point)
+        return found
+
+
+def _package(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value

@@ -1,0 +1,67 @@
+"""Tables that other packages add to, with real packages: metadata in a folder on the path, as pip leaves it."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wherefrom.pipeline.entry_table import EntryTable
+
+pytestmark = pytest.mark.core
+
+Install = Callable[..., None]
+TABLE = EntryTable(kind="law", group="wherefrom.tests", own={"ours": "math:pi", "broken": "math:no_such"})
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Return what puts a package of one module and one entry point on the path."""
+
+    def put(package: str, entry: str, code: str = "value = 7") -> None:
+        folder = tmp_path / package
+        metadata = folder / f"{package}-1.5.dist-info"
+        metadata.mkdir(parents=True)
+        (folder / f"{package}.py").write_text(code)
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.5\n")
+        (metadata / "entry_points.txt").write_text(f"[wherefrom.tests]\n{entry}\n")
+        monkeypatch.syspath_prepend(str(folder))
+        importlib.invalidate_caches()
+
+    return put
+
+
+def test_an_entry_is_imported_when_it_is_asked_for_and_not_before(install: Install) -> None:
+    install("their_laws", "theirs = their_laws:value")
+    assert list(TABLE) == ["ours", "broken", "theirs"]
+    assert "theirs" in TABLE and TABLE.owner("theirs") == "their_laws 1.5"
+    assert "their_laws" not in sys.modules
+    assert TABLE["theirs"] == 7
+    assert TABLE["ours"] == importlib.import_module("math").pi and TABLE.owner("ours") == "wherefrom"
+
+
+def test_a_name_that_two_packages_declare_is_refused(install: Install) -> None:
+    install("first_laws", "theirs = first_laws:value")
+    install("second_laws", "theirs = second_laws:value")
+    install("third_laws", "ours = third_laws:value")
+    with pytest.raises(ValueError, match=r"law 'theirs' is declared by (first_laws 1.5 and second|second_laws 1.5 and first)_laws 1.5;"):
+        TABLE["theirs"]
+    with pytest.raises(ValueError, match=r"law 'ours' is declared by wherefrom and third_laws 1.5; uninstall all but one"):
+        TABLE["ours"]
+    assert list(TABLE) == ["ours", "broken", "theirs"]
+
+
+def test_a_misspelled_name_is_refused_and_the_nearest_named() -> None:
+    with pytest.raises(ValueError, match=r"no law 'our'; did you mean 'ours'\?"):
+        TABLE["our"]
+    with pytest.raises(ValueError, match="no law 'x'; there are ours, broken"):
+        TABLE["x"]
+
+
+def test_a_foreign_entry_that_cannot_be_imported_is_one_line_and_ours_is_a_bug(install: Install) -> None:
+    install("absent_laws", "theirs = absent_laws:value", code="import no_such_module")
+    with pytest.raises(ValueError, match=r"law 'theirs' of absent_laws 1.5 cannot be imported: No module named 'no_such_module'; mend"):
+        TABLE["theirs"]
+    with pytest.raises(AttributeError):
+        TABLE["broken"]
