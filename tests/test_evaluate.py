@@ -459,6 +459,18 @@ def test_tables_fit_80_columns_in_plain_words(honest: PairReport) -> None:
     assert {other.expected for other in honest.rows} == EXPLAINED
 
 
+@pytest.mark.core
+def test_tables_explain_what_they_expect_and_name_contradictions_in_words(honest: PairReport) -> None:
+    rows = [row for table in honest.tables() for row in table]
+    sentences = " ".join(row[0] for row in rows if len(row) == 1).lower()
+    names = {row[0] for row in rows if len(row) > 1}
+    compared = {"lower than fresh", "as held-out pairs", "ceiling of 1 view"}  # with another row, or by the row's own name
+    assert {expected for expected in EXPLAINED if expected not in sentences} == compared
+    assert {"fresh full head", "held-out pairs"} <= names
+    assert len(honest.gates) == 4
+    assert not names & set(honest.gates)
+
+
 NAMES = ("encoder", "random encoder", "raw pixels")
 EXPLAINED = {"1 is perfect", "at most 0", "lower", "lower than fresh", "as held-out pairs", "ceiling of 1 view"}
 
