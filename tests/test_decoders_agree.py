@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.dali_decode import DaliDecoder, installed
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.render.renderer import Rendered, Renderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
 from wherefrom.pipeline.view_recipe import Independent, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record
 
 Bytes = NDArray[np.uint8]
-Record = tuple[ViewGeometry, Photometric]
 SIZE = (40, 56)
 RECIPE = ViewRecipe(families=(ViewFamily(name="whole", views=1, size_px=SIZE, law=Independent(area_frac=(1, 1), aspect=(1.4, 1.4))),))
 ROUNDING = 1.0  # levels: of a whole picture resized to its own size
@@ -97,11 +96,11 @@ def mutations(count: int) -> list[Bytes]:
     return kept
 
 
-def whole_records(count: int) -> list[Record]:
+def whole_records(count: int) -> Sequence[Record]:
     ids = np.arange(count)
-    drawn = draw_geometry(RECIPE, seed=0, epoch=0, drawn_for=ids, source_size=np.tile(np.array(SIZE, np.int32), (count, 1)))
+    drawn = draw_records(RECIPE, seed=0, epoch=0, drawn_for=ids, source_size=np.tile(np.array(SIZE, np.int32), (count, 1)))
     assert drawn[0].geometry.boxes.eq(torch.tensor([0.0, 0, SIZE[1], SIZE[0]])).all()
-    return [(drawn[0].geometry, Photometric.unchanged(count, 1))]
+    return drawn
 
 
 def renderers() -> dict[str, Renderer]:
@@ -137,7 +136,7 @@ def assert_alike(files: Sequence[Bytes], batch: int) -> tuple[int, int]:
         for start in range(0, len(files), batch):
             some = files[start : start + batch]
             records = whole_records(len(some))
-            flipped = records[0][0].flipped[:, 0].tolist()
+            flipped = records[0].geometry.flipped[:, 0].tolist()
             rendered = renderer.render(some, records)
             for position, expected in enumerate(pictures[start : start + batch]):
                 assert (position in rendered.failed) == (expected is None), (name, start + position)

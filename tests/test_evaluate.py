@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.geometry import map_points
 from wherefrom.pipeline.order import Order
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Views
@@ -72,7 +72,7 @@ class Drawn:
         (family,) = recipe.families
         size = np.full((len(sample), 2), SIDE_PX, np.int32)
         keys = sample if drawn_for is None else drawn_for
-        (drawn,) = draw_geometry(recipe, seed=0, epoch=epoch, drawn_for=keys, source_size=size, sample=sample)
+        (drawn,) = draw_records(recipe, seed=0, epoch=epoch, drawn_for=keys, source_size=size, sample=sample)
         record, (height, width) = drawn.geometry, family.size_px
         y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
         places = map_points(record.view_to_source, torch.stack([x, y], -1).flatten(0, 1)).float() / SIDE_PX

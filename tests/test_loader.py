@@ -17,17 +17,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wherefrom.pipeline.color import draw_colors
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.loader import Loader, TooManyBadError, make_loader
 from wherefrom.pipeline.order import Order
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render import dali_renderer, slots
 from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.renderer import Rendered, RendererName
 from wherefrom.pipeline.render.slots import SlotRing
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.view_recipe import ColorLaw, Disjoint, Independent, Paired, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
+from wherefrom.pipeline.views import Batch, Photometric, Record, Views
 
 PAIR = ViewFamily(name="pair", views=2, size_px=(24, 24), law=Paired(), mirror="picture", min_side_px=4)
 LOCAL = ViewFamily(
@@ -104,12 +103,11 @@ def test_a_record_is_what_is_drawn_for_its_sample_alone(build: Callable[..., Loa
     batch = next(iter(loader))
     for b in (0, 5, BATCH - 1):
         sample = batch.sample[b : b + 1].numpy()
-        drawn = draw_geometry(RECIPE, seed=7, epoch=1, drawn_for=sample, source_size=loader.index.source_size[sample])
-        colors = draw_colors(RECIPE, seed=7, epoch=1, drawn_for=sample)
-        for views, alone, color in zip(batch.views, drawn, colors, strict=True):
+        drawn = draw_records(RECIPE, seed=7, epoch=1, drawn_for=sample, source_size=loader.index.source_size[sample])
+        for views, alone in zip(batch.views, drawn, strict=True):
             for name in ("boxes", "flipped", "quarter_turns", "source_size"):
                 assert torch.equal(getattr(views.geometry, name)[b], getattr(alone.geometry, name)[0])
-            assert torch.equal(views.valid[b], alone.valid[0]) and torch.equal(views.photometric.hue_rad[b], color.hue_rad[0])
+            assert torch.equal(views.valid[b], alone.valid[0]) and torch.equal(views.photometric.hue_rad[b], alone.photometric.hue_rad[0])
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
@@ -220,9 +218,7 @@ def test_ranks_draw_independently() -> None:
     recipe = ViewRecipe(families=(replace(LOCAL, law=Independent()),))
 
     def drawn(keys: NDArray[np.int64]) -> NDArray[np.float64]:
-        record = draw_geometry(recipe, seed=0, epoch=0, drawn_for=keys, source_size=np.broadcast_to(size, (len(keys), 2)).copy())[
-            0
-        ].geometry
+        record = draw_records(recipe, seed=0, epoch=0, drawn_for=keys, source_size=np.broadcast_to(size, (len(keys), 2)).copy())[0].geometry
         return np.concatenate([record.flipped.numpy(), record.quarter_turns.numpy(), record.boxes.flatten(1).numpy()], 1).astype(np.float64)
 
     one, two = (drawn(keys) for keys in ids)
@@ -375,7 +371,7 @@ def test_what_will_not_decode_is_replaced_by_the_next_sound_picture(
         assert [entry.id for entry in index.quarantine()] == [3, 4, 7, 11, 19] and len(index) == 20
 
         for batch in batches:  # the draws are the wanted sample's own, at the shown picture's size; the pixels are the shown picture's
-            drawn = draw_geometry(
+            drawn = draw_records(
                 clean, seed=0, epoch=0, drawn_for=batch.drawn_for.numpy(), source_size=index.source_size[batch.sample.numpy()]
             )
             assert torch.equal(batch.views[0].geometry.boxes, drawn[0].geometry.boxes)
@@ -394,7 +390,7 @@ class Lenient:
     def __init__(self, recipe: ViewRecipe) -> None:
         self.inner = make_renderer(recipe, "torch", threads=0)
 
-    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
+    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record]) -> Rendered:
         return self.inner.render(encoded, records)
 
     def close(self) -> None:
@@ -523,7 +519,7 @@ def test_a_batch_keeps_what_it_was_asked_for_whatever_happens_to_the_asking(buil
 
 def test_a_drawn_record_is_its_own() -> None:
     ids, size, stored = np.array([3, 1]), np.array([[60, 80], [90, 70]], np.int32), np.array([6, 1], np.uint8)
-    drawn = draw_geometry(RECIPE, seed=0, epoch=0, drawn_for=ids, source_size=size, stored_orientation=stored)
+    drawn = draw_records(RECIPE, seed=0, epoch=0, drawn_for=ids, source_size=size, stored_orientation=stored)
     ids[:], size[:], stored[:] = 0, 0, 0
     for geometry in (item.geometry for item in drawn):
         assert geometry.sample.tolist() == geometry.drawn_for.tolist() == [3, 1]

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from wherefrom.kernels.pair_targets import pair_targets
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.draws import Purpose, family_word, random_words, uniform
 from wherefrom.pipeline.geometry import map_boxes, map_points
 from wherefrom.pipeline.loader import make_loader
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 from wherefrom.tools.cli import main
@@ -56,9 +56,7 @@ def record_of(
     """Return the records of one family, drawn for `ids`."""
     size = np.full((len(ids), 2), PICTURE_PX, np.int32)
     shown = np.array(ids if sample is None else sample)
-    (drawn,) = draw_geometry(
-        ViewRecipe(families=(family,)), seed=seed, epoch=epoch, drawn_for=np.array(ids), source_size=size, sample=shown
-    )
+    (drawn,) = draw_records(ViewRecipe(families=(family,)), seed=seed, epoch=epoch, drawn_for=np.array(ids), source_size=size, sample=shown)
     return drawn.geometry
 
 

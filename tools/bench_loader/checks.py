@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wherefrom.kernels.render_views_reference import render_views_reference
-from wherefrom.pipeline.color import color_matrix, draw_colors
-from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.pipeline.color import color_matrix
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.geometry import map_points
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.view_recipe import IMAGENET_MEAN, IMAGENET_STD, ColorLaw, Independent, ViewFamily, ViewRecipe
@@ -69,9 +69,8 @@ def bench_recipe(photometrics: bool) -> ViewRecipe:
 def drawn(recipe: ViewRecipe, index: ShardIndex, ids: NDArray[np.int64], epoch: int = 0) -> list[tuple[ViewGeometry, Photometric]]:
     """Draw the records of a batch, one a family, as the loader does with seed 0."""
     size, stored = index.source_size[ids], index.orientation[ids]
-    geometry = draw_geometry(recipe, seed=0, epoch=epoch, drawn_for=ids, source_size=size, stored_orientation=stored)
-    colors = draw_colors(recipe, seed=0, epoch=epoch, drawn_for=ids)
-    return [(item.geometry, color) for item, color in zip(geometry, colors, strict=True)]
+    records = draw_records(recipe, seed=0, epoch=epoch, drawn_for=ids, source_size=size, stored_orientation=stored)
+    return [(record.geometry, record.photometric) for record in records]
 
 
 def checked_ids(index: ShardIndex) -> NDArray[np.int64]:

@@ -26,18 +26,17 @@ from numpy.typing import NDArray
 
 from wherefrom.kernels import dispatch
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.pipeline.color import draw_colors
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.proof.prove import proof_cases, prove
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.dali_decode import installed
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record
 from wherefrom.tools.gpu_check.stages import Options, Report
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ PICTURES = 32  # compared with the reference
 ROUND_S = 4.0  # of timing one contender once
 WARM_UPDATES = {False: 5, True: 1}  # until everything is built; in a dry run
 COMPILING_S = 40.0  # that must be left for another kind of training
-Records = list[tuple[ViewGeometry, Photometric]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,10 +145,9 @@ def _recipe(color: ColorLaw | None = None, pixels: PixelType = "float32") -> Vie
     )
 
 
-def _draw(index: ShardIndex, recipe: ViewRecipe, ids: NDArray[np.int64]) -> Records:
+def _draw(index: ShardIndex, recipe: ViewRecipe, ids: NDArray[np.int64]) -> Sequence[Record]:
     size, orientation = index.source_size[ids], index.orientation[ids]
-    drawn = draw_geometry(recipe, seed=0, epoch=0, drawn_for=ids, source_size=size, stored_orientation=orientation)
-    return [(one.geometry, color) for one, color in zip(drawn, draw_colors(recipe, seed=0, epoch=0, drawn_for=ids), strict=True)]
+    return draw_records(recipe, seed=0, epoch=0, drawn_for=ids, source_size=size, stored_orientation=orientation)
 
 
 def _checks(index: ShardIndex, options: Options) -> Iterator[Check]:
@@ -170,13 +167,15 @@ def _checks(index: ShardIndex, options: Options) -> Iterator[Check]:
         cpu = DaliRenderer(recipe).render(files, records).pixels
         stored = [decode_picture(file) for file in files]
         for number, record in enumerate(records):
-            inside = away_from_borders(*record)
-            others = {"the reference": reference_levels(stored, *record), "the CPU": levels(cpu[number], recipe)}
+            inside = away_from_borders(record)
+            others = {"the reference": reference_levels(stored, record), "the CPU": levels(cpu[number], recipe)}
             for share, pixels in shown.items():
                 for name, other in others.items():
                     error = level_errors(levels(pixels[number], recipe), other, inside)
                     found = f"mean {error.inside_mean:.4f} inside, {error.border_mean:.4f} at borders; worst {error.inside_worst:.2f}"
-                    told = f"{record[0].family}, {'all photometrics' if color else 'geometry'}, hardware share {share:g}, against {name}"
+                    told = (
+                        f"{record.geometry.family}, {'all photometrics' if color else 'geometry'}, hardware share {share:g}, against {name}"
+                    )
                     yield Check(name=told, passed=error.inside_mean <= DECODER_BAR, found=found + " levels")
     for share in HARDWARE_SHARES:
         recipe = _recipe(ColorLaw(blur_prob=0.5))
@@ -185,11 +184,13 @@ def _checks(index: ShardIndex, options: Options) -> Iterator[Check]:
         )
 
 
-def _slots(renderer: DaliRenderer, file: NDArray[np.uint8], records: Records, batches: Sequence[int], share: float) -> Iterator[Check]:
+def _slots(
+    renderer: DaliRenderer, file: NDArray[np.uint8], records: Sequence[Record], batches: Sequence[int], share: float
+) -> Iterator[Check]:
     """Render one picture in every slot of every batch size."""
     alone = renderer.render([file], records).pixels
     for batch in batches:
-        repeated = [(geometry[[0] * batch], photometric[[0] * batch]) for geometry, photometric in records]
+        repeated = [record[[0] * batch] for record in records]
         pixels = renderer.render([file] * batch, repeated).pixels
         other = sum(int((one != first).flatten(1).any(1).sum()) for one, first in zip(pixels, alone, strict=True))
         yield Check(

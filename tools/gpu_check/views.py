@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from wherefrom.pipeline.proof.prove import ProofCase
     from wherefrom.pipeline.render.renderer import Rendered
-    from wherefrom.pipeline.view_recipe import ViewRecipe
-    from wherefrom.pipeline.views import Photometric, ViewGeometry
+    from wherefrom.pipeline.views import Record
+from wherefrom.pipeline.view_recipe import ViewRecipe
 
 FLOAT_BAR, BYTE_BAR = 2e-3, 0.51  # levels of 255, worst: as the tests ask
 PLANTED_PX = 0.01  # a box so far aside must break the bar
@@ -136,7 +136,7 @@ class ProofRenderer:
     def __init__(self, recipe: "ViewRecipe", device: str, backend: ViewBackend) -> None:
         self.recipe, self.device, self.backend = recipe, device, backend
 
-    def render(self, encoded: "Sequence[NDArray[np.uint8]]", records: "Sequence[tuple[ViewGeometry, Photometric]]") -> "Rendered":
+    def render(self, encoded: "Sequence[NDArray[np.uint8]]", records: "Sequence[Record]") -> "Rendered":
         """Render every family of a batch without color: a proof has none."""
         from wherefrom.pipeline.decode import decode_picture
         from wherefrom.pipeline.render.renderer import Rendered
@@ -147,17 +147,17 @@ class ProofRenderer:
         pixels = tuple(
             render_views(
                 pictures,
-                geometry.boxes.to(self.device),
-                flipped=geometry.flipped.to(self.device),
-                quarter_turns=geometry.quarter_turns.to(self.device),
+                record.geometry.boxes.to(self.device),
+                flipped=record.geometry.flipped.to(self.device),
+                quarter_turns=record.geometry.quarter_turns.to(self.device),
                 size_px=family.size_px,
-                orientation=geometry.stored_orientation.to(self.device),
+                orientation=record.geometry.stored_orientation.to(self.device),
                 mean=mean if normalized else None,
                 std=std if normalized else None,
                 dtype=getattr(torch, self.recipe.pixels),
                 backend=self.backend,
             )
-            for family, (geometry, _) in zip(self.recipe.families, records, strict=True)
+            for family, record in zip(self.recipe.families, records, strict=True)
         )
         return Rendered(pixels=pixels, failed={})
 
