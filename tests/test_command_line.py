@@ -55,14 +55,30 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+LIBRARIES = ("torch", "numpy", "rich", "tyro", "matplotlib")
+IMPORTS_OF = f"""
+import sys
+{{statement}}
+from wherefrom.tools.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+print("imports:", *(name for name in {LIBRARIES} if name in sys.modules))
+"""
+
+
 @pytest.mark.core
-def test_asking_what_there_is_answers_without_torch() -> None:
-    code = "import sys; from wherefrom.tools.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(sorted(sys.modules))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert all(name.split()[-1] in said for name in COMMANDS)
-    assert "'wherefrom.tools.cli'" in said
-    assert "'torch'" not in said
-    assert "'tyro'" not in said
+@pytest.mark.parametrize("words", ["", "--help", "--version", "bench", "bench --help", "tarin"])
+def test_asking_what_there_is_imports_no_library(words: str) -> None:
+    command = [sys.executable, "-c", IMPORTS_OF.format(statement=""), *words.split()]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "imports:"
+
+
+@pytest.mark.core
+def test_a_library_that_is_imported_is_noticed() -> None:
+    command = [sys.executable, "-c", IMPORTS_OF.format(statement="import numpy, rich"), "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "imports: numpy rich"
 
 
 @pytest.mark.core

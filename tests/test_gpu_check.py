@@ -68,7 +68,7 @@ def shards(folder: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[.
 
 
 def outcome_of(out: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((out / "command.json").read_text())
+    content: dict[str, Any] = json.loads((out / "gpu_check.json").read_text())
     return content
 
 
@@ -80,7 +80,7 @@ def test_every_stage_is_rehearsed_without_a_gpu_as_on_a_lent_machine(
     environment = lent_machine(tmp_path, NOT_ON_THE_LENT_MACHINE)
     # ten times the usual time: a busy machine is not a fault
     done = subprocess.run([*command, "--seconds", "4800"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    log = (tmp_path / "out" / "command.log").read_text()
+    log = (tmp_path / "out" / "gpu_check.log").read_text()
     assert done.returncode == 0, done.stdout + done.stderr + log
     stages = outcome_of(tmp_path / "out")["stages"]
     assert list(stages) == [stage.name for stage in STAGES]
@@ -170,7 +170,7 @@ def test_a_stage_that_hangs_crashes_or_is_red_costs_only_itself(planted: Path, c
     assert found["is_red"]["red"] == ["something is wrong"]
     assert 6 <= found["hangs"]["seconds"] < 60
     assert not is_alive(found["hangs"]["figures"]["child"])
-    assert "RuntimeError: planted" in (out / "command.log").read_text()
+    assert "RuntimeError: planted" in (out / "gpu_check.log").read_text()
     assert "red       is_red" in capsys.readouterr().out
 
 
@@ -203,7 +203,7 @@ def test_what_a_stage_said_is_on_disk_before_it_ends(planted: Path, monkeypatch:
     seen = []
 
     def look(seconds: float) -> None:
-        seen.append((planted / "out" / "command.json").exists() and outcome_of(planted / "out")["stages"]["hangs"])
+        seen.append((planted / "out" / "gpu_check.json").exists() and outcome_of(planted / "out")["stages"]["hangs"])
 
     monkeypatch.setattr(command.time, "sleep", lambda seconds, sleep=command.time.sleep: (sleep(seconds), look(seconds)))
     run_stages(stages_of("hangs"), Options(seconds=5), planted / "out")
@@ -223,7 +223,7 @@ def test_ended_from_outside_it_leaves_no_process_behind(planted: Path) -> None:
     code = f"import sys; from wherefrom.tools.gpu_check import command; {table}; sys.exit(command.main(['--out', sys.argv[1]]))"
     out = planted / "out"
     with subprocess.Popen([sys.executable, "-c", code, out]) as process:
-        while not ((out / "command.json").exists() and outcome_of(out)["stages"]["hangs"]["figures"]):
+        while not ((out / "gpu_check.json").exists() and outcome_of(out)["stages"]["hangs"]["figures"]):
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
@@ -346,7 +346,7 @@ def test_the_chosen_tests_are_there_and_reach_every_kernel_and_type() -> None:
 
 
 def test_without_a_checkout_the_kernels_tests_are_missed(tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chosen_tests, "__file__", str(tmp_path / "tools" / "chosen_tests.py"))
+    monkeypatch.setattr(chosen_tests, "__file__", str(tmp_path / "tools" / "gpu_check" / "chosen_tests.py"))
     chosen_tests.kernel_tests(DRY, report)
     assert "the kernels' tests come with a checkout, not with an installed wheel" in content_of(report)["red"][0]
 
@@ -364,7 +364,7 @@ def test_a_red_test_a_skipped_one_and_one_that_died_are_named(tmp_path: Path, re
         "def test_last(): pass\n"
     )
     names = [f"test_planted.py::test_{name}" for name in ("bad", "dies", "breaks", "absent", "last", "good")]
-    monkeypatch.setattr(chosen_tests, "__file__", str(tmp_path / "tools" / "chosen_tests.py"))
+    monkeypatch.setattr(chosen_tests, "__file__", str(tmp_path / "tools" / "gpu_check" / "chosen_tests.py"))
     monkeypatch.setattr(chosen_tests, "REHEARSED", names)
     chosen_tests.kernel_tests(DRY, report)
     content = content_of(report)

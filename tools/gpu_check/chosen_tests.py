@@ -87,7 +87,7 @@ REHEARSED = ("test_pair_targets_paths.py::test_the_kernel_gives_every_option[Fal
 
 def kernel_tests(options: Options, report: Report) -> None:
     """Run the chosen tests; the report names each that does not pass, with its last words."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     chosen = [f"tests/{name}" for name in (REHEARSED if options.dry_run else CHOSEN)]
     if missing := sorted({name.partition("::")[0] for name in chosen if not (root / name.partition("::")[0]).is_file()}):
         report.fail(f"{root} has no {missing[0]}: the kernels' tests come with a checkout, not with an installed wheel")
