@@ -3,17 +3,12 @@
 No speed is asserted anywhere; that a wrong box is found is, for every contender that is here.
 """
 
-import ctypes
-import hashlib
 import itertools
 import json
-import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -31,7 +26,6 @@ from wherefrom.tools.bench_loader import checks, command, peers
 from wherefrom.tools.bench_loader.checks import Check, bench_recipe, checked_ids, drawn, filtered, levels_off, moved, unfiltered
 from wherefrom.tools.bench_loader.command import bench_loader_command
 from wherefrom.tools.bench_loader.contenders import ON_GPU, TITLES, Name, Plan, make_contender, why_missing
-from wherefrom.tools.bench_loader.interpreter_held import interpreter_watched
 from wherefrom.tools.bench_loader.pictures import described, enlarged_shard
 from wherefrom.tools.bench_loader.plot import draw_rates
 from wherefrom.tools.bench_loader.process_tree import tree_cpu_s
@@ -53,8 +47,8 @@ def shard(make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes], tmp
     return make_shard(tmp_path / "bench-000000.tar", [(f"{n:03d}", {"jpg": data}) for n, data in enumerate(encoded)])
 
 
-def rate(*per_cpu_s: float, held_frac: float | None = None) -> Rate:
-    return Rate(per_cpu_s=list(per_cpu_s), per_wall_s=[2 * one for one in per_cpu_s], memory_mib=1, held_frac=held_frac)
+def rate(*per_cpu_s: float) -> Rate:
+    return Rate(per_cpu_s=list(per_cpu_s), per_wall_s=[2 * one for one in per_cpu_s], memory_mib=1)
 
 
 def test_rounds_are_taken_in_turns_and_every_number_is_written(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,8 +74,6 @@ def test_rounds_are_taken_in_turns_and_every_number_is_written(shard: Path, tmp_
         assert len(found["per_cpu_s"]) == len(found["per_wall_s"]) == 2
         assert min(*found["per_cpu_s"], *found["per_wall_s"], found["memory_mib"]) > 0
     assert 0 < case["rates"]["torch"]["draw_share"] < 1 and case["rates"]["decode_threads"]["draw_share"] is None
-    assert case["rates"]["decode_threads"]["held_frac"] is None
-    assert (case["rates"]["torch"]["held_frac"] or 0) > 0 or "interpreter's lock cannot be" in said
     ratio = case["ratios"]["torch / decode_threads"]["per_cpu_s"]
     assert ratio["low"] <= ratio["median"] <= ratio["high"] and ratio["rounds"] == 2
     assert case["worth"] == {"torch": pytest.approx(100 / np.median(case["rates"]["torch"]["per_cpu_s"]), abs=0.01)}
@@ -243,92 +235,6 @@ def test_cpu_time_counts_children_alive_and_ended() -> None:
     assert alive >= 0.35
 
 
-def spin(seconds: float) -> None:
-    """Hold the interpreter as Python code does: a loop."""
-    over = time.perf_counter() + seconds
-    while time.perf_counter() < over:
-        pass
-
-
-@contextmanager
-def known_load(hold: Callable[[float], object], held_s: float, rest: Callable[[float], object], rest_s: float) -> Iterator[list[float]]:
-    """Hold and rest by turns in a thread; the list's sum is the time spent in `hold`, by its own clock."""
-    over, inside = threading.Event(), [0.0]
-
-    def load() -> None:
-        while not over.is_set():
-            start = time.perf_counter()
-            hold(held_s)
-            inside[0] += time.perf_counter() - start
-            rest(rest_s)
-
-    thread = threading.Thread(target=load)
-    thread.start()
-    try:
-        yield inside
-    finally:
-        over.set()
-        thread.join()
-
-
-@pytest.fixture
-def spare_core() -> None:
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("whoever watches takes a core, and there is one alone")
-
-
-@pytest.mark.usefixtures("spare_core")
-@pytest.mark.parametrize(
-    ("hold", "held_s", "rest_s", "holds"),
-    [
-        (lambda s: ctypes.PyDLL(None).usleep(round(1e6 * s)), 0.003, 0.007, True),  # a call of C code that keeps the lock
-        (lambda s: ctypes.CDLL(None).usleep(round(1e6 * s)), 0.003, 0.007, False),  # the same call, which gives it back meanwhile
-        (spin, 0.00005, 0.0005, True),
-    ],
-)
-def test_the_interpreter_is_seen_held_as_long_as_a_known_load_holds_it(
-    hold: Callable[[float], object], held_s: float, rest_s: float, holds: bool
-) -> None:
-    cores = os.sched_getaffinity(0)
-    for _ in range(5):
-        with known_load(hold, held_s, time.sleep, rest_s) as inside, interpreter_watched() as found:
-            before, start = inside[0], time.perf_counter()
-            time.sleep(1)
-            share = (inside[0] - before) / (time.perf_counter() - start)
-        if found.readings > 1000 and share > 0.03:  # or others kept the cores from the load or the reader: again
-            break
-    assert os.sched_getaffinity(0) == cores and found.readings > 1000 and share > 0.03
-    if holds:
-        assert 0.6 * share - 0.01 < found.share < 1.4 * share + 0.03
-    else:
-        assert found.share < 0.2 * share + 0.01
-
-
-@pytest.mark.usefixtures("spare_core")
-def test_of_a_cpu_second_only_what_python_runs_counts_as_held() -> None:
-    data = bytes(1 << 20)
-
-    def hash_without_lock(_: float) -> None:
-        hashlib.sha256(data)
-
-    def spin_cpu(seconds: float) -> None:
-        over = time.thread_time() + seconds
-        while time.thread_time() < over:
-            pass
-
-    def hashing_s() -> float:
-        start = time.thread_time()
-        hash_without_lock(0)
-        return time.thread_time() - start
-
-    found = {}
-    for name, held_s in (("half", min(hashing_s() for _ in range(5))), ("none", 0.0)):
-        with known_load(spin_cpu, held_s, hash_without_lock, 0), interpreter_watched() as found[name]:
-            time.sleep(1)
-    assert 0.25 < found["half"].per_cpu_s < 0.85
-    assert found["none"].per_cpu_s < 0.15
-
-
 @pytest.mark.core
 def test_ratios_are_of_medians_with_the_rounds_spread() -> None:
     found = ratios({"torch": rate(10, 40, 20), "pil": rate(10, 4, 5), "decode_dali": rate(100, 100, 100)})
@@ -348,14 +254,13 @@ def told(case: Case, rates: dict[Name, Rate], feed: float = 2000) -> str:
 @pytest.mark.core
 def test_worth_is_the_feed_over_pictures_per_cpu_second() -> None:
     assert cores_for(2000, rate(400, 500, 900)) == 4
-    said = told(PLAIN, {"native": rate(500, held_frac=0.02), "pil": rate(80), "tv2": rate(100)}, feed=1000)
+    said = told(PLAIN, {"native": rate(500), "pil": rate(80), "tv2": rate(100)}, feed=1000)
     assert "worth: 1000 pictures/s take so many cores like these: 2.0 with native, 12.5 with pil" in said
-    assert "full at so many pictures/s: 50000 with native" in said
 
 
 def test_aims_are_told_where_they_belong_against_the_faster_decoder() -> None:
     rates: dict[Name, Rate] = {
-        "native": rate(300, held_frac=0.04),
+        "native": rate(300),
         "dataset": rate(270),
         "pil": rate(60),
         "tv2": rate(100),
@@ -367,7 +272,6 @@ def test_aims_are_told_where_they_belong_against_the_faster_decoder() -> None:
     assert "native / tv2: 3.00 (3.00-3.00), aim 3.2: MISSED" in said
     assert "native / decode_threads: 0.50 (0.50-0.50), aim 0.55: MISSED" in said and "decode_dali: 0.60 (0.60-0.60), aim" not in said
     assert "dataset / tv2: 2.70 (2.70-2.70), aim 3: MISSED" in said
-    assert "4.0% of one core at 1000 pictures/s, aim at most 3%: MISSED" in said
     assert "torch / " not in said
     colored, large = replace(PLAIN, mode="photometrics"), replace(PLAIN, megapixels=1.5)
     assert "aim 8: MISSED" in told(colored, rates) and "aim 4.5" not in told(colored, rates)

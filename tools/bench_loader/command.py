@@ -166,21 +166,16 @@ def _measured(plans: Mapping[Case, Sequence[Plan]], rounds: int, console: Consol
                 where = f" ({case.title})" if len(plans) > 1 else ""
                 console.print(f"round {number + 1} of {rounds}{where}: {TITLES[plan.contender]}", markup=False)
                 results[case][plan.contender].append(_run(plan))
-    unseen = {run["held_unseen"] for of in results.values() for runs in of.values() for run in runs if "held_unseen" in run}
-    for reason in sorted(unseen):
-        console.print(reason, markup=False)
     return {case: {name: _rate(runs) for name, runs in of.items()} for case, of in results.items()}
 
 
 def _rate(runs: Sequence[dict[str, Any]]) -> Rate:
     shares = [run["draw_share"] for run in runs if "draw_share" in run]
-    held = [run["held_frac"] for run in runs if "held_frac" in run]
     return Rate(
         per_cpu_s=[run["pictures"] / max(run["cpu_s"], 1e-9) for run in runs],
         per_wall_s=[run["pictures"] / run["wall_s"] for run in runs],
         memory_mib=max(run["memory_mib"] for run in runs),
         draw_share=statistics.median(shares) if shares else None,
-        held_frac=min(held, default=None),  # not the median: whatever else runs on a machine only adds to it
     )
 
 

@@ -1,6 +1,6 @@
 """One contender of the loader's benchmark, alone in a fresh process: checked first, then timed; one JSON object on standard output.
 
-Here: ours and decoding alone, who is who and cannot run here, how long each is let run, how much of the interpreter ours hold.
+Here: ours and decoding alone, who is who and cannot run here, how long each is let run.
 Not here: what is right (checks.py); what others offer (peers.py); rounds, ratios (command.py, which starts
 `python -m wherefrom.tools.bench_loader.contenders PLAN`).
 All deliver 2 x 224 + 8 x 96 views a picture, mirrored, normalized float32; who only decodes delivers pictures.
@@ -31,12 +31,10 @@ from wherefrom.pipeline.order import KeyedSampler, Order
 from wherefrom.pipeline.render.renderer import RendererName
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
-from wherefrom.pipeline.system import available_cores
 from wherefrom.pipeline.transform import Transformed, ViewTransform, collate
 from wherefrom.pipeline.views import Batch
 from wherefrom.tools.bench_loader import peers
 from wherefrom.tools.bench_loader.checks import PLANTED_PX, Check, Contender, bench_recipe, checked_ids, drawn, endless_ids, views_off
-from wherefrom.tools.bench_loader.interpreter_held import interpreter_watched
 from wherefrom.tools.bench_loader.process_tree import tree_cpu_s, tree_memory_mib
 
 Name = Literal[
@@ -271,23 +269,6 @@ def timed(contender: Contender, seconds: float, settle: Callable[[], None]) -> d
     return {"pictures": pictures, "wall_s": wall_s, "cpu_s": tree_cpu_s() - cpu_s, "memory_mib": tree_memory_mib()}
 
 
-def held_frac(plan: Plan, index: ShardIndex) -> float:
-    """Return how long our loader's interpreter is held: the part of one core's time, at 1000 pictures a second.
-
-    Raises: OSError where that cannot be seen.
-    """
-    ours = OurLoader(replace(plan, threads=max(1, min(plan.threads, available_cores() - 1))), index)  # whoever watches takes a core
-    stream = ours.batches()
-    for _ in range(WARM_BATCHES):
-        next(stream)
-    with interpreter_watched() as interpreter:
-        pictures, cpu_s, start = 0, time.process_time(), time.perf_counter()
-        while time.perf_counter() - start < plan.seconds / 2:
-            pictures += next(stream)
-        cpu_s = time.process_time() - cpu_s
-    return interpreter.per_cpu_s * cpu_s / pictures * 1000
-
-
 def memory_by_epoch(ours: OurLoader) -> list[float]:
     """Return the memory after each of some epochs, MiB."""
     memory = []
@@ -343,11 +324,6 @@ def main(argument: str) -> int:
             result |= timed(contender, plan.seconds, torch.cuda.synchronize if plan.contender in ON_GPU else lambda: None)
             if isinstance(contender, OurLoader):
                 result["draw_share"] = contender.draw_cpu_s() * result["pictures"] / result["cpu_s"]
-                contender.loader.close()
-                try:
-                    result["held_frac"] = held_frac(plan, index)
-                except OSError as problem:
-                    result["held_unseen"] = str(problem)
     print(json.dumps(result))
     return 0
 

@@ -35,7 +35,6 @@ AIMS: dict[tuple[Mode, Literal["small", "large"]], dict[str, float]] = {  # leas
     ("geometry", "large"): {"native / decode": 0.6},
     ("photometrics", "large"): {},
 }
-MOST_HELD_FRAC = 0.03  # of one core at 1000 pictures a second: how long our interpreter may be held
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +63,6 @@ class Rate:
     per_wall_s: list[float]
     memory_mib: float  # of the process tree, the largest of the rounds
     draw_share: float | None = None  # of a batch's CPU time; of our loaders alone
-    held_frac: float | None = None  # of one core at 1000 pictures a second: the interpreter's lock, the least of the rounds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,11 +122,11 @@ def role(name: Name) -> Literal["ours", "peer", "ceiling"]:
 
 def print_case(console: Console, case: Case, rates: Rates, feed: float) -> None:
     """Print what was measured in one case: rates, ratios, aims, and what the rates are worth."""
-    measured = Table("", "pictures per CPU-s", "per s", "MiB", "draws", "interpreter held", title=f"{case.title}: medians")
+    measured = Table("", "pictures per CPU-s", "per s", "MiB", "draws", title=f"{case.title}: medians")
     for name, rate in rates.items():
         numbers = (statistics.median(rate.per_cpu_s), statistics.median(rate.per_wall_s), rate.memory_mib)
-        shares = [f"{share:.1%}" if share is not None else "" for share in (rate.draw_share, rate.held_frac)]
-        measured.add_row(f"{name}: {TITLES[name]}", *(f"{number:.0f}" for number in numbers), *shares)
+        share = "" if rate.draw_share is None else f"{rate.draw_share:.1%}"
+        measured.add_row(f"{name}: {TITLES[name]}", *(f"{number:.0f}" for number in numbers), share)
     console.print(measured)
     _print_ratios(console, rates, "per_cpu_s", "per CPU-second")
     _print_ratios(console, rates, "per_wall_s", "per second, on the GPU")
@@ -161,18 +159,10 @@ def _aims(case: Case, rates: Rates) -> list[str]:
         if ratio is not None:
             reached = "reached" if ratio["per_cpu_s"].median >= aim else "MISSED"
             lines.append(f"{ours} / {ceiling if other == 'decode' else other}: {ratio['per_cpu_s']}, aim {aim:g}: {reached}")
-    held = rates["native"].held_frac if "native" in rates else None
-    if held is not None:
-        reached = "reached" if held <= MOST_HELD_FRAC else "MISSED"
-        lines.append(
-            f"native holds its interpreter for {held:.1%} of one core at 1000 pictures/s, aim at most {MOST_HELD_FRAC:.0%}: {reached}"
-        )
     return lines
 
 
 def _worth(rates: Rates, feed: float) -> list[str]:
-    """Return how many cores feed so many pictures a second, and how many pictures one process can feed before its interpreter is full."""
+    """Return a line that says how many cores feed so many pictures a second."""
     cores = [f"{cores_for(feed, rate):.1f} with {name}" for name, rate in rates.items() if name in WORTH]
-    full = [f"{1000 / rate.held_frac:.0f} with {name}" for name, rate in rates.items() if rate.held_frac]
-    lines = [f"worth: {feed:g} pictures/s take so many cores like these: {', '.join(cores)}"] if cores else []
-    return [*lines, f"one process has its interpreter full at so many pictures/s: {', '.join(full)}"] if full else lines
+    return [f"worth: {feed:g} pictures/s take so many cores like these: {', '.join(cores)}"] if cores else []
