@@ -23,7 +23,7 @@ from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Views
-from wherefrom.tools.terminal import columns
+from wherefrom.tools.console import columns
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.evaluation import pair_controls
 from wherefrom.train.evaluation.labels import (

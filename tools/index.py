@@ -1,6 +1,6 @@
 """The command `wherefrom index`: builds, audits and explains the index of a set of shards.
 
-Here: what is said about an index, and how progress is shown.
+Here: what is said about an index.
 Not here: the index itself (pipeline/shards/index.py), parsing the command line (cli.py).
 Text from the shards is printed with control characters escaped and never read as markup.
 """
@@ -8,24 +8,20 @@ Text from the shards is printed with control characters escaped and never read a
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from wherefrom.pipeline.shards.index import MAX_PIXELS, ShardIndex
 from wherefrom.pipeline.shards.picture_headers import FORMATS
-from wherefrom.pipeline.shards.store import Progress as ShardProgress
 from wherefrom.pipeline.shards.store import file_beside, printable
+from wherefrom.tools.console import print_line, progress
 
 __all__ = ["index_command"]
-
-_QUIET_S = 5.0  # off a terminal: no progress lines before, and at most one in this time
 
 
 def index_command(
@@ -57,15 +53,13 @@ def index_command(
         raise ValueError(f"{quarantine}: there is no folder {quarantine.absolute().parent}; make it, or take another --quarantine")
     console = Console()
     start = time.perf_counter()
-    with _progress(console) as progress:
-        index = ShardIndex.open(
-            pattern, rebuild=rebuild, decode=decode, workers=workers, cache=cache, max_pixels=max_pixels, progress=progress
-        )
+    with progress(console, "shards") as show:
+        index = ShardIndex.open(pattern, rebuild=rebuild, decode=decode, workers=workers, cache=cache, max_pixels=max_pixels, progress=show)
     _print_pairs(console, [*_facts(index), ("index", _where(index, time.perf_counter() - start)), ("fingerprint", index.fingerprint)])
     _print_quarantine(console, index, list_quarantine)
     if quarantine is not None:
         index.write_quarantine(quarantine)
-        _say(console, f"{index.unsound_count} quarantined samples written to {quarantine}")
+        print_line(console, f"{index.unsound_count} quarantined samples written to {quarantine}")
     return 0
 
 
@@ -106,7 +100,7 @@ def _where(index: ShardIndex, seconds: float) -> str:
 def _print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
     if not console.is_terminal:
         for name, text in pairs:
-            _say(console, f"{name:<12} {text}")
+            print_line(console, f"{name:<12} {text}")
         return
     table = Table.grid(padding=(0, 2))
     for name, text in pairs:
@@ -124,33 +118,9 @@ def _print_quarantine(console: Console, index: ShardIndex, limit: int) -> None:
         console.print(table)
     else:
         for entry in listed:
-            _say(console, f"quarantined  {entry.id} {Path(entry.shard).name}:{printable(entry.key)} {entry.reason}")
+            print_line(console, f"quarantined  {entry.id} {Path(entry.shard).name}:{printable(entry.key)} {entry.reason}")
     if index.unsound_count > len(listed):
-        _say(console, f"... {index.unsound_count - len(listed)} more are quarantined; --quarantine FILE writes them all")
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[ShardProgress]:
-    """Show shards done: a bar on a terminal, else a line now and then once it takes long."""
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("shards", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    said = time.monotonic()
-
-    def say(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= _QUIET_S:
-            said = time.monotonic()
-            _say(console, f"{done} of {total} shards")
-
-    yield say
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(Text(line), soft_wrap=True, highlight=False)
+        print_line(console, f"... {index.unsound_count - len(listed)} more are quarantined; --quarantine FILE writes them all")
 
 
 def _spread(values: NDArray, unit: str = "") -> str:
