@@ -19,20 +19,28 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from wherefrom.kernels.render_views_reference import render_views_reference
 from wherefrom.pipeline import ShardIndex
-from wherefrom.pipeline.views import Photometric
+from wherefrom.pipeline.proof.level_errors import reference_levels
+from wherefrom.pipeline.views import Photometric, Record
 from wherefrom.tools.bench_loader import checks, command, peers
-from wherefrom.tools.bench_loader.checks import Check, bench_recipe, checked_ids, drawn, filtered, levels_off, moved, unfiltered
+from wherefrom.tools.bench_loader.checks import (
+    DeliveryCheck,
+    bench_recipe,
+    bilinear_levels,
+    draw_bench_records,
+    ids_to_check,
+    mean_level_error,
+    move_boxes,
+)
 from wherefrom.tools.bench_loader.command import bench_loader_command
-from wherefrom.tools.bench_loader.contenders import ON_GPU, TITLES, Name, Plan, make_contender, why_missing
-from wherefrom.tools.bench_loader.pictures import described, enlarged_shard
+from wherefrom.tools.bench_loader.contenders import ON_GPU, TITLES, ContenderName, LoaderJob, make_contender, why_missing
+from wherefrom.tools.bench_loader.pictures import enlarged_shard, picture_facts
 from wherefrom.tools.bench_loader.plot import draw_rates
 from wherefrom.tools.bench_loader.process_tree import tree_cpu_s
-from wherefrom.tools.bench_loader.report import AIMS, Case, Rate, cores_for, print_case, ratios, role
+from wherefrom.tools.bench_loader.report import AIMS, LoaderCase, Rate, cores_for, print_case, ratios, role
 
-IN_PROCESS: tuple[Name, ...] = ("native", "torch", "dali", "dataset", "pil", "tv2", "spdl", "kornia", "dali_own")
-PLAIN = Case(mode="geometry", megapixels=0, threads=2)
+IN_PROCESS: tuple[ContenderName, ...] = ("native", "torch", "dali", "dataset", "pil", "tv2", "spdl", "kornia", "dali_own")
+PLAIN = LoaderCase(mode="geometry", megapixels=0, threads=2)
 
 
 @pytest.fixture
@@ -53,31 +61,31 @@ def rate(*per_cpu_s: float) -> Rate:
 
 def test_rounds_are_taken_in_turns_and_every_number_is_written(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "numbers"
-    told = {"rounds": 2, "seconds": 0.3, "batch": 8, "feed": 100.0, "data": str(shard)}
-    assert bench_loader_command(**told, threads=(2,), contenders=("torch", "decode_threads"), out=out) == 0  # type: ignore[arg-type]
-    said = capsys.readouterr().out
+    settings = {"rounds": 2, "seconds": 0.3, "batch": 8, "feed": 100.0, "data": str(shard)}
+    assert bench_loader_command(**settings, threads=(2,), contenders=("torch", "decode_threads"), out=out) == 0  # type: ignore[arg-type]
+    printed = capsys.readouterr().out
     ours, other = "wherefrom, torch renderer", "decoding alone, simplejpeg in threads"
-    turns = [line.partition(": ")[2] for line in said.splitlines() if line.startswith("round ")]
+    turns = [line.partition(": ")[2] for line in printed.splitlines() if line.startswith("round ")]
     assert turns == [ours, other, ours, other]
 
     written = json.loads((out / "bench.json").read_text())
-    assert written["settings"] == told
+    assert written["settings"] == settings
     assert written["contenders"]["torch"] == {"title": ours, "role": "ours", "on_gpu": False}
     assert written["machine"]["cores"] >= 1 and "torch" in written["machine"]["versions"]
     (case,) = written["cases"]
     assert (case["mode"], case["megapixels"], case["threads"]) == ("geometry", 0, 2)
     assert case["pictures"] == {
-        "number": 12, "megapixels": 0.019, "kilobytes": pytest.approx(9.6, abs=2), "made": "as given"
+        "number": 12, "megapixels": 0.019, "kilobytes": pytest.approx(9.6, abs=2), "origin": "as given"
     }  # fmt: skip
     for name in ("torch", "decode_threads"):
-        found = case["rates"][name]
-        assert len(found["per_cpu_s"]) == len(found["per_wall_s"]) == 2
-        assert min(*found["per_cpu_s"], *found["per_wall_s"], found["memory_mib"]) > 0
+        rates = case["rates"][name]
+        assert len(rates["per_cpu_s"]) == len(rates["per_wall_s"]) == 2
+        assert min(*rates["per_cpu_s"], *rates["per_wall_s"], rates["memory_mib"]) > 0
     assert 0 < case["rates"]["torch"]["draw_share"] < 1 and case["rates"]["decode_threads"]["draw_share"] is None
     ratio = case["ratios"]["torch / decode_threads"]["per_cpu_s"]
     assert ratio["low"] <= ratio["median"] <= ratio["high"] and ratio["rounds"] == 2
     assert case["worth"] == {"torch": pytest.approx(100 / np.median(case["rates"]["torch"]["per_cpu_s"]), abs=0.01)}
-    assert 'renderer="auto" takes' in said and "worth: 100 pictures/s" in said
+    assert 'renderer="auto" takes' in printed and "worth: 100 pictures/s" in printed
     assert Image.open(out / "bench.png").size[0] > 500
     assert sorted(path.name for path in out.iterdir()) == ["bench.json", "bench.png"]
 
@@ -85,16 +93,16 @@ def test_rounds_are_taken_in_turns_and_every_number_is_written(shard: Path, tmp_
 def test_a_wrong_box_ends_it_before_any_speed_is_told(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "numbers"
     assert bench_loader_command(data=str(shard), rounds=1, seconds=0.3, contenders=("torch", "pil"), out=out, plant=True) == 1
-    said = capsys.readouterr().out
-    assert "wrong, so no speed is told: wherefrom, torch renderer: levels off the float64 reference" in " ".join(said.split())
-    assert "per CPU-s" not in said and not out.exists()
+    printed = capsys.readouterr().out
+    assert "wrong, so no speed is told: wherefrom, torch renderer: levels off the float64 reference" in " ".join(printed.split())
+    assert "per CPU-s" not in printed and not out.exists()
 
 
 def test_memory_is_told_epoch_by_epoch(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "numbers"
     assert bench_loader_command(data=str(shard), threads=(1,), out=out, memory=True) == 0
-    said = capsys.readouterr().out
-    assert "memory after each of 10 epochs" in said and "steady" in said and not out.exists()
+    printed = capsys.readouterr().out
+    assert "memory after each of 10 epochs" in printed and "steady" in printed and not out.exists()
 
 
 @pytest.fixture
@@ -106,11 +114,11 @@ def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torchvision 0.29 announces the end of its decoders
 @pytest.mark.usefixtures("one_picture")
 @pytest.mark.parametrize("name", IN_PROCESS)
-def test_every_contender_delivers_and_boxes_planted_elsewhere_are_found(shard: Path, name: Name) -> None:
+def test_every_contender_delivers_and_boxes_planted_elsewhere_are_found(shard: Path, name: ContenderName) -> None:
     if why := why_missing(name):
         pytest.skip(why)
-    plan = Plan(contender=name, data=str(shard), seconds=0.1, threads=1, batch=4, photometrics=True)
-    contender = make_contender(plan, ShardIndex.open(str(shard)))
+    job = LoaderJob(contender=name, data=str(shard), seconds=0.1, threads=1, batch=4, photometrics=True)
+    contender = make_contender(job, ShardIndex.open(str(shard)))
     checks = contender.check(plant=False)
     assert all(check.passed for check in checks), checks
     assert not all(check.passed for check in contender.check(plant=True))
@@ -123,7 +131,7 @@ def test_every_contender_delivers_and_boxes_planted_elsewhere_are_found(shard: P
 def test_what_runs_batches_on_a_gpu_is_right_on_the_cpu(shard: Path) -> None:
     if why := why_missing("kornia"):
         pytest.skip(why)
-    contender = peers.Batched(peers.kornia(True), ShardIndex.open(str(shard)), batch=3, device="cpu")
+    contender = peers.BatchTransform(peers.kornia(True), ShardIndex.open(str(shard)), batch=3, device="cpu")
     assert all(check.passed for check in contender.check(plant=False))
     assert not all(check.passed for check in contender.check(plant=True))
     assert next(contender.batches()) == 3
@@ -131,54 +139,48 @@ def test_what_runs_batches_on_a_gpu_is_right_on_the_cpu(shard: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["native", "dali", "dataset", "pil", "tv2", "spdl", "kornia", "dali_own", "decode_dali", "decode_threads"])
-def test_every_contender_is_checked_and_measured_in_a_process_of_its_own(shard: Path, tmp_path: Path, name: Name) -> None:
+def test_every_contender_is_checked_and_measured_in_a_process_of_its_own(shard: Path, tmp_path: Path, name: ContenderName) -> None:
     if why := why_missing(name):
         pytest.skip(why)
-    told = {"data": str(shard), "rounds": 1, "seconds": 0.3, "contenders": (name,), "out": tmp_path / "n"}
-    assert bench_loader_command(**told, modes=("geometry", "photometrics"), megapixels=(0, 0.05)) == 0  # type: ignore[arg-type]
-    assert bench_loader_command(**told, plant=True) == 1  # type: ignore[arg-type]
+    arguments = {"data": str(shard), "rounds": 1, "seconds": 0.3, "contenders": (name,), "out": tmp_path / "n"}
+    assert bench_loader_command(**arguments, modes=("geometry", "photometrics"), megapixels=(0, 0.05)) == 0  # type: ignore[arg-type]
+    assert bench_loader_command(**arguments, plant=True) == 1  # type: ignore[arg-type]
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("photometrics", [False, True])
 def test_the_check_tells_right_views_from_moved_boxes(shard: Path, photometrics: bool) -> None:
     index = ShardIndex.open(str(shard))
-    ids = checked_ids(index)
+    ids = ids_to_check(index)
     assert 1 not in ids and len(ids) == 4
-    record, photometric = (part[:1] for part in drawn(bench_recipe(photometrics), index, ids)[1])
-    picture = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (120, 160, 3), np.uint8))
-    plain = Photometric.unchanged(1, 8)
-    views = render_views_reference(
-        picture,
-        record.boxes[0],
-        record.flipped[0],
-        record.quarter_turns[0],
-        (96, 96),
-        mean=torch.tensor([0.485, 0.456, 0.406]),
-        std=torch.tensor([0.229, 0.224, 0.225]),
-    )
-    assert levels_off(views, picture, record, plain) < 1e-4
-    assert levels_off(views, picture, moved(record), plain) > 5
-    assert levels_off(views, picture, replace(record, flipped=~record.flipped), plain) > 5
-    assert (levels_off(views, picture, record, photometric) > 5) == photometrics
-    assert (moved(record).boxes != record.boxes).all()
-    assert not Check(name="", value=float("nan"), limit=1).passed
+    record = draw_bench_records(bench_recipe(photometrics), index, ids)[1][:1]
+    picture = np.random.default_rng(1).integers(0, 256, (120, 160, 3), np.uint8)
+    uncolored = replace(record, photometric=Photometric.unchanged(1, 8))
+    mirrored = replace(uncolored, geometry=replace(record.geometry, flipped=~record.geometry.flipped))
+    mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    views = (reference_levels([picture], uncolored)[0] / 255 - mean) / std
+    assert mean_level_error(views, picture, uncolored) < 1e-4
+    assert mean_level_error(views, picture, move_boxes(uncolored)) > 5
+    assert mean_level_error(views, picture, mirrored) > 5
+    assert (mean_level_error(views, picture, record) > 5) == photometrics
+    assert (move_boxes(record).geometry.boxes != record.geometry.boxes).all()
+    assert not DeliveryCheck(name="", value=float("nan"), limit=1).passed
 
 
 def test_unfiltered_views_read_between_four_pixels_and_nothing_else(shard: Path) -> None:
-    record = drawn(bench_recipe(False), ShardIndex.open(str(shard)), np.array([0]))[1][0]
-    plain = Photometric.unchanged(1, 8)
+    geometry = draw_bench_records(bench_recipe(False), ShardIndex.open(str(shard)), np.array([0]))[1].geometry
     rows, cols = torch.meshgrid(torch.arange(120), torch.arange(160), indexing="ij")
     ramp = torch.stack([cols, rows, cols + 0 * rows], -1).to(torch.uint8)
-    shown = unfiltered(ramp, record, plain)
-    center = record.boxes[0].double().view(8, 2, 2).mean(1) - 0.5  # the level of a ramp at a box's center
+    shown = bilinear_levels(ramp, geometry)
+    center = geometry.boxes[0].double().view(8, 2, 2).mean(1) - 0.5  # the level of a ramp at a box's center
     assert (shown[:, :2].mean((-2, -1)) - center).abs().max() < 0.3  # boxes at the picture's edge are clamped there
     inside = shown[:, :, 20:-20, 20:-20]
-    assert (inside - filtered(ramp, record, plain)[:, :, 20:-20, 20:-20]).abs().max() < 0.2
+    assert (inside - reference_levels([ramp.numpy()], Record.of(geometry))[0, :, :, 20:-20, 20:-20]).abs().max() < 0.2
 
-    noise = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (1200, 1600, 3), np.uint8))
-    large = replace(record, boxes=record.boxes * 10, source_size=record.source_size * 10)
-    assert (unfiltered(noise, large, plain) - filtered(noise, large, plain)).abs().mean() > 20  # shrinking is what filters are for
+    noise = np.random.default_rng(1).integers(0, 256, (1200, 1600, 3), np.uint8)
+    large = replace(geometry, boxes=geometry.boxes * 10, source_size=geometry.source_size * 10)
+    filtered = reference_levels([noise], Record.of(large))[0]
+    assert (bilinear_levels(torch.tensor(noise), large) - filtered).abs().mean() > 20  # shrinking is what filters are for
 
 
 def test_pictures_are_enlarged_upright_once_and_never_shrunk(shard: Path, tmp_path: Path) -> None:
@@ -190,7 +192,7 @@ def test_pictures_are_enlarged_upright_once_and_never_shrunk(shard: Path, tmp_pa
     aspect = larger.source_size[:, 1] / larger.source_size[:, 0]
     np.testing.assert_allclose(aspect, index.source_size[:, 1] / index.source_size[:, 0], rtol=0.01)  # the second stands upright
     assert aspect[1] < 1 < aspect[0]
-    assert "enlarged (bicubic) to 0.1 MP, JPEG quality 90, 4:2:0" in described(larger, 0.1).made
+    assert "enlarged (bicubic) to 0.1 MP, JPEG quality 90, 4:2:0" in picture_facts(larger, 0.1).origin
     same = ShardIndex.open(str(enlarged_shard(index, 0.001, tmp_path)))
     np.testing.assert_array_equal(same.source_size, index.source_size)
 
@@ -199,15 +201,15 @@ def test_pictures_are_enlarged_upright_once_and_never_shrunk(shard: Path, tmp_pa
 def test_who_cannot_run_here_is_left_out_in_a_line_that_says_why(
     shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reasons = dict.fromkeys(get_args(Name), "not installed") | {"pil": "stolen", "decode_threads": None}
+    reasons = dict.fromkeys(get_args(ContenderName), "not installed") | {"pil": "stolen", "decode_threads": None}
     monkeypatch.setattr(command, "why_missing", reasons.get)
-    measured = {"checks": [], "pictures": 10, "wall_s": 1.0, "cpu_s": 0.5, "memory_mib": 1.0}
-    monkeypatch.setattr(command, "_run", lambda plan: measured)
+    run = {"checks": [], "pictures": 10, "wall_s": 1.0, "cpu_s": 0.5, "memory_mib": 1.0}
+    monkeypatch.setattr(command, "_run", lambda job: run)
     out = tmp_path / "numbers"
     assert bench_loader_command(data=str(shard), rounds=1, seconds=0.2, threads=(1,), out=out) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    others = ", ".join(name for name in get_args(Name) if reasons[name] == "not installed")
-    assert f"left out: {others}: not installed left out: pil: stolen FFCV is left out: " in said
+    printed = " ".join(capsys.readouterr().out.split())
+    others = ", ".join(name for name in get_args(ContenderName) if reasons[name] == "not installed")
+    assert f"left out: {others}: not installed left out: pil: stolen FFCV is left out: " in printed
     written = json.loads((out / "bench.json").read_text())
     assert list(written["contenders"]) == ["decode_threads"] and "left out: pil: stolen" in written["left_out"]
     with pytest.raises(ValueError, match="contenders: nobody to measure; left out: pil: stolen"):
@@ -236,14 +238,14 @@ def test_cpu_time_counts_children_alive_and_ended() -> None:
 
 
 @pytest.mark.core
-def test_ratios_are_of_medians_with_the_rounds_spread() -> None:
-    found = ratios({"torch": rate(10, 40, 20), "pil": rate(10, 4, 5), "decode_dali": rate(100, 100, 100)})
-    assert set(found) == {"torch / pil", "torch / decode_dali"}
-    ratio = found["torch / pil"]["per_cpu_s"]
+def test_ratios_are_of_medians_with_the_range_of_the_rounds() -> None:
+    of_pairs = ratios({"torch": rate(10, 40, 20), "pil": rate(10, 4, 5), "decode_dali": rate(100, 100, 100)})
+    assert set(of_pairs) == {"torch / pil", "torch / decode_dali"}
+    ratio = of_pairs["torch / pil"]["per_cpu_s"]
     assert (ratio.median, ratio.low, ratio.high, ratio.rounds) == (4, 1, 10, 3)
 
 
-def told(case: Case, rates: dict[Name, Rate], feed: float = 2000) -> str:
+def printed_lines(case: LoaderCase, rates: dict[ContenderName, Rate], feed: float = 2000) -> str:
     """Return what is printed of a case, in one line."""
     console = Console(width=300)
     with console.capture() as captured:
@@ -254,12 +256,12 @@ def told(case: Case, rates: dict[Name, Rate], feed: float = 2000) -> str:
 @pytest.mark.core
 def test_worth_is_the_feed_over_pictures_per_cpu_second() -> None:
     assert cores_for(2000, rate(400, 500, 900)) == 4
-    said = told(PLAIN, {"native": rate(500), "pil": rate(80), "tv2": rate(100)}, feed=1000)
-    assert "worth: 1000 pictures/s take so many cores like these: 2.0 with native, 12.5 with pil" in said
+    printed = printed_lines(PLAIN, {"native": rate(500), "pil": rate(80), "tv2": rate(100)}, feed=1000)
+    assert "worth: 1000 pictures/s take so many cores like these: 2.0 with native, 12.5 with pil" in printed
 
 
 def test_aims_are_told_where_they_belong_against_the_faster_decoder() -> None:
-    rates: dict[Name, Rate] = {
+    rates: dict[ContenderName, Rate] = {
         "native": rate(300),
         "dataset": rate(270),
         "pil": rate(60),
@@ -267,34 +269,34 @@ def test_aims_are_told_where_they_belong_against_the_faster_decoder() -> None:
         "decode_dali": rate(500),
         "decode_threads": rate(600),
     }
-    said = told(PLAIN, rates)
-    assert "native / pil: 5.00 (5.00-5.00), aim 4.5: reached" in said
-    assert "native / tv2: 3.00 (3.00-3.00), aim 3.2: MISSED" in said
-    assert "native / decode_threads: 0.50 (0.50-0.50), aim 0.55: MISSED" in said and "decode_dali: 0.60 (0.60-0.60), aim" not in said
-    assert "dataset / tv2: 2.70 (2.70-2.70), aim 3: MISSED" in said
-    assert "torch / " not in said
+    printed = printed_lines(PLAIN, rates)
+    assert "native / pil: 5.00 (5.00-5.00), aim 4.5: reached" in printed
+    assert "native / tv2: 3.00 (3.00-3.00), aim 3.2: MISSED" in printed
+    assert "native / decode_threads: 0.50 (0.50-0.50), aim 0.55: MISSED" in printed and "decode_dali: 0.60 (0.60-0.60), aim" not in printed
+    assert "dataset / tv2: 2.70 (2.70-2.70), aim 3: MISSED" in printed
+    assert "torch / " not in printed
     colored, large = replace(PLAIN, mode="photometrics"), replace(PLAIN, megapixels=1.5)
-    assert "aim 8: MISSED" in told(colored, rates) and "aim 4.5" not in told(colored, rates)
-    assert "decode_threads: 0.50 (0.50-0.50), aim 0.6: MISSED" in told(large, rates)
+    assert "aim 8: MISSED" in printed_lines(colored, rates) and "aim 4.5" not in printed_lines(colored, rates)
+    assert "decode_threads: 0.50 (0.50-0.50), aim 0.6: MISSED" in printed_lines(large, rates)
     named = {part for by in AIMS.values() for pair in by for part in pair.split(" / ")} - {"decode"}
-    assert named <= set(get_args(Name))
+    assert named <= set(get_args(ContenderName))
 
 
 def test_those_on_a_gpu_are_compared_by_the_clock() -> None:
-    said = told(PLAIN, {"native": rate(300), "triton": rate(4000), "pil": rate(60)})
-    by_cpu, by_clock = said.split("per second, on the GPU")
+    printed = printed_lines(PLAIN, {"native": rate(300), "triton": rate(4000), "pil": rate(60)})
+    by_cpu, by_clock = printed.split("per second, on the GPU")
     assert "triton" not in by_cpu.split("per CPU-second, over")[1]
     assert "66.67 (66.67-66.67)" in by_clock
 
 
 def test_the_plot_has_a_panel_for_every_case_and_place(tmp_path: Path) -> None:
-    def drawn_size(names: tuple[Name, ...], modes: tuple[str, ...], sizes: tuple[float, ...]) -> tuple[int, int]:
+    def drawn_size(names: tuple[ContenderName, ...], modes: tuple[str, ...], sizes: tuple[float, ...]) -> tuple[int, int]:
         cases = [
             {
                 "mode": mode,
                 "megapixels": size,
                 "threads": threads,
-                "pictures": {"megapixels": 0.2, "made": "as given"},
+                "pictures": {"megapixels": 0.2, "origin": "as given"},
                 "rates": {name: {"per_cpu_s": [100.0, 120.0], "per_wall_s": [200.0, 240.0]} for name in names},
             }
             for mode, size, threads in itertools.product(modes, sizes, (1, 2))

@@ -342,9 +342,9 @@ def test_a_gpu_is_asked_for_what_numbers_depend_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(machine.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     said = SimpleNamespace(returncode=0, stdout="580.159.04, 700.00 W\n")
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: said)
-    assert machine.asked_of_gpu(["driver_version", "power.limit"]) == {"driver_version": "580.159.04", "power.limit": "700.00 W"}
+    assert machine.query_gpu(["driver_version", "power.limit"]) == {"driver_version": "580.159.04", "power.limit": "700.00 W"}
     said.returncode = 9
-    assert machine.asked_of_gpu(["driver_version"]) == {}
+    assert machine.query_gpu(["driver_version"]) == {}
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

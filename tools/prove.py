@@ -101,7 +101,7 @@ def _places(name: Name, places: Sequence[Device]) -> tuple[list[Device], str | N
 
 def _print_report(console: Console, report: ProofReport, title: str, seconds: float) -> None:
     """Print one line a law and view size, then the mistakes made on purpose."""
-    lines = [("law", "view", "float mean", "worst", "8-bit mean", "worst", "points read", "")]
+    lines: list[Sequence[str]] = [("law", "view", "float mean", "worst", "8-bit mean", "worst", "points read", "")]
     for law, size in dict.fromkeys((row.law, row.case.size_px) for row in report.rows):
         rows = [row for row in report.rows if (row.law, row.case.size_px) == (law, size)]
         cells = [cell for rounded in (False, True) for cell in _cells([row for row in rows if row.rounded == rounded])]

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wherefrom.tools.bench_kernels.cases import CASES
 from wherefrom.tools.bench_kernels.problems import Call, Contender, Problem, Results
-from wherefrom.tools.machine import asked_of_gpu
+from wherefrom.tools.machine import query_gpu
 
 OURS_LIMIT, ULPS = 2.0, 4.0  # an error may be so many times eager's, and so many ulp of the largest value more
 OTHERS_FRAC = {4: 3e-4, 2: 0.1}  # of the largest value, by bytes of an input: they, eager too, only have to compute the same thing
@@ -267,7 +267,7 @@ def copy_bytes_per_s(device: torch.device) -> float:
 
 def issued_per_s(device: torch.device) -> float | None:
     """Return how many thread instructions a GPU can issue a second at its highest clock; None where that is not known."""
-    clock = asked_of_gpu(["clocks.max.sm"]).get("clocks.max.sm", "") if device.type == "cuda" else ""  # "1980 MHz"
+    clock = query_gpu(["clocks.max.sm"]).get("clocks.max.sm", "") if device.type == "cuda" else ""  # "1980 MHz"
     if not clock.endswith("MHz"):
         return None
     return torch.cuda.get_device_properties(device).multi_processor_count * LANES * float(clock.split()[0]) * 1e6

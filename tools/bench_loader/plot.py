@@ -67,17 +67,17 @@ def _draw_panel(axes: Axes, cases: Sequence[Mapping[str, Any]], unit: str, roles
             rates = case["rates"][name][unit]
             rate = statistics.median(rates)
             y = place + (number + 0.5) * height - GROUP / 2
-            spread = [[rate - min(rates)], [max(rates) - rate]]
-            whiskers = {"capsize": 2, "lw": 0.8, "ecolor": "0.25"}
-            axes.barh(y, rate, 0.92 * height, color=COLORS[role][min(number, 1)], xerr=spread, error_kw=whiskers)
+            whiskers = [[rate - min(rates)], [max(rates) - rate]]
+            style = {"capsize": 2, "lw": 0.8, "ecolor": "0.25"}
+            axes.barh(y, rate, 0.92 * height, color=COLORS[role][min(number, 1)], xerr=whiskers, error_kw=style)
             beside: list[tuple[str, dict[str, Any]]] = [(f"{rate:.0f}", {})]
             if base and role != "ceiling":
                 beside.append((f"{rate / base:.1f} ×", {"fontweight": "bold"}))
             if len(cases) > 1:
                 beside.append((f"{case['threads']} thread{'s' if case['threads'] > 1 else ''}", {"color": "0.45"}))
             offset = 5.0
-            for words, style in beside:
-                axes.annotate(words, (max(rates), y), (offset, 0), textcoords="offset points", va="center", fontsize=8, **style)
+            for words, font in beside:
+                axes.annotate(words, (max(rates), y), (offset, 0), textcoords="offset points", va="center", fontsize=8, **font)
                 offset += LETTER * len(words) + 5
     decoders = [name for name, role in roles.items() if role == "ceiling"]
     ceiling = max((statistics.median(case["rates"][name][unit]) for case in cases for name in decoders), default=None)
@@ -86,7 +86,7 @@ def _draw_panel(axes: Axes, cases: Sequence[Mapping[str, Any]], unit: str, roles
     axes.set_xlim(0, (1.4 if len(cases) > 1 else 1.25) * most)
     pictures, threads = cases[0]["pictures"], " and ".join(str(case["threads"]) for case in cases)
     views = "all photometrics" if cases[0]["mode"] == "photometrics" else "geometry"
-    enlarged = "" if pictures["made"] == "as given" else " (enlarged)"
+    enlarged = "" if pictures["origin"] == "as given" else " (enlarged)"
     axes.set_title(f"{views}, pictures of {pictures['megapixels']:.2g} MP{enlarged}, threads: {threads}", fontsize=10)
     axes.set_xlabel(UNITS[unit], fontsize=8)
     axes.tick_params(axis="x", labelsize=8)

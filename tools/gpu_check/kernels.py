@@ -22,7 +22,7 @@ from wherefrom.tools.bench_kernels.cases import CASES, Case, Kernel
 from wherefrom.tools.bench_kernels.measuring import Plan, copy_bytes_per_s, measure
 from wherefrom.tools.gpu_check.sharing import gpu_is_broken, kernel_errors
 from wherefrom.tools.gpu_check.stages import Options, Report
-from wherefrom.tools.machine import SMI_FIELDS, asked_of_gpu
+from wherefrom.tools.machine import SMI_FIELDS, query_gpu
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "scipy", "pytest", "hypothesis", "timm", "accelerate", "wherefrom")
 MODULES = ("nvidia.dali", "simplejpeg", "webdataset", "braceexpand", "tyro", "tensorboard", "wherefrom.kernels._native")
@@ -48,7 +48,7 @@ def facts(options: Options, report: Report) -> None:
         properties = torch.cuda.get_device_properties(device)
         gpu = {"name": properties.name, "processors": properties.multi_processor_count, "memory_bytes": properties.total_memory}
         gpu["capability"], gpu["cuda"] = list(torch.cuda.get_device_capability(device)), torch.version.cuda
-    report.add("gpu", gpu | asked_of_gpu((*SMI_FIELDS, "clocks.sm", "temperature.gpu")))
+    report.add("gpu", gpu | query_gpu((*SMI_FIELDS, "clocks.sm", "temperature.gpu")))
 
     boxes = torch.tensor([[[1.0, 2, 5, 8], [3, 1, 4, 9]]], device=device)
     started = time.perf_counter()
