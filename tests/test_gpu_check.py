@@ -325,8 +325,11 @@ def test_one_kernel_that_breaks_leaves_the_others_alone(report: Report, monkeypa
 
 
 def test_wrong_views_are_red_and_not_timed(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = views.reference
-    monkeypatch.setattr(views, "reference", lambda *arguments: exact(*arguments) + 2)
+    def render(*pictures: Any, backend: str, **records: Any) -> Any:
+        return views_of(*pictures, backend=backend, **records) + 2 * (backend == "reference")
+
+    views_of = views.render_views
+    monkeypatch.setattr(views, "render_views", render)
     monkeypatch.setattr(views, "measure_case", None)
     monkeypatch.setattr(views, "_time_photometrics", None)
     monkeypatch.setattr(views, "_prove", lambda *arguments: True)
@@ -335,7 +338,7 @@ def test_wrong_views_are_red_and_not_timed(report: Report, monkeypatch: pytest.M
 
 
 def test_the_chosen_tests_are_there_and_reach_every_kernel_and_type() -> None:
-    assert len(chosen_tests.CHOSEN) == len(set(chosen_tests.CHOSEN)) <= 60 and set(chosen_tests.REHEARSED) <= set(chosen_tests.CHOSEN)
+    assert len(chosen_tests.CHOSEN) == len(set(chosen_tests.CHOSEN)) <= 60 and set(chosen_tests.DRY_RUN_TESTS) <= set(chosen_tests.CHOSEN)
     for kernel in ("pair_targets", "pair_loss_triton", "roi_align", "roi_align_pairs", "render_views_triton"):
         assert sum(name.startswith(f"test_{kernel}") for name in chosen_tests.CHOSEN) >= 3
     names = [f"tests/{name}" for name in chosen_tests.CHOSEN]
@@ -365,7 +368,7 @@ def test_a_red_test_a_skipped_one_and_one_that_died_are_named(tmp_path: Path, re
     )
     names = [f"test_planted.py::test_{name}" for name in ("bad", "dies", "breaks", "absent", "last", "good")]
     monkeypatch.setattr(chosen_tests, "__file__", str(tmp_path / "tools" / "gpu_check" / "chosen_tests.py"))
-    monkeypatch.setattr(chosen_tests, "REHEARSED", names)
+    monkeypatch.setattr(chosen_tests, "DRY_RUN_TESTS", names)
     chosen_tests.kernel_tests(DRY, report)
     content = content_of(report)
     outcomes = {name.rpartition("_")[2]: outcome for name, outcome in content["figures"]["outcomes"].items()}
@@ -411,12 +414,12 @@ def test_every_trial_changes_what_its_kernel_has(name: str) -> None:
         if trial.kernel:
             arguments = set(inspect.signature(getattr(module, trial.kernel).fn).parameters)
             assert {*trial.only, *trial.launch} <= arguments | {"num_warps", "num_stages", "maxnreg"}
-        with sweep.applied(trial):
+        with sweep.apply_trial(trial):
             for constant, value in trial.constants.items():
-                got = getattr(module, constant)
-                assert (got(3) if callable(got) else got) == value
+                changed = getattr(module, constant)
+                assert (changed(3) if callable(changed) else changed) == value
         assert {constant: getattr(module, constant) for constant in trial.constants} == own
-    with pytest.raises(AttributeError), sweep.applied(replace(trials[0], constants={"NO_SUCH": 1})):
+    with pytest.raises(AttributeError), sweep.apply_trial(replace(trials[0], constants={"NO_SUCH": 1})):
         pass
 
 
@@ -427,7 +430,7 @@ def test_a_trial_reaches_the_launches_it_names_and_leaves_results_right() -> Non
     kernel = roi_align_triton.contract_kernel
     case = sweep.DRY_CASES[0]
 
-    class Seen:
+    class RecordingKernel:
         def __getitem__(self, grid: Sequence[int]) -> Callable[..., Any]:
             def launch(*arguments: Any, **named: Any) -> Any:
                 launched.append((grid[0], named))
@@ -442,7 +445,7 @@ def test_a_trial_reaches_the_launches_it_names_and_leaves_results_right() -> Non
         only={"TRANSPOSED": True},
         launch={"BLOCK_ROWS": 4, "num_warps": 8},
     )
-    with sweep.replaced(roi_align_triton, {"contract_kernel": Seen()}), sweep.applied(trial):
+    with sweep.replace_names(roi_align_triton, {"contract_kernel": RecordingKernel()}), sweep.apply_trial(trial):
         checks = sweep.check(sweep._problem(case.name, 2, "cpu"))
     assert all(check.passed for check in checks) and {check.contender for check in checks} == {"triton", "eager"}
     [(_, forward), (programs, backward)] = launched
@@ -486,7 +489,7 @@ def test_a_case_that_cannot_be_timed_leaves_the_other_cases_of_the_sweep_alone(r
         return [{"trial": "", "median_s": 1.0}]
 
     monkeypatch.setattr(sweep, "share_out", lambda names, *_, **__: {name: {"problem": ""} for name in names})
-    monkeypatch.setattr(sweep, "_timed", timed)
+    monkeypatch.setattr(sweep, "_time_case", timed)
     sweep.sweep(DRY, report)
     content = content_of(report)
     assert content["red"] == ["roi_align B1 tiny float32 cpu: RuntimeError: planted"]

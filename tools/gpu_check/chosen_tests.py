@@ -17,7 +17,7 @@ from wherefrom.tools.gpu_check.stages import Options, Report
 
 PROCESSES = 8
 HANGS_S = 60  # after which pytest shows where a test stands
-WORDS = 2000  # characters kept of what a failed test said
+WORDS = 2000  # characters kept of a failed test's words
 
 # kernel x dtype x path, the likeliest to break first: processes take every eighth. dtype0, 1, 2 are float32, bfloat16, float16
 CHOSEN = (
@@ -82,13 +82,13 @@ CHOSEN = (
     "test_pair_targets_paths.py::test_compiled_whole_it_gives_the_same[triton]",
     "test_roi_align.py::test_second_gradients_equal_those_of_the_definition[triton]",
 )
-REHEARSED = ("test_pair_targets_paths.py::test_the_kernel_gives_every_option[False-view-log_area-reference]",)  # by a dry run
+DRY_RUN_TESTS = ("test_pair_targets_paths.py::test_the_kernel_gives_every_option[False-view-log_area-reference]",)  # by a dry run
 
 
 def kernel_tests(options: Options, report: Report) -> None:
     """Run the chosen tests; the report names each that does not pass, with its last words."""
     root = Path(__file__).resolve().parents[2]
-    chosen = [f"tests/{name}" for name in (REHEARSED if options.dry_run else CHOSEN)]
+    chosen = [f"tests/{name}" for name in (DRY_RUN_TESTS if options.dry_run else CHOSEN)]
     if missing := sorted({name.partition("::")[0] for name in chosen if not (root / name.partition("::")[0]).is_file()}):
         report.fail(f"{root} has no {missing[0]}: the kernels' tests come with a checkout, not with an installed wheel")
         return

@@ -52,9 +52,9 @@ def facts(options: Options, report: Report) -> None:
 
     boxes = torch.tensor([[[1.0, 2, 5, 8], [3, 1, 4, 9]]], device=device)
     started = time.perf_counter()
-    got = pair_targets(boxes, backend="triton").cpu()
+    targets = pair_targets(boxes, backend="triton").cpu()
     report.add("tiny_kernel_s", time.perf_counter() - started)
-    error = float((got - pair_targets_reference(boxes.cpu().double())).abs().max())
+    error = float((targets - pair_targets_reference(boxes.cpu().double())).abs().max())
     if not error <= TINY_BAR:
         report.fail(f"a tiny kernel errs by {error:.3g}, at most {TINY_BAR:g} is right")
     copied = copy_bytes_per_s(device)
@@ -80,7 +80,7 @@ def measure_case(case: Case, options: Options, report: Report) -> None:
             case=case.name, batch=batch, seconds=CASE_S[options.dry_run], threads=torch.get_num_threads(), compiled=not options.dry_run
         )
         try:
-            found = measure(plan)
+            outcome = measure(plan)
             break
         except torch.OutOfMemoryError:
             if batch == 1:
@@ -93,13 +93,13 @@ def measure_case(case: Case, options: Options, report: Report) -> None:
             return
         torch.cuda.empty_cache()
         batch //= 2
-    report.add(case.name, found)
-    wrong = [check for check in found["checks"] if not check["passed"]]
+    report.add(case.name, outcome)
+    wrong = [check for check in outcome["checks"] if not check["passed"]]
     for check in wrong:
         words = f"{check['contender']}, {check['result']}: {check['error']:.3g} from float64, at most {check['limit']:.3g} is right"
         report.fail(f"{case.name}: {words}")
     if not wrong:
-        report.say(f"{case.name}{'' if batch == case.batch else f', B{batch} of it fits'}: {_speeds(found['seconds'], found['ours'])}")
+        report.say(f"{case.name}{'' if batch == case.batch else f', B{batch} of it fits'}: {_speeds(outcome['seconds'], outcome['ours'])}")
 
 
 def _measure_all(kernels: Sequence[Kernel], options: Options, report: Report) -> None:
