@@ -36,7 +36,7 @@ import importlib.machinery, importlib.metadata
 
 find, version_of = importlib.machinery.PathFinder.find_spec, importlib.metadata.version
 
-def found(cls, name, path=None, target=None):
+def find_unhidden(cls, name, path=None, target=None):
     return None if name in {hidden} else find(name, path, target)
 
 def version(name):
@@ -44,7 +44,7 @@ def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
     return version_of(name)
 
-importlib.machinery.PathFinder.find_spec, importlib.metadata.version = classmethod(found), version
+importlib.machinery.PathFinder.find_spec, importlib.metadata.version = classmethod(find_unhidden), version
 """
 NOT_ON_THE_LENT_MACHINE = {"nvidia.dali", "tensorboard"}
 NOT_NEEDED_BY_KERNELS = NOT_ON_THE_LENT_MACHINE | {
@@ -90,7 +90,7 @@ def test_every_stage_is_rehearsed_without_a_gpu_as_on_a_lent_machine(
     assert set(figures["kernel_tests"]["outcomes"].values()) == {"passed"}
     assert figures["render_views"]["proof"]["passed"]
     assert len(figures["render_views"]) == (4 if native_missing() else 5)
-    assert all(found["seconds"] for stage in ("roi_align", "pair_loss") for found in figures[stage].values())
+    assert all(case["seconds"] for stage in ("roi_align", "pair_loss") for case in figures[stage].values())
     assert figures["sweep"].pop("not_usable") == []
     assert [len(trials) for trials in figures["sweep"].values()] == ([3, 3] if native_missing() else [3, 3, 2])
     assert figures["training"]["training demo"]["pictures_per_s"] > 0
@@ -106,9 +106,9 @@ def test_the_stage_of_dali_is_rehearsed_where_dali_is(
     options = replace(DRY, seconds=4800, shards=str(shards(tmp_path, make_shard, jpeg_bytes)), batch=2)
     [stage] = [stage for stage in STAGES if stage.name == "dali"]
     assert run_stages([stage], options, tmp_path / "out") == 0
-    found = outcome_of(tmp_path / "out")["stages"]["dali"]
-    assert found["status"] == "passed" and all(check["passed"] for check in found["figures"].pop("checks"))
-    assert len(found["figures"]) == 4
+    stage_outcome = outcome_of(tmp_path / "out")["stages"]["dali"]
+    assert stage_outcome["status"] == "passed" and all(check["passed"] for check in stage_outcome["figures"].pop("checks"))
+    assert len(stage_outcome["figures"]) == 4
 
 
 PLANTED = """
@@ -128,7 +128,7 @@ def raises(options, report):
 
 def is_red(options, report):
     report.fail("something is wrong")
-    report.add("told", options.seconds)
+    report.add("seconds", options.seconds)
 
 def lacks(options, report):
     report.leave_out("nothing of it is here")
@@ -157,8 +157,8 @@ def test_a_stage_that_hangs_crashes_or_is_red_costs_only_itself(planted: Path, c
     out = planted / "out"
     stages = [*stages_of("hangs", seconds=6), *stages_of("dies", "raises", "is_red", "lacks", "works")]
     assert run_stages(stages, Options(seconds=480), out) == 1
-    found = outcome_of(out)["stages"]
-    assert {name: stage["status"] for name, stage in found.items()} == {
+    outcomes = outcome_of(out)["stages"]
+    assert {name: stage["status"] for name, stage in outcomes.items()} == {
         "hangs": "cut off",
         "dies": "crashed",
         "raises": "crashed",
@@ -166,10 +166,10 @@ def test_a_stage_that_hangs_crashes_or_is_red_costs_only_itself(planted: Path, c
         "lacks": "left out",
         "works": "passed",
     }
-    assert found["dies"]["figures"] == {"before": 1} and found["dies"]["exit_code"] == -signal.SIGABRT
-    assert found["is_red"]["red"] == ["something is wrong"]
-    assert 6 <= found["hangs"]["seconds"] < 60
-    assert not is_alive(found["hangs"]["figures"]["child"])
+    assert outcomes["dies"]["figures"] == {"before": 1} and outcomes["dies"]["exit_code"] == -signal.SIGABRT
+    assert outcomes["is_red"]["red"] == ["something is wrong"]
+    assert 6 <= outcomes["hangs"]["seconds"] < 60
+    assert not is_alive(outcomes["hangs"]["figures"]["child"])
     assert "RuntimeError: planted" in (out / "gpu_check.log").read_text()
     assert "red       is_red" in capsys.readouterr().out
 
@@ -186,36 +186,36 @@ def test_all_stages_together_keep_the_time_and_what_is_left_of_it_is_told(plante
     stages = [*stages_of("hangs", seconds=320), *stages_of("is_red", seconds=240), *stages_of("hangs", "works")]
     stages = [replace(stage, name=f"{place} {stage.name}") for place, stage in enumerate(stages)]
     assert run_stages(stages, Options(seconds=12), planted / "out") == 1
-    found = outcome_of(planted / "out")["stages"]
-    assert [stage["status"] for stage in found.values()] == ["cut off", "red", "cut off", "left out"]
-    assert found["3 works"]["left_out"] == ["no time is left"]
-    assert 8 <= found["0 hangs"]["seconds"] < 11  # 320 of 480 parts of 12 s
-    assert 0 < found["1 is_red"]["figures"]["told"] <= 4  # half of it by its own time, less by what there is
+    outcomes = outcome_of(planted / "out")["stages"]
+    assert [stage["status"] for stage in outcomes.values()] == ["cut off", "red", "cut off", "left out"]
+    assert outcomes["3 works"]["left_out"] == ["no time is left"]
+    assert 8 <= outcomes["0 hangs"]["seconds"] < 11  # 320 of 480 parts of 12 s
+    assert 0 < outcomes["1 is_red"]["figures"]["seconds"] <= 4  # half of it by its own time, less by what there is
 
 
 def test_without_what_all_stages_need_the_others_are_not_tried(planted: Path) -> None:
     assert run_stages(stages_of("stops", "works"), Options(seconds=480), planted / "out") == 1
-    found = outcome_of(planted / "out")["stages"]
-    assert found["stops"]["status"] == "red" and found["works"] == {"status": "left out", "left_out": ["no GPU"]}
+    outcomes = outcome_of(planted / "out")["stages"]
+    assert outcomes["stops"]["status"] == "red" and outcomes["works"] == {"status": "left out", "left_out": ["no GPU"]}
 
 
 def test_what_a_stage_said_is_on_disk_before_it_ends(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    contents = []
 
     def look(seconds: float) -> None:
-        seen.append((planted / "out" / "gpu_check.json").exists() and outcome_of(planted / "out")["stages"]["hangs"])
+        contents.append((planted / "out" / "gpu_check.json").exists() and outcome_of(planted / "out")["stages"]["hangs"])
 
     monkeypatch.setattr(command.time, "sleep", lambda seconds, sleep=command.time.sleep: (sleep(seconds), look(seconds)))
     run_stages(stages_of("hangs"), Options(seconds=5), planted / "out")
-    assert seen[-1] and seen[-1]["status"] == "under way" and seen[-1]["figures"]["child"]
+    assert contents[-1] and contents[-1]["status"] == "under way" and contents[-1]["figures"]["child"]
 
 
 def test_on_a_gpu_triton_compiles_and_in_a_dry_run_it_interprets(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for dry_run in (False, True):
         assert run_stages(stages_of("works"), Options(seconds=480, dry_run=dry_run), planted / f"{dry_run}") == 0
-        found = outcome_of(planted / f"{dry_run}")["stages"]["works"]
-        assert found["figures"] == {"interpreted": "1" if dry_run else None} and found["lines"] == ["a line"]
+        outcomes = outcome_of(planted / f"{dry_run}")["stages"]["works"]
+        assert outcomes["figures"] == {"interpreted": "1" if dry_run else None} and outcomes["lines"] == ["a line"]
 
 
 def test_ended_from_outside_it_leaves_no_process_behind(planted: Path) -> None:

@@ -92,8 +92,8 @@ def bilinear_levels(picture: Tensor, geometry: ViewGeometry) -> Tensor:
     def row(y: Tensor) -> Tensor:
         return picture[y, near[..., 0]].double() * (1 - x) + picture[y, far[..., 0]].double() * x
 
-    shown = row(near[..., 1]) * (1 - y) + row(far[..., 1]) * y  # (V, h * w, 3)
-    return shown.transpose(1, 2).unflatten(-1, (height, width))
+    views = row(near[..., 1]) * (1 - y) + row(far[..., 1]) * y  # (V, h * w, 3)
+    return views.transpose(1, 2).unflatten(-1, (height, width))
 
 
 def endless_ids(index: ShardIndex, batch: int) -> Iterator[list[int]]:
