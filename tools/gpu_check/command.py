@@ -24,7 +24,6 @@ from wherefrom.tools.gpu_check.stages import STAGES, Options, Stage, write_json
 SECONDS = 480.0  # in all; other times shorten or lengthen every stage's own
 LEAST_FRAC = 0.1  # of its time that a stage must be able to have, or it is not begun
 LOOK_S = 0.2  # between two looks at a stage
-STATUSES = ("passed", "red", "cut off", "crashed", "left out")
 
 
 def run_stages(stages: Sequence[Stage], options: Options, out: Path) -> int:
