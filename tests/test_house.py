@@ -1,9 +1,11 @@
-"""The plan of the house, read from the files with ast and tomllib: who imports whom, what is packaged, forbidden, documented.
+"""The plan of the house, read from the files with ast and tomllib: who imports whom, what is packaged, forbidden, named, documented.
 
 Every reader of source below is shown a planted offense first, so that a rule that sees nothing cannot pass.
 """
 
 import ast
+import functools
+import graphlib
 import importlib.util
 import inspect
 import re
@@ -11,7 +13,8 @@ import subprocess
 import sys
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 
@@ -51,12 +54,16 @@ def module_name(path: Path) -> str:
 
 
 MODULES = [module_name(path) for path in SOURCES]
+TEXTS = {path: path.read_text(encoding="utf-8") for path in SOURCES}
 IMPORTABLE = [name for name in MODULES if not name.endswith("_triton") or importlib.util.find_spec("triton")]
+
+
+parse = functools.cache(ast.parse)
 
 
 def imported_names(source: str, module: str) -> Iterator[str]:
     """Yield every module that a source imports anywhere, relative ones spelled out."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -82,27 +89,27 @@ def import_offenses(source: str, module: str) -> list[str]:
 
 def forbidden_words(source: str) -> list[str]:
     """Return what of pickles, shells, unsafe loads and catch-alls a source uses."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
+    words = []
+    for node in ast.walk(parse(source)):
         match node:
             case ast.Import() | ast.ImportFrom():
                 if any(
                     name.split(".")[0] in {"pickle", "cPickle", "dill", "cloudpickle"} for name in imported_names(ast.unparse(node), "x")
                 ):
-                    found.append("pickle")
-            case ast.ExceptHandler(type=caught):
-                if caught is None or {"Exception", "BaseException"} & {name.id for name in ast.walk(caught) if isinstance(name, ast.Name)}:
-                    found.append("catch-all")
+                    words.append("pickle")
+            case ast.ExceptHandler(type=kind):
+                if kind is None or {"Exception", "BaseException"} & {name.id for name in ast.walk(kind) if isinstance(name, ast.Name)}:
+                    words.append("catch-all")
             case ast.Call(func=function, keywords=keywords):
-                given = {keyword.arg: ast.unparse(keyword.value) for keyword in keywords}
-                called = ast.unparse(function)
-                if given.get("shell", "False") != "False" or called in {"os.system", "os.popen"}:
-                    found.append("shell")
-                if called == "torch.load" and given.get("weights_only") != "True":
-                    found.append("unsafe load")
-                if given.get("allow_pickle", "False") != "False":
-                    found.append("pickle")
-    return found
+                settings = {keyword.arg: ast.unparse(keyword.value) for keyword in keywords}
+                name = ast.unparse(function)
+                if settings.get("shell", "False") != "False" or name in {"os.system", "os.popen"}:
+                    words.append("shell")
+                if name == "torch.load" and settings.get("weights_only") != "True":
+                    words.append("unsafe load")
+                if settings.get("allow_pickle", "False") != "False":
+                    words.append("pickle")
+    return words
 
 
 @pytest.mark.core
@@ -127,7 +134,124 @@ def test_an_import_against_the_plan_is_seen(module: str, source: str) -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("path", SOURCES, ids=MODULES)
 def test_imports_point_one_way(path: Path) -> None:
-    assert import_offenses(path.read_text(encoding="utf-8"), module_name(path)) == []
+    assert import_offenses(TEXTS[path], module_name(path)) == []
+
+
+ARROWS = {  # group of files in kernels/ and pipeline/ -> (the files, the first pattern that fits; the other groups that it may import)
+    "dispatch": ("kernels.dispatch", ""),
+    "definitions": ("kernels.*_reference", "dispatch"),
+    "torch paths": ("kernels.*_torch", "dispatch, definitions"),
+    "triton paths": ("kernels.*_triton", "dispatch, definitions, torch paths"),
+    "kernels": ("kernels, kernels.*", "dispatch, definitions, torch paths, triton paths"),
+    # what describes a view: complete before a pixel moves
+    "basics": ("pipeline.entry_table, pipeline.literals, pipeline.regular_files, pipeline.system", ""),
+    "generator": ("pipeline.draws", "basics"),
+    "description": ("pipeline.geometry, pipeline.views, pipeline.view_recipe, pipeline.color", "basics, generator"),
+    "order": ("pipeline.order", "basics, generator"),
+    "laws": ("pipeline.crops", "basics, generator, description"),
+    "records": ("pipeline.records", "basics, generator, description, laws"),
+    # what makes it: draws nothing
+    "pictures": ("pipeline.decode, pipeline.shards.picture_headers", "basics"),
+    "shards": ("pipeline.shards, pipeline.shards.*", "basics, pictures"),
+    "renderers": ("pipeline.render, pipeline.render.*", "dispatch, definitions, triton paths, kernels, basics, description, pictures"),
+    "delivery": (
+        "pipeline.annotations, pipeline.worker_memory, pipeline.loader, pipeline.transform",
+        "basics, description, order, records, pictures, shards, renderers",
+    ),
+    # imported by nobody but the table of contents
+    "proof": ("pipeline.proof, pipeline.proof.*", "definitions, basics, description, records, renderers"),
+    "demo": ("pipeline.demo, pipeline.demo.*", "basics"),
+    "contents": ("pipeline", "basics, generator, description, order, laws, records, pictures, shards, renderers, delivery, proof, demo"),
+}
+AGAINST_ARROWS = {  # imports of today that the table does not allow; this set only shrinks
+    ("pipeline.loader", "pipeline.crops"),
+    ("pipeline.transform", "pipeline.crops"),
+    ("pipeline.proof.prove", "pipeline.crops"),
+}
+
+
+def house_imports(source: str, module: str, modules: Collection[str] = MODULES) -> set[str]:
+    """Return the files of the house that a source imports, as modules: in functions, for type checkers and through a package too."""
+    names = set(imported_names(source, module))
+    return {name if name in modules else name.rpartition(".")[0] for name in names} & set(modules)
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Return one circle of files that import each other, its first file once more at its end; nothing if there is none."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def group_of(file: str) -> str:
+    """Return the group of a file of kernels/ or pipeline/, "" for one that has none."""
+    return next((group for group, (files, _) in ARROWS.items() if any(fnmatch(file, each) for each in files.split(", "))), "")
+
+
+def arrow_offenses(source: str, module: str) -> set[tuple[str, str]]:
+    """Return the imports within kernels/ and pipeline/ that the table of arrows does not allow: (file, what it imports)."""
+    file = module.removeprefix("wherefrom.")
+    if file.split(".")[0] not in ("kernels", "pipeline"):
+        return set()
+    group = group_of(file)
+    allowed = {group, *ARROWS[group][1].split(", ")}
+    targets = {name.removeprefix("wherefrom.") for name in house_imports(source, module)}
+    return {(file, target) for target in targets if group_of(target) not in allowed}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("sources", "length"),
+    [
+        ({"p.a": "from p import b", "p.b": "import p.c"}, 0),
+        ({"p.a": "from p import b", "p.b": "import p.a"}, 2),
+        ({"p.a": "import p.b", "p.b": "def f():\n    from p.c import x", "p.c": "if TYPE_CHECKING:\n    from p.a import X"}, 3),
+        ({"p": "from p.a import x", "p.a": "from p import x"}, 2),
+        ({"p.a": "from p.a import x"}, 1),
+    ],
+)
+def test_a_circle_of_imports_is_seen(sources: dict[str, str], length: int) -> None:
+    cycle = circle({module: house_imports(source, module, sources) for module, source in sources.items()})
+    assert len(cycle[1:]) == length
+
+
+@pytest.mark.core
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circle({module_name(path): house_imports(text, module_name(path)) for path, text in TEXTS.items()}) == []
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("kernels.roi_align_reference", "from wherefrom.kernels.roi_align_torch import table_bins"),
+        ("kernels.roi_align_torch", "from wherefrom.kernels import roi_align_triton"),
+        ("kernels.dispatch", "import wherefrom.kernels.roi_align"),
+        ("pipeline.view_recipe", "from wherefrom.pipeline.crops import draw_geometry"),
+        ("pipeline.views", "def f():\n    from wherefrom.pipeline.render.renderer import Renderer"),
+        ("pipeline.order", "from wherefrom.pipeline import loader"),
+        ("pipeline.literals", "from wherefrom.pipeline import views"),
+        ("pipeline.records", "from wherefrom.pipeline.decode import decode"),
+        ("pipeline.crops", "from wherefrom.kernels.render_views import render_views"),
+        ("pipeline.render.threads", "from wherefrom.pipeline.crops import draw_geometry"),
+        ("pipeline.render.choose", "if TYPE_CHECKING:\n    from wherefrom.pipeline.transform import ViewTransform"),
+        ("pipeline.loader", "from wherefrom.pipeline.proof.prove import prove"),
+        ("pipeline.loader", "from wherefrom.pipeline.draws import Keys"),
+        ("pipeline.shards.index", "from wherefrom.pipeline.demo.shards import demo_shards"),
+        ("pipeline.demo.shards", "from wherefrom.pipeline import ViewRecipe"),
+    ],
+)
+def test_an_import_against_the_arrows_is_seen(module: str, source: str) -> None:
+    assert len(arrow_offenses(source, f"wherefrom.{module}")) == 1
+
+
+@pytest.mark.core
+def test_imports_within_kernels_and_pipeline_follow_the_arrows() -> None:
+    files = [name.removeprefix("wherefrom.") for name in MODULES if name.split(".")[1] in ("kernels", "pipeline")]
+    assert [file for file in files if not group_of(file)] == [], "give it a group in ARROWS"
+    assert set().union(*(arrow_offenses(text, module_name(path)) for path, text in TEXTS.items())) == AGAINST_ARROWS
 
 
 @pytest.mark.core
@@ -153,15 +277,15 @@ def test_a_forbidden_word_is_seen(source: str) -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("path", SOURCES, ids=MODULES)
 def test_no_pickle_no_shell_no_unsafe_load_no_catch_all(path: Path) -> None:
-    assert forbidden_words(path.read_text(encoding="utf-8")) == []
+    assert forbidden_words(TEXTS[path]) == []
 
 
 @pytest.mark.core
 def test_pyproject_lists_every_package_on_disk() -> None:
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     on_disk = {module_name(folder / "__init__.py"): str(folder.relative_to(ROOT)) for folder in PACKAGES}
-    assert set(listed["packages"]) == set(on_disk)
-    assert listed["package-dir"] == on_disk
+    assert set(tool["packages"]) == set(on_disk)
+    assert tool["package-dir"] == on_disk
 
 
 @pytest.mark.core
@@ -193,8 +317,8 @@ def fresh_python(code: str) -> str:
 def test_importing_the_pipeline_leaves_heavy_libraries_out() -> None:
     heavy = ["timm", "accelerate", "torchvision", "webdataset", "nvidia.dali", "matplotlib"]
     report = f"print([name for name in {heavy} if name in sys.modules])"
-    said = fresh_python(f"import sys, wherefrom.pipeline; {report}; import matplotlib; {report}")
-    assert said.splitlines() == ["[]", "['matplotlib']"]
+    printed = fresh_python(f"import sys, wherefrom.pipeline; {report}; import matplotlib; {report}")
+    assert printed.splitlines() == ["[]", "['matplotlib']"]
 
 
 @pytest.mark.core
@@ -264,8 +388,8 @@ def core_offenses(source: str) -> list[str]:
     for_all = set().union(*(marks(node.value) for node in tree.body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)))
     tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
     of_each = {test.name: for_all.union(*(marks(decorator) for decorator in test.decorator_list)) for test in tests}
-    offenses = [f"{name} is core and slow" for name, found in of_each.items() if {"core", "slow"} <= found]
-    return offenses if any("core" in found for found in of_each.values()) else [*offenses, "no core test"]
+    offenses = [f"{name} is core and slow" for name, every in of_each.items() if {"core", "slow"} <= every]
+    return offenses if any("core" in every for every in of_each.values()) else [*offenses, "no core test"]
 
 
 @pytest.mark.core
