@@ -14,6 +14,7 @@ import sys
 import tomllib
 from collections import defaultdict
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
@@ -338,6 +339,114 @@ def test_there_is_one_copy_of_each_module() -> None:
         if isinstance(module, ModuleType) and file and Path(file).resolve() in SOURCES:
             names[Path(file).resolve()].add(name)
     assert names == {path: {module_name(path)} for path in SOURCES if module_name(path) in IMPORTABLE}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Named:
+    """What one table of the house names, and no other file."""
+
+    table: str  # the file of the table
+    names: set[str]
+    elsewhere: set[
+        str
+    ]  # of them, words with another meaning too (a kernel's backend, a place): they count where compared and among their like
+    classes: set[str]  # that no file tells apart by isinstance or match, the table's file neither
+    exceptions: set[str]  # files of today that name one; this set only shrinks
+
+
+NAMED = {
+    "renderer": Named(
+        table="pipeline/render/choose.py",
+        names={"native", "torch", "triton", "dali"},
+        elsewhere={"torch", "triton"},
+        classes=set(),
+        exceptions={"pipeline/render/renderer.py", "tools/bench_loader/contenders.py", "tools/bench_loader/report.py", "tools/prove.py"},
+    ),
+    "law": Named(
+        table="pipeline/view_recipe.py",
+        names={"independent", "paired", "disjoint", "overlapping", "inside", "center", "grid"},
+        elsewhere={"disjoint", "inside", "center", "grid"},
+        classes={"Independent", "Paired", "Disjoint", "Overlapping", "Inside", "Center", "Grid"},
+        exceptions={"pipeline/crops.py", "pipeline/proof/prove.py", "pipeline/view_recipe.py", "train/objectives/spatial.py"},
+    ),
+}
+CHOOSERS = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "kernels" and "bench_kernels" not in path.parts]
+
+
+def strings(*nodes: ast.AST | None) -> list[str]:
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def names_chosen_by(source: str, named: Named) -> list[str]:
+    """Return the names that a source chooses by: compares with, matches, or lists (Literal, tuple, list, set, the keys of a dict)."""
+    names = []
+    for node in ast.walk(parse(source)):
+        match node:
+            case ast.Compare(left=left, comparators=others):
+                names += [text for text in strings(left, *others) if text in named.names]
+            case ast.MatchValue(value=value):
+                names += [text for text in strings(value) if text in named.names]
+            case ast.Tuple(elts=parts) | ast.List(elts=parts) | ast.Set(elts=parts) | ast.Dict(keys=parts):
+                row = strings(*parts)
+                if set(row) & (named.names - named.elsewhere) or (len(row) > 1 and set(row) <= named.names | {"auto", "all"}):
+                    names += [text for text in row if text in named.names]
+            case ast.Subscript(slice=index):
+                names += [text for text in strings(index) if text in named.names - named.elsewhere]
+    return names
+
+
+def classes_told_apart(source: str, classes: Collection[str]) -> list[str]:
+    """Return the classes that a source asks for by isinstance, or matches."""
+    tests = []
+    for node in ast.walk(parse(source)):
+        match node:
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, kinds]):
+                tests.append(kinds)
+            case ast.MatchClass(cls=kind):
+                tests.append(kind)
+    words = [getattr(each, "id", getattr(each, "attr", "")) for test in tests for each in ast.walk(test)]
+    return [word for word in words if word in classes]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("kind", "source", "names"),
+    [
+        ("renderer", "if name == 'dali': ...", ["dali"]),
+        ("renderer", "x = 1 if 'triton' != name else 2", ["triton"]),
+        ("renderer", "match name:\n    case 'torch': ...", ["torch"]),
+        ("renderer", "Name = Literal['auto', 'torch', 'triton']", ["torch", "triton"]),
+        ("renderer", "Name = Literal['native']", ["native"]),
+        ("renderer", "WHY = {'native': 1, 'kornia': 2}", ["native"]),
+        ("renderer", "for name in ('native',): ...", ["native"]),
+        ("renderer", "PACKAGES = ('torch', 'triton', 'numpy')", []),
+        ("renderer", "pair_targets(boxes, backend='triton'); paths = ('triton',); loader(renderer='dali')", []),
+        ("law", "LawName = Literal['paired', 'disjoint']", ["paired", "disjoint"]),
+        ("law", "if law == 'grid': ...", ["grid"]),
+        ("law", "text(ha='center'); places = ('left', 'center')", []),
+    ],
+)
+def test_a_name_outside_its_table_is_seen(kind: str, source: str, names: list[str]) -> None:
+    assert names_chosen_by(source, NAMED[kind]) == names
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "source", ["isinstance(law, Paired)", "isinstance(law, crops.Grid | int)", "match law:\n    case Inside(of=name): ..."]
+)
+def test_a_law_told_apart_by_its_class_is_seen(source: str) -> None:
+    assert len(classes_told_apart(source, NAMED["law"].classes)) == 1
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", NAMED)
+def test_names_stand_in_their_table_alone(kind: str) -> None:
+    named, files = NAMED[kind], set()
+    for path in CHOOSERS:
+        file = str(path.relative_to(ROOT))
+        if (file != named.table and names_chosen_by(TEXTS[path], named)) or classes_told_apart(TEXTS[path], named.classes):
+            files.add(file)
+    assert files == named.exceptions
 
 
 def is_undocumented(thing: object) -> bool:
