@@ -449,6 +449,50 @@ def test_names_stand_in_their_table_alone(kind: str) -> None:
     assert files == named.exceptions
 
 
+SAME_NAME = {  # public types that share a name today; this set only shrinks
+    "Case",
+    "Check",
+    "CheckFailedError",
+    "Contender",
+    "Name",
+    "Pictures",
+    "Plan",
+    "Position",
+    "Problem",
+    "Progress",
+    "Ratio",
+    "Records",
+    "Summary",
+}
+
+
+def public_types(source: str) -> set[str]:
+    """Return the public classes, and other names of types (`Progress = Callable[...]`), that a source defines."""
+    types = set()
+    for node in parse(source).body:
+        match node:
+            case ast.ClassDef(name=name) | ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                types.add(name)
+    return {name for name in types if re.match("[A-Z][A-Za-z0-9]*[a-z]", name)}
+
+
+def several(sources: list[str]) -> set[str]:
+    """Return the names of public types that more than one of the sources defines."""
+    types = [name for source in sources for name in public_types(source)]
+    return {name for name in types if types.count(name) > 1}
+
+
+@pytest.mark.core
+def test_two_public_types_of_one_name_are_seen() -> None:
+    sources = ["class Plan: ...\nclass _Own: ...", "Plan = Callable[[int], None]\nclass _Own: ...", "PLAN = 1\nPlans = int"]
+    assert several(sources) == {"Plan"}
+
+
+@pytest.mark.core
+def test_no_two_public_types_of_the_house_share_a_name() -> None:
+    assert several(list(TEXTS.values())) == SAME_NAME
+
+
 def is_undocumented(thing: object) -> bool:
     """Say whether a class or function lacks words of its own; a dataclass without any gets its signature from Python."""
     if not (inspect.isclass(thing) or inspect.isroutine(thing)):
