@@ -8,9 +8,11 @@ import functools
 import graphlib
 import importlib.util
 import inspect
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections import defaultdict
 from collections.abc import Collection, Iterator
@@ -491,6 +493,58 @@ def test_two_public_types_of_one_name_are_seen() -> None:
 @pytest.mark.core
 def test_no_two_public_types_of_the_house_share_a_name() -> None:
     assert several(list(TEXTS.values())) == SAME_NAME
+
+
+BRITISH = re.compile(  # within a word
+    "colour|grey|centr(e|ed|es|ing)$|neighbour|favour|behaviour|honour|labour|flavour|harbour|humour|rigour|vapour|endeavour|(^|[^e])metres?$|"
+    "litre|fibre|theatre|calibre|(label|cancel|model|travel|signal|level|channel|tunnel|fuel|initial|total|dial|equal|fulfil)l(ed|ing|er)|"
+    "(learn|burn|spel|dream)t$|licence|defence|offence|pretence|practise|artefact|judgement|ageing|mould|plough|sceptic|catalogue|programme|"
+    "(ana|cata|para)lys(e|ed|er|ing)$"
+)
+ISE = re.compile("(.+is)(e|es|ed|er|ers|ing|able|ation|ations)")
+WITH_S = (  # verbs and nouns that end in -ise in American too
+    "noise|raise|praise|rise|arise|wise|promise|compromise|precise|concise|exercise|supervise|revise|advise|devise|disguise|surprise|"
+    "comprise|enterprise|premise|expertise|advertise|improvise|otherwise|poise|cruise|bruise|franchise|likewise|merchandise|despise|demise"
+)
+
+
+def british_words(identifier: str) -> list[str]:
+    """Return the words of an identifier (snake_case or CamelCase) that are not in American spelling."""
+    words = [word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", identifier)]
+    return [word for word in words if BRITISH.search(word) or ((of := ISE.fullmatch(word)) and not re.search(f"({WITH_S})$", f"{of[1]}e"))]
+
+
+def identifiers(source: str) -> set[str]:
+    return {token.string for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.NAME}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("grey", "colour_matrix", "ColourLaw", "neighbours", "behaviour_of"),
+        ("to_centre", "recentred", "MAX_METRES", "is_labelled", "cancelling", "learnt", "LICENCE"),
+        ("normalise", "Optimiser", "quantised", "initialisation", "realises", "serialisable", "analysed"),
+    ],
+)
+def test_british_identifiers_are_seen(names: tuple[str, ...]) -> None:
+    ways = ("{} = 1", "self.{} = 1", "def f(*, {}): ...", "def {}(): ...", "import a as {}", "f({}=1)")
+    for source in (way.format(name) for name in names for way in ways):
+        assert [len(british_words(each)) for each in identifiers(source) if british_words(each)] == [1], source
+
+
+@pytest.mark.core
+def test_american_identifiers_pass() -> None:
+    right = "noise raise_ raised rises rising otherwise bitwise_xor pairwise elementwise promised precise_ supervised denoiser"
+    right += " centered central perimeter labeled cancellation called quantized neighbors analyses analysis basis exists filled parameter"
+    assert [word for name in right.split() for word in british_words(name)] == []
+
+
+@pytest.mark.core
+def test_identifiers_are_spelled_as_in_american_english() -> None:
+    texts = TEXTS | {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    names = {name: path.name for path, text in texts.items() for name in {path.stem, *identifiers(text)}}
+    assert {name: file for name, file in names.items() if british_words(name)} == {}
 
 
 def is_undocumented(thing: object) -> bool:
