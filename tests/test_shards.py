@@ -32,6 +32,7 @@ from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.pattern import expand_pattern
 from wherefrom.pipeline.shards.picture_headers import FORMATS, examine_picture
 from wherefrom.pipeline.shards.reader import ShardReader
+from wherefrom.pipeline.shards.storage import LocalStorage
 from wherefrom.pipeline.shards.store import file_beside, load_table
 from wherefrom.pipeline.shards.table import ShardTable, scan_shard, stamp_of
 from wherefrom.pipeline.shards.tar_members import walk_tar
@@ -127,8 +128,7 @@ def test_members_lie_where_tarfile_says(tmp_path: Path, names: list[str], kind: 
             tar.addfile(header, io.BytesIO(bytes(header.size)))
     with tarfile.open(path) as tar:
         expected = [(member.name.rstrip("/"), member.offset_data, member.size, member.isreg()) for member in tar]
-    with path.open("rb") as file:
-        found = list(walk_tar(file.fileno(), path.stat().st_size))
+    found = list(walk_tar(LocalStorage().open(str(path)), path.stat().st_size))
     # tarfile says nothing of use about where the empty content of a link or a folder lies
     seen = [(os.fsdecode(member.name).rstrip("/"), member.offset, member.length, member.kind == "file") for member in found]
     assert [one[:1] + one[2:] for one in seen] == [one[:1] + one[2:] for one in expected]
@@ -147,8 +147,7 @@ def test_ustar_prefixes_and_base_256_sizes_are_read(tmp_path: Path) -> None:
     raw[148:156] = b" " * 8
     raw[148:156] = b"%06o\0 " % sum(raw[:512])
     path.write_bytes(raw)
-    with path.open("rb") as file:
-        (member,) = walk_tar(file.fileno(), len(raw))
+    (member,) = walk_tar(LocalStorage().open(str(path)), len(raw))
     assert (member.name.decode(), member.offset, member.length) == (name, 512, 700)
 
 
@@ -318,8 +317,8 @@ def test_ids_are_ordinals_in_the_given_order(shards: list[Path]) -> None:
 def test_a_stored_index_is_reused_and_only_missing_ones_are_built(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     scanned: list[str] = []
 
-    def counted(shard: Path) -> ShardTable:
-        scanned.append(shard.name)
+    def counted(shard: str) -> ShardTable:
+        scanned.append(Path(shard).name)
         return scan_shard(shard)
 
     monkeypatch.setattr(store, "scan_shard", counted)

@@ -97,7 +97,7 @@ def _facts(index: ShardIndex) -> Iterator[tuple[str, str]]:
 def _where(index: ShardIndex, seconds: float) -> str:
     places: Counter[str] = Counter()
     for path, file in zip(index.paths, index.files, strict=True):
-        beside = file == file_beside(Path(path))
+        beside = file == file_beside(path)
         places["not stored" if file is None else "in .wherefrom beside the shards" if beside else f"in {file.parent}"] += 1
     told = ", ".join(f"{count} {place}" if len(places) > 1 else place for place, count in places.items())
     return f"{index.reused} reused, {len(index.paths) - index.reused} built, {seconds:.2f} s; {told}"

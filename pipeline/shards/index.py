@@ -21,8 +21,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wherefrom.pipeline.regular_files import read_regular
 from wherefrom.pipeline.shards.pattern import expand_pattern
+from wherefrom.pipeline.shards.storage import read_head
 from wherefrom.pipeline.shards.store import DECODED_PIXELS, Kept, Progress, file_beside, gather_tables, load_table, printable
 from wherefrom.pipeline.shards.table import BrokenShardError, ShardTable, scan_shard
 
@@ -260,7 +260,7 @@ class ShardIndex:
         file = self.files[shard]
         table = load_table(file, stamp) if file is not None else None
         if table is None:
-            table = scan_shard(Path(self.paths[shard]))
+            table = scan_shard(self.paths[shard])
         if tuple(table.stamp.tolist()) != stamp or len(table) != self.shard_lengths[shard]:
             raise BrokenShardError(f"{self.paths[shard]}: changed since it was indexed; open the index again")
         with self._lock:
@@ -295,7 +295,7 @@ def _notes(index: ShardIndex, kept: Sequence[Kept], beside: bool) -> Iterator[st
         where = f"{unstored[0]}: its index could not be stored and is built each time ({len(unstored)} shards)"
         yield f"{where}; set WHEREFROM_CACHE to a folder that can be written"
     built = [(path, one.file) for path, one in zip(index.paths, kept, strict=True) if one.file and not one.reused]
-    elsewhere = [(path, file.parent) for path, file in built if file != file_beside(Path(path))]
+    elsewhere = [(path, file.parent) for path, file in built if file_beside(path) not in (file, None)]
     if beside and elsewhere:
         path, folder = elsewhere[0]
         yield f"nothing can be written beside {path}: its index lies in {folder} ({len(elsewhere)} shards)"
@@ -320,31 +320,32 @@ def _other_counts_that_differ(index: ShardIndex) -> Iterator[str]:
     """Compare with DALI's .idx and WebDataset's _info.json where they lie beside the shards: a cross-check, never the truth."""
     infos: dict[str, dict[str, int]] = {}
     for path, samples in zip(index.paths, index.shard_lengths.tolist(), strict=True):
-        folder, name = os.path.split(path)
+        name = os.path.basename(path)
+        folder = path.removesuffix(name)  # with its last slash
         if folder not in infos:
-            infos[folder] = _info_counts(Path(folder))
-        for source, count in (("its DALI index", _dali_count(Path(path))), ("_info.json", infos[folder].get(name))):
+            infos[folder] = _info_counts(folder)
+        for source, count in (("its DALI index", _dali_count(path)), ("_info.json", infos[folder].get(name))):
             if count is not None and count != samples:
                 yield f"{path}: {samples} samples with a picture, {source} names {count}; the shard itself is believed"
 
 
-def _dali_count(shard: Path) -> int | None:
+def _dali_count(shard: str) -> int | None:
     """Return the number of samples in the head of a DALI index, `v1.2 COUNT`; None where there is none."""
     try:
-        head = re.match(rb"v1\.[0-2] ([0-9]{1,12})\s", read_regular(shard.with_suffix(".idx"), 32))
+        head = re.match(rb"v1\.[0-2] ([0-9]{1,12})\s", read_head(os.path.splitext(shard)[0] + ".idx", 32))
     except OSError:
         return None
     return int(head[1]) if head else None
 
 
-def _info_counts(folder: Path) -> dict[str, int]:
+def _info_counts(folder: str) -> dict[str, int]:
     """Return samples by file name from `_info.json` or `info.json`; empty where there is none that can be read."""
     for name in ("_info.json", "info.json"):
         try:
-            splits = json.loads(read_regular(folder / name, _MAX_METADATA_BYTES))["splits"].values()
+            splits = json.loads(read_head(folder + name, _MAX_METADATA_BYTES))["splits"].values()
             return {
                 str(shard): int(count) for split in splits for shard, count in zip(split["filenames"], split["shard_lengths"], strict=True)
             }
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            log.debug("%s: %s", folder / name, error)
+            log.debug("%s%s: %s", folder, name, error)
     return {}

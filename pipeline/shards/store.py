@@ -1,6 +1,6 @@
 """Where the tables of shards are kept, and how those of many shards are found, built and audited.
 
-Here: index files in a folder beside the shards or in a cache folder, parallel building that resumes, the audit by decoding.
+Here: index files in a folder beside local shards or in a cache folder, parallel building that resumes, the audit by decoding.
 Not here: what a table holds (table.py), the joined index (index.py).
 An index file is safetensors with a checksum: hostile or rotten bytes in it cost another scan, never more. It is written aside and renamed,
 so any number of processes may build the same one at once.
@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
-from wherefrom.pipeline.regular_files import open_regular, read_regular
+from wherefrom.pipeline.regular_files import read_regular
+from wherefrom.pipeline.shards.storage import StoredFile, read_at, storage_of
 from wherefrom.pipeline.shards.table import TABLE_LAYOUT, BrokenShardError, ShardTable, scan_shard, stamp_of
 from wherefrom.pipeline.system import available_cores, user_cache_folder
 
@@ -64,7 +65,7 @@ def gather_tables(
     """
     places = _Places(cache=cache, beside=beside)
     with ThreadPoolExecutor(workers or min(16, available_cores())) as pool:
-        futures = [pool.submit(_find_or_scan, Path(path), places, rebuild) for path in paths]
+        futures = [pool.submit(_find_or_scan, path, places, rebuild) for path in paths]
         try:
             for done, _ in enumerate(as_completed(futures), 1):
                 if progress is not None:
@@ -75,9 +76,11 @@ def gather_tables(
     return _decode_all(paths, kept, places, workers, progress) if decode else kept
 
 
-def file_beside(shard: Path) -> Path:
-    """Return where the index file of a shard lies by preference."""
-    return shard.parent / _FOLDER / (shard.name + _SUFFIX)
+def file_beside(shard: str | os.PathLike[str]) -> Path | None:
+    """Return where the index file of a shard lies by preference, None for a shard that lies on no disk of this machine."""
+    path = os.fspath(shard)
+    folder = storage_of(path).local_folder(path)
+    return None if folder is None else folder / _FOLDER / (os.path.basename(path) + _SUFFIX)
 
 
 def load_table(file: Path, stamp: tuple[int, ...]) -> ShardTable | None:
@@ -105,18 +108,18 @@ class _Places:
     cache: Path | None  # None: the user's
     beside: bool
 
-    def of(self, shard: Path) -> Iterator[Path]:
-        if self.beside:
-            yield file_beside(shard)
+    def of(self, shard: str) -> Iterator[Path]:
+        if self.beside and (beside := file_beside(shard)) is not None:
+            yield beside
         try:
             folder = self.cache or user_cache_folder()
         except OSError as error:
             log.debug("%s", error)
             return
-        whole_path = hashlib.blake2b(os.fsencode(os.path.abspath(shard)), digest_size=8).hexdigest()
-        yield folder / "indexes" / f"{shard.name[:100]}.{whole_path}{_SUFFIX}"
+        whole_path = hashlib.blake2b(os.fsencode(storage_of(shard).canonical(shard)), digest_size=8).hexdigest()
+        yield folder / "indexes" / f"{os.path.basename(shard)[:100]}.{whole_path}{_SUFFIX}"
 
-    def store(self, shard: Path, table: ShardTable) -> Path | None:
+    def store(self, shard: str, table: ShardTable) -> Path | None:
         """Store in the first place that can be written and return it."""
         for file in self.of(shard):
             try:
@@ -128,7 +131,7 @@ class _Places:
         return None
 
 
-def _find_or_scan(shard: Path, places: _Places, rebuild: bool) -> Kept:
+def _find_or_scan(shard: str, places: _Places, rebuild: bool) -> Kept:
     if not rebuild:
         stamp = stamp_of(shard)
         found = ((load_table(file, stamp), file) for file in places.of(shard))
@@ -187,27 +190,27 @@ def _decode_all(paths: Sequence[str], kept: Sequence[Kept], places: _Places, wor
             if one.table.decoded[0]:
                 audited.append(one)
             else:
-                table = _audit(Path(path), one.table, pool)
-                audited.append(Kept(table, places.store(Path(path), table), one.reused))
+                table = _audit(path, one.table, pool)
+                audited.append(Kept(table, places.store(path, table), one.reused))
             if progress is not None:
                 progress(done, len(paths))
     return audited
 
 
-def _audit(shard: Path, table: ShardTable, pool: ThreadPoolExecutor) -> ShardTable:
+def _audit(shard: str, table: ShardTable, pool: ThreadPoolExecutor) -> ShardTable:
     pixels = np.prod(table.source_size, axis=1, dtype=np.int64)
     rows = np.flatnonzero(table.sound() & (pixels <= DECODED_PIXELS)).tolist()
-    descriptor = open_regular(shard)
+    file = storage_of(shard).open(shard)
     try:
-        faults = list(pool.map(lambda row: _decode_fault(table, row, descriptor), rows))
+        faults = list(pool.map(lambda row: _decode_fault(table, row, file), rows))
     finally:
-        os.close(descriptor)
+        file.close()
     return table.with_decoded({row: fault for row, fault in zip(rows, faults, strict=True) if fault})
 
 
-def _decode_fault(table: ShardTable, row: int, descriptor: int) -> str:
+def _decode_fault(table: ShardTable, row: int, file: StoredFile) -> str:
     """Decode one picture as the renderers do; return what is wrong, empty if nothing."""
-    data = np.frombuffer(os.pread(descriptor, int(table.length[row]), int(table.offset[row])), np.uint8)
+    data = np.frombuffer(read_at(file, int(table.offset[row]), int(table.length[row])), np.uint8)
     try:
         picture = decode_picture(data, int(table.orientation[row]))
     except DECODE_ERRORS as error:

@@ -11,14 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wherefrom.pipeline.regular_files import open_regular
 from wherefrom.pipeline.shards.picture_headers import FORMATS, MAX_ENCODED_BYTES, PictureHeader, examine_picture
+from wherefrom.pipeline.shards.storage import StoredFile, read_at, storage_of
 from wherefrom.pipeline.shards.tar_members import Member, TarError, walk_tar
 
 __all__ = ["TABLE_LAYOUT", "BrokenShardError", "ShardTable", "scan_shard", "stamp_of"]
@@ -62,8 +61,8 @@ class BrokenShardError(ValueError):
 class ShardTable:
     """What one shard holds, and exactly what its index file stores.
 
-    Shapes: as in TABLE_LAYOUT. stamp is (format version, shard's size in bytes, mtime_ns). The texts (keys of the n samples, reasons of
-    the u unsound ones, extensions of other members) lie end to end as bytes, text i up to ends[i].
+    Shapes: as in TABLE_LAYOUT. stamp is (format version, shard's size in bytes, its version: mtime_ns of a local file). The texts
+    (keys of the n samples, reasons of the u unsound ones, extensions of other members) lie end to end as bytes, text i up to ends[i].
     Raises: ValueError if the arrays do not fit one another: those of a damaged or foreign file.
     """
 
@@ -138,41 +137,42 @@ class ShardTable:
         return ShardTable(**(arrays | _pack_verdicts(reasons) | audit))
 
 
-def stamp_of(shard: Path) -> tuple[int, int, int]:
-    """Return what an index file must agree with to be of use: format version, the shard's size in bytes, its mtime_ns.
+def stamp_of(shard: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """Return what an index file must agree with to be of use: format version, the shard's size in bytes, its version.
 
     Raises: OSError if the shard is not there.
     """
-    status = os.stat(shard)
-    return _FORMAT_VERSION, status.st_size, status.st_mtime_ns
+    path = os.fspath(shard)
+    return _FORMAT_VERSION, *storage_of(path).stamp(path)
 
 
-def scan_shard(shard: Path) -> ShardTable:
+def scan_shard(shard: str | os.PathLike[str]) -> ShardTable:
     """Read a shard once, from its first header to its end mark, and judge every picture in it.
 
     Raises: BrokenShardError if it is not a whole, plain tar, or changed meanwhile; OSError if it cannot be read.
     """
     stamp = stamp_of(shard)
     try:
-        scan = _scanned(shard, stamp[1])
+        scan = _scanned(os.fspath(shard), stamp[1])
     except OSError as error:
-        raise OSError(f"{shard}: cannot be read ({error.strerror}); see that you may read it and that its disk is sound") from error
+        reason = error.strerror or error
+        raise OSError(f"{shard}: cannot be read ({reason}); see that you may read it and that its disk is sound") from error
     if stamp_of(shard) != stamp:
         raise BrokenShardError(f"{shard}: changed while it was read; let its writer finish, then index it again")
     return scan.table(stamp)
 
 
-def _scanned(shard: Path, size: int) -> "_Scan":
-    descriptor = open_regular(shard)
-    scan = _Scan(descriptor)
+def _scanned(shard: str, size: int) -> "_Scan":
+    file = storage_of(shard).open(shard)
+    scan = _Scan(file)
     try:
-        for member in walk_tar(descriptor, size):
+        for member in walk_tar(file, size):
             scan.add(member)
         scan.end_sample()
     except TarError as error:
         raise BrokenShardError(f"{shard}: {error}; {scan.whole_samples} whole samples lie before that; fetch or pack it again") from error
     finally:
-        os.close(descriptor)
+        file.close()
     return scan
 
 
@@ -187,10 +187,10 @@ class _Sample(NamedTuple):
 class _Scan:
     """Groups members into samples as WebDataset does: neighbors that share a key."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, file: StoredFile) -> None:
         self.samples: list[_Sample] = []
         self.left_aside: Counter[str] = Counter()
-        self._descriptor = descriptor
+        self._file = file
         self._keys_seen: set[bytes] = set()
         self._key = b""
         self._pictures: dict[bytes, Member] = {}
@@ -262,13 +262,13 @@ class _Scan:
             return PictureHeader(format=0, reason="has the key of an earlier sample of its shard")
         if picture.length > MAX_ENCODED_BYTES:
             return PictureHeader(format=0, reason=f"is {picture.length} bytes long; the limit is {MAX_ENCODED_BYTES}")
-        data = os.pread(self._descriptor, picture.length, picture.offset)
+        data = read_at(self._file, picture.offset, picture.length)
         if len(data) < picture.length:
             raise TarError(f"lost bytes while it was read (at byte {picture.offset + len(data)})")
         return examine_picture(data)
 
     def _read_label(self, member: Member) -> None:
-        text = os.pread(self._descriptor, min(member.length, _MAX_LABEL_BYTES), member.offset)
+        text = read_at(self._file, member.offset, min(member.length, _MAX_LABEL_BYTES))
         number = _LABEL.fullmatch(text) if member.length <= _MAX_LABEL_BYTES else None
         if number is None:
             self._leave_aside("cls (not a number)")
