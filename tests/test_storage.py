@@ -20,7 +20,7 @@ import torch
 from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.pattern import expand_pattern
-from wherefrom.pipeline.shards.reader import ShardChanged, ShardReader
+from wherefrom.pipeline.shards.reader import ShardChangedError, ShardReader
 from wherefrom.pipeline.shards.storage import STORAGES, LocalStorage, Stamp, read_at, read_head
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 
@@ -148,7 +148,7 @@ def test_a_scheme_that_nothing_serves_is_refused_in_one_line(path: str) -> None:
 def test_an_index_over_any_storage_is_the_same_and_lies_in_the_cache(shards: Path, memory: MemoryStorage, cache: Path) -> None:
     local, remote = ShardIndex.open(shards, decode=True), ShardIndex.open("mem://data", decode=True)
     assert remote.fingerprint == local.fingerprint
-    for name in ("shard", "offset", "length", "label", "source_size", "orientation", "format", "sound"):
+    for name in ("shard", "offset", "length", "label", "source_size", "orientation", "format", "valid"):
         assert np.array_equal(getattr(remote, name), getattr(local, name)), name
     assert [entry.reason for entry in remote.quarantine()] == ["has no end marker after its last scan"]
     assert [note for note in remote.notes if "names" in note] == [
@@ -183,18 +183,18 @@ def test_a_read_that_ends_early_or_a_file_that_changed_is_a_named_error(memory: 
     with ShardReader(index) as reader:
         reader.read(0)
         memory.most_bytes = 5
-        with pytest.raises(ShardChanged, match=r"^mem://data/train-0\.tar:k00: 5 of its \d+ bytes are there; restore the shard"):
+        with pytest.raises(ShardChangedError, match=r"^mem://data/train-0\.tar:k00: 5 of its \d+ bytes are there; restore the shard"):
             reader.read(0)
         memory.most_bytes = None
         reader.read(0)
         memory.put("mem://data/train-0.tar", memory.files["mem://data/train-0.tar"])
-        with pytest.raises(ShardChanged, match="written to since it was indexed"):
+        with pytest.raises(ShardChangedError, match="written to since it was indexed"):
             reader.read(0)
         memory.put("mem://data/train-0.tar", b"")
-        with pytest.raises(ShardChanged, match="the shard has 0 bytes"):
+        with pytest.raises(ShardChangedError, match="the shard has 0 bytes"):
             reader.read(1)
         del memory.files["mem://data/train-2.tar"]
-        with pytest.raises(ShardChanged, match=r"train-2\.tar:k20: no such object; restore the shard"):
+        with pytest.raises(ShardChangedError, match=r"train-2\.tar:k20: no such object; restore the shard"):
             reader.read(8)
 
 

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.storage import StoredFile, storage_of
 
-__all__ = ["ShardChanged", "ShardReader"]
+__all__ = ["ShardChangedError", "ShardReader"]
 
 _NOT_THE_SHARDS_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
 
 
-class ShardChanged(OSError):  # noqa: N818  an event outside, not a mistake of the caller
-    """A shard is not what was indexed: gone, cut short or rewritten. One line: shard and key, what was found, the mend."""
+class ShardChangedError(OSError):
+    """A shard is not what was indexed: gone, cut short or rewritten. One line: shard and key, what is wrong, the mend."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class ShardReader:
         """Read the encoded bytes of a sample into the head of `buffer`, or into memory of their own, and return a view of them.
 
         Shapes: buffer (at least index.length[sample],) uint8, contiguous -> (index.length[sample],).
-        Raises: ShardChanged; ValueError if the buffer is too small or the reader is closed; IndexError for an id out of range.
+        Raises: ShardChangedError; ValueError if the buffer is too small or the reader is closed; IndexError for an id out of range.
         """
         self._check_ids(np.array([sample]))
         length = int(self.index.length[sample])
@@ -75,12 +75,12 @@ class ShardReader:
         ends = np.cumsum(lengths)
         memory = np.empty(int(lengths.sum()), np.uint8)
         views = [memory[start:end] for start, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True)]
-        wanted: dict[int, list[tuple[int, int, memoryview]]] = {}
+        requests: dict[int, list[tuple[int, int, memoryview]]] = {}
         shards, offsets = self.index.shard[samples].tolist(), self.index.offset[samples].tolist()
         for shard, sample, offset, view in zip(shards, samples.tolist(), offsets, views, strict=True):
-            wanted.setdefault(shard, []).append((sample, offset, view.data))
-        for shard, places in wanted.items():
-            self._read_shard(shard, places)
+            requests.setdefault(shard, []).append((sample, offset, view.data))
+        for shard, of_shard in requests.items():
+            self._read_shard(shard, of_shard)
         return views
 
     def _check_ids(self, samples: NDArray[np.int64]) -> None:
@@ -88,17 +88,17 @@ class ShardReader:
         if len(outside):
             raise IndexError(f"sample {outside[0]} of {len(self.index)}; samples are numbered 0 to {len(self.index) - 1}")
 
-    def _read_shard(self, shard: int, places: list[tuple[int, int, memoryview]]) -> None:
+    def _read_shard(self, shard: int, requests: list[tuple[int, int, memoryview]]) -> None:
         """Fill the memory of every (sample, offset, memory), all of one shard."""
-        sample = places[0][0]
+        sample = requests[0][0]
         try:
             with self._borrow(shard) as file:
                 self._check_unchanged(file, sample)
-                for sample, offset, target in places:
+                for sample, offset, target in requests:
                     count = file.read_into(target, offset)
                     if count < len(target):
                         raise self._changed(sample, f"{count} of its {len(target)} bytes are there")
-        except ShardChanged:
+        except ShardChangedError:
             raise
         except OSError as error:
             if error.errno in _NOT_THE_SHARDS_FAULT:
@@ -163,7 +163,7 @@ class ShardReader:
         if stamp.version != version:
             raise self._changed(sample, "the shard was written to since it was indexed")
 
-    def _changed(self, sample: int, found: str) -> ShardChanged:
-        return ShardChanged(
-            f"{self.index.name(sample)}: {found}; restore the shard, or run `wherefrom index PATTERN --rebuild` and start again"
+    def _changed(self, sample: int, fault: str) -> ShardChangedError:
+        return ShardChangedError(
+            f"{self.index.name(sample)}: {fault}; restore the shard, or run `wherefrom index PATTERN --rebuild` and start again"
         )
