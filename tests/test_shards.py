@@ -609,7 +609,7 @@ def test_the_quarantine_is_listed_written_and_counted_aloud(
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert lines[0] == {"id": 0, "key": "fine", "shard": str(shard), "reason": "found on the way"}
     assert [line["key"] for line in lines] == ["fine", "cut\n[red]", "large"]
-    assert [path.name for path in tmp_path.glob(".*.part")] == []
+    assert [path.name for path in tmp_path.glob(".*.writing")] == []
     assert "\n" not in index.name(1)
     assert ShardIndex.open(shard).valid.tolist() == [True, False, True]
 

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.shards.pattern import expand_pattern
 from wherefrom.pipeline.shards.storage import read_head
 from wherefrom.pipeline.shards.store import DECODED_PIXELS, ShardProgress, StoredTable, file_beside, gather_tables, load_table, printable
@@ -221,13 +221,8 @@ class ShardIndex:
 
         Raises: OSError if the place cannot be written.
         """
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-        try:
-            with aside.open("w", encoding="ascii") as lines:
-                lines.writelines(json.dumps(asdict(entry)) + "\n" for entry in self.quarantine())
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with write_aside(path, concurrent=True) as aside, aside.open("w", encoding="ascii") as lines:
+            lines.writelines(json.dumps(asdict(entry)) + "\n" for entry in self.quarantine())
 
     def _check_ids(self, ids: NDArray[np.int64]) -> None:
         if ids.size and not (ids.min() >= 0 and ids.max() < len(self)):

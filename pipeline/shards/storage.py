@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from wherefrom.pipeline.regular_files import open_regular
+from wherefrom.pipeline.files import open_regular
 
 __all__ = ["STORAGES", "LocalStorage", "Stamp", "Storage", "StoredFile", "read_at", "read_head", "storage_of"]
 

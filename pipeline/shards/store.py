@@ -6,11 +6,9 @@ An index file is safetensors with a checksum: hostile or rotten bytes in it cost
 so any number of processes may build the same one at once.
 """
 
-import contextlib
 import hashlib
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
-from wherefrom.pipeline.regular_files import read_regular
+from wherefrom.pipeline.files import read_regular, write_aside
 from wherefrom.pipeline.shards.storage import StoredFile, read_at, storage_of
 from wherefrom.pipeline.shards.table import TABLE_LAYOUT, BrokenShardError, ShardTable, scan_shard, stamp_of
 from wherefrom.pipeline.system import available_cores, user_cache_folder
@@ -153,14 +151,8 @@ def _store_table(table: ShardTable, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(getattr(table, name)) for name in TABLE_LAYOUT}
     arrays["checksum"] = np.frombuffer(_checksum(arrays), np.uint8)
-    aside = file.with_name(f".{file.name}.{secrets.token_hex(6)}.part")
-    try:
+    with write_aside(file, concurrent=True) as aside:
         aside.write_bytes(save(arrays))
-        os.replace(aside, file)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
 
 
 def _checksum(arrays: Mapping[str, NDArray]) -> bytes:
