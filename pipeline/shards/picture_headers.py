@@ -9,7 +9,9 @@ The bytes are hostile until shown otherwise: every loop is bounded, and nothing 
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = [
     "FORMATS",
@@ -31,6 +33,7 @@ _MAX_JPEG_SIDE = 65_500  # libjpeg's limit
 _ORIENTATION_TAG = 0x0112
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG
 _EXIF_PREFIXES = re.compile(rb"(?:Exif\0\0)*")  # a JPEG's belongs there; PNG and WebP writers put it there too, and Pillow adds one
+_PNG_CHUNKS_START = 33  # behind the signature and IHDR
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by color type
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
@@ -181,10 +184,47 @@ def read_png(data: bytes) -> PngParts:
     Raises: InvalidPictureError for anything but known critical chunks in their order, whole and with checksums that hold.
     Source: PNG 3rd edition, 5.3 and 5.6 (chunks and their order), 11.2 (critical chunks), 11.3.4.5 (eXIf; the last one counts).
     """
-    at, exif, before = 33, b"", b"IHDR"
+    header = _png_header(data)
+    exif, before = b"", b"IHDR"
     palette: bytes | None = None
     pixels: list[bytes] = []
-    if len(data) < at or data[8:16] != b"\0\0\0\x0dIHDR":
+    for name, start, end in _png_chunks(data):
+        if name == b"IEND":
+            break
+        if name == b"IDAT":
+            if pixels and before != b"IDAT":
+                raise InvalidPictureError("has other chunks between its IDAT chunks")
+            pixels.append(data[start:end])
+        elif name == b"PLTE":
+            fits = _fits_palette(end - start, header.depth if header.color == 3 else 8)
+            if palette is not None or pixels or header.color in (0, 4) or not fits:
+                raise InvalidPictureError("has a PLTE chunk that does not fit its color type, its length or its place")
+            palette = data[start:end]
+        elif name == b"eXIf":
+            exif = data[start:end]
+        elif name[:1].isupper():
+            reason = f"has a critical chunk {name!r}, which no decoder knows" if name != b"IHDR" else "has two IHDR chunks"
+            raise InvalidPictureError(reason)
+        before = name
+    if not pixels:
+        raise InvalidPictureError("has no IDAT chunk")
+    if header.color == 3 and palette is None:
+        raise InvalidPictureError("has no PLTE chunk, which its color type needs")
+    shown_palette = palette if header.color == 3 and palette else b""
+    return PngParts(**header._asdict(), palette=shown_palette, compressed=b"".join(pixels), exif=exif)
+
+
+class _PngHeader(NamedTuple):
+    height: int
+    width: int
+    depth: int
+    color: int
+    interlaced: bool
+
+
+def _png_header(data: bytes) -> _PngHeader:
+    """Read the IHDR chunk."""
+    if len(data) < _PNG_CHUNKS_START or data[8:16] != b"\0\0\0\x0dIHDR":
         raise InvalidPictureError("has no IHDR chunk at its start")
     width, height, depth, color, compression, filtering, interlace, checksum = struct.unpack_from(">IIBBBBBI", data, 16)
     if checksum != zlib.crc32(data[12:29]):
@@ -193,51 +233,28 @@ def read_png(data: bytes) -> PngParts:
         raise InvalidPictureError(f"names a size of {height} x {width}")
     if depth not in _PNG_DEPTHS.get(color, ()) or compression or filtering or interlace > 1:
         raise InvalidPictureError("has an IHDR chunk that names no PNG format")
+    return _PngHeader(height, width, depth, color, bool(interlace))
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and end of the content of every chunk after IHDR; raise for one that is not whole, or after too many."""
+    at = _PNG_CHUNKS_START
     for _ in range(_MAX_PARTS):
         length, name = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (2**32, b"")
-        if at + 12 + length > len(data):
+        start, end = at + 8, at + 8 + length
+        if end + 4 > len(data):
             raise InvalidPictureError("is cut short before its IEND chunk")
-        if zlib.crc32(memoryview(data)[at + 4 : at + 8 + length]) != int.from_bytes(data[at + 8 + length : at + 12 + length], "big"):
+        if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise InvalidPictureError(f"has a chunk {name!r} with a wrong checksum")
         if not name.isalpha():
             raise InvalidPictureError(f"has a chunk of the name {name!r}")
-        if name == b"IEND":
-            if not pixels:
-                raise InvalidPictureError("has no IDAT chunk")
-            if color == 3 and palette is None:
-                raise InvalidPictureError("has no PLTE chunk, which its color type needs")
-            return PngParts(
-                height=height,
-                width=width,
-                depth=depth,
-                color=color,
-                interlaced=bool(interlace),
-                palette=palette if color == 3 and palette else b"",
-                compressed=b"".join(pixels),
-                exif=exif,
-            )
-        body = data[at + 8 : at + 8 + length] if name in (b"IDAT", b"PLTE", b"eXIf") else b""
-        if name == b"IDAT":
-            if pixels and before != b"IDAT":
-                raise InvalidPictureError("has other chunks between its IDAT chunks")
-            pixels.append(body)
-        elif name == b"PLTE":
-            if palette is not None or pixels or color in (0, 4) or not _fits_palette(body, depth if color == 3 else 8):
-                raise InvalidPictureError("has a PLTE chunk that does not fit its color type, its length or its place")
-            palette = body
-        elif name == b"eXIf":
-            exif = body
-        elif name[:1].isupper():
-            raise InvalidPictureError(
-                f"has a critical chunk {name!r}, which no decoder knows" if name != b"IHDR" else "has two IHDR chunks"
-            )
-        before = name
-        at += 12 + length
+        yield name, start, end
+        at = end + 4
     raise InvalidPictureError(f"has more than {_MAX_PARTS} chunks")
 
 
-def _fits_palette(body: bytes, depth: int) -> bool:
-    return len(body) % 3 == 0 and 3 <= len(body) <= 3 * 2**depth
+def _fits_palette(length: int, depth: int) -> bool:
+    return length % 3 == 0 and 3 <= length <= 3 * 2**depth
 
 
 def _scan_webp(data: bytes) -> tuple[int, int, int]:
