@@ -6,7 +6,6 @@ Every landmark is placed in the source and carried into the views by the record 
 """
 
 import math
-import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from wherefrom.kernels.pair_targets import pair_targets
 from wherefrom.pipeline import geometry
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.demo.shards import demo_shards
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.loader import Loader, make_loader
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.view_recipe import ViewRecipe
@@ -154,9 +154,8 @@ def save_views_picture(path: Path, loader: Loader, samples: int = 6, *, objectiv
             below = down + side * min(1, view.pixels.shape[0] / view.pixels.shape[1]) + 0.04
             _write(figure, left, below, lines[:1], size=6.5, color=view.color, weight="bold")
             _write(figure, left, below + LINE_IN, lines[1:], size=6.5, color="0.25")
-    aside = path.with_name(f".{path.name}.writing")
-    figure.savefig(aside, format="png", dpi=DPI)
-    os.replace(aside, path)
+    with write_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=DPI)
 
 
 def _seen(families: Sequence[Views], recipe: ViewRecipe, regions: Mapping[str, Tensor]) -> Iterator[_Seen]:

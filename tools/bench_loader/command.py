@@ -8,12 +8,11 @@ The main figure is pictures per CPU-second of the whole process tree: it hardly 
 
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +21,7 @@ import torch
 from rich.console import Console
 
 from wherefrom.pipeline.demo.shards import demo_shards
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.render.choose import choose_renderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.system import available_cores
@@ -117,8 +117,10 @@ def bench_loader_command(
         "cases": [as_data(case, pictures[case.megapixels], rates, feed) for case, rates in measured.items()],
     }
     out.mkdir(parents=True, exist_ok=True)
-    _write_whole(out / "bench.json", lambda aside: aside.write_text(json.dumps(result, indent=1), encoding="utf-8"))
-    _write_whole(out / "bench.png", lambda aside: draw_rates(result, aside))
+    with write_aside(out / "bench.json") as aside:
+        aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    with write_aside(out / "bench.png") as aside:
+        draw_rates(result, aside)
     for case, rates in measured.items():
         print_case(console, case, rates, feed)
     console.print(f"every delivery was checked; all numbers: {out / 'bench.json'}, {out / 'bench.png'}", markup=False)
@@ -209,10 +211,3 @@ def _watch_memory(console: Console, plan: Plan) -> int:
     console.print(f"{TITLES[plan.contender]}: memory after each of {len(memory)} epochs, MiB: {told}", markup=False)
     console.print("steady" if steady else f"grows by more than {STEADY_FACTOR - 1:.0%} and {STEADY_MIB:.0f} MiB after the third epoch")
     return 0 if steady else 1
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written aside, then rename it: it is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.writing")
-    write(aside)
-    os.replace(aside, path)

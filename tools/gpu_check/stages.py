@@ -8,12 +8,13 @@ are not there fails alone.
 
 import importlib
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from wherefrom.pipeline.files import write_aside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,12 +97,8 @@ class Report:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file whole or not at all, onto the disk itself."""
-    aside = path.with_name(f".{path.name}.writing")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with write_aside(path, fsync=True) as aside:
+        aside.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 def main(target: str, options: str, report: str) -> None:
