@@ -346,5 +346,5 @@ def test_shards_that_cannot_be_read_are_refused_before_anything_runs(tmp_path: P
 def test_a_contender_that_fails_is_named(make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes], tmp_path: Path) -> None:
     lying = jpeg_bytes(np.zeros((40, 60, 3), np.uint8), exif_orientation=6)
     shard = make_shard(tmp_path / "lying-000000.tar", [("0", {"jpg": lying})])
-    with pytest.raises(OSError, match=r"contender torch ended with code 1: ValueError: .*no picture that is sound and upright"):
+    with pytest.raises(OSError, match=r"contender torch ended with code 1: ValueError: .*no picture that is valid and upright"):
         bench_loader_command(data=str(shard), contenders=("torch",), rounds=1, out=tmp_path / "out")

@@ -187,7 +187,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     ),
     "one held-out picture": (
         lambda t, s: ["train", "--data", str(s / "train.tar"), "--val", str(_one_picture(t)), *TINY],
-        r"one\.tar'?: 1 sound picture or none, R2 needs at least 2",
+        r"one\.tar'?: 1 valid picture or none, R2 needs at least 2",
     ),
     "quarantine in no folder": (
         lambda t, s: ["index", str(s / "train.tar"), "--quarantine", str(t / "none" / "bad.jsonl")],

@@ -329,14 +329,14 @@ def test_dropped_batches_need_no_more_slots_than_expected(build: Callable[..., L
 
 
 def undecodable(jpeg: bytes) -> bytes:
-    """A JPEG whose header, lengths and end marker are sound, and whose quantization table is not the one that its frame asks for."""
+    """A JPEG whose header, lengths and end marker are valid, and whose quantization table is not the one that its frame asks for."""
     table = jpeg.index(b"\xff\xdb") + 4
     return jpeg[:table] + b"\x03" + jpeg[table + 1 :]
 
 
 @pytest.fixture
 def with_bad(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> Path:
-    """20 pictures, of which 3, 4, 11 and 19 will not decode, and 7 is unsound by its header: its end marker is missing."""
+    """20 pictures, of which 3, 4, 11 and 19 will not decode, and 7 is invalid by its header: its end marker is missing."""
     rng = np.random.default_rng(1)
     samples = []
     for i in range(20):
@@ -352,13 +352,13 @@ STANDS_IN = {3: 5, 4: 5, 7: 8, 11: 12, 19: 0}
 @pytest.mark.core
 @pytest.mark.parametrize("renderer", ["torch", "native", "dali"])
 @pytest.mark.parametrize("threads", [0, 2])
-def test_what_will_not_decode_is_replaced_by_the_next_sound_picture(
+def test_what_will_not_decode_is_replaced_by_the_next_valid_picture(
     with_bad: Path, renderer: RendererName, threads: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     if renderer == "dali" and not dali_renderer.installed():
         pytest.skip("DALI is not installed")
     index = ShardIndex.open(str(with_bad))
-    assert index.unsound_count == 1  # the header tells no more
+    assert index.invalid_count == 1  # the header tells no more
     clean = ViewRecipe(families=(replace(LOCAL, color=None),))
     with make_loader(index, clean, global_batch=5, order="sequential", renderer=renderer, threads=threads) as loader:
         batches = [clone(batch) for batch in loader]
@@ -405,7 +405,7 @@ def plain_loader(index: ShardIndex, *, lenient: bool = False) -> Loader:
 
 def test_an_audit_changes_neither_what_a_strict_renderer_shows_nor_its_position(with_bad: Path) -> None:
     before, audited = ShardIndex.open(str(with_bad)), ShardIndex.open(str(with_bad), decode=True)
-    assert (before.unsound_count, audited.unsound_count) == (1, 5)
+    assert (before.invalid_count, audited.invalid_count) == (1, 5)
     with plain_loader(before) as one, plain_loader(audited) as other:
         assert one.position(3) == other.position(3)
         ids = list(range(20))
@@ -420,7 +420,7 @@ def test_a_position_under_other_verdicts_is_refused_by_name(with_bad: Path) -> N
     position = plain_loader(ShardIndex.open(str(with_bad)), lenient=True).position(1)
     strict = plain_loader(ShardIndex.open(str(with_bad)))
     small = plain_loader(ShardIndex.open(str(with_bad), max_pixels=2000))
-    with pytest.raises(ValueError, match=r"position has unsound=.* resume with the same max_pixels, and the shards audited") as caught:
+    with pytest.raises(ValueError, match=r"position has invalid=.* resume with the same max_pixels, and the shards audited") as caught:
         small.resume(strict.position(1))
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="position has decoding='lenient', this loader has 'strict'; resume with a renderer"):
@@ -429,6 +429,14 @@ def test_a_position_under_other_verdicts_is_refused_by_name(with_bad: Path) -> N
     with pytest.raises(ValueError, match="position has decoding='lenient'"):
         plain_loader(audited, lenient=True).resume(position)
     plain_loader(audited, lenient=True).resume(strict.position(1))  # the audit's verdicts are the strict renderer's own
+
+
+def test_a_position_of_0_1_0_is_refused_by_name(with_bad: Path) -> None:
+    loader = plain_loader(ShardIndex.open(str(with_bad)))
+    position = loader.position(1)
+    position["unsound"] = position.pop("invalid")
+    with pytest.raises(ValueError, match="position lacks 'invalid'; it was not written by this version of the library"):
+        loader.resume(position)
 
 
 def test_where_every_picture_decodes_an_audit_between_stop_and_resume_changes_nothing(
@@ -477,11 +485,11 @@ def test_too_many_bad_pictures_stop_by_name(with_bad: Path, threads: int) -> Non
         assert "\n" not in str(caught.value)
 
 
-def test_nothing_sound_at_all_is_said(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> None:
+def test_nothing_valid_at_all_is_said(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> None:
     bad = undecodable(jpeg_bytes(np.zeros((40, 40, 3), np.uint8)))
     shard = make_shard(tmp_path / "none.tar", [(f"s{i}", {"jpg": bad}) for i in range(3)])
     loader = make_loader(str(shard), RECIPE, global_batch=3, renderer="torch", threads=0)
-    with loader, pytest.raises(ValueError, match="none of the 3 samples is sound"):
+    with loader, pytest.raises(ValueError, match="none of the 3 samples is valid"):
         next(iter(loader))
 
 

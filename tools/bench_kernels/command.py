@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wherefrom.kernels.render_views import native_missing
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.system import available_cores
 from wherefrom.tools.bench_kernels.cases import CASES, Case, Kernel
 from wherefrom.tools.bench_kernels.measuring import GRAPH, Plan
@@ -106,9 +107,8 @@ def bench_kernels_command(
         "ahead_of_time": [] if quick or cuda else _ahead_of_time(console, kernels),
     }
     out.mkdir(parents=True, exist_ok=True)
-    aside = out / ".bench.json.writing"
-    aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    os.replace(aside, out / "bench.json")
+    with write_aside(out / "bench.json") as aside:
+        aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
     draw_speeds(result, out / "bench.png")
     for found in measured:
         console.print(_table(found))

@@ -4,7 +4,6 @@ Here: medians and quartiles of ratios by round on a log axis; CUDA graphs have r
 Not here: the numbers (command.py).
 """
 
-import os
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+
+from wherefrom.pipeline.files import write_aside
 
 COLORS = {
     "triton": "#1f77b4",
@@ -61,9 +62,8 @@ def draw_speeds(result: Mapping[str, Any], path: Path) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     axes.set_title(f"wherefrom's kernels on {on}: forward and backward, unless a row says forward\n{versions}", fontsize=10)
     figure.legend(labeled.values(), labeled, fontsize=8, loc="outside lower center", ncols=6, frameon=False)
-    aside = path.with_name(f".{path.name}.writing")
-    figure.savefig(aside, format="png", dpi=120)
-    os.replace(aside, path)
+    with write_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=120)
 
 
 def _by_manner(contenders: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -72,10 +72,10 @@ def draw_bench_records(recipe: ViewRecipe, index: ShardIndex, ids: NDArray[np.in
 
 
 def ids_to_check(index: ShardIndex) -> NDArray[np.int64]:
-    """Return a few sound pictures that lie upright in their files: the usual loaders leave EXIF turns alone."""
-    fine = np.flatnonzero(index.sound & (index.orientation == 1))
+    """Return a few valid pictures that lie upright in their files: the usual loaders leave EXIF turns alone."""
+    fine = np.flatnonzero(index.valid & (index.orientation == 1))
     if not len(fine):
-        raise ValueError(f"{index.paths[0]}: no picture that is sound and upright, nothing to check against; take other --data")
+        raise ValueError(f"{index.paths[0]}: no picture that is valid and upright, nothing to check against; take other --data")
     return fine[np.unique(np.linspace(0, len(fine) - 1, CHECKED_PICTURES).astype(int))]
 
 
@@ -97,10 +97,10 @@ def bilinear_levels(picture: Tensor, geometry: ViewGeometry) -> Tensor:
 
 
 def endless_ids(index: ShardIndex, batch: int) -> Iterator[list[int]]:
-    """Yield the sound pictures in batches, again and again."""
-    sound = np.flatnonzero(index.sound)
+    """Yield the valid pictures in batches, again and again."""
+    valid = np.flatnonzero(index.valid)
     for start in itertools.count(0, batch):
-        yield sound[np.arange(start, start + batch) % len(sound)].tolist()
+        yield valid[np.arange(start, start + batch) % len(valid)].tolist()
 
 
 def mean_level_error(pixels: Tensor, picture: NDArray[np.uint8], record: Record, *, antialias: bool = True) -> float:

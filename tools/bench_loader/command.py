@@ -22,9 +22,10 @@ import torch
 from rich.console import Console
 
 from wherefrom.pipeline.demo.shards import demo_shards
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.render.choose import choose_renderer
 from wherefrom.pipeline.shards.index import ShardIndex
-from wherefrom.pipeline.system import available_cores, write_whole
+from wherefrom.pipeline.system import available_cores
 from wherefrom.tools.bench_loader.checks import FAMILIES
 from wherefrom.tools.bench_loader.contenders import ON_GPU, OURS, TITLES, ContenderName, LoaderJob, why_missing
 from wherefrom.tools.bench_loader.peers import FFCV_MISSING
@@ -214,5 +215,7 @@ def _watch_memory(console: Console, job: LoaderJob) -> int:
 def _write(out: Path, result: Mapping[str, Any]) -> None:
     """Write bench.json and bench.png, each whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "bench.json", lambda aside: aside.write_text(json.dumps(result, indent=1), encoding="utf-8"))
-    write_whole(out / "bench.png", lambda aside: draw_rates(result, aside))
+    with write_aside(out / "bench.json") as aside:
+        aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    with write_aside(out / "bench.png") as aside:
+        draw_rates(result, aside)

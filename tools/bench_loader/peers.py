@@ -65,16 +65,16 @@ class UsualLoader:
         self.index = index
         self.library = library
         self.reader = ShardReader(index)
-        self.sound = np.flatnonzero(index.sound)
+        self.valid = np.flatnonzero(index.valid)
         dataset: Any = self  # it has the two methods that a dataset needs
-        endless = RandomSampler(range(len(self.sound)), replacement=True, num_samples=1 << 40)
+        endless = RandomSampler(range(len(self.valid)), replacement=True, num_samples=1 << 40)
         self.loader: Any = DataLoader(dataset, batch_size=batch, sampler=endless, num_workers=threads)
 
     def __len__(self) -> int:
-        return len(self.sound)
+        return len(self.valid)
 
     def __getitem__(self, number: int) -> list[Tensor]:
-        picture = self.library.decode(self.reader.read(int(self.sound[number])))
+        picture = self.library.decode(self.reader.read(int(self.valid[number])))
         return [rest(crop(picture)) for crop, rest in self.library.views]
 
     def check(self, plant: bool) -> list[DeliveryCheck]:

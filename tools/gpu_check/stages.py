@@ -95,7 +95,7 @@ class Report:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file whole or not at all, onto the disk itself."""
+    """Write a file whole or not at all, onto the disk itself; by hand, since pipeline/files.py comes with the pipeline's libraries."""
     aside = path.with_name(f".{path.name}.writing")
     with aside.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
