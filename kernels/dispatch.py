@@ -30,7 +30,7 @@ Backend = Literal["auto", "triton", "torch", "reference"]
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
-ALONE = 2**17  # numbers up to which a processor's problem stays in the calling thread: 1 to 2 ms of its time
+ONE_THREAD_BELOW = 2**17  # numbers up to which a processor's problem stays in the calling thread: 1 to 2 ms of its time
 
 LIBRARY = torch.library.Library("wherefrom", "FRAGMENT")
 
@@ -98,13 +98,13 @@ def _say_once(words: str) -> None:
 
 
 @contextlib.contextmanager
-def alone(tensor: Tensor, numbers: int) -> Iterator[None]:
+def in_one_thread(tensor: Tensor, numbers: int) -> Iterator[None]:
     """Keep a small problem, of so many numbers on the device of `tensor`, in the calling thread, whatever others do.
 
     Waking OpenMP's other threads costs more than they would spare, and where another process holds their core each of PyTorch's small
     parallel regions waits for a slice of time: 30 ms in the place of 1. Both numbers set here belong to the calling thread.
     """
-    if tensor.device.type != "cpu" or numbers > ALONE:
+    if tensor.device.type != "cpu" or numbers > ONE_THREAD_BELOW:
         yield
         return
     torch.get_num_threads()  # a thread takes PyTorch's number when it first needs one: now, not over ours
@@ -168,6 +168,11 @@ def sides_of(name: str, value: Any, words: str, *, whole: bool) -> tuple[Any, An
 def _is_side(value: Any, whole: bool) -> bool:
     known = isinstance(value, int) and not isinstance(value, bool) if whole else isinstance(value, int | float)
     return known and 0 < value < math.inf
+
+
+def contiguous_or(value: Tensor | None, unread: Tensor) -> Tensor:
+    """Return a tensor, of any shape, contiguous; for None one to point at that a kernel does not read."""
+    return unread if value is None else value.contiguous()
 
 
 def needs_gradient(*values: Tensor | None) -> bool:

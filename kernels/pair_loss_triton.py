@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wherefrom.kernels.dispatch import Launch, interpreted
-from wherefrom.kernels.pair_loss_torch import Problem, Sums
+from wherefrom.kernels.pair_loss_torch import PairLossProblem, PairLossSums
 from wherefrom.kernels.pair_targets_triton import load_boxes, pair_target_tile
 
 SAMPLES_AT_ONCE = 64  # bounds the slopes in memory ...
@@ -151,7 +151,7 @@ def pair_loss_forward_kernel(
     a_ptr,
     b_ptr,
     weight_ptr,
-    offset_ptr,
+    output_bias_ptr,
     boxes_ptr,
     facts_ptr,
     picture_ptr,
@@ -182,7 +182,7 @@ def pair_loss_forward_kernel(
     sample = tl.program_id(1).to(tl.int64)
     pair = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     inside = pair < P
-    if WHICH == "given":
+    if WHICH == "list":
         r = tl.load(chosen_ptr + pair * 2, mask=inside, other=0).to(tl.int64)
         t = tl.load(chosen_ptr + pair * 2 + 1, mask=inside, other=0).to(tl.int64)
     else:
@@ -223,8 +223,8 @@ def pair_loss_forward_kernel(
     for c in tl.static_range(C):
         target = (targets[c] - tl.load(mean_ptr + c)) / tl.load(std_ptr + c)
         target = tl.where(counts, tl.where(known, target, float("nan")), 0.0)
-        residual = tl.where(counts, output[c] + tl.load(offset_ptr + c) - target, 0.0)
-        log_variance = output[K - C + c] + tl.load(offset_ptr + K - C + c)  # for another loss than this, not used
+        residual = tl.where(counts, output[c] + tl.load(output_bias_ptr + c) - target, 0.0)
+        log_variance = output[K - C + c] + tl.load(output_bias_ptr + K - C + c)  # for another loss than this, not used
         loss, slope, slope_log_variance = loss_and_slope(residual, log_variance, beta, LOSS)
         total = tl.sum(target, 0)
         deviation = tl.where(counts, target - total / tl.maximum(count, 1.0), 0.0)
@@ -356,12 +356,12 @@ def pair_list_backward_kernel(
             tl.store(of_weight_ptr + (part * K + c) * H + unit, of_weight[c], mask=there)
 
 
-def pair_loss_triton(problem: Problem) -> Sums:
+def pair_loss_triton(problem: PairLossProblem) -> PairLossSums:
     """Launch for a checked problem, at most SAMPLES_AT_ONCE of its samples at a time."""
     batch, boxes, _ = problem.a.shape
     outputs = len(problem.weight)
     pairs = boxes**2 if problem.chosen is None else len(problem.chosen)
-    sums = Sums.zeros(problem)
+    sums = PairLossSums.zeros(problem)
     at_once = max(1, min(SAMPLES_AT_ONCE, SLOPES_AT_ONCE // max(1, outputs * pairs), batch))
     slopes = problem.weight.new_empty(at_once, outputs, pairs if problem.grads else 0)
     lists = _sorted_lists(problem) if problem.grads and problem.chosen is not None else ()
@@ -375,7 +375,7 @@ def pair_loss_triton(problem: Problem) -> Sums:
     return sums
 
 
-def _forward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, sums: Sums) -> None:
+def _forward(problem: PairLossProblem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, sums: PairLossSums) -> None:
     """Fill the slopes of some samples, and add up everything that has no hidden axis."""
     a, b = _fours(a), _fours(b)
     weight = _padded(problem.weight).contiguous()
@@ -397,12 +397,12 @@ def _forward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor
         a,
         b,
         weight,
-        problem.offset.contiguous(),
+        problem.output_bias.contiguous(),
         problem.boxes[part].contiguous(),
         facts,
         picture,
-        one_each(problem.mean, 0.0),
-        one_each(problem.std, 1.0),
+        one_each(problem.units.mean, 0.0),
+        one_each(problem.units.std, 1.0),
         one_each(problem.channel_weights, 1.0),
         facts if problem.chosen is None else problem.chosen.contiguous(),
         boxes,
@@ -410,8 +410,8 @@ def _forward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor
         weight.shape[1],
         problem.beta,
         WHICH=problem.pairs,
-        POSITION=problem.position,
-        SCALE=problem.scale,
+        POSITION=problem.units.position,
+        SCALE=problem.units.scale,
         ACTIVATION=problem.activation,
         LOSS=problem.loss,
         GRADS=problem.grads,
@@ -426,7 +426,7 @@ def _forward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor
     sums.loss[part], sums.squared[part], sums.target[part] = loss.sum(1), squared.sum(1), target.sum(1)
     sums.target_squared[part] = (deviation + target.square() / count.clamp(min=1)).sum(1)
     if problem.grads:
-        _add(sums.offset, parts[..., 1 + 4 * channels :].sum(1), part, problem.per_sample)
+        _add(sums.output_bias, parts[..., 1 + 4 * channels :].sum(1), part, problem.per_sample)
 
 
 def _padded(value: Tensor) -> Tensor:
@@ -439,14 +439,14 @@ def _fours(value: Tensor) -> Tensor:
     return _padded(value).unflatten(-1, (-1, 4)).transpose(1, 2).contiguous()
 
 
-def _facts(problem: Problem, part: slice) -> Tensor:
+def _facts(problem: PairLossProblem, part: slice) -> Tensor:
     """Return turns + 4 * flipped + 8 * valid of each box, (B, N) int32; without turns and mirrors axes are those of the source."""
     facts = torch.full(problem.boxes[part].shape[:2], 8, dtype=torch.int32, device=problem.boxes.device)
     if problem.valid is not None:
         facts = facts * problem.valid[part]
-    if problem.axes == "view" and problem.flipped is not None:
+    if problem.units.axes == "view" and problem.flipped is not None:
         facts = facts + 4 * (problem.flipped[part] != 0)
-    if problem.axes == "view" and problem.quarter_turns is not None:
+    if problem.units.axes == "view" and problem.quarter_turns is not None:
         facts = facts + problem.quarter_turns[part].to(torch.int32) % 4
     return facts
 
@@ -469,7 +469,7 @@ def rows_at_once(outputs: int) -> int:
     return 8 if outputs <= 4 else 4
 
 
-def _backward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, sums: Sums) -> None:
+def _backward(problem: PairLossProblem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, sums: PairLossSums) -> None:
     """Compute the gradients of some samples from their slopes, for all pairs."""
     samples, boxes, hidden = a.shape
     rows = rows_at_once(len(problem.weight))
@@ -498,7 +498,10 @@ def _backward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tenso
     _add(sums.weight, of_weight.sum(1), part, problem.per_sample)
 
 
-def _sorted_lists(problem: Problem) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+SortedList = tuple[Tensor, Tensor, Tensor]  # starts (N + 1,), order (P,), partner (P,)
+
+
+def _sorted_lists(problem: PairLossProblem) -> tuple[SortedList, ...]:
     """Return (starts, order, partner) of the chosen pairs by reference, then by target: as `pair_list_backward_kernel` reads them."""
     assert problem.chosen is not None
     boxes = problem.a.shape[1]
@@ -512,7 +515,13 @@ def _sorted_lists(problem: Problem) -> tuple[tuple[Tensor, Tensor, Tensor], ...]
 
 
 def _list_backward(
-    problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, lists: tuple[tuple[Tensor, Tensor, Tensor], ...], sums: Sums
+    problem: PairLossProblem,
+    part: slice,
+    slopes: Tensor,
+    a: Tensor,
+    b: Tensor,
+    lists: tuple[tuple[Tensor, Tensor, Tensor], ...],
+    sums: PairLossSums,
 ) -> None:
     """Compute the gradients of some samples from their slopes, for pairs of a list: by reference, then by target."""
     samples, boxes, hidden = a.shape
@@ -545,7 +554,7 @@ def _list_backward(
 
 def launches() -> list[Launch]:
     """Return launches as they are really made: every activation both ways, 3, 4 and 8 outputs."""
-    f32 = dict.fromkeys(("slopes_ptr", "sums_ptr", "a_ptr", "b_ptr", "weight_ptr", "offset_ptr", "boxes_ptr"), "*fp32")
+    f32 = dict.fromkeys(("slopes_ptr", "sums_ptr", "a_ptr", "b_ptr", "weight_ptr", "output_bias_ptr", "boxes_ptr"), "*fp32")
     f32 |= dict.fromkeys(("picture_ptr", "mean_ptr", "std_ptr", "channel_weights_ptr"), "*fp32")
     forward = f32 | {"facts_ptr": "*i32", "chosen_ptr": "*i64", "N": "i32", "P": "i32", "H": "i32", "beta": "fp32"}
     backward = dict.fromkeys(("of_a_ptr", "of_b_ptr", "of_weight_ptr", "slopes_ptr", "a_ptr", "b_ptr", "weight_ptr"), "*fp32")
@@ -556,7 +565,7 @@ def launches() -> list[Launch]:
     for activation, loss, which, scale, outputs in (
         ("gelu", "squared", "all", "log_area", 3),
         ("gelu_tanh", "huber", "disjoint", "log_area", 3),
-        ("relu", "smooth_l1", "given", "log_sides", 4),
+        ("relu", "smooth_l1", "list", "log_sides", 4),
         ("gelu", "gaussian_nll", "others", "ratio", 8),
     ):
         rows, chosen = rows_at_once(outputs), {"ACTIVATION": activation}

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wherefrom.kernels.dispatch import Launch, interpreted
+from wherefrom.kernels.dispatch import Launch, contiguous_or, interpreted
 
 TILE = (8, 32)  # rows, columns of pixels a program
 OVERHANG_PX = tl.constexpr(4096)  # a box is read as reaching no further out of its picture: no number keeps a GPU busy for ever
@@ -331,9 +331,9 @@ def render_views_triton(
     height, width = size_px
     rows, cols = _tile(size_px)
     arguments = {
-        "solarized_ptr": _given(solarized, out),
-        "mean_ptr": _given(mean, out),
-        "std_ptr": _given(std, out),
+        "solarized_ptr": contiguous_or(solarized, out),
+        "mean_ptr": contiguous_or(mean, out),
+        "std_ptr": contiguous_or(std, out),
         "V": out.shape[1],
         **dict(zip(("stride_b", "stride_v", "stride_c", "stride_h", "stride_w"), out.stride(), strict=True)),
         "H": height,
@@ -364,8 +364,8 @@ def render_views_triton(
             boxes.contiguous(),
             flipped.contiguous(),
             quarter_turns.contiguous(),
-            _given(matrix, out),
-            _given(blur_sigma_px, out),
+            contiguous_or(matrix, out),
+            contiguous_or(blur_sigma_px, out),
             slots,
             **arguments,
             TILES=tiles,
@@ -380,11 +380,6 @@ def render_views_triton(
             blur_views_kernel[(len(views_of_slots) * tiles,)](
                 target, source, views_of_slots, blur_sigma_px.contiguous(), **arguments, TILES=tiles, DOWN=down
             )
-
-
-def _given(value: Tensor | None, otherwise: Tensor) -> Tensor:
-    """Return a contiguous tensor, or one that is never read."""
-    return otherwise if value is None else value.contiguous()
 
 
 def _tile(size_px: tuple[int, int]) -> tuple[int, int]:

@@ -16,7 +16,6 @@ from wherefrom.kernels.dispatch import (
     INTEGERS,
     LIBRARY,
     Backend,
-    alone,
     check_backend,
     check_device,
     check_dtype,
@@ -24,6 +23,7 @@ from wherefrom.kernels.dispatch import (
     check_no_tangent,
     check_shape,
     choose_path,
+    in_one_thread,
     needs_gradient,
     one_by_one,
     sides_of,
@@ -233,7 +233,7 @@ def _roi_weights_op(
             from wherefrom.kernels.roi_align_triton import roi_weights_triton
 
             return roi_weights_triton(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples)
-        with alone(boxes, 2 * boxes[..., 0].numel() * max(table_bins(out_hw, quarter_turns)) * max(map_hw)):
+        with in_one_thread(boxes, 2 * boxes[..., 0].numel() * max(table_bins(out_hw, quarter_turns)) * max(map_hw)):
             return weights_torch(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wherefrom.kernels.dispatch import (
-    alone,
+    in_one_thread,
 )
 
 ADAPTIVE, AREA = 0, -1  # "adaptive" and "area" among numbers of samples
@@ -112,7 +112,7 @@ def contract_torch(
         odd = (quarter_turns % 2 == 1)[..., None, None, None]
     product = _spread_turned if transposed else _pool_turned
     lines = math.prod(map_hw) * len(rows) if transposed else math.prod(out_hw) * rows[..., 0, 0].numel()
-    with alone(source, source.numel() + lines * source.shape[-1]):
+    with in_one_thread(source, source.numel() + lines * source.shape[-1]):
         # detached: embedding_bag notes what its gradient would need, though none is taken here
         return product(source.detach().float(), rows, columns, odd, out_hw).to(source.dtype)
 

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wherefrom.kernels.dispatch import Launch, interpreted
+from wherefrom.kernels.dispatch import Launch, contiguous_or, interpreted
+from wherefrom.kernels.pair_targets_reference import PairUnits
 from wherefrom.kernels.pair_targets_triton import PAIRS, store_pair_targets, target_arguments
 from wherefrom.kernels.roi_align_torch import ADAPTIVE, AREA, READERS, table_bins
 
@@ -317,18 +318,14 @@ def roi_weights_triton(
     bins = table_bins(out_hw, quarter_turns)
     rows, columns = boxes.new_empty(B, R, bins[0], H), boxes.new_empty(B, R, bins[1], W)
     boxes = boxes.contiguous()
-
-    def given(value: Tensor | None) -> Tensor:
-        return boxes if value is None else value.contiguous()
-
     if boxes.numel():
         weights_kernel[(B * R * triton.cdiv(max(H, W), BLOCK_TABLE["BLOCK_TOKENS"]),)](
             rows,
             columns,
             boxes,
-            given(quarter_turns),
-            given(flipped),
-            given(valid),
+            contiguous_or(quarter_turns, boxes),
+            contiguous_or(flipped, boxes),
+            contiguous_or(valid, boxes),
             H / frame_hw[0],
             W / frame_hw[1],
             H=H,
@@ -386,22 +383,19 @@ def roi_align_pairs_triton(
     columns: Tensor,
     boxes: Tensor,
     pairs: Tensor | None,
+    *,
+    units: PairUnits,
     flipped: Tensor | None,
     quarter_turns: Tensor | None,
+    picture_hw: Tensor | None,
     map_hw: Sequence[int],
     out_hw: Sequence[int],
-    position: str,
-    scale: str,
-    axes: str,
-    picture_hw: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Launch `roi_align_pairs` for checked arguments -> pooled (B, R, *out_hw, D), targets (B, P, C)."""
     B, R, D = *rows.shape[:2], source.shape[-1]
     count = R * R if pairs is None else len(pairs)
     result = source.new_empty(B, R, *out_hw, D)
-    targets = boxes.new_empty(B, count, 3 if scale == "log_area" else 4)
+    targets = boxes.new_empty(B, count, len(units.channels))
     arguments = _contract_arguments(source, rows, columns, map_hw, out_hw, False)
     pool_programs = _programs(B, R * out_hw[0] * out_hw[1], D, arguments["BLOCK_D"])
     programs = pool_programs + B * triton.cdiv(count, PAIRS)
@@ -409,7 +403,7 @@ def roi_align_pairs_triton(
         pool_pairs_kernel[(programs,)](
             result,
             **arguments,
-            **target_arguments(boxes, pairs, flipped, quarter_turns, position, scale, axes, picture_hw, mean, std),
+            **target_arguments(boxes, pairs, units, flipped, quarter_turns, picture_hw),
             pool_programs=pool_programs,
             targets_ptr=targets,
             P=count,

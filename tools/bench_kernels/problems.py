@@ -99,7 +99,7 @@ def pair_loss_problem(
         return (torch.randn(shape, generator=random) * scale).to(device, dtype)
 
     each = {"a": learned(batch, N, H), "b": learned(batch, N, H)}
-    shared = {"weight": learned(C, H, scale=H**-0.5), "offset": learned(C), "bias": learned(H)}
+    shared = {"weight": learned(C, H, scale=H**-0.5), "output_bias": learned(C), "hidden_bias": learned(H)}
     inputs = {name: value.requires_grad_(backward) for name, value in (each | shared).items()}
     options: dict[str, Any] = {"activation": activation, "loss": loss}
 
