@@ -70,7 +70,7 @@ def choose_path(backend: str, tensor: Tensor) -> Literal["triton", "torch"]:
         missing = f'tensors are on {tensor.device.type}, backend="triton" needs cuda'
     if backend == "triton":
         raise ValueError(f'{missing}; use backend="auto"')
-    _say_once(f"kernels take the torch path: {missing}")
+    _warn_once(f"kernels take the torch path: {missing}")
     return "torch"
 
 
@@ -93,7 +93,7 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def _say_once(words: str) -> None:
+def _warn_once(words: str) -> None:
     log.warning(words)
 
 
@@ -166,8 +166,8 @@ def sides_of(name: str, value: Any, words: str, *, whole: bool) -> tuple[Any, An
 
 
 def _is_side(value: Any, whole: bool) -> bool:
-    known = isinstance(value, int) and not isinstance(value, bool) if whole else isinstance(value, int | float)
-    return known and 0 < value < math.inf
+    right_kind = isinstance(value, int) and not isinstance(value, bool) if whole else isinstance(value, int | float)
+    return right_kind and 0 < value < math.inf
 
 
 def contiguous_or(value: Tensor | None, unread: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def needs_gradient(*values: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
 
 
-def transformed(*values: Tensor | None) -> bool:
+def is_transformed(*values: Tensor | None) -> bool:
     """Say whether forward mode or a transform of torch.func is at work: neither sees into an operator that is not called by a Function.
 
     Raises: RuntimeError inside torch.compile if it traces a transform, as what it makes of our Functions then may have no derivative.
@@ -208,10 +208,10 @@ def check_no_tangent(*values: Tensor | None) -> None:
     if not torch._C._is_fwd_grad_enabled():  # as inside of a Function
         return
     try:
-        seen = any(unpack_dual(value).tangent is not None for value in values if value is not None)
+        has_tangent = any(unpack_dual(value).tangent is not None for value in values if value is not None)
     except RuntimeError:  # in forward mode, where compiled code hides whether there are tangents
-        seen = True
-    if seen:
+        has_tangent = True
+    if has_tangent:
         raise RuntimeError("an operator of wherefrom was called in forward mode by itself or by torch.compile; call it uncompiled")
 
 

@@ -27,9 +27,9 @@ from wherefrom.kernels.dispatch import (
     check_shape,
     choose_path,
     in_one_thread,
+    is_transformed,
     needs_gradient,
     one_by_one,
-    transformed,
     transforms_active,
     without_derivative,
 )
@@ -108,7 +108,7 @@ def pair_loss(
         check_pair_values(pairs, a.shape[1], wait=check_values)
     _check_boxes(boxes, valid, wait=check_values)
 
-    every_mode = transformed(*tensors.values())
+    every_mode = is_transformed(*tensors.values())
     if every_mode:
         boxes = without_derivative(ONLY_LEARNED, torch.clone, boxes)
         picture_hw, mean, std, channel_weights = (
@@ -159,11 +159,11 @@ class _InOneThread(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Callable[..., PairLoss], activations: int, *learned: Tensor | None) -> tuple[Tensor, ...]:
-        needed = ctx.needs_input_grad[2:]
-        apart = [value if value is None else value.detach().requires_grad_(need) for value, need in zip(learned, needed, strict=True)]
+        needs = ctx.needs_input_grad[2:]
+        apart = [value if value is None else value.detach().requires_grad_(need) for value, need in zip(learned, needs, strict=True)]
         with torch.enable_grad():
             result = call(*apart)
-        ctx.call, ctx.activations, ctx.needed = call, activations, needed
+        ctx.call, ctx.activations, ctx.needs = call, activations, needs
         ctx.loss, ctx.apart = result.loss, apart
         ctx.save_for_backward(*learned)
         outputs = tuple(value.detach() for value in result)
@@ -176,10 +176,10 @@ class _InOneThread(torch.autograd.Function):
         if again:  # a derivative of the gradients is asked for: they have to know where they come from
             learned = ctx.saved_tensors
             loss = ctx.call(*learned).loss
-        inputs = [value for value, need in zip(learned, ctx.needed, strict=True) if need]
+        inputs = [value for value, need in zip(learned, ctx.needs, strict=True) if need]
         with in_one_thread(upstream, ctx.activations):
             gradients = iter(torch.autograd.grad(loss, inputs, upstream, retain_graph=True, create_graph=again))
-        return None, None, *(next(gradients) if need else None for need in ctx.needed)
+        return None, None, *(next(gradients) if need else None for need in ctx.needs)
 
 
 def _anchor(learned: list[Tensor]) -> Tensor:
@@ -339,8 +339,9 @@ class _PairLoss(torch.autograd.Function):
         if any(ctx.needs_input_grad[6:]):
             raise RuntimeError(ONLY_LEARNED)
         anchor, *saved = ctx.saved_tensors
-        dtypes = [dtype if needed else None for dtype, needed in zip(ctx.dtypes, ctx.needs_input_grad[1:6], strict=True)]
-        scaled = _scaled if torch.compiler.is_compiling() else _Scaled.apply  # a compiled graph refuses second derivatives by itself
+        dtypes = [dtype if need else None for dtype, need in zip(ctx.dtypes, ctx.needs_input_grad[1:6], strict=True)]
+        # a compiled graph refuses second derivatives by itself
+        scaled = _scale_gradients if torch.compiler.is_compiling() else _ScaleGradients.apply
         return None, *scaled(anchor, upstream, *saved, *dtypes), *(None,) * ctx.others
 
 
@@ -374,7 +375,7 @@ def _in_every_mode(*arguments: Any) -> tuple[Tensor, ...]:
     return _PairLossInEveryMode.apply(_anchor([value for value in arguments[:5] if value is not None]), *arguments)
 
 
-def _scaled(
+def _scale_gradients(
     _anchor: Tensor, upstream: Tensor, of_a: Tensor, of_b: Tensor, of_weight: Tensor, of_output_bias: Tensor, *dtypes: torch.dtype | None
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of a, b, weight and both biases times what comes from above, () or (B,); None where no dtype is given."""
@@ -401,7 +402,7 @@ def _slope(
     return torch.stack(slopes).sum(0)
 
 
-class _Once(torch.autograd.Function):
+class _HasNoDerivative(torch.autograd.Function):
     """A step that has no derivative: saying so is what keeps that from being silently 0."""
 
     generate_vmap_rule = True
@@ -419,9 +420,9 @@ class _Once(torch.autograd.Function):
         raise RuntimeError(ONLY_FIRST)
 
 
-class _Scaled(_Once):
-    forward = staticmethod(_scaled)
+class _ScaleGradients(_HasNoDerivative):
+    forward = staticmethod(_scale_gradients)
 
 
-class _Slope(_Once):
+class _Slope(_HasNoDerivative):
     forward = staticmethod(_slope)

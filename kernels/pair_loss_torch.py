@@ -103,10 +103,10 @@ def pair_loss_torch(problem: PairLossProblem) -> PairLossSums:
     rows, columns = (boxes, boxes) if problem.chosen is None else (len(problem.chosen), 1)
     at_once = max(1, (TILE if problem.a.device.type == "cpu" else 64 * TILE) // max(1, hidden))
     buffers = problem.weight.new_empty(2, min(at_once, batch * rows * columns) * hidden)
-    held = None
+    samples = None
     for block in _tiles((0, 0, 0), (batch, rows, columns), max(1, TARGETS_AT_ONCE // at_once) * at_once):
-        if block[0] != held:
-            held, inputs = block[0], problem.inputs(block[0])
+        if block[0] != samples:
+            samples, inputs = block[0], problem.inputs(block[0])
         targets, counts = _targets(problem, block, _pairs_of(problem, block), sums)
         starts, lengths = tuple(part.start for part in block), tuple(part.stop - part.start for part in block)
         targets = targets.view(*lengths, -1)

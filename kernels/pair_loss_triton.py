@@ -23,7 +23,7 @@ SAMPLES_AT_ONCE = 64  # bounds the slopes in memory ...
 SLOPES_AT_ONCE = 2**25  # ... as this does, where N is large
 PAIRS = 256  # of a program of forward, four a lane: more would spill on some architectures
 UNITS = 64  # hidden units of a program of backward, which is one warp
-WARPS_WANTED = 1024  # of backward: about eight on each processor of a large GPU
+BACKWARD_WARPS = 1024  # at the least: about eight on each processor of a large GPU
 
 PTX = tl.constexpr(not interpreted() and torch.version.hip is None)
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -187,9 +187,9 @@ def pair_loss_forward_kernel(
         t = tl.load(chosen_ptr + pair * 2 + 1, mask=inside, other=0).to(tl.int64)
     else:
         r, t = pair // N, pair % N
-    known = inside & (r >= 0) & (r < N) & (t >= 0) & (t < N)
+    exists = inside & (r >= 0) & (r < N) & (t >= 0) & (t < N)
 
-    r, t = tl.where(known, r, 0).to(tl.int32), tl.where(known, t, 0).to(tl.int32)
+    r, t = tl.where(exists, r, 0).to(tl.int32), tl.where(exists, t, 0).to(tl.int32)
 
     # outputs: the four inputs of a box that lie side by side come with one load
     four = tl.arange(0, 4)[None, :]
@@ -202,10 +202,10 @@ def pair_loss_forward_kernel(
         output = add_four_units(output, inputs, weight_ptr + k, H, ACTIVATION, K, PAIRS)
 
     # targets, and which pairs count
-    rx0, ry0, rx1, ry1 = load_boxes(boxes_ptr, sample * N + r, known)
-    tx0, ty0, tx1, ty1 = load_boxes(boxes_ptr, sample * N + t, known)
-    of_r = tl.load(facts_ptr + sample * N + r, mask=known, other=8)
-    of_t = tl.load(facts_ptr + sample * N + t, mask=known, other=8)
+    rx0, ry0, rx1, ry1 = load_boxes(boxes_ptr, sample * N + r, exists)
+    tx0, ty0, tx1, ty1 = load_boxes(boxes_ptr, sample * N + t, exists)
+    of_r = tl.load(facts_ptr + sample * N + r, mask=exists, other=8)
+    of_t = tl.load(facts_ptr + sample * N + t, mask=exists, other=8)
     counts = inside & ((of_r & of_t & 8) != 0)
     if WHICH == "others":
         counts = counts & (r != t)
@@ -222,7 +222,7 @@ def pair_loss_forward_kernel(
     tl.store(sums_ptr, count)
     for c in tl.static_range(C):
         target = (targets[c] - tl.load(mean_ptr + c)) / tl.load(std_ptr + c)
-        target = tl.where(counts, tl.where(known, target, float("nan")), 0.0)
+        target = tl.where(counts, tl.where(exists, target, float("nan")), 0.0)
         residual = tl.where(counts, output[c] + tl.load(output_bias_ptr + c) - target, 0.0)
         log_variance = output[K - C + c] + tl.load(output_bias_ptr + K - C + c)  # for another loss than this, not used
         loss, slope, slope_log_variance = loss_and_slope(residual, log_variance, beta, LOSS)
@@ -461,7 +461,7 @@ def _add(total: Tensor, each: Tensor, part: slice, per_sample: bool) -> None:
 
 def _segments(samples: int, units: int, most: int) -> int:
     """Return into how many parts to cut a sample, so that the whole machine has work and no more memory is taken than that needs."""
-    return max(1, min(most, triton.cdiv(WARPS_WANTED, samples * units)))
+    return max(1, min(most, triton.cdiv(BACKWARD_WARPS, samples * units)))
 
 
 def rows_at_once(outputs: int) -> int:
@@ -561,7 +561,7 @@ def launches() -> list[Launch]:
     backward |= {"N": "i32", "H": "i32"}
     by_list = dict.fromkeys(("of_own_ptr", "of_weight_ptr", "slopes_ptr", "own_ptr", "other_ptr", "weight_ptr"), "*fp32")
     by_list |= dict.fromkeys(("starts_ptr", "order_ptr", "partner_ptr"), "*i64") | {"N": "i32", "P": "i32", "H": "i32"}
-    made: list[tuple[str, Any, dict[str, str], dict[str, Any], int, int]] = []
+    entries: list[tuple[str, Any, dict[str, str], dict[str, Any], int, int]] = []
     for activation, loss, which, scale, outputs in (
         ("gelu", "squared", "all", "log_area", 3),
         ("gelu_tanh", "huber", "disjoint", "log_area", 3),
@@ -572,7 +572,7 @@ def launches() -> list[Launch]:
         options = {"WHICH": which, "POSITION": "reference", "SCALE": scale, "LOSS": loss, "GRADS": True, "PAIRS": PAIRS}
         backward_options = {"K": outputs, "ROWS": rows, "UNITS": UNITS}
         list_options = {"K": outputs, "OF_WEIGHT": True, "UNITS": UNITS}
-        made += [
+        entries += [
             ("forward", pair_loss_forward_kernel, forward, options | chosen, PAIRS // 128, PAIRS * 4),
             ("backward", pair_loss_backward_kernel, backward, backward_options | chosen, 1, rows * UNITS),
             ("list backward", pair_list_backward_kernel, by_list, list_options | chosen, 1, UNITS),
@@ -588,5 +588,5 @@ def launches() -> list[Launch]:
             per_step=per_step,
             options={"enable_fp_fusion": True},
         )
-        for direction, kernel, types, constants, warps, per_step in made
+        for direction, kernel, types, constants, warps, per_step in entries
     ]

@@ -20,9 +20,9 @@ from wherefrom.kernels.dispatch import (
     check_no_tangent,
     choose_path,
     in_one_thread,
+    is_transformed,
     needs_gradient,
     sides_of,
-    transformed,
     without_derivative,
 )
 from wherefrom.kernels.pair_targets_reference import CHANNELS, DEFAULT_UNITS, Axes, PairUnits, Position, Scale, pair_targets_reference
@@ -63,7 +63,7 @@ def pair_targets(
         raise ValueError(f'{learned[0]} requires a gradient, which backend="triton" does not give; use backend="torch"')
 
     by_definition = backend in ("reference", "torch") or (backend == "auto" and (boxes.device.type == "cpu" or learned))
-    every_mode = not by_definition and transformed(boxes, units.mean, units.std)
+    every_mode = not by_definition and is_transformed(boxes, units.mean, units.std)
     if by_definition or (every_mode and backend == "auto"):
         exact = boxes.double() if backend == "reference" else boxes
         numbers = 4 * boxes[..., 0].numel() * (boxes.shape[-2] if pairs is None else len(pairs))

@@ -114,13 +114,13 @@ def store_pair_targets(
         t = tl.load(pairs_ptr + pair.to(tl.int64) * 2 + 1, mask=inside, other=0)
     else:
         r, t = pair // N, pair % N
-    known = inside & (r >= 0) & (r < N) & (t >= 0) & (t < N)
+    exists = inside & (r >= 0) & (r < N) & (t >= 0) & (t < N)
     sample = sample.to(tl.int64)
     at_r, at_t = sample * N + r, sample * N + t
-    rx0, ry0, rx1, ry1 = load_boxes(boxes_ptr, at_r, known)
-    tx0, ty0, tx1, ty1 = load_boxes(boxes_ptr, at_t, known)
-    flipped = tl.load(flipped_ptr + at_r, mask=known, other=0).to(tl.int32) if FLIPPED else tl.zeros((PAIRS,), tl.int32)
-    turns = tl.load(turns_ptr + at_r, mask=known, other=0).to(tl.int32) if TURNED else tl.zeros((PAIRS,), tl.int32)
+    rx0, ry0, rx1, ry1 = load_boxes(boxes_ptr, at_r, exists)
+    tx0, ty0, tx1, ty1 = load_boxes(boxes_ptr, at_t, exists)
+    flipped = tl.load(flipped_ptr + at_r, mask=exists, other=0).to(tl.int32) if FLIPPED else tl.zeros((PAIRS,), tl.int32)
+    turns = tl.load(turns_ptr + at_r, mask=exists, other=0).to(tl.int32) if TURNED else tl.zeros((PAIRS,), tl.int32)
     picture_h = tl.load(picture_ptr + sample * 2).to(tl.float32) if POSITION == "picture" else 1.0
     picture_w = tl.load(picture_ptr + sample * 2 + 1).to(tl.float32) if POSITION == "picture" else 1.0
     x, y, across, down = pair_target_tile(
@@ -133,7 +133,7 @@ def store_pair_targets(
         tile -= tl.load(mean_ptr + channel, mask=channel < C, other=0.0)[None, :]
     if STD:
         tile /= tl.load(std_ptr + channel, mask=channel < C, other=1.0)[None, :]
-    tile = tl.where(known[:, None], tile, float("nan"))
+    tile = tl.where(exists[:, None], tile, float("nan"))
     at = out_ptr + (sample * P + pair)[:, None] * C + channel[None, :]
     tl.store(at, tile, mask=inside[:, None] & (channel < C)[None, :])
 

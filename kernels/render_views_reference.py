@@ -15,7 +15,7 @@ from wherefrom.kernels.dispatch import sides_of
 
 Filter = Literal["plain", "centered"]
 
-LEAST_SPREAD = 1e-12  # square pixels; below it one tap has all the weight, and is the center
+LEAST_VARIANCE = 1e-12  # square pixels; below it one tap has all the weight, and is the center
 
 # What undoes each EXIF orientation, as (mirrored left-right, then quarter turns counter-clockwise).
 # Source: CIPA DC-008 (EXIF 3.0), tag 0x0112.
@@ -104,8 +104,8 @@ def resize_weights(pixels: int, start: float, stop: float, samples: int, *, filt
     weights /= weights.sum(1, keepdim=True)
     if filter == "centered":
         moment = (weights * distance).sum(1, keepdim=True)
-        spread = (weights * distance**2).sum(1, keepdim=True) - moment**2
-        tilt = torch.where(spread > LEAST_SPREAD, moment / spread, 0)
+        variance = (weights * distance**2).sum(1, keepdim=True) - moment**2
+        tilt = torch.where(variance > LEAST_VARIANCE, moment / variance, 0)
         weights *= 1 - tilt * (distance - moment)
     return torch.zeros(samples, pixels, dtype=torch.float64).index_add_(1, taps.clamp(0, pixels - 1), weights)
 

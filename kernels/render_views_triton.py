@@ -15,7 +15,7 @@ from wherefrom.kernels.dispatch import Launch, contiguous_or, interpreted
 TILE = (8, 32)  # rows, columns of pixels a program
 OVERHANG_PX = tl.constexpr(4096)  # a box is read as reaching no further out of its picture: no number keeps a GPU busy for ever
 WIDEST_BLUR_PX = tl.constexpr(4096)  # radius, for the same reason
-LEAST_SPREAD = tl.constexpr(1e-6)  # px^2; below it one tap has all the weight and nothing can be centered
+LEAST_SECOND_MOMENT = tl.constexpr(1e-6)  # px^2; below it one tap has all the weight and nothing can be centered
 
 
 @triton.jit
@@ -45,18 +45,18 @@ def place_taps(start, stop, samples, index, CENTERED: tl.constexpr):
     taps = tl.ceil(2.0 * reach).to(tl.int32)
 
     weights = tl.zeros_like(distance)
-    moment, spread = tl.zeros_like(distance), tl.zeros_like(distance)
+    moment, second_moment = tl.zeros_like(distance), tl.zeros_like(distance)
     at = distance
     for _ in range(taps):
         weight = tap_weight(at, slope, 0.0, False)
         weights += weight
         if CENTERED:
             moment += weight * at
-            spread += weight * at * at
+            second_moment += weight * at * at
         at += 1.0
     tilt = tl.zeros_like(distance)
     if CENTERED:  # enlarging is centered as it is
-        tilt = tl.where(spread > LEAST_SPREAD, moment / tl.maximum(spread, LEAST_SPREAD), 0.0)
+        tilt = tl.where(second_moment > LEAST_SECOND_MOMENT, moment / tl.maximum(second_moment, LEAST_SECOND_MOMENT), 0.0)
         tilt = tl.where(step > 1.0, tilt, 0.0)
     gain = 1.0 / (weights - tilt * moment)
     return first.to(tl.int32), distance, slope, tilt, gain, taps
@@ -97,7 +97,7 @@ def nearest_byte(levels):
 
 
 @triton.jit
-def finished(levels, solarized, mean_ptr, std_ptr, CHANNEL: tl.constexpr, NORMALIZE: tl.constexpr):
+def solarize_and_normalize(levels, solarized, mean_ptr, std_ptr, CHANNEL: tl.constexpr, NORMALIZE: tl.constexpr):
     """Return one channel's levels solarized and normalized."""
     levels = tl.where(solarized, tl.minimum(levels, 255.0 - levels), levels)
     if NORMALIZE:
@@ -107,14 +107,14 @@ def finished(levels, solarized, mean_ptr, std_ptr, CHANNEL: tl.constexpr, NORMAL
 
 
 @triton.jit
-def store_finished(
+def store_pixels(
     at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE: tl.constexpr, NORMALIZE: tl.constexpr
 ):  # fmt: skip
     """Solarize, normalize, cast and store the levels of a view."""
     solarized = tl.load(solarized_ptr + view) != 0 if SOLARIZE else False
-    r = finished(r, solarized, mean_ptr, std_ptr, 0, NORMALIZE)
-    g = finished(g, solarized, mean_ptr, std_ptr, 1, NORMALIZE)
-    b = finished(b, solarized, mean_ptr, std_ptr, 2, NORMALIZE)
+    r = solarize_and_normalize(r, solarized, mean_ptr, std_ptr, 0, NORMALIZE)
+    g = solarize_and_normalize(g, solarized, mean_ptr, std_ptr, 1, NORMALIZE)
+    b = solarize_and_normalize(b, solarized, mean_ptr, std_ptr, 2, NORMALIZE)
     store_channels(at, stride_c, r, g, b, mask)
 
 
@@ -227,7 +227,7 @@ def render_views_kernel(
     else:
         at = out_ptr + sample.to(tl.int64) * stride_b + (view % V).to(tl.int64) * stride_v
         at += to_i * tl.where(transposed, stride_w, stride_h) + to_j * tl.where(transposed, stride_h, stride_w)
-        store_finished(at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE, NORMALIZE)
+        store_pixels(at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE, NORMALIZE)
 
 
 @triton.jit
@@ -291,7 +291,7 @@ def blur_views_kernel(
         if DOWN:
             at = out_ptr + (view // V).to(tl.int64) * stride_b + (view % V).to(tl.int64) * stride_v
             at += row.to(tl.int64)[:, None] * stride_h + col.to(tl.int64)[None, :] * stride_w
-            store_finished(at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE, NORMALIZE)
+            store_pixels(at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE, NORMALIZE)
         else:
             at = out_ptr + slot * (3 * H * W) + (row * W)[:, None] + col[None, :]
             store_channels(at, H * W, r, g, b, mask)
@@ -403,7 +403,7 @@ def launches() -> list[Launch]:
     finish = {"SOLARIZE": True, "NORMALIZE": True}
     across = {"out_ptr": "*fp32", "from_ptr": "*fp32", "views_ptr": "*i32"} | view
     to_float32 = {"out_ptr": "*fp32"} | picture | view | contiguous
-    made = [
+    entries = [
         ("geometry to uint8", render_views_kernel, {"out_ptr": "*u8"} | picture | view | channels_last, no_color),
         ("centered geometry to float32", render_views_kernel, to_float32, no_color | {"CENTERED": True}),
         ("all photometrics to float32", render_views_kernel, to_float32, all_color),
@@ -421,5 +421,5 @@ def launches() -> list[Launch]:
             aligned=tuple(argument for argument in types if argument.endswith("_ptr")),
             options={"enable_fp_fusion": True},
         )
-        for name, kernel, types, constants in made
+        for name, kernel, types, constants in entries
     ]

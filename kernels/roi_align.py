@@ -24,10 +24,10 @@ from wherefrom.kernels.dispatch import (
     check_shape,
     choose_path,
     in_one_thread,
+    is_transformed,
     needs_gradient,
     one_by_one,
     sides_of,
-    transformed,
     transforms_active,
     without_derivative,
 )
@@ -71,7 +71,7 @@ def roi_align(
     """
     frame_hw, out_hw = check_rois(tokens, boxes, frame_hw, out_hw, sampling, quarter_turns, flipped, valid, backend)
     if backend == "reference" or tokens.dtype == torch.float64:
-        if transformed(boxes):
+        if is_transformed(boxes):
             boxes = without_derivative(NO_DERIVATIVE, torch.clone, boxes)
         options: dict[str, Any] = {"sampling": sampling, "quarter_turns": quarter_turns, "flipped": flipped, "valid": valid}
         return roi_align_reference(tokens, boxes, frame_hw=frame_hw, out_hw=out_hw, **options)
@@ -123,8 +123,8 @@ def check_rois(
             check_device(name, value, "tokens", tokens)
     frame = sides_of("frame_hw", frame_hw, "two sides above 0, (height, width) of the frame of the boxes, or one for a square", whole=False)
     bins = sides_of("out_hw", out_hw, "two whole numbers of bins, (rows, columns) of the result, or one for a square", whole=True)
-    known = sampling in ("adaptive", "area") if isinstance(sampling, str) else type(sampling) is int and sampling > 0
-    if not known:
+    is_valid = sampling in ("adaptive", "area") if isinstance(sampling, str) else type(sampling) is int and sampling > 0
+    if not is_valid:
         words = ", ".join(repr(word) for word in get_args(get_args(Sampling)[1]))
         raise ValueError(f"sampling={sampling!r}: take one of {words}, or a whole number of samples above 0")
     return frame, bins
@@ -132,14 +132,14 @@ def check_rois(
 
 def weights(boxes: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     """Call `roi_weights`, so that a derivative of the boxes is refused, never silently 0."""
-    if not transformed(boxes):
+    if not is_transformed(boxes):
         return torch.ops.wherefrom.roi_weights.default(boxes, *arguments)
     return without_derivative(NO_DERIVATIVE, torch.ops.wherefrom.roi_weights.default, boxes, *arguments)
 
 
 def contract(source: Tensor, *arguments: Any) -> Tensor:
     """Call `roi_contract` so that every derivative of its result is right."""
-    if transformed(source):
+    if is_transformed(source):
         return _ContractInEveryMode.apply(source, *arguments)
     return _contract(source, *arguments)
 

@@ -17,8 +17,8 @@ from wherefrom.kernels.dispatch import (
     check_no_tangent,
     choose_path,
     in_one_thread,
+    is_transformed,
     needs_gradient,
-    transformed,
 )
 from wherefrom.kernels.pair_targets import check_targets, pair_targets, picture_sizes
 from wherefrom.kernels.pair_targets_reference import CHANNELS, DEFAULT_UNITS, Axes, PairUnits, Position, Scale, pair_targets_reference
@@ -58,7 +58,7 @@ def roi_align_pairs(
     check_targets(boxes, pairs, units, flipped, quarter_turns, picture_hw, check_values)
     for name, value in (("mean", units.mean), ("std", units.std)):
         check_no_derivative(name, value, "and these targets give none")
-    if backend == "reference" or tokens.dtype == torch.float64 or transformed(tokens, boxes, units.mean, units.std):
+    if backend == "reference" or tokens.dtype == torch.float64 or is_transformed(tokens, boxes, units.mean, units.std):
         view: dict[str, Any] = {"quarter_turns": quarter_turns, "flipped": flipped, "backend": backend}
         pooled = roi_align(tokens, boxes, frame_hw=frame_hw, out_hw=out_hw, sampling=sampling, valid=valid, **view)
         return pooled, pair_targets(boxes, pairs, units=units, picture_hw=picture_hw, **view)

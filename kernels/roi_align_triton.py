@@ -50,8 +50,8 @@ def axis_weights(
         end = tl.clamp(end, -0.5, SIZE - 0.5)[:, None]
         start = tl.clamp(start, -0.5, SIZE - 0.5)[:, None]
         overlap = tl.maximum(tl.minimum(end, token + 0.5) - tl.maximum(start, token - 0.5), 0.0)
-        held = finite & (end > start)
-        weight = tl.where(held, tl.div_rn(overlap, tl.where(held, end - start, 1.0)), 0.0)
+        inside = finite & (end > start)
+        weight = tl.where(inside, tl.div_rn(overlap, tl.where(inside, end - start, 1.0)), 0.0)
     else:
         start = start[:, None]
         count = tl.zeros_like(width) + READERS
@@ -65,10 +65,10 @@ def axis_weights(
         weight = tl.zeros_like(sample)
         for _ in range(READERS):
             position = start + tl.div_rn((sample + 0.5) * width, tl.maximum(count, 1.0))
-            held = (position >= -1.0) & (position <= SIZE) & (sample < count)
+            inside = (position >= -1.0) & (position <= SIZE) & (sample < count)
             # the outermost tokens reach a whole token further out
             distance = tl.abs(tl.minimum(tl.maximum(position, 0.0), SIZE - 1.0) - token)
-            weight += tl.where(held, tl.maximum(1.0 - distance, 0.0), 0.0)
+            weight += tl.where(inside, tl.maximum(1.0 - distance, 0.0), 0.0)
             sample += 1.0
         weight = tl.div_rn(weight, tl.maximum(count, 1.0))
     return tl.where(((bin >= 0) & (bin < bins))[:, None], weight, 0.0)
@@ -94,7 +94,7 @@ def weights_kernel(
     leftwards = (turns == 1) | (turns == 2)
     if FLIPPED:
         leftwards = leftwards ^ (tl.load(flipped_ptr + box) != 0)
-    kept = tl.load(valid_ptr + box) != 0 if VALID else True
+    is_valid = tl.load(valid_ptr + box) != 0 if VALID else True
 
     x0 = tl.load(boxes_ptr + box * 4) * scale_x - 0.5
     y0 = tl.load(boxes_ptr + box * 4 + 1) * scale_y - 0.5
@@ -104,12 +104,12 @@ def weights_kernel(
         bin = first + tl.arange(0, BLOCK_BINS)
         weight = axis_weights(y0, y1, first, tl.where(odd, OUT_W, OUT_H), turns >= 2, token, H, ADAPTIVE, AREA, READERS, BLOCK_BINS)
         at = (box * BINS_Y + bin)[:, None] * H + token[None, :]
-        tl.store(rows_ptr + at, tl.where(kept, weight, 0.0), mask=(bin < BINS_Y)[:, None] & (token < H)[None, :])
+        tl.store(rows_ptr + at, tl.where(is_valid, weight, 0.0), mask=(bin < BINS_Y)[:, None] & (token < H)[None, :])
     for first in range(0, BINS_X, BLOCK_BINS):
         bin = first + tl.arange(0, BLOCK_BINS)
         weight = axis_weights(x0, x1, first, tl.where(odd, OUT_H, OUT_W), leftwards, token, W, ADAPTIVE, AREA, READERS, BLOCK_BINS)
         at = (box * BINS_X + bin)[:, None] * W + token[None, :]
-        tl.store(columns_ptr + at, tl.where(kept, weight, 0.0), mask=(bin < BINS_X)[:, None] & (token < W)[None, :])
+        tl.store(columns_ptr + at, tl.where(is_valid, weight, 0.0), mask=(bin < BINS_X)[:, None] & (token < W)[None, :])
 
 
 @triton.jit
@@ -472,7 +472,7 @@ def launches() -> list[Launch]:
     sizes = {"H": 14, "W": 14, "OUT_H": 7, "OUT_W": 7, "BINS_Y": 7, "BINS_X": 7}
     large = {"H": 32, "W": 32, "OUT_H": 1, "OUT_W": 1, "BINS_Y": 1, "BINS_X": 1}
     tables = {"rows_ptr": "*fp32", "columns_ptr": "*fp32", "boxes_ptr": "*fp32", "turns_ptr": "*i64", "flipped_ptr": "*i1"}
-    listed = []
+    entries = []
     for dtype, word in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")):
         types = {"result_ptr": f"*{word}", "source_ptr": f"*{word}", "rows_ptr": "*fp32", "columns_ptr": "*fp32", "turns_ptr": "*i64"}
         types |= dict.fromkeys(("R", "D", "stride_b", "stride_y", "stride_x"), "i32")
@@ -494,7 +494,7 @@ def launches() -> list[Launch]:
                 constants |= {"POSITION": "reference", "SCALE": "log_area", "PAIRS": PAIRS}
             else:
                 constants |= {"TRANSPOSED": transposed}
-            listed.append(
+            entries.append(
                 Launch(
                     name=f"{name}, {word}",
                     kernel=kernel,
@@ -510,7 +510,7 @@ def launches() -> list[Launch]:
     for sampling in ("adaptive", "area"):
         constants = sizes | BLOCK_TABLE | dict.fromkeys(("TURNED", "FLIPPED", "VALID"), True)
         constants |= {"ADAPTIVE": sampling == "adaptive", "AREA": sampling == "area", "READERS": READERS}
-        listed.append(
+        entries.append(
             Launch(
                 name=f"roi_align tables, {sampling}",
                 kernel=weights_kernel,
@@ -521,4 +521,4 @@ def launches() -> list[Launch]:
                 options={"enable_fp_fusion": False},
             )
         )
-    return listed
+    return entries

@@ -165,7 +165,7 @@ def test_how_the_work_is_cut_changes_nothing_but_rounding(monkeypatch: pytest.Mo
     whole = results(arguments, "triton")
     for samples, warps in ((2, 1), (64, 10**6)):
         monkeypatch.setattr(kernels, "SAMPLES_AT_ONCE", samples)
-        monkeypatch.setattr(kernels, "WARPS_WANTED", warps)
+        monkeypatch.setattr(kernels, "BACKWARD_WARPS", warps)
         cut = results(arguments, "triton")
         for name in whole:
             torch.testing.assert_close(cut[name], whole[name], rtol=1e-5, atol=1e-6)
