@@ -57,7 +57,7 @@ def check_backend(backend: str) -> None:
 
 
 def choose_path(backend: str, tensor: Tensor) -> Literal["triton", "torch"]:
-    """Return which path serves a call on the device of `tensor`.
+    """Return which path serves a call on the device of `tensor`, of any shape.
 
     Raises: ValueError if backend="triton" cannot serve there.
     """
@@ -99,7 +99,7 @@ def _warn_once(words: str) -> None:
 
 @contextlib.contextmanager
 def in_one_thread(tensor: Tensor, numbers: int) -> Iterator[None]:
-    """Keep a small problem, of so many numbers on the device of `tensor`, in the calling thread, whatever others do.
+    """Keep a small problem, of so many numbers on the device of `tensor`, of any shape, in the calling thread, whatever others do.
 
     Waking OpenMP's other threads costs more than they would spare, and where another process holds their core each of PyTorch's small
     parallel regions waits for a slice of time: 30 ms in the place of 1. Both numbers set here belong to the calling thread.
@@ -132,7 +132,7 @@ def _mkl_limit() -> Callable[[int], int]:
 
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str], mend: str = "") -> None:
-    """Raise ValueError unless a tensor has the expected shape; a str stands for any length and is shown as the axis's letter."""
+    """Raise ValueError unless a tensor of any shape has the expected one; a str is an axis of any length, shown as its letter."""
     shape = tuple(tensor.shape)
     if len(shape) != len(expected) or any(isinstance(want, int) and want != have for have, want in zip(shape, expected, strict=True)):
         letters = ", ".join(str(want) for want in expected) + ("," if len(expected) == 1 else "")
@@ -140,14 +140,14 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str], mend: 
 
 
 def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
-    """Raise ValueError unless a tensor has one of the dtypes."""
+    """Raise ValueError unless a tensor, of any shape, has one of the dtypes."""
     if tensor.dtype not in allowed:
         words = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         raise ValueError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected {words}")
 
 
 def check_device(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
-    """Raise ValueError unless two tensors lie on one device."""
+    """Raise ValueError unless two tensors, of any shape, lie on one device."""
     if tensor.device != other.device:
         raise ValueError(f"{name} is on {tensor.device}, {like} on {other.device}; move one of them")
 
@@ -176,12 +176,14 @@ def contiguous_or(value: Tensor | None, unread: Tensor) -> Tensor:
 
 
 def needs_gradient(*values: Tensor | None) -> bool:
-    """Say whether reverse mode follows what is made of any of these tensors."""
+    """Say whether reverse mode follows what is made of any of these tensors, of any shape."""
     return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
 
 
 def is_transformed(*values: Tensor | None) -> bool:
-    """Say whether forward mode or a transform of torch.func is at work: neither sees into an operator that is not called by a Function.
+    """Say whether forward mode or a transform of torch.func is at work on tensors, of any shape.
+
+    Neither sees into an operator that is not called by a Function.
 
     Raises: RuntimeError inside torch.compile if it traces a transform, as what it makes of our Functions then may have no derivative.
             Without fullgraph=True it then leaves the call to eager PyTorch, where all is right.
@@ -204,7 +206,7 @@ transforms_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_no_tangent(*values: Tensor | None) -> None:
-    """Raise RuntimeError if an operator was called past its Function in forward mode, as where torch.compile gives up half way."""
+    """Raise RuntimeError if an operator was called past its Function in forward mode, as where torch.compile gives up; any shapes."""
     if not torch._C._is_fwd_grad_enabled():  # as inside of a Function
         return
     try:
@@ -216,12 +218,13 @@ def check_no_tangent(*values: Tensor | None) -> None:
 
 
 def check_no_derivative(name: str, value: Tensor | None, words: str) -> None:
-    """Raise ValueError if a derivative of a tensor is asked for; where torch.func hides that, `without_derivative` finds out."""
+    """Raise ValueError if a tensor, of any shape, is to have a derivative; where torch.func hides that, `without_derivative` finds out."""
     if value is not None and (value.requires_grad or _has_tangent(value)):
         raise ValueError(f"{name} requires a gradient, {words}; pass {name}.detach()")
 
 
 def _has_tangent(value: Tensor) -> bool:
+    """Say whether a tensor, of any shape, is followed in forward mode, as far as can be seen here."""
     return not (torch.compiler.is_compiling() or transforms_active()) and unpack_dual(value).tangent is not None
 
 

@@ -135,7 +135,7 @@ def pair_loss(
 
 
 def _by_definition(options: dict[str, Any], boxes: Tensor, *learned: Tensor | None) -> PairLoss:
-    """Call the definition; shapes as `pair_loss`."""
+    """Call the definition on boxes and what is learned; shapes as `pair_loss`."""
     a, b, weight, output_bias, hidden_bias = learned
     assert a is not None and b is not None and weight is not None and output_bias is not None
     return pair_loss_reference(a, b, boxes, weight=weight, output_bias=output_bias, hidden_bias=hidden_bias, **options)
@@ -155,7 +155,7 @@ def _store_activations(
 
 
 class _InOneThread(torch.autograd.Function):
-    """A small problem whose graph is kept apart, so that its gradients stay in one thread as its loss did."""
+    """A small problem whose graph is kept apart, so that its gradients stay in one thread as its loss did; shapes as `pair_loss`."""
 
     @staticmethod
     def forward(ctx: Any, call: Callable[..., PairLoss], activations: int, *learned: Tensor | None) -> tuple[Tensor, ...]:
@@ -183,7 +183,7 @@ class _InOneThread(torch.autograd.Function):
 
 
 def _anchor(learned: list[Tensor]) -> Tensor:
-    """Return empty sums: what a second derivative needs to find the inputs by, without keeping them in memory."""
+    """Return empty sums, (inputs, *): what a second derivative needs to find the inputs by, without keeping them in memory."""
     return torch.stack([value[:0].sum(dtype=torch.float32) for value in learned])
 
 
@@ -199,7 +199,10 @@ def _check_words(pairs: str | Tensor, activation: str, loss: str, beta: float) -
 
 
 def _check_tensors(tensors: dict[str, Tensor], channels: int, loss: str, *, float64: bool) -> None:
-    """Raise ValueError unless shapes, as `pair_loss` says them, dtypes and devices fit, and only what is learned requires a gradient."""
+    """Raise ValueError unless shapes, dtypes and devices fit, and only what is learned requires a gradient.
+
+    Shapes: as `pair_loss`.
+    """
     check_shape("a", tensors["a"], ("B", "N", "H"))
     batch, boxes, hidden = tensors["a"].shape
     outputs = 2 * channels if loss == "gaussian_nll" else channels
@@ -220,7 +223,7 @@ def _check_tensors(tensors: dict[str, Tensor], channels: int, loss: str, *, floa
 
 
 def _check_boxes(boxes: Tensor, valid: Tensor | None, *, wait: bool) -> None:
-    """Raise ValueError if a valid box is empty or not finite; a GPU's values are read, and waited for, only if told to."""
+    """Raise ValueError if one of boxes (B, N, 4), where valid (B, N), is empty or not finite; a GPU's are read only if `wait`."""
     if torch.compiler.is_compiling() or transforms_active() or not (wait or boxes.device.type == "cpu"):
         return
     wrong = ~((boxes[..., 2:] > boxes[..., :2]) & (boxes[..., 2:] - boxes[..., :2] < math.inf)).all(-1)
@@ -282,7 +285,7 @@ def _pair_loss_op(
 
 
 def _means(problem: PairLossProblem, sums: PairLossSums) -> tuple[Tensor, ...]:
-    """Divide sums by the pairs that they are over; the largest, gradients, in place."""
+    """Divide sums by the pairs that they are over -> as `_pair_loss_op`; the largest, gradients, in place; shapes as there."""
     counted = sums.counted.clamp(min=1)
     total = sums.counted.sum().clamp(min=1)
     of_channel, squared, target, target_squared = (
@@ -307,6 +310,7 @@ def _pair_loss_fake(
     std: Tensor | None, channel_weights: Tensor | None, pairs: str, position: Position, scale: Scale, axes: Axes, activation: str,
     loss: str, beta: float, per_sample: bool, grads: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    """Return empty tensors of the shapes that `_pair_loss_op` returns; shapes as there."""
     batch, channels = a.shape[0], len(CHANNELS[scale])
     groups = (batch if per_sample else 1) if grads else 0
     shapes = [(batch,) if per_sample else (), (channels,), (channels,), (channels,)]
@@ -320,7 +324,7 @@ LIBRARY.impl("pair_loss", _pair_loss_op, "CUDA")
 
 
 class _PairLoss(torch.autograd.Function):
-    """The operator with its gradient: what it computed beside the loss, times what comes from above."""
+    """The operator with its gradient: what it computed beside the loss, times what comes from above; shapes as `_pair_loss_op`."""
 
     @staticmethod
     def forward(anchor: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
@@ -346,7 +350,7 @@ class _PairLoss(torch.autograd.Function):
 
 
 class _PairLossInEveryMode(_PairLoss):
-    """The same with forward mode and vmap; apart, for torch.compile takes no Function that has them."""
+    """The same with forward mode and vmap; apart, for torch.compile takes no Function that has them. Shapes as `_pair_loss_op`."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -372,6 +376,7 @@ class _PairLossInEveryMode(_PairLoss):
 
 
 def _in_every_mode(*arguments: Any) -> tuple[Tensor, ...]:
+    """Call the operator with all its derivatives; shapes as `_pair_loss_op`."""
     return _PairLossInEveryMode.apply(_anchor([value for value in arguments[:5] if value is not None]), *arguments)
 
 
@@ -403,7 +408,7 @@ def _slope(
 
 
 class _HasNoDerivative(torch.autograd.Function):
-    """A step that has no derivative: saying so is what keeps that from being silently 0."""
+    """A step, on tensors of any shape, that has no derivative: saying so is what keeps that from being silently 0."""
 
     generate_vmap_rule = True
 

@@ -143,7 +143,7 @@ def _targets(problem: PairLossProblem, block: Tile, chosen: Tensor, sums: PairLo
     """Return targets (B, P, C) and which pairs count (B, P), None for all, of a block's samples and pairs; add them to the sums."""
     samples = block[0]
 
-    def own(value: Tensor | None) -> Tensor | None:
+    def own(value: Tensor | None) -> Tensor | None:  # (B, ...) -> (b, ...)
         return None if value is None else value[samples]
 
     targets = pair_targets_reference(
@@ -222,7 +222,7 @@ def _add_tile(
 
 
 def _activate(activation: str, inputs: Tensor, out: Tensor) -> None:
-    """Write act(inputs) into `out`."""
+    """Write act(inputs) into `out`, of the same shape, (pairs, H)."""
     if activation == "relu":
         torch.clamp_min(inputs, 0, out=out)
     else:
@@ -230,7 +230,7 @@ def _activate(activation: str, inputs: Tensor, out: Tensor) -> None:
 
 
 def _through_activation(activation: str, inputs: Tensor, gradient: Tensor) -> None:
-    """Multiply a gradient by act'(inputs), in place."""
+    """Multiply a gradient by act'(inputs), in place; both (pairs, H)."""
     if activation == "relu":
         torch.ops.aten.threshold_backward.grad_input(gradient, inputs, 0, grad_input=gradient)
     else:

@@ -33,7 +33,7 @@ SQRT_2_PI = tl.constexpr(math.sqrt(2 / math.pi))
 
 @triton.jit
 def exp2(x):
-    """2^x to 2 units in the last place, as the hardware has it."""
+    """2^x, of any shape, to 2 units in the last place, as the hardware has it."""
     if PTX:
         return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
@@ -42,7 +42,7 @@ def exp2(x):
 
 @triton.jit
 def reciprocal(x):
-    """1 / x to 1 unit in the last place, as the hardware has it."""
+    """1 / x, of any shape, to 1 unit in the last place, as the hardware has it."""
     if PTX:
         return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
@@ -51,7 +51,7 @@ def reciprocal(x):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """Return act(x) and act'(x); what is not used costs nothing.
+    """Return act(x) and act'(x), x of any shape; what is not used costs nothing.
 
     gelu: x Phi(x), with Phi(-|x|) = exp(-x^2 / 2) P(t), t = 1 / (1 + q |x|), P of degree 5, |error| < 1.1e-8 before rounding; act' needs
           that exponential anyway. The form is Abramowitz and Stegun's 7.1.26; q and P are a minimax fit of ours, with a constant term,
@@ -82,13 +82,13 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def wide(number):
-    """Return int64 of a number that may be a constant: products with it do not overflow."""
+    """Return int64 of a number, of any shape, that may be a constant: products with it do not overflow."""
     return tl.zeros((), tl.int64) + number
 
 
 @triton.jit
 def zeros_each(COUNT: tl.constexpr, SIZE: tl.constexpr):
-    """Return COUNT vectors of zeros, as a tuple: each stays in registers."""
+    """Return COUNT vectors of zeros, (SIZE,) each, as a tuple: each stays in registers."""
     each = ()
     for _ in tl.static_range(COUNT):
         each += (tl.zeros((SIZE,), tl.float32),)
@@ -97,7 +97,7 @@ def zeros_each(COUNT: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def load_each(base_ptr, step, index, mask, COUNT: tl.constexpr):
-    """Return the tuple of COUNT loads at base + c * step + index, 0 where masked."""
+    """Return the tuple of COUNT loads at base + c * step + index, each of the shape of index, (units,) or (rows,); 0 where masked."""
     each = ()
     for c in tl.static_range(COUNT):
         each += (tl.load(base_ptr + c * step + index, mask=mask, other=0.0),)
@@ -124,7 +124,7 @@ def add_four_units(output, inputs, weight_ptr, H, ACTIVATION: tl.constexpr, K: t
 
 @triton.jit
 def loss_and_slope(residual, log_variance, beta, LOSS: tl.constexpr):
-    """Return the loss of a residual, its slope by the output, and by the log-variance."""
+    """Return the loss of a residual, its slope by the output, and by the log-variance; all of one shape, (PAIRS,)."""
     if LOSS == "gaussian_nll":
         precision = tl.exp(-log_variance)
         slope = residual * precision
@@ -376,7 +376,7 @@ def pair_loss_triton(problem: PairLossProblem) -> PairLossSums:
 
 
 def _forward(problem: PairLossProblem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, sums: PairLossSums) -> None:
-    """Fill the slopes of some samples, and add up everything that has no hidden axis."""
+    """Fill slopes (b, K, P) from a and b (b, N, H) of some samples, and add up everything that has no hidden axis."""
     a, b = _fours(a), _fours(b)
     weight = _padded(problem.weight).contiguous()
     samples, _, boxes, _ = a.shape
@@ -386,7 +386,7 @@ def _forward(problem: PairLossProblem, part: slice, slopes: Tensor, a: Tensor, b
     programs = triton.cdiv(pairs, block)
     parts = a.new_empty(samples, programs, 1 + 4 * channels + outputs)
 
-    def one_each(value: Tensor | None, otherwise: float) -> Tensor:
+    def one_each(value: Tensor | None, otherwise: float) -> Tensor:  # (C,)
         return a.new_full((channels,), otherwise) if value is None else value.to(a).contiguous()
 
     picture = a.new_ones(samples, 2) if problem.picture_hw is None else problem.picture_hw[part].to(a).contiguous()
@@ -430,7 +430,7 @@ def _forward(problem: PairLossProblem, part: slice, slopes: Tensor, a: Tensor, b
 
 
 def _padded(value: Tensor) -> Tensor:
-    """Add hidden units that are 0, and stay so through every activation, up to a multiple of 16."""
+    """Add hidden units that are 0, and stay so through every activation: (..., H) -> (..., H up to a multiple of 16)."""
     return F.pad(value, (0, -value.shape[-1] % 16))
 
 
@@ -470,7 +470,7 @@ def rows_at_once(outputs: int) -> int:
 
 
 def _backward(problem: PairLossProblem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, sums: PairLossSums) -> None:
-    """Compute the gradients of some samples from their slopes, for all pairs."""
+    """Compute the gradients of some samples of a and b (b, N, H) from their slopes (b, K, N * N), for all pairs."""
     samples, boxes, hidden = a.shape
     rows = rows_at_once(len(problem.weight))
     blocks = triton.cdiv(hidden, UNITS)
@@ -523,7 +523,7 @@ def _list_backward(
     lists: tuple[tuple[Tensor, Tensor, Tensor], ...],
     sums: PairLossSums,
 ) -> None:
-    """Compute the gradients of some samples from their slopes, for pairs of a list: by reference, then by target."""
+    """Compute the gradients of some samples of a and b (b, N, H) from slopes (b, K, P), for a list: by reference, then by target."""
     samples, boxes, hidden = a.shape
     blocks = triton.cdiv(hidden, UNITS)
     segments = _segments(samples, blocks, boxes)

@@ -125,6 +125,7 @@ def _pair_targets_fake(
     axes: str,
     backend: str,
 ) -> Tensor:
+    """Return an empty tensor (B, P, C) for boxes (B, N, 4) and pairs (P, 2) or None."""
     count = boxes.shape[1] ** 2 if pairs is None else pairs.shape[0]
     return boxes.new_empty(boxes.shape[0], count, len(CHANNELS[scale]), dtype=torch.float32)  # (B, P, C)
 

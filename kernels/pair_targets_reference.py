@@ -79,10 +79,10 @@ def pair_targets_reference(
     Raises: nothing; arguments are trusted.
     """
 
-    def reference(value: Tensor, axis: int) -> Tensor:
+    def reference(value: Tensor, axis: int) -> Tensor:  # (..., N, *) -> (..., P, *) or (..., N, 1, *)
         return value.unsqueeze(axis) if pairs is None else value.index_select(axis, pairs[:, 0])
 
-    def target(value: Tensor, axis: int) -> Tensor:
+    def target(value: Tensor, axis: int) -> Tensor:  # (..., N, *) -> (..., P, *) or (..., 1, N, *)
         return value.unsqueeze(axis - 1) if pairs is None else value.index_select(axis, pairs[:, 1])
 
     size = boxes[..., 2:] - boxes[..., :2]

@@ -160,7 +160,10 @@ def pair_targets_kernel(
     STD: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
-    """One program: PAIRS pairs of one sample; grid (ceil(P / PAIRS) * B,), pairs of a sample side by side."""
+    """One program: PAIRS pairs of one sample; grid (ceil(P / PAIRS) * B,), pairs of a sample side by side.
+
+    Shapes: as `store_pair_targets`.
+    """
     blocks = tl.cdiv(P, PAIRS)
     program = tl.program_id(0)
     store_pair_targets(

@@ -20,7 +20,7 @@ LEAST_SECOND_MOMENT = tl.constexpr(1e-6)  # px^2; below it one tap has all the w
 
 @triton.jit
 def tap_weight(distance, slope, tilt, CENTERED: tl.constexpr):
-    """Return the triangle's weight at a distance (px) from its center, not normalized; `slope` is 1 / reach."""
+    """Return the triangle's weight at a distance (px) from its center, of any shape, not normalized; `slope` is 1 / reach."""
     weight = tl.maximum(1.0 - tl.abs(distance) * slope, 0.0)
     if CENTERED:
         weight *= 1.0 - tilt * distance
@@ -33,6 +33,7 @@ def place_taps(start, stop, samples, index, CENTERED: tl.constexpr):
 
     Tap k of a sample is source pixel first + k at distance + k; its weight is gain * tap_weight(distance + k, slope, tilt). The tilt, first
     moment over second, makes the weights' first moment 0 where CENTERED.
+    Shapes: index (samples,); start, stop, the slope and the number of taps are scalars, the rest (samples,).
     Units: start and stop of the box in source pixels, float64; distances float32.
     """
     step = (stop - start) / samples
@@ -64,7 +65,7 @@ def place_taps(start, stop, samples, index, CENTERED: tl.constexpr):
 
 @triton.jit
 def box_edges(boxes_ptr, view, AXIS: tl.constexpr, length, mirrored):
-    """Return where a view's box starts and stops along x (AXIS 0) or y (1), counted from the other end where mirrored: float64."""
+    """Return where a view's box of (views, 4) starts and stops along x (AXIS 0) or y (1), from the other end where mirrored: float64."""
     start = tl.load(boxes_ptr + view.to(tl.int64) * 4 + AXIS).to(tl.float64)
     stop = tl.load(boxes_ptr + view.to(tl.int64) * 4 + AXIS + 2).to(tl.float64)
     start, stop = tl.where(mirrored == 1, length - stop, start), tl.where(mirrored == 1, length - start, stop)
@@ -74,7 +75,7 @@ def box_edges(boxes_ptr, view, AXIS: tl.constexpr, length, mirrored):
 
 @triton.jit
 def recolor(matrix_ptr, view, ROW: tl.constexpr, r, g, b):
-    """Return one channel of matrix (r, g, b, 1), clipped to 0..255."""
+    """Return one channel of matrix (r, g, b, 1), clipped to 0..255, of levels (ROWS, COLS); matrices (views, 3, 4)."""
     row_ptr = matrix_ptr + view.to(tl.int64) * 12 + 4 * ROW
     levels = tl.load(row_ptr) * r + tl.load(row_ptr + 1) * g + tl.load(row_ptr + 2) * b + tl.load(row_ptr + 3)
     return tl.minimum(tl.maximum(levels, 0.0), 255.0)
@@ -82,7 +83,7 @@ def recolor(matrix_ptr, view, ROW: tl.constexpr, r, g, b):
 
 @triton.jit
 def store_channels(at, stride_c, r, g, b, mask):
-    """Cast and store three channels; bytes are rounded to the nearest."""
+    """Cast and store three channels, (ROWS, COLS) each; bytes are rounded to the nearest."""
     if at.dtype.element_ty == tl.uint8:
         r, g, b = nearest_byte(r), nearest_byte(g), nearest_byte(b)
     tl.store(at, r.to(at.dtype.element_ty), mask=mask)
@@ -92,13 +93,13 @@ def store_channels(at, stride_c, r, g, b, mask):
 
 @triton.jit
 def nearest_byte(levels):
-    """Round float levels to 0, 1, .. 255."""
+    """Round float levels, of any shape, to 0, 1, .. 255."""
     return tl.minimum(tl.maximum(tl.floor(levels + 0.5), 0.0), 255.0)
 
 
 @triton.jit
 def solarize_and_normalize(levels, solarized, mean_ptr, std_ptr, CHANNEL: tl.constexpr, NORMALIZE: tl.constexpr):
-    """Return one channel's levels solarized and normalized."""
+    """Return one channel's levels, (ROWS, COLS), solarized and normalized by mean and std (3,)."""
     levels = tl.where(solarized, tl.minimum(levels, 255.0 - levels), levels)
     if NORMALIZE:
         scale = 1.0 / tl.load(std_ptr + CHANNEL)
@@ -110,7 +111,7 @@ def solarize_and_normalize(levels, solarized, mean_ptr, std_ptr, CHANNEL: tl.con
 def store_pixels(
     at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE: tl.constexpr, NORMALIZE: tl.constexpr
 ):  # fmt: skip
-    """Solarize, normalize, cast and store the levels of a view."""
+    """Solarize, normalize, cast and store the levels of a view, (ROWS, COLS) of each channel."""
     solarized = tl.load(solarized_ptr + view) != 0 if SOLARIZE else False
     r = solarize_and_normalize(r, solarized, mean_ptr, std_ptr, 0, NORMALIZE)
     g = solarize_and_normalize(g, solarized, mean_ptr, std_ptr, 1, NORMALIZE)

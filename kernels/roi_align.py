@@ -97,7 +97,7 @@ def check_rois(
     valid: Tensor | None,
     backend: Backend,
 ) -> tuple[tuple[float, float], tuple[int, int]]:
-    """Return frame_hw and out_hw as pairs.
+    """Return frame_hw and out_hw as pairs; shapes as `roi_align`.
 
     Raises: ValueError, naming the argument, unless a call of `roi_align` can be served; reads no tensor's values.
     """
@@ -131,28 +131,28 @@ def check_rois(
 
 
 def weights(boxes: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """Call `roi_weights`, so that a derivative of the boxes is refused, never silently 0."""
+    """Call `roi_weights` on boxes (B, R, 4), so that a derivative of them is refused, never silently 0; shapes as there."""
     if not is_transformed(boxes):
         return torch.ops.wherefrom.roi_weights.default(boxes, *arguments)
     return without_derivative(NO_DERIVATIVE, torch.ops.wherefrom.roi_weights.default, boxes, *arguments)
 
 
 def contract(source: Tensor, *arguments: Any) -> Tensor:
-    """Call `roi_contract` so that every derivative of its result is right."""
+    """Call `roi_contract` so that every derivative of its result is right; shapes as there."""
     if is_transformed(source):
         return _ContractInEveryMode.apply(source, *arguments)
     return _contract(source, *arguments)
 
 
 def _contract(source: Tensor, *arguments: Any) -> Tensor:
-    """Call `roi_contract` so that gradients are right, through a Function only for them: that costs as much as a small problem."""
+    """Call `roi_contract`, shapes as there, through a Function only for gradients: that costs as much as a small problem."""
     if needs_gradient(source):
         return _Contract.apply(source, *arguments)
     return torch.ops.wherefrom.roi_contract.default(source, *arguments)
 
 
 class _Contract(torch.autograd.Function):
-    """`roi_contract` with its gradient, which is `roi_contract` in the other direction."""
+    """`roi_contract`, shapes as there, with its gradient, which is `roi_contract` in the other direction."""
 
     @staticmethod
     def forward(
@@ -179,7 +179,10 @@ class _Contract(torch.autograd.Function):
 
 
 class _ContractInEveryMode(_Contract):
-    """The same with forward mode, in which it is its own derivative, and vmap; apart, for torch.compile takes no Function that has them."""
+    """The same with forward mode, in which it is its own derivative, and vmap; apart, for torch.compile takes no Function that has them.
+
+    Shapes: as `roi_contract`.
+    """
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -268,6 +271,7 @@ def _roi_weights_fake(
     out_hw: Sequence[int],
     *_: object,
 ) -> tuple[Tensor, Tensor]:
+    """Return empty tables, (B, R, bins, H) and (B, R, bins, W)."""
     bins = table_bins(out_hw, quarter_turns)
     return boxes.new_empty(*boxes.shape[:2], bins[0], map_hw[0]), boxes.new_empty(*boxes.shape[:2], bins[1], map_hw[1])
 
@@ -283,6 +287,7 @@ def _roi_contract_fake(
     transposed: bool,
     backend: str,
 ) -> Tensor:
+    """Return an empty result, (B, R, *out_hw, D), or transposed (B, H, W, D)."""
     middle = map_hw if transposed else (rows.shape[1], *out_hw)
     return source.new_empty(source.shape[0], *middle, source.shape[-1])
 

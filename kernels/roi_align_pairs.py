@@ -76,7 +76,7 @@ def roi_align_pairs(
 
 
 class _PoolPairs(torch.autograd.Function):
-    """The operator with the gradient of its pooled tokens, which is `roi_contract` backwards."""
+    """The operator, shapes as `_roi_align_pairs_op`, with the gradient of its pooled tokens, which is `roi_contract` backwards."""
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -143,6 +143,7 @@ LIBRARY.impl("roi_align_pairs", _roi_align_pairs_op, "CUDA")
 def _roi_align_pairs_fake(
     tokens: Tensor, rows: Tensor, columns: Tensor, boxes: Tensor, pairs: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
+    """Return empty results, (B, R, *out_hw, D) and (B, P, C)."""
     out_hw, scale = rest[6], rest[8]
     count = boxes.shape[1] ** 2 if pairs is None else pairs.shape[0]
     pooled = tokens.new_empty(*boxes.shape[:2], *out_hw, tokens.shape[-1])

@@ -25,7 +25,7 @@ DIRECT_SPAN = 4  # tokens an axis that a bin may read for both axes to be summed
 
 
 def table_bins(out_hw: Sequence[int], quarter_turns: Tensor | None) -> tuple[int, int]:
-    """Return how many bins the tables of rows and columns hold: those of out_hw either way round where boxes may be turned."""
+    """Return how many bins the tables of rows and columns hold: of out_hw either way round where boxes have turns, (B, R)."""
     return (out_hw[0], out_hw[1]) if quarter_turns is None else (max(out_hw), max(out_hw))
 
 
@@ -39,7 +39,7 @@ def weights_torch(
     out_hw: Sequence[int],
     samples: int,
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `roi_weights` returns, without waiting for a GPU; both axes at once, the shorter one padded."""
+    """Compute what `roi_weights` returns, shapes as there, without waiting for a GPU; both axes at once, the shorter one padded."""
     (B, R), bins, size = boxes.shape[:2], table_bins(out_hw, quarter_turns), max(map_hw)
     sizes, counts = (boxes.new_tensor(hw).view(2, 1, 1, 1) for hw in (map_hw, out_hw))  # leading axis: rows, columns
     scale = boxes.new_tensor([side / frame for side, frame in zip(map_hw, frame_hw, strict=True)]).view(2, 1, 1, 1)
@@ -104,7 +104,7 @@ def contract_torch(
     out_hw: Sequence[int],
     transposed: bool,
 ) -> Tensor:
-    """Compute what `roi_contract` returns, in float32, rounded at the end; on a GPU this waits for it."""
+    """Compute what `roi_contract` returns, shapes as there, in float32, rounded at the end; on a GPU this waits for it."""
     odd = None  # where a turn swaps the axes
     if quarter_turns is not None and bool((quarter_turns % 2 == 1).any()):
         odd = (quarter_turns % 2 == 1)[..., None, None, None]
@@ -150,7 +150,10 @@ Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _dense_or_sparse(dense: Product, sparse: Product, source: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Write out all products of a small problem; but what reads something that is not finite is summed sparsely."""
+    """Write out all products of a small problem; but what reads something that is not finite is summed sparsely.
+
+    Shapes: as `_pool`, or `_scatter`, whose two ways are `dense` and `sparse`.
+    """
     (B, R, n, H), (m, W) = rows.shape, columns.shape[2:]
     if source.device.type != "cpu" or not 0 < B * R * n * W * source.shape[-1] * max(H, m) <= SMALL:
         return sparse(source, rows, columns)
@@ -171,6 +174,7 @@ def _scatter_dense(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _pool_sparse(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pool by the weights that are not 0; shapes as `_pool`."""
     (B, H, W, D), (R, n), m = tokens.shape, rows.shape[1:3], columns.shape[2]
     terms = _terms(rows, columns) if D >= DIRECT_WIDTH else None
     if terms is not None:
@@ -186,6 +190,7 @@ def _pool_sparse(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _scatter_sparse(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Scatter by the weights that are not 0; shapes as `_scatter`."""
     (B, R, n, H), (m, W), D = rows.shape, columns.shape[2:], gradient.shape[-1]
     terms = _terms(rows, columns) if D >= DIRECT_WIDTH else None
     if terms is not None:

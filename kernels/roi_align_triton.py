@@ -126,7 +126,7 @@ def result_offset(sample, lines, line, D):
 
 @triton.jit
 def tf32(number):
-    """Return float32 numbers rounded to the 11 leading bits that tensor cores multiply, halves away from zero; NaN may become 0."""
+    """Return float32 of any shape rounded to the 11 leading bits that tensor cores multiply, halves away from 0; NaN may become 0."""
     return ((number.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
 
 
@@ -271,7 +271,10 @@ def contract_kernel(
     TRANSPOSED: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One program: one block of lines and channels of one picture; grid (pictures * blocks of lines * blocks of channels,)."""
+    """One program: one block of lines and channels of one picture; grid (pictures * blocks of lines * blocks of channels,).
+
+    Shapes: as `contract_program`.
+    """
     contract_program(
         result_ptr, source_ptr, rows_ptr, columns_ptr, turns_ptr, tl.program_id(0), R, D, stride_b, stride_y, stride_x, stride_d,
         H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, TRANSPOSED, WIDE, BLOCK_ROWS, BLOCK_Y, BLOCK_X, BLOCK_D,
@@ -287,7 +290,10 @@ def pool_pairs_kernel(
     SCALE: tl.constexpr, VIEW_AXES: tl.constexpr, FLIPPED: tl.constexpr, TURNED: tl.constexpr, CHOSEN: tl.constexpr, MEAN: tl.constexpr,
     STD: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """One program: what `contract_kernel`'s do, or, from pool_programs on, PAIRS pair targets of one picture's boxes."""
+    """One program: what `contract_kernel`'s do, or, from pool_programs on, PAIRS pair targets of one picture's boxes.
+
+    Shapes: as `contract_program` and `store_pair_targets`.
+    """
     program = tl.program_id(0)
     if program < pool_programs:
         contract_program(
@@ -313,7 +319,7 @@ def roi_weights_triton(
     out_hw: Sequence[int],
     samples: int,
 ) -> tuple[Tensor, Tensor]:
-    """Launch `roi_weights` for checked arguments."""
+    """Launch `roi_weights` for checked arguments; shapes as there."""
     (H, W), (B, R) = map_hw, boxes.shape[:2]
     bins = table_bins(out_hw, quarter_turns)
     rows, columns = boxes.new_empty(B, R, bins[0], H), boxes.new_empty(B, R, bins[1], W)
@@ -356,7 +362,7 @@ def roi_contract_triton(
     out_hw: Sequence[int],
     transposed: bool,
 ) -> Tensor:
-    """Launch `roi_contract` for checked arguments."""
+    """Launch `roi_contract` for checked arguments; shapes as there."""
     B, R, D = *rows.shape[:2], source.shape[-1]
     result = source.new_empty(B, *(map_hw if transposed else (R, *out_hw)), D)
     source = source.contiguous() if transposed else source
@@ -422,7 +428,7 @@ def _programs(pictures: int, lines: int, D: int, block_d: int) -> int:
 def _contract_arguments(
     source: Tensor, rows: Tensor, columns: Tensor, map_hw: Sequence[int], out_hw: Sequence[int], transposed: bool
 ) -> dict[str, Any]:
-    """Return what `contract_program` takes by name, but its result, its turns and its direction."""
+    """Return what `contract_program` takes by name, but its result, its turns and its direction; shapes as `roi_contract`."""
     strides = source.stride()
     wide = source.dtype == torch.float32 or (source.dtype == torch.bfloat16 and interpreted())  # which multiplies bfloat16's bits
     return {
