@@ -80,8 +80,14 @@ def pair_loss_reference(
         quarter_turns=quarter_turns,
         picture_hw=picture_hw,
     )
+    counts = counted_pairs(boxes, chosen, pairs, valid)
+    return _means(output, targets, counts, loss, beta, channel_weights, per_sample)
 
-    counts = counted_pairs(boxes, chosen, pairs, valid)  # (B, P)
+
+def _means(
+    output: Tensor, targets: Tensor, counts: Tensor, loss: str, beta: float, channel_weights: Tensor | None, per_sample: bool
+) -> PairLoss:
+    """Return means over the pairs that count: output (B, P, C or 2 C), targets (B, P, C), counts (B, P) bool, channel_weights (C,)."""
     counted, weighed = counts.sum(1), counts.unsqueeze(-1)
     total = counted.sum().clamp(min=1)
     channels = targets.shape[-1]

@@ -70,18 +70,24 @@ def render_views_reference(
         down = resize_weights(upright.shape[1], y0, y1, height, filter=filter)
         across = resize_weights(upright.shape[2], x0, x1, width, filter=filter)
         view = reorient(down.to(upright) @ upright @ across.to(upright).T, bool(flipped[v]), int(quarter_turns[v]))
-        if matrix is not None:
-            linear, offset = matrix[v].to(view)[:, :3], matrix[v].to(view)[:, 3]
-            view = (torch.einsum("rc,chw->rhw", linear, view) + offset[:, None, None]).clamp(0, 255)
-        if blur_sigma_px is not None and blur_sigma_px[v] > 0:
-            sigma = float(blur_sigma_px[v])
-            view = blur_weights(view.shape[1], sigma).to(view) @ view @ blur_weights(view.shape[2], sigma).to(view).T
-        if solarized is not None and solarized[v]:
-            view = torch.minimum(view, 255 - view)
+        view = change_levels(view, *(None if each is None else each[v] for each in (matrix, blur_sigma_px, solarized)))
         if mean is not None and std is not None:
             view = (view / 255 - mean.to(view)[:, None, None]) / std.to(view)[:, None, None]
         views.append(view)
     return torch.stack(views) if views else upright.new_empty(0, 3, *size_px)
+
+
+def change_levels(view: Tensor, matrix: Tensor | None, blur_sigma_px: Tensor | None, solarized: Tensor | None) -> Tensor:
+    """Color, blur and solarize the levels of one view (3, h, w): matrix (3, 4), the others ()."""
+    if matrix is not None:
+        linear, offset = matrix.to(view)[:, :3], matrix.to(view)[:, 3]
+        view = (torch.einsum("rc,chw->rhw", linear, view) + offset[:, None, None]).clamp(0, 255)
+    if blur_sigma_px is not None and blur_sigma_px > 0:
+        sigma = float(blur_sigma_px)
+        view = blur_weights(view.shape[1], sigma).to(view) @ view @ blur_weights(view.shape[2], sigma).to(view).T
+    if solarized is not None and solarized:
+        view = torch.minimum(view, 255 - view)
+    return view
 
 
 def reorient(picture: Tensor, mirrored: bool, quarter_turns: int) -> Tensor:

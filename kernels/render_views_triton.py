@@ -348,11 +348,7 @@ def render_views_triton(
     }
     slots = views_of_slots = blurring = out  # unread
     if blur_sigma_px is not None:
-        views_of_slots = slots = torch.arange(views, dtype=torch.int32, device=out.device)
-        if blurred is not None:
-            views_of_slots = blurred.to(out.device, torch.int32, non_blocking=True)
-            slots = torch.full_like(slots, -1)
-            slots[views_of_slots] = torch.arange(len(blurred), dtype=torch.int32, device=out.device)
+        slots, views_of_slots = _blur_slots(views, blurred, out.device)
         blurring = torch.empty(2, len(views_of_slots), 3, height, width, device=out.device)
     tiles = max(triton.cdiv(height, rows) * triton.cdiv(width, cols), triton.cdiv(width, rows) * triton.cdiv(height, cols))
     with torch.cuda.device_of(out):
@@ -381,6 +377,17 @@ def render_views_triton(
             blur_views_kernel[(len(views_of_slots) * tiles,)](
                 target, source, views_of_slots, blur_sigma_px.contiguous(), **arguments, TILES=tiles, DOWN=down
             )
+
+
+def _blur_slots(views: int, blurred: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the slot of each view (views,), -1 without one, and the view of each slot (slots,): of those `blurred` (slots,), or of all."""
+    every = torch.arange(views, dtype=torch.int32, device=device)
+    if blurred is None:
+        return every, every
+    views_of_slots = blurred.to(device, torch.int32, non_blocking=True)
+    slots = torch.full_like(every, -1)
+    slots[views_of_slots] = torch.arange(len(blurred), dtype=torch.int32, device=device)
+    return slots, views_of_slots
 
 
 def _tile(size_px: tuple[int, int]) -> tuple[int, int]:

@@ -473,58 +473,62 @@ def _options() -> dict[str, Any]:
     return {"enable_fp_fusion": True} | ({} if torch.version.hip else {"maxnreg": REGISTERS})
 
 
+UPRIGHT_SIZES = {"H": 32, "W": 32, "OUT_H": 1, "OUT_W": 1, "BINS_Y": 1, "BINS_X": 1}  # a large map, one bin
+TURNED_SIZES = {"H": 14, "W": 14, "OUT_H": 7, "OUT_W": 7, "BINS_Y": 7, "BINS_X": 7}
+
+
 def launches() -> list[Launch]:
     """Return launches as they are really made: both directions, fused, and both tables; every dtype, small and large maps."""
-    sizes = {"H": 14, "W": 14, "OUT_H": 7, "OUT_W": 7, "BINS_Y": 7, "BINS_X": 7}
-    large = {"H": 32, "W": 32, "OUT_H": 1, "OUT_W": 1, "BINS_Y": 1, "BINS_X": 1}
+    large = ", large map, one bin, upright"
+    return [
+        *(_contract_launch(dtype, "roi_align forward", False, TURNED_SIZES) for dtype in BLOCK_D),
+        *(_contract_launch(dtype, "roi_align backward", True, TURNED_SIZES) for dtype in BLOCK_D),
+        *(_contract_launch(dtype, "roi_align_pairs", False, TURNED_SIZES, pairs=True) for dtype in BLOCK_D),
+        # float16 as bfloat16
+        *(_contract_launch(dtype, f"roi_align forward{large}", False, UPRIGHT_SIZES) for dtype in (torch.float32, torch.bfloat16)),
+        *(_contract_launch(dtype, f"roi_align backward{large}", True, UPRIGHT_SIZES) for dtype in (torch.float32, torch.bfloat16)),
+        *(_table_launch(sampling) for sampling in ("adaptive", "area")),
+    ]
+
+
+def _contract_launch(dtype: torch.dtype, name: str, transposed: bool, sizes: dict[str, int], *, pairs: bool = False) -> Launch:
+    """Return a launch of `contract_kernel`, or of `pool_pairs_kernel`."""
+    word = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    types = {"result_ptr": f"*{word}", "source_ptr": f"*{word}", "rows_ptr": "*fp32", "columns_ptr": "*fp32", "turns_ptr": "*i64"}
+    types |= dict.fromkeys(("R", "D", "stride_b", "stride_y", "stride_x"), "i32")
+    aligned = tuple(name for name in types if name != "R")
+    constants: dict[str, Any] = sizes | _blocks(dtype, 768, sizes["BINS_X"] if transposed else sizes["W"])
+    constants |= {"stride_d": 1, "WIDE": dtype == torch.float32, "TURNED": sizes is TURNED_SIZES}
+    if pairs:
+        types |= {"targets_ptr": "*fp32", "boxes_ptr": "*fp32", "pairs_ptr": "*i64", "flipped_ptr": "*i1", "picture_ptr": "*fp32"}
+        types |= {"mean_ptr": "*fp32", "std_ptr": "*fp32", "pool_programs": "i32", "P": "i32"}
+        constants |= dict.fromkeys(("VIEW_AXES", "FLIPPED", "CHOSEN", "MEAN", "STD"), True)
+        constants |= {"POSITION": "reference", "SCALE": "log_area", "PAIRS": PAIRS}
+    else:
+        constants |= {"TRANSPOSED": transposed}
+    return Launch(
+        name=f"{name}, {word}",
+        kernel=pool_pairs_kernel if pairs else contract_kernel,
+        types=types,
+        constants=constants,
+        aligned=aligned,
+        warps=WARPS,
+        stages=_stages(dtype, transposed),
+        per_step=BLOCK_ROWS * BLOCK_SUM[dtype],
+        options=_options(),
+    )
+
+
+def _table_launch(sampling: str) -> Launch:
+    """Return a launch of `weights_kernel`."""
     tables = {"rows_ptr": "*fp32", "columns_ptr": "*fp32", "boxes_ptr": "*fp32", "turns_ptr": "*i64", "flipped_ptr": "*i1"}
-    entries = []
-    for dtype, word in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")):
-        types = {"result_ptr": f"*{word}", "source_ptr": f"*{word}", "rows_ptr": "*fp32", "columns_ptr": "*fp32", "turns_ptr": "*i64"}
-        types |= dict.fromkeys(("R", "D", "stride_b", "stride_y", "stride_x"), "i32")
-        more = {"targets_ptr": "*fp32", "boxes_ptr": "*fp32", "pairs_ptr": "*i64", "flipped_ptr": "*i1", "picture_ptr": "*fp32"}
-        more |= {"mean_ptr": "*fp32", "std_ptr": "*fp32", "pool_programs": "i32", "P": "i32"}
-        for name, kernel, transposed, shape in (
-            ("roi_align forward", contract_kernel, False, sizes),
-            ("roi_align backward", contract_kernel, True, sizes),
-            ("roi_align_pairs", pool_pairs_kernel, False, sizes),
-            ("roi_align forward, large map, one bin, upright", contract_kernel, False, large),
-            ("roi_align backward, large map, one bin, upright", contract_kernel, True, large),
-        ):
-            if shape is large and dtype == torch.float16:
-                continue  # as bfloat16
-            constants: dict[str, Any] = shape | _blocks(dtype, 768, shape["BINS_X"] if transposed else shape["W"])
-            constants |= {"stride_d": 1, "WIDE": dtype == torch.float32, "TURNED": shape is sizes}
-            if kernel is pool_pairs_kernel:
-                constants |= dict.fromkeys(("VIEW_AXES", "FLIPPED", "CHOSEN", "MEAN", "STD"), True)
-                constants |= {"POSITION": "reference", "SCALE": "log_area", "PAIRS": PAIRS}
-            else:
-                constants |= {"TRANSPOSED": transposed}
-            entries.append(
-                Launch(
-                    name=f"{name}, {word}",
-                    kernel=kernel,
-                    types=types | more if kernel is pool_pairs_kernel else types,
-                    constants=constants,
-                    aligned=tuple(name for name in types if name != "R"),
-                    warps=WARPS,
-                    stages=_stages(dtype, transposed),
-                    per_step=BLOCK_ROWS * BLOCK_SUM[dtype],
-                    options=_options(),
-                )
-            )
-    for sampling in ("adaptive", "area"):
-        constants = sizes | BLOCK_TABLE | dict.fromkeys(("TURNED", "FLIPPED", "VALID"), True)
-        constants |= {"ADAPTIVE": sampling == "adaptive", "AREA": sampling == "area", "READERS": READERS}
-        entries.append(
-            Launch(
-                name=f"roi_align tables, {sampling}",
-                kernel=weights_kernel,
-                types=tables | {"valid_ptr": "*i1", "scale_y": "fp32", "scale_x": "fp32"},
-                constants=constants,
-                aligned=tuple(tables),
-                warps=1,
-                options={"enable_fp_fusion": False},
-            )
-        )
-    return entries
+    constants = TURNED_SIZES | BLOCK_TABLE | dict.fromkeys(("TURNED", "FLIPPED", "VALID"), True)
+    return Launch(
+        name=f"roi_align tables, {sampling}",
+        kernel=weights_kernel,
+        types=tables | {"valid_ptr": "*i1", "scale_y": "fp32", "scale_x": "fp32"},
+        constants=constants | {"ADAPTIVE": sampling == "adaptive", "AREA": sampling == "area", "READERS": READERS},
+        aligned=tuple(tables),
+        warps=1,
+        options={"enable_fp_fusion": False},
+    )

@@ -90,7 +90,7 @@ def pair_loss_problem(
     loss: str,
     backward: bool = True,
 ) -> KernelProblem:
-    """The loss of all ordered pairs of N tokens with H hidden channels, and the gradients of both halves, weight, offset and bias."""
+    """The loss of all ordered pairs of N tokens with H hidden channels, and the gradients of all that is learned."""
     boxes, C = _boxes(batch, N, device), 3
     moved = _moved(boxes) if planted else boxes
     random = torch.Generator().manual_seed(1)

@@ -1,7 +1,9 @@
-"""Every function of the kernels that takes or returns tensors says their shapes; read from the source, by no import."""
+"""The kernels' folder as a whole: every function of tensors says their shapes, and importing it imports little."""
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,3 +72,23 @@ def no_tensor(count: int) -> int:
     return count
 '''
     assert without_shapes(source) == ["silent, line 2", "kernel, line 9"]
+
+
+@pytest.mark.core
+def test_importing_the_kernels_imports_threadpoolctl_beside_torch_and_nothing_more() -> None:
+    """And the control: a Triton file does import more."""
+    code = """
+import importlib, sys, torch
+for module in ("wherefrom.kernels", "wherefrom.kernels.pair_targets_triton"):
+    before = set(sys.modules)
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError:
+        sys.modules["triton"] = None
+    libraries = {name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
+    print(*sorted(libraries), "torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ours, triton = done.stdout.splitlines()
+    assert ours == "threadpoolctl wherefrom False"
+    assert "triton" in triton
