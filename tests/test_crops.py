@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from wherefrom.kernels import pair_targets
+from wherefrom.kernels import PairUnits, pair_targets
 from wherefrom.pipeline.crops import draw_pairs, snap_boxes
 from wherefrom.pipeline.draws import Keys
 from wherefrom.pipeline.records import draw_records
@@ -249,7 +249,7 @@ def test_cut_targets_are_those_of_the_cut_boxes_and_as_near_to_the_wished_as_rou
     assert np.abs(cut_position - position).max() == pytest.approx(0.050, abs=0.005)
     assert np.abs(cut_scale - log_scale).max() == pytest.approx(0.034, abs=0.005)
 
-    found = pair_targets(torch.from_numpy(cut).float(), torch.tensor([[0, 1]]), axes="source")[:, 0].double().numpy()
+    found = pair_targets(torch.from_numpy(cut).float(), torch.tensor([[0, 1]]), units=PairUnits(axes="source"))[:, 0].double().numpy()
     np.testing.assert_allclose(found, np.concatenate([cut_position, cut_scale[:, None]], -1), atol=1e-6)
     assert np.abs(found[:, :2] - position).max() > 0.01  # the wished ones are others
 

@@ -18,8 +18,8 @@ import torch
 from wherefrom.kernels.dispatch import triton_missing
 from wherefrom.kernels.pair_targets import pair_targets
 from wherefrom.kernels.pair_targets_reference import pair_targets_reference
-from wherefrom.tools.bench_kernels.cases import CASES, Case, Kernel
-from wherefrom.tools.bench_kernels.measuring import Plan, copy_bytes_per_s, measure
+from wherefrom.tools.bench_kernels.cases import CASES, Kernel, KernelCase
+from wherefrom.tools.bench_kernels.measuring import KernelPlan, copy_bytes_per_s, measure
 from wherefrom.tools.gpu_check.sharing import gpu_is_broken, kernel_errors
 from wherefrom.tools.gpu_check.stages import Options, Report
 from wherefrom.tools.machine import SMI_FIELDS, query_gpu
@@ -72,11 +72,11 @@ def pair_loss_stage(options: Options, report: Report) -> None:
     _measure_all(("pair_loss", "pair_targets"), options, report)
 
 
-def measure_case(case: Case, options: Options, report: Report) -> None:
+def measure_case(case: KernelCase, options: Options, report: Report) -> None:
     """Check one case of the benchmark and, if nothing is wrong, report its times; half the samples as often as it takes to fit."""
     batch = case.batch
     while True:
-        plan = Plan(
+        plan = KernelPlan(
             case=case.name, batch=batch, seconds=CASE_S[options.dry_run], threads=torch.get_num_threads(), compiled=not options.dry_run
         )
         try:

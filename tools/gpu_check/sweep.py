@@ -25,9 +25,9 @@ import torch
 
 from wherefrom.kernels.render_views import native_missing
 from wherefrom.tools.bench_kernels import problems
-from wherefrom.tools.bench_kernels.cases import CASES, Case
+from wherefrom.tools.bench_kernels.cases import CASES, KernelCase
 from wherefrom.tools.bench_kernels.measuring import check, timer_of
-from wherefrom.tools.bench_kernels.problems import Contender, Problem
+from wherefrom.tools.bench_kernels.problems import KernelContender, KernelProblem
 from wherefrom.tools.gpu_check.sharing import BROKEN_GPU, add_line, gpu_is_broken, kernel_errors, share_out
 from wherefrom.tools.gpu_check.stages import Options, Report
 
@@ -104,7 +104,7 @@ def _pair_loss_trials(case: str) -> Iterator[Trial]:
     for samples in (16, 32, 128, 256):
         yield Trial(case=case, module="pair_loss_triton", constants={"SAMPLES_AT_ONCE": samples})
     for warps in (512, 2048, 4096):
-        yield Trial(case=case, module="pair_loss_triton", constants={"WARPS_WANTED": warps})
+        yield Trial(case=case, module="pair_loss_triton", constants={"BACKWARD_WARPS": warps})
 
 
 def _render_trials(case: str) -> Iterator[Trial]:
@@ -167,19 +167,19 @@ def trials_of(options: Options) -> list[Trial]:
 
 
 DRY_CASES = (
-    Case(
+    KernelCase(
         kernel="roi_align",
         sizes="tiny",
         batch=1,
         build=partial(problems.roi_align_problem, R=1, map_hw=(3, 4), D=16, out_hw=(2, 2)),
     ),
-    Case(
+    KernelCase(
         kernel="pair_loss",
         sizes="tiny",
         batch=1,
         build=partial(problems.pair_loss_problem, N=4, H=16, activation="relu", loss="squared"),
     ),
-    Case(
+    KernelCase(
         kernel="render_views",
         sizes="tiny",
         batch=1,
@@ -247,30 +247,30 @@ def _roi_programs(named: Mapping[str, Any]) -> int:
     return math.ceil(lines / named["BLOCK_ROWS"]) * math.ceil(named["D"] / named["BLOCK_D"])
 
 
-def _case(name: str) -> Case:
+def _case(name: str) -> KernelCase:
     return next(case for case in (*CASES, *DRY_CASES) if case.name == name)
 
 
 @functools.lru_cache(maxsize=1)
-def _problem(name: str, batch: int, device: str) -> Problem:
+def _problem(name: str, batch: int, device: str) -> KernelProblem:
     """Build a case for Triton's path alone and the yardstick; in Triton's interpreter on CPU tensors too."""
     case = _case(name)
     with replace_names(problems, {"_ours": _by_triton}):
-        problem: Problem = case.build(batch, case.dtype, torch.device(device), False)
+        problem: KernelProblem = case.build(batch, case.dtype, torch.device(device), False)
     exact = problem.truth()  # once for all trials
     contenders = {each: one for each, one in problem.contenders.items() if one.ours or each == "eager"}
     return replace(problem, contenders=contenders, truth=lambda: exact)
 
 
-def _by_triton(device: torch.device, call: Callable[[Any], problems.Call]) -> dict[str, Contender]:
-    return {"triton": Contender(call=call("triton"), ours=True)}
+def _by_triton(device: torch.device, call: Callable[[Any], problems.Call]) -> dict[str, KernelContender]:
+    return {"triton": KernelContender(call=call("triton"), ours=True)}
 
 
 def _time_case(name: str, trials: Sequence[Trial], options: Options, report: Report) -> list[dict[str, Any]]:
     """Time a case as it is and with each trial, in turns, as many rounds as there is time for, the first round at any rate."""
     case = _case(name)
     with replace_names(problems, {"_ours": _by_triton}):
-        problem: Problem = case.build(case.batch, case.dtype, torch.device(options.device), False)
+        problem: KernelProblem = case.build(case.batch, case.dtype, torch.device(options.device), False)
     call = next(each.call for each in problem.contenders.values() if each.ours)
     timer = timer_of(torch.device(options.device))
     contenders = [Trial(case=name, module=""), *trials]
