@@ -1,7 +1,7 @@
 """The view kernel's definition: one picture and its record in, finished views out, in float64 and as plainly as it can be said.
 
 Here: dense weights along each axis, so that every output pixel is one sum that can be read off; slow, and meant to be.
-Not here: decoding, drawing; the renderers that are held to this (wherefrom.pipeline.render_*).
+Not here: decoding, drawing; the renderers that are held to this (wherefrom.pipeline.render).
 Convention: as wherefrom.pipeline.geometry; the view's pixel i shows the source around box start + (i + 0.5) * scale.
 """
 
