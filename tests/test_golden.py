@@ -1,0 +1,323 @@
+"""Golden values: records, pixels, kernels, losses, a run's files and orders as the version before "The house" gave them, in golden.json.
+
+Compared against: what this very file measured then. Records, files and orders are equal everywhere; the rest within the tolerances below,
+each of which the nearest mistake must fail.
+Retaken by `python tests/test_golden.py --take [SECTION...]`, never to make a test pass: only with a change that the CHANGELOG lists under
+"Changes results" (under "Renamed" for the section `files`), in the same commit. A refactoring leaves golden.json alone.
+All that is asked of the library is asked in the first part, "The library"; the words of golden.json are this file's own.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import math
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from wherefrom.pipeline import (
+    Centre,
+    ColourLaw,
+    Disjoint,
+    Grid,
+    Independent,
+    Inside,
+    Overlapping,
+    Paired,
+    Recipe,
+    ViewFamily,
+    ViewTransform,
+    draw_geometry,
+    make_loader,
+)
+from wherefrom.pipeline.colour import draw_colours
+from wherefrom.train import RECIPES
+
+HERE = Path(__file__).resolve().parent
+STORED = HERE / "golden.json"
+
+# ---------------------------------------------------------------------------------------------------------------------- The library
+
+
+def drawn(
+    views: Recipe, *, seed: int, epoch: int, drawn_for: NDArray, source_size: NDArray, sample: NDArray, orientation: NDArray
+) -> list[dict[str, Tensor]]:
+    """Draw the records of a batch: every family's fields under this file's names."""
+    boxes = draw_geometry(
+        views, seed=seed, epoch=epoch, drawn_for=drawn_for, source_size=source_size, sample=sample, stored_orientation=orientation
+    )
+    colors = draw_colours(views, seed=seed, epoch=epoch, drawn_for=drawn_for)
+    return [
+        fields_of(each.geometry, color) | {"valid": each.valid, "accepted": each.accepted}
+        for each, color in zip(boxes, colors, strict=True)
+    ]
+
+
+def fields_of(geometry: Any, photometric: Any) -> dict[str, Tensor]:
+    """Return the fields of a record under this file's names."""
+    where = ("boxes", "flipped", "quarter_turns", "source_size", "stored_orientation", "sample", "drawn_for", "view")
+    color = {
+        "brightness": photometric.brightness,
+        "contrast": photometric.contrast,
+        "saturation": photometric.saturation,
+        "hue": photometric.hue_rad,
+        "gray": photometric.grey,
+        "blur": photometric.blur_sigma_px,
+        "solarized": photometric.solarised,
+    }
+    return {name: getattr(geometry, name) for name in where} | color
+
+
+def family(name: str = "a", *, views: int = 2, size_px: tuple[int, int] = (32, 32), color: Any = None, **others: Any) -> ViewFamily:
+    return ViewFamily(name=name, views=views, size_px=size_px, colour=color, **others)
+
+
+def view_recipe(*families: ViewFamily, pixels: Any = "float32") -> Recipe:
+    return Recipe(families=families, pixels=pixels)
+
+
+def all_colors() -> ColourLaw:
+    return ColourLaw(blur_prob=0.5, solarise_prob=0.3)
+
+
+def law_cases(snap: Any) -> dict[str, Recipe]:
+    """Return views of every law: as it stands, and where it has to make do with less."""
+    first = family(law=Independent(area_frac=(0.2, 0.6)), snap=snap)
+    cases = {
+        "independent": [family(snap=snap)],
+        "independent, narrow": [family(law=Independent(area_frac=(0.5, 1.0), aspect=(2.5, 3.0), tries=2), snap=snap)],
+        "paired": [family(law=Paired(), snap=snap)],
+        "paired, stretched": [
+            family(law=Paired(side_frac=(0.05, 0.2), aspect_jitter=1.3, border_frac=0.02, position_min=0.2), snap=snap),
+        ],
+        "disjoint": [family(law=Disjoint(), views=6, snap=snap)],
+        "disjoint, crowded": [family(law=Disjoint(area_frac=(0.2, 0.3), min_gap_frac=0.02, tries=4), views=4, snap=snap)],
+        "overlapping": [first, family("b", law=Overlapping(of="a"), views=3, snap=snap)],
+        "overlapping, itself": [family(law=Overlapping(of="a", area_frac=(0.05, 0.2), min_shared_frac=0.02, tries=3), views=4, snap=snap)],
+        "inside": [first, family("b", law=Inside(of="a"), views=3, snap=snap)],
+        "center, whole": [family(law=Centre(), views=1, snap=snap)],
+        "center, cropped": [family(law=Centre(resize_px=256, crop_px=224), views=1, snap=snap)],
+        "grid": [family(law=Grid(), views=9, snap=snap)],
+    }
+    return {name: view_recipe(*families) for name, families in cases.items()}
+
+
+def other_cases() -> dict[str, Recipe]:
+    """Return views whose mirrors, turns, colors and smallest sides are drawn or asked for."""
+    laws = {side: Independent(area_frac=(0.01, 0.3)) for side in (1, 40)}
+    families = {
+        "mirror, each view": [family(mirror="view", views=3)],
+        "mirror, whole picture": [family(mirror="picture", views=3), family("b", mirror="picture")],
+        "turns": [family(turns=True, mirror="view", views=3)],
+        "color": [family(color=ColourLaw(), views=3)],
+        "color, all": [family(color=all_colors(), views=3)],
+    }
+    families |= {f"sides from {side} px": [family(law=law, min_side_px=side, views=3)] for side, law in laws.items()}
+    return {name: view_recipe(*each) for name, each in families.items()}
+
+
+def recipe_views() -> dict[str, tuple[Recipe, Any]]:
+    """Return the views of every recipe that runs have a name for, with its first objective."""
+    objectives = {name: make().objectives() for name, make in RECIPES.items()}
+    return {name: (view_recipe(*(each for one in mine for each in one.families)), mine[0]) for name, mine in objectives.items()}
+
+
+# --------------------------------------------------------------------------------------------------------------- Numbers and pictures
+
+
+def philox(key: int, *shape: int) -> NDArray[np.float64]:
+    """Return numbers uniform in [0, 1) that no library's version changes: Philox's raw words."""
+    raw: NDArray[np.uint64] = np.random.Philox(key=key).random_raw(math.prod(shape))
+    return ((raw >> np.uint64(11)).astype(np.float64) * 2.0**-53).reshape(shape)
+
+
+def picture(height: int, width: int, *, shift_px: float = 0.0) -> NDArray[np.uint8]:
+    """Return a picture of slopes and edges from a closed formula, (H, W, 3): a shift by half a pixel changes nearly every value."""
+    y, x = np.indices((height, width)) + shift_px
+    waves = [9 * x + 2 * y, 7 * y - 3 * x, 5 * (x + y) + 60 * ((x // 16 + y // 24) % 2)]
+    return np.stack([np.rint(255 - np.abs(wave % 510 - 255)) for wave in waves], -1).astype(np.uint8)
+
+
+def encoded(array: NDArray[np.uint8], kind: str, orientation: int = 1, **options: Any) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, kind, **({"exif": exif.tobytes()} if orientation != 1 else {}), **options)
+    return file.getvalue()
+
+
+def write_shard(path: Path, files: Sequence[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, (extension, content) in enumerate(files):
+            for name, data in ((extension, content), ("cls", str(number % 4).encode())):
+                header = tarfile.TarInfo(f"{number:04d}.{name}")
+                header.size = len(data)
+                tar.addfile(header, io.BytesIO(data))
+    return path
+
+
+def digest(*tensors: Tensor | NDArray) -> str:
+    """Return 16 hexadecimal digits of types, shapes and bytes."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        array = np.ascontiguousarray(tensor)
+        hashed.update(f"{array.dtype.newbyteorder('<').str}{array.shape}".encode())
+        hashed.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
+    return hashed.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------------------- 1. Records
+
+SIZES = [(375, 500), (500, 333), (1, 1), (1, 300), (7, 5), (15, 15), (16, 16), (17, 64), (63, 257), (128, 128), (40, 2000), (3000, 4000)]
+DRAWN_AT = ((0, 0), (7, 3), (2**64 - 1, 2**24 - 1))  # seed, epoch
+COLORS = ("brightness", "contrast", "saturation", "hue", "gray", "blur", "solarized")
+GROUPS = {
+    "boxes": ("boxes",),
+    "orientation": ("flipped", "quarter_turns"),
+    "source": ("source_size", "stored_orientation", "sample", "drawn_for", "view"),
+    "kept": ("valid", "accepted"),
+    "color": COLORS,
+}
+
+
+def records_drawn(views: Recipe) -> list[list[dict[str, Tensor]]]:
+    """Draw a batch of every size, once shown as itself and once standing in for samples of high numbers, for every seed and epoch."""
+    size = np.array(SIZES * 2, np.int32)
+    drawn_for = np.append(np.arange(len(SIZES)), 2**40 - 1 - np.arange(len(SIZES)) * 10**10)
+    sample = np.append(drawn_for[: len(SIZES)], np.arange(len(SIZES)) + 100)
+    orientation = (np.arange(len(size)) % 8 + 1).astype(np.uint8)
+    return [
+        drawn(views, seed=seed, epoch=epoch, drawn_for=drawn_for, source_size=size, sample=sample, orientation=orientation)
+        for seed, epoch in DRAWN_AT
+    ]
+
+
+def digests_of(records: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
+    """Return a digest of every group of fields over some records, of those groups that the records have."""
+    there = {group: [name for name in names if name in records[0]] for group, names in GROUPS.items()}
+    return {group: digest(*(record[name] for record in records for name in names)) for group, names in there.items() if names}
+
+
+def of_case(views: Recipe) -> dict[str, Any]:
+    """Return digests, and for readers: how many views kept their law and are valid, and the last family's boxes in the first picture."""
+    records = [record for batch in records_drawn(views) for record in batch]
+    last = records[len(views.families) - 1]
+    shown = {"box": last["boxes"][0, -1].tolist()}
+    if any(each["brightness"].ne(1).any() for each in records):
+        shown["color"] = [float(last[name][0, 0]) for name in COLORS]
+    counts = [sum(int(record[name].sum()) for record in records) for name in ("accepted", "valid")]
+    return digests_of(records) | {"accepted, valid, of": [*counts, sum(record["valid"].numel() for record in records)]} | shown
+
+
+def of_recipe(views: Recipe, objective: Any) -> dict[str, Any]:
+    """Return the same of a run's recipe, with the boxes that its pairs are made of: regions are drawn, too."""
+    size = np.array([(375, 500), (500, 333), (64, 300)], np.int32)
+    ids = np.arange(len(size))
+    geometry = draw_geometry(views, seed=1, epoch=2, drawn_for=ids, source_size=size)[0].geometry
+    return of_case(views) | {"pairs of": digest(objective.boxes(geometry))}
+
+
+def shard_files() -> list[tuple[str, bytes]]:
+    """Return pictures of every orientation, a tiny one, and two damaged: cut short by its header, and found by a decoder alone."""
+    sizes = [(60, 80), (90, 70), (64, 64), (33, 120), (128, 96), (75, 75), (50, 61), (97, 53)]
+    files = [("png", encoded(picture(*size), "PNG", orientation=number)) for number, size in enumerate(sizes, start=1)]
+    png, jpeg = encoded(picture(80, 80), "PNG"), encoded(picture(80, 80), "JPEG")
+    damaged = [("png", png[: len(png) // 2] + png[-40:]), ("jpg", jpeg[: len(jpeg) // 2] + jpeg[-2:])]
+    return [*files, ("png", encoded(picture(9, 11), "PNG")), *damaged]
+
+
+def of_loader(work: Path) -> dict[str, Any]:
+    """Return what the loader says of its batches: records, stand-ins, order, labels; and of the same pictures what the transform says."""
+    views = view_recipe(
+        family(law=Disjoint(), views=4, size_px=(16, 16), mirror="view", min_side_px=8),
+        family("b", law=Inside(of="a"), size_px=(12, 20), turns=True, color=all_colors(), min_side_px=4),
+    )
+    options: dict[str, Any] = {"seed": 5, "global_batch": 4, "renderer": "torch", "threads": 0, "prefetch": 1}
+    with make_loader(str(write_shard(work / "records.tar", shard_files())), views, **options) as loader:
+        named = loader.batch([0, 9, 2, 8, 10, 9], [0, 9, 7, 8, 10, 1], epoch=3)
+        passes = [batch for _ in range(2) for batch in loader]
+        taken = [{"valid": part.valid} | fields_of(part.geometry, part.photometric) for batch in [named, *passes] for part in batch.views]
+    opened = [Image.open(io.BytesIO(content)) for _, content in shard_files()[2:8:3]]
+    by_transform = ViewTransform(views, seed=5, renderer="torch").batch(opened, keys=[(3, 2), (3, 5)]).batch
+    again = [{"valid": part.valid} | fields_of(part.geometry, part.photometric) for part in by_transform.views]
+    return digests_of(taken) | {
+        "shown for 0 9 2 8 10 9": named.sample.tolist(),
+        "order": [batch.sample.tolist() for batch in passes],
+        "drawn for": [batch.drawn_for.tolist() for batch in passes],
+        "labels": [batch.label.tolist() for batch in passes],
+        "transform": digests_of(again),
+    }
+
+
+def take_records(work: Path) -> dict[str, Any]:
+    cases = {f"{name}, snap {snap}": case for snap in ("pixel", "none") for name, case in law_cases(snap).items()} | other_cases()
+    return (
+        {name: of_case(case) for name, case in cases.items()}
+        | {f"recipe {name}": of_recipe(*case) for name, case in recipe_views().items()}
+        | {"loader": of_loader(work)}
+    )
+
+
+@pytest.mark.core
+def test_records_are_the_same_bit_for_bit(tmp_path: Path) -> None:
+    assert_equal(take_records(tmp_path), stored()["records"], "records")
+
+
+# ------------------------------------------------------------------------------------------------------------------- Taking, comparing
+
+
+def stored() -> dict[str, Any]:
+    return json.loads(STORED.read_text(encoding="utf-8"))
+
+
+def differences(measured: Any, golden: Any, where: str) -> Iterator[str]:
+    """Yield where two nests of mappings differ."""
+    if isinstance(measured, dict) and isinstance(golden, dict):
+        for name in [*golden, *(name for name in measured if name not in golden)]:
+            yield from differences(measured.get(name), golden.get(name), f"{where}: {name}")
+    elif measured != golden:
+        yield f"{where}: {measured!r:.200}, golden {golden!r:.200}"
+
+
+def assert_equal(measured: Any, golden: Any, where: str) -> None:
+    found = list(differences(json.loads(json.dumps(measured)), golden, where))
+    if found:
+        raise AssertionError("\n".join([f"{len(found)} differ from golden.json:", *found[:20]]))
+
+
+SECTIONS: dict[str, Callable[[Path], Any]] = {"records": take_records}
+
+
+def as_text(value: Any, depth: int = 0) -> str:
+    """Write JSON with a line for every list or number, so that a difference is seen where it is."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    lines = [f"{' ' * (depth + 1)}{json.dumps(name)}: {as_text(held, depth + 1)}" for name, held in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{' ' * depth}}}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description="Retake golden.json, or some sections of it; see the head of this file for when.")
+    parser.add_argument("--take", nargs="*", choices=[*SECTIONS, []], metavar="SECTION", help=f"all, or some of {', '.join(SECTIONS)}")
+    options = parser.parse_args(arguments)
+    if options.take is None:
+        parser.error("say --take")
+    golden = stored() if STORED.is_file() else {}
+    for name in options.take or SECTIONS:
+        with tempfile.TemporaryDirectory() as folder:
+            golden[name] = SECTIONS[name](Path(folder))
+    STORED.write_text(as_text({name: golden[name] for name in SECTIONS if name in golden}) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
