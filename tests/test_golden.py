@@ -16,15 +16,19 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from wherefrom.kernels import render_views_reference
+from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline import (
     Centre,
     ColourLaw,
@@ -37,6 +41,7 @@ from wherefrom.pipeline import (
     Recipe,
     ViewFamily,
     ViewTransform,
+    colour_matrix,
     draw_geometry,
     make_loader,
 )
@@ -49,18 +54,16 @@ STORED = HERE / "golden.json"
 # ---------------------------------------------------------------------------------------------------------------------- The library
 
 
-def drawn(
-    views: Recipe, *, seed: int, epoch: int, drawn_for: NDArray, source_size: NDArray, sample: NDArray, orientation: NDArray
-) -> list[dict[str, Tensor]]:
+def draw(views: Recipe, **where: Any) -> list[tuple[Any, Any]]:
+    """Draw the records of a batch: geometry with what is kept, and photometric numbers, of every family."""
+    colors = draw_colours(views, **{name: where[name] for name in ("seed", "epoch", "drawn_for")})
+    return list(zip(draw_geometry(views, **where), colors, strict=True))
+
+
+def drawn(views: Recipe, *, orientation: NDArray, **where: Any) -> list[dict[str, Tensor]]:
     """Draw the records of a batch: every family's fields under this file's names."""
-    boxes = draw_geometry(
-        views, seed=seed, epoch=epoch, drawn_for=drawn_for, source_size=source_size, sample=sample, stored_orientation=orientation
-    )
-    colors = draw_colours(views, seed=seed, epoch=epoch, drawn_for=drawn_for)
-    return [
-        fields_of(each.geometry, color) | {"valid": each.valid, "accepted": each.accepted}
-        for each, color in zip(boxes, colors, strict=True)
-    ]
+    records = draw(views, **where, stored_orientation=orientation)
+    return [fields_of(each.geometry, color) | {"valid": each.valid, "accepted": each.accepted} for each, color in records]
 
 
 def fields_of(geometry: Any, photometric: Any) -> dict[str, Tensor]:
@@ -130,6 +133,41 @@ def recipe_views() -> dict[str, tuple[Recipe, Any]]:
     """Return the views of every recipe that runs have a name for, with its first objective."""
     objectives = {name: make().objectives() for name, make in RECIPES.items()}
     return {name: (view_recipe(*(each for one in mine for each in one.families)), mine[0]) for name, mine in objectives.items()}
+
+
+def pixel_cases(pixels: Any) -> dict[str, Recipe]:
+    """Return small views of whole-pixel boxes, plain and colored, and of boxes between pixels, which compiled code alone cuts."""
+    law = Independent(area_frac=(0.1, 0.8))
+    plain = family(law=law, views=3, size_px=(24, 32), mirror="view", turns=True)
+    return {
+        "plain": view_recipe(plain, family("b", law=Centre(), views=1, size_px=(48, 48)), pixels=pixels),
+        "colored": view_recipe(family(law=law, views=4, size_px=(40, 40), color=all_colors()), pixels=pixels),
+        "between pixels": view_recipe(family(law=law, views=3, size_px=(33, 32), mirror="view", snap="none"), pixels=pixels),
+    }
+
+
+def rendered(shard: Path, views: Recipe, renderer: Any) -> list[Tensor]:
+    """Return the pixels (B, V, 3, H, W) of every family, of the first four pictures by the loader."""
+    with make_loader(str(shard), views, seed=3, global_batch=4, renderer=renderer, threads=0, prefetch=1) as loader:
+        return [part.pixels for part in loader.batch([0, 1, 2, 3], epoch=1).views]
+
+
+def by_definition(stored: NDArray[np.uint8], views: Recipe, number: int, *, orientation: int, filter: Any) -> Tensor:
+    """Return the views (V, 3, H, W) of the first family of picture `number` in float64, levels 0..255."""
+    height, width = stored.shape[:2] if orientation < 5 else stored.shape[1::-1]
+    (each, photometric), *_ = draw(views, seed=3, epoch=1, drawn_for=np.array([number]), source_size=np.array([[height, width]], np.int32))
+    return render_views_reference(
+        torch.from_numpy(stored),
+        each.geometry.boxes[0],
+        each.geometry.flipped[0],
+        each.geometry.quarter_turns[0],
+        each.geometry.size_px,
+        orientation=orientation,
+        matrix=colour_matrix(photometric)[0],
+        blur_sigma_px=photometric.blur_sigma_px[0],
+        solarised=photometric.solarised[0],
+        filter=filter,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- Numbers and pictures
@@ -223,8 +261,8 @@ def of_recipe(views: Recipe, objective: Any) -> dict[str, Any]:
     """Return the same of a run's recipe, with the boxes that its pairs are made of: regions are drawn, too."""
     size = np.array([(375, 500), (500, 333), (64, 300)], np.int32)
     ids = np.arange(len(size))
-    geometry = draw_geometry(views, seed=1, epoch=2, drawn_for=ids, source_size=size)[0].geometry
-    return of_case(views) | {"pairs of": digest(objective.boxes(geometry))}
+    (first, _), *_ = draw(views, seed=1, epoch=2, drawn_for=ids, source_size=size)
+    return of_case(views) | {"pairs of": digest(objective.boxes(first.geometry))}
 
 
 def shard_files() -> list[tuple[str, bytes]]:
@@ -273,6 +311,86 @@ def test_records_are_the_same_bit_for_bit(tmp_path: Path) -> None:
     assert_equal(take_records(tmp_path), stored()["records"], "records")
 
 
+# -------------------------------------------------------------------------------------------------------------------------- 2. Pixels
+
+SPOTS = 48  # values of a case that are kept, scattered over it
+PIXEL_FILES = (((61, 83), 1), ((120, 90), 6), ((48, 48), 1), ((200, 150), 4))  # size, orientation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Most values differ by `close` at most, all by `loose`; of `often` values one may be no closer than that."""
+
+    close: float
+    loose: float
+    often: int = 8
+
+    def holds(self, measured: Sequence[float], golden: Sequence[float]) -> bool:
+        error = np.abs(np.subtract(measured, golden))
+        return bool((error <= self.loose).all() and (error > self.close).sum() * self.often <= len(error))
+
+
+LEVEL = 1 / 255 / 0.224  # as a normalized value, the largest that it is
+PIXEL_TOLERANCES = {
+    "definition": Tolerance(close=1e-6, loose=1e-6),  # float64, kept to 1e-6
+    "native uint8": Tolerance(close=0, loose=1),  # a tie may go either way
+    "native float32": Tolerance(close=5e-3 * LEVEL, loose=5e-3 * LEVEL),  # it promises 2e-3 levels of the definition
+    "torch uint8": Tolerance(close=0, loose=3),  # rounds to 8 bits before the color, which may double what it is off
+    "torch float32": Tolerance(close=1e-5, loose=3 * LEVEL),
+    "jpeg": Tolerance(close=1, loose=8),  # decoders and encoders round and upsample by their own habits
+}
+
+
+def spots(tensor: Tensor, count: int = SPOTS) -> list[float]:
+    """Return values from all over a tensor, floats as float64 has them."""
+    flat = tensor.detach().flatten()
+    flat = flat.double() if flat.is_floating_point() else flat
+    return flat[torch.arange(count) * 2654435761 % len(flat)].tolist()
+
+
+def lossless_shard(path: Path, shift_px: float) -> Path:
+    return write_shard(path, [("png", encoded(picture(*size, shift_px=shift_px), "PNG", exif)) for size, exif in PIXEL_FILES])
+
+
+def pixels(work: Path, shift_px: float = 0.0) -> dict[str, Tensor]:
+    """Return the pixels of every case by every path that is there, of pictures whose contents are shifted."""
+    shard, cases = lossless_shard(work / "pixels.tar", shift_px), {}
+    for name in ["torch", *([] if native_missing() else ["native"])]:
+        for kind in ("uint8", "float32"):
+            for case, views in pixel_cases(kind).items():
+                if name == "native" or case != "between pixels":
+                    cases[f"{name} {kind}, {case}"] = torch.cat([part.flatten() for part in rendered(shard, views, name)])
+    for case, views in pixel_cases("uint8").items():
+        for filter, number in (("plain", 1), ("centred", 3)):
+            size, orientation = PIXEL_FILES[number]
+            values = by_definition(picture(*size, shift_px=shift_px), views, number, orientation=orientation, filter=filter)
+            cases[f"definition, {case}, picture {number}"] = values
+    for subsampling in (0, 2):
+        files = [("jpg", encoded(picture(*size, shift_px=shift_px), "JPEG", exif, subsampling=subsampling)) for size, exif in PIXEL_FILES]
+        shard = write_shard(work / f"jpeg{subsampling}.tar", files)
+        cases[f"jpeg, chroma {'halved' if subsampling else 'whole'}"] = rendered(shard, pixel_cases("uint8")["plain"], "torch")[0]
+    return cases
+
+
+def take_pixels(work: Path) -> dict[str, Any]:
+    return {name: [round(value, 6) for value in spots(part)] for name, part in pixels(work).items()}
+
+
+def outside(measured: Mapping[str, Tensor], golden: Mapping[str, Any]) -> list[str]:
+    """Return the cases whose values are not the golden ones."""
+    return [name for name, part in measured.items() if not PIXEL_TOLERANCES[name.partition(",")[0]].holds(spots(part), golden[name])]
+
+
+@pytest.mark.core
+def test_pixels_are_the_same_and_those_of_pictures_shifted_by_half_a_pixel_are_not(tmp_path: Path) -> None:
+    golden = stored()["pixels"]
+    measured = pixels(tmp_path)
+    assert outside(measured, golden) == []
+    assert sorted(golden) == sorted(measured) or native_missing()
+    (tmp_path / "shifted").mkdir()
+    assert sorted(outside(pixels(tmp_path / "shifted", shift_px=0.5), golden)) == sorted(measured)
+
+
 # ------------------------------------------------------------------------------------------------------------------- Taking, comparing
 
 
@@ -295,7 +413,7 @@ def assert_equal(measured: Any, golden: Any, where: str) -> None:
         raise AssertionError("\n".join([f"{len(found)} differ from golden.json:", *found[:20]]))
 
 
-SECTIONS: dict[str, Callable[[Path], Any]] = {"records": take_records}
+SECTIONS: dict[str, Callable[[Path], Any]] = {"records": take_records, "pixels": take_pixels}
 
 
 def as_text(value: Any, depth: int = 0) -> str:
