@@ -10,6 +10,7 @@ All that is asked of the library is asked in the first part, "The library"; the 
 import argparse
 import hashlib
 import io
+import itertools
 import json
 import math
 import sys
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from wherefrom.kernels import render_views_reference
+from wherefrom.kernels import pair_loss, pair_targets, render_views_reference, roi_pool, roi_pool_pairs
 from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline import (
     Centre,
@@ -168,6 +169,47 @@ def by_definition(stored: NDArray[np.uint8], views: Recipe, number: int, *, orie
         solarised=photometric.solarised[0],
         filter=filter,
     )
+
+
+POSITIONS: tuple[Any, ...] = ("reference", "picture", "mean")
+SCALES: tuple[Any, ...] = ("log_area", "log_sides", "ratio")
+AXES: tuple[Any, ...] = ("view", "source")
+ACTIVATIONS: tuple[Any, ...] = ("gelu", "gelu_tanh", "relu")
+REGRESSIONS: tuple[Any, ...] = ("squared", "l1", "smooth_l1", "huber", "gaussian_nll")
+SAMPLINGS: tuple[Any, ...] = ("adaptive", "area", 1, 3)
+
+
+def targets_of(pairs: Tensor | None, backend: Any, units: tuple[Any, Any, Any], inputs: Mapping[str, Tensor]) -> Tensor:
+    position, scale, axes = units
+    options: dict[str, Any] = {"position": position, "scale": scale, "axes": axes, "picture_hw": inputs["picture_hw"], "backend": backend}
+    if pairs is not None:
+        channels = 3 if scale == "log_area" else 4
+        options |= {name: inputs[name][:channels] for name in ("mean", "std")}
+    return pair_targets(inputs["boxes"], pairs, flipped=inputs["flipped"], quarter_turns=inputs["quarter_turns"], **options)
+
+
+def loss_of(
+    learned: Mapping[str, Tensor], pairs: Any, backend: Any, activation: Any, regression: Any, options: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Return the loss, (1,) or (B,), and everything else that is said of it beside the gradient, in a row."""
+    heads = {"weight": learned["weight"], "offset": learned["output bias"], "bias": learned["hidden bias"]}
+    found = pair_loss(
+        learned["a"], learned["b"], **heads, pairs=pairs, activation=activation, loss=regression, beta=0.4, backend=backend, **options
+    )
+    others = (found.channel_loss, found.squared_error, found.target_variance, found.counted)
+    return found.loss.reshape(-1), torch.cat([each.double().flatten() for each in others])
+
+
+def pooled_of(tokens: Tensor, backend: Any, sampling: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    names = ("flipped", "quarter_turns", "valid")
+    options: dict[str, Any] = {"frame_hw": (96.0, 128.0), "out_hw": (3, 2), "sampling": sampling, "backend": backend}
+    return roi_pool(tokens, inputs["boxes"], **{name: inputs[name] for name in names}, **options)
+
+
+def pooled_with_pairs(tokens: Tensor, backend: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    names = ("flipped", "quarter_turns", "valid", "picture_hw")
+    options: dict[str, Any] = {"frame_hw": (96.0, 128.0), "out_hw": 2, "sampling": 2, "position": "mean", "backend": backend}
+    return roi_pool_pairs(tokens, inputs["boxes"], **{name: inputs[name] for name in names}, **options)
 
 
 # --------------------------------------------------------------------------------------------------------------- Numbers and pictures
@@ -391,6 +433,114 @@ def test_pixels_are_the_same_and_those_of_pictures_shifted_by_half_a_pixel_are_n
     assert sorted(outside(pixels(tmp_path / "shifted", shift_px=0.5), golden)) == sorted(measured)
 
 
+# ------------------------------------------------------------------------------------------------------------------------- 3. Kernels
+
+# of the largest value of a case; taken from the definition in float64, of which 9 digits are kept. Float32 came within 3e-7
+KERNEL_TOLERANCES = {"reference": 1e-8, "torch": 3e-6, "auto": 3e-6}
+
+
+def kernel_inputs(larger_px: float = 0.0) -> dict[str, Tensor]:
+    """Return two pictures of five boxes, the lower right corners of which may be moved, and what else kernels take."""
+    corner, side = philox(1, 2, 5, 2) * 60, 4 + philox(2, 2, 5, 2) * 36
+    ones = torch.arange(10).view(2, 5)
+    return {
+        "boxes": torch.from_numpy(np.concatenate([corner, corner + side + larger_px], -1)).float(),
+        "flipped": ones % 3 == 1,
+        "quarter_turns": ones % 4,
+        "valid": ones != 7,
+        "picture_hw": torch.tensor([[96.0, 128.0], [120.0, 101.0]]),
+        "mean": torch.tensor([0.1, -0.2, 0.3, 0.05]),
+        "std": torch.tensor([1.5, 0.7, 1.1, 0.9]),
+    }
+
+
+def uniform(key: int, *shape: int, dtype: torch.dtype) -> Tensor:
+    """Return numbers uniform in [-1, 1), which float32 holds."""
+    return torch.from_numpy(2 * philox(key, *shape) - 1).float().to(dtype)
+
+
+def kernels(backend: str, larger_px: float = 0.0) -> dict[str, Tensor]:
+    """Return results and gradients of every kernel with every option."""
+    inputs = kernel_inputs(larger_px)
+    return targets_cases(backend, inputs) | loss_cases(backend, inputs) | pool_cases(backend, inputs)
+
+
+def targets_cases(backend: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    some = torch.tensor([[0, 1], [3, 2], [4, 4], [1, 0]])
+    return {
+        f"pair targets, {', '.join(units)}, {'all' if pairs is None else 'some, standardized'}": targets_of(pairs, backend, units, inputs)
+        for units in itertools.product(POSITIONS, SCALES, AXES)
+        for pairs in (None, some)
+    }
+
+
+def loss_cases(backend: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return all losses of all activations; pairs, units and what else there is go round."""
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    which = itertools.cycle(["all", "others", "disjoint", torch.tensor([[0, 1], [1, 0], [2, 4]])])
+    unlike = itertools.cycle(itertools.product(POSITIONS, SCALES))
+    cases = {}
+    for number, (activation, regression) in enumerate(itertools.product(ACTIVATIONS, REGRESSIONS)):
+        pairs, (position, scale) = next(which), next(unlike)
+        channels = 3 if scale == "log_area" else 4
+        rows = channels * (2 if regression == "gaussian_nll" else 1)
+        shapes = {"a": (2, 5, 8), "b": (2, 5, 8), "weight": (rows, 8), "output bias": (rows,), "hidden bias": (8,)}
+        learned = {name: uniform(10 + key, *shape, dtype=dtype).requires_grad_() for key, (name, shape) in enumerate(shapes.items())}
+        options = {name: inputs[name] for name in ("boxes", "flipped", "quarter_turns", "valid", "picture_hw")}
+        options |= {name: inputs[name][:channels] for name in ("mean", "std")} if number % 2 else {}
+        options |= {"channel_weights": torch.tensor([0.5, 2.0, 1.0, 1.5])[:channels]} if number % 3 == 0 else {}
+        units = {"position": position, "scale": scale, "per_sample": number % 4 == 1}
+        loss, others = loss_of(learned, pairs, backend, activation, regression, options | units)
+        gradients = torch.autograd.grad(loss @ torch.arange(1, len(loss) + 1).to(loss), list(learned.values()))
+        name = f"pair loss, {activation}, {regression}, {'given' if isinstance(pairs, Tensor) else pairs}, {position}, {scale}"
+        cases[name] = torch.cat([loss.detach().double(), others])
+        cases[f"{name}, gradients"] = torch.cat([gradient.double().flatten() for gradient in gradients])
+    return cases
+
+
+def pool_cases(backend: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    tokens = uniform(20, 2, 7, 9, 5, dtype=dtype).requires_grad_()
+    cases = {f"roi align, {sampling}": pooled_of(tokens, backend, sampling, inputs) for sampling in SAMPLINGS}
+    cases["roi align with pairs"], cases["roi align with pairs, targets"] = pooled_with_pairs(tokens, backend, inputs)
+    for name, pooled in list(cases.items()):
+        if pooled.requires_grad:
+            upstream = uniform(21, pooled.numel(), dtype=dtype).view_as(pooled)
+            (cases[f"{name}, gradient"],) = torch.autograd.grad(pooled, tokens, upstream)
+    return cases
+
+
+def summary(tensor: Tensor) -> list[float]:
+    """Return the sum and some values of a case."""
+    return [float(tensor.detach().double().sum()), *spots(tensor, 7)]
+
+
+def take_kernels(work: Path) -> dict[str, Any]:
+    return {name: [float(f"{value:.9g}") for value in summary(case)] for name, case in kernels("reference").items()}
+
+
+def departing(measured: Mapping[str, Tensor], golden: Mapping[str, Sequence[float]], tolerance: float) -> list[str]:
+    """Return the cases whose sum or values are not the golden ones, by `tolerance` of the largest."""
+    names = []
+    for name, case in measured.items():
+        (total, *values), (golden_total, *golden_values) = summary(case), golden[name]
+        largest, all_of_it = float(case.detach().abs().max()), float(case.detach().abs().double().sum())
+        error = np.abs(np.subtract(values, golden_values)).max()
+        if not (error <= tolerance * largest and abs(total - golden_total) <= tolerance * all_of_it):  # nan is none
+            names.append(name)
+    return names
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("backend", KERNEL_TOLERANCES)
+def test_kernels_are_the_same_and_those_of_boxes_half_a_pixel_larger_are_not(backend: str) -> None:
+    golden, measured = stored()["kernels"], kernels(backend)
+    assert list(measured) == list(golden)
+    assert departing(measured, golden, KERNEL_TOLERANCES[backend]) == []
+    missed = set(golden) - set(departing(kernels(backend, larger_px=0.5), golden, KERNEL_TOLERANCES[backend]))
+    assert all("l1" in name and "gradients" in name for name in missed)  # signs alone
+
+
 # ------------------------------------------------------------------------------------------------------------------- Taking, comparing
 
 
@@ -413,7 +563,7 @@ def assert_equal(measured: Any, golden: Any, where: str) -> None:
         raise AssertionError("\n".join([f"{len(found)} differ from golden.json:", *found[:20]]))
 
 
-SECTIONS: dict[str, Callable[[Path], Any]] = {"records": take_records, "pixels": take_pixels}
+SECTIONS: dict[str, Callable[[Path], Any]] = {"records": take_records, "pixels": take_pixels, "kernels": take_kernels}
 
 
 def as_text(value: Any, depth: int = 0) -> str:
