@@ -4,6 +4,7 @@ Compared against: what this very file measured then. Records, files and orders a
 each of which the nearest mistake must fail.
 Retaken by `python tests/test_golden.py --take [SECTION...]`, never to make a test pass: only with a change that the CHANGELOG lists under
 "Changes results" (under "Renamed" for the section `files`), in the same commit. A refactoring leaves golden.json alone.
+On one machine `python tests/test_golden.py --digests`, before and after, tells whether pixels, kernels and runs are the same bit for bit.
 All that is asked of the library is asked in the first part, "The library"; the words of golden.json are this file's own.
 """
 
@@ -24,8 +25,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 from wherefrom.kernels import pair_loss, pair_targets, render_views_reference, roi_pool, roi_pool_pairs
@@ -37,6 +40,7 @@ from wherefrom.pipeline import (
     Grid,
     Independent,
     Inside,
+    Order,
     Overlapping,
     Paired,
     Recipe,
@@ -47,7 +51,16 @@ from wherefrom.pipeline import (
     make_loader,
 )
 from wherefrom.pipeline.colour import draw_colours
-from wherefrom.train import RECIPES, Silent, demo_shards, run
+from wherefrom.train import (
+    RECIPES,
+    DenseSpatialSettings,
+    Silent,
+    SpatialSettings,
+    TrainSettings,
+    demo_shards,
+    read_settings,
+    run,
+)
 
 HERE = Path(__file__).resolve().parent
 STORED = HERE / "golden.json"
@@ -212,29 +225,58 @@ def pooled_with_pairs(tokens: Tensor, backend: Any, inputs: Mapping[str, Tensor]
     return roi_pool_pairs(tokens, inputs["boxes"], **{name: inputs[name] for name in names}, **options)
 
 
-def short_run(name: str, work: Path, *, rate: float = 1.0) -> Path:
+def short_run(name: str, work: Path, *, rate: float = 1.0, evaluated: bool = False) -> Path:
     """Make 20 updates of a recipe on 24 demo pictures, in batches of a few; return the run's folder. `rate` multiplies the learning rate.
 
     As a recipe's first updates are: the rate rises all the time, to a part of its peak. At the peak from the start roundings grow to 3 %.
     Float32 whatever the recipe says, for processors round bfloat16 each in its own way; demo pictures are small for the paired law.
     """
     settings = RECIPES[name]()
+    shards = demo_shards(work / "demo", train=24, val=10, workers=1, progress=lambda done, total: None)
     batch, part = SMALL.get(name, (4, 1 / 16))
-    spatial = settings.spatial and replace(settings.spatial, min_side_px=8)
-    runtime = replace(settings.runtime, device="cpu", renderer="torch", threads=1, log_every=1, checkpoint_every=UPDATES)
+    few = {"head_pictures": 16, "head_steps": 3, "knn_pictures": 20, "knn_held_out": 10, "short_pictures": 6, "short_knn_pictures": 10}
     settings = replace(
         settings,
-        data=demo_shards(work / "demo", train=24, val=1, workers=1, progress=lambda done, total: None).train,
+        data=shards.train,
+        val=shards.val if evaluated else None,
         updates=UPDATES,
         global_batch=batch,
         precision="float32",
-        spatial=spatial,
+        spatial=settings.spatial and replace(settings.spatial, min_side_px=8),
         optim=replace(settings.optim, lr=rate * part * settings.optim.lr, warmup_frac=0.95),
-        runtime=runtime,
+        evaluation=replace(settings.evaluation, every=0, pictures=10, **few),
+        runtime=replace(settings.runtime, device="cpu", renderer="torch", threads=1, log_every=1, checkpoint_every=UPDATES),
     )
     out = work / f"run of {name}"
     run(settings, reporter=Silent(), out=out)
     return out
+
+
+def settings_of_0_1() -> dict[str, TrainSettings]:
+    """Return what the settings files of 0.1.0 say, by their names: every recipe as a run wrote it, and choices that no recipe makes."""
+    settings = {name: make() for name, make in RECIPES.items()}
+    spatial = SpatialSettings(
+        law="independent",
+        views=3,
+        area_frac=(0.1, 0.5),
+        turns=True,
+        colour=ColourLaw(hue=0.05, grey_prob=0.1, blur_prob=0.3, solarise_prob=0.2),
+        equalise_px=48,
+        head="additive",
+        standardise=False,
+        loss="smooth_l1",
+    )
+    settings["other_choices"] = replace(
+        settings["demo"], model=settings["sp_dense"].model, spatial=spatial, dense=DenseSpatialSettings(size_px=96)
+    )
+    return {name: replace(each, runtime=replace(each.runtime, renderer="native")) for name, each in settings.items()}
+
+
+def order(samples: int, mode: Any, *, seed: int = 0, global_batch: int = 1, **parts: Any) -> Order:
+    """Return an order, in blocks of ten shards of different lengths."""
+    lengths = (*(samples // 10 + 3 * (shard % 2) for shard in range(9)), samples - 9 * (samples // 10) - 12)
+    blocks = {"shard_lengths": lengths, "window": 3} if mode == "block" else {}
+    return Order(samples=samples, mode=mode, seed=seed, global_batch=global_batch, **blocks, **parts)
 
 
 # --------------------------------------------------------------------------------------------------------------- Numbers and pictures
@@ -594,42 +636,61 @@ def losses_of(folder: Path) -> dict[str, list[float]]:
     return {name: [float(f"{values[name]:.7g}") for values in named] for name in named[0]}
 
 
+def evaluation_of(folder: Path) -> dict[str, list[float]]:
+    """Return the numbers of a run's full evaluation: R2 with its interval in every row, every accuracy, and what else there is."""
+    report = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    spatial, labels = report["spatial"], report["labels"]
+    rows = [[*row["r2"], *(row["low"] or ()), *(row["high"] or ())] for row in spatial["rows"]]
+    others = {"pairs": spatial, "gates": spatial["gates"], "labels": labels}
+    told = {name: [value for value in held.values() if isinstance(value, int | float)] for name, held in others.items()}
+    every = (
+        told | {f"row {number}": row for number, row in enumerate(rows)} | {"accuracies": [score["accuracy"] for score in labels["scores"]]}
+    )
+    return {name: [float(f"{value:.7g}") for value in values] for name, values in every.items()}
+
+
 def take_losses(work: Path) -> dict[str, Any]:
-    return {"tolerance": TOLERANCES} | {name: losses_of(short_run(name, work)) for name in RECIPES}
+    folders = {name: short_run(name, work, evaluated=name == "demo") for name in RECIPES}
+    losses: dict[str, Any] = {name: losses_of(folder) for name, folder in folders.items()}
+    return {"tolerance": TOLERANCES} | losses | {"evaluation of demo": evaluation_of(folders["demo"])}
 
 
-def apart(measured: Mapping[str, Sequence[float]], golden: Mapping[str, Sequence[float]], tolerance: float) -> list[str]:
-    """Return the terms of which some values are not the golden ones, with the first of them."""
+def apart(
+    measured: Mapping[str, Sequence[float]], golden: Mapping[str, Sequence[float]], tolerance: float, least: float = 0.1
+) -> list[str]:
+    """Return the terms of which some values are not the golden ones, by `tolerance` of these or of `least`, and the first of them."""
     assert list(measured) == list(golden)
     first = {}
     for name, values in measured.items():
-        error = np.abs(np.subtract(values, golden[name])) / np.maximum(np.abs(golden[name]), 0.1)
+        error = np.abs(np.subtract(values, golden[name])) / np.maximum(np.abs(golden[name]), least)
         if len(off := np.flatnonzero(~(error <= tolerance))):
             first[name] = off[0]
-    return [f"{name}, update {at + 1}: {measured[name][at]}, golden {golden[name][at]}" for name, at in first.items()]
+    return [f"{name}, number {at + 1}: {measured[name][at]}, golden {golden[name][at]}" for name, at in first.items()]
 
 
-def assert_golden_losses(name: str, folder: Path) -> None:
+def assert_golden(measured: Mapping[str, Sequence[float]], name: str, **scale: float) -> None:
+    """Raise AssertionError unless losses, or an evaluation, are the golden ones within the tolerance of this torch."""
     golden = stored()["losses"]
     minor = "torch " + ".".join(torch.__version__.split(".")[:2])
-    assert apart(losses_of(folder), golden[name], golden["tolerance"].get(minor, golden["tolerance"]["default"])) == []
+    assert apart(measured, golden[name], golden["tolerance"].get(minor, golden["tolerance"]["default"]), **scale) == []
 
 
 @pytest.fixture(scope="module")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a short run of the demo."""
-    return short_run("demo", tmp_path_factory.mktemp("golden"))
+    """The folder of a short run of the demo, evaluated."""
+    return short_run("demo", tmp_path_factory.mktemp("golden"), evaluated=True)
 
 
 @pytest.mark.core
-def test_losses_of_the_demo_are_the_same(demo_run: Path) -> None:
-    assert_golden_losses("demo", demo_run)
-    assert set(stored()["losses"]) == {"tolerance", *RECIPES}
+def test_losses_and_evaluation_of_the_demo_are_the_same(demo_run: Path) -> None:
+    assert_golden(losses_of(demo_run), "demo")
+    assert_golden(evaluation_of(demo_run), "evaluation of demo", least=1)  # R2 is a difference from 1
+    assert set(stored()["losses"]) == {"tolerance", "evaluation of demo", *RECIPES}
 
 
 @pytest.mark.parametrize("name", ["sp_dense", *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES if name not in QUICK)])
 def test_losses_of_every_recipe_are_the_same(name: str, tmp_path: Path) -> None:
-    assert_golden_losses(name, short_run(name, tmp_path))
+    assert_golden(losses_of(short_run(name, tmp_path)), name)
 
 
 @pytest.mark.slow
@@ -637,6 +698,103 @@ def test_losses_of_every_recipe_are_the_same(name: str, tmp_path: Path) -> None:
 def test_losses_at_a_rate_one_percent_off_are_not_the_same(name: str, tmp_path: Path) -> None:
     golden = stored()["losses"]
     assert apart(losses_of(short_run(name, tmp_path, rate=1.01)), golden[name], max(golden["tolerance"].values()))
+
+
+# --------------------------------------------------------------------------------------------------- 5. Checkpoints, a run's folder
+
+SETTINGS_0_1 = HERE / "data" / "settings_0_1"  # settings.yaml as 0.1.0 wrote it, of every recipe
+
+
+def keys_of(plain: Mapping[str, Any], where: str = "") -> dict[str, list[str]]:
+    """Return the keys of every mapping in a nest of them, by its dotted path."""
+    nested = {name: held for name, held in plain.items() if isinstance(held, dict)}
+    keys = {where or "top": list(plain)}
+    for name, held in nested.items():
+        keys |= keys_of(held, f"{where}.{name}" if where else name)
+    return keys
+
+
+def shapes_of(path: Path) -> dict[str, list[int]]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in sorted(file.keys())}
+
+
+def files_of(folder: Path) -> dict[str, Any]:
+    """Return the names of a run's files, and of what is in them."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    (saved,) = (folder / "checkpoints").glob("update-*")
+    state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
+    (moments,) = saved.glob("*.pt")
+    optimizer = torch.load(moments, weights_only=True)
+    weights = shapes_of(saved / "weights.safetensors")
+    report = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    kinds = {line["kind"]: keys_of(line) for line in metrics(folder)}
+    return {
+        "files": [name if "events" not in name else "tensorboard/events..." for name in names],
+        "latest": (folder / "checkpoints" / "latest").read_text(encoding="utf-8"),
+        "format of a checkpoint": state["format"],
+        "state.json, without settings": keys_of({name: value for name, value in state.items() if name != "settings"}),
+        "settings.yaml": keys_of(yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))),
+        "settings are those of state.json": state["settings"] == yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8")),
+        "lines of metrics.jsonl": kinds,
+        "evaluation.json": keys_of(report),
+        "rows of evaluation.json": [row["name"] for row in report["spatial"]["rows"]],
+        "scores of evaluation.json": [[score["protocol"], score["features"]] for score in report["labels"]["scores"]],
+        "encoder/config.json": keys_of(json.loads((folder / "encoder" / "config.json").read_text(encoding="utf-8"))),
+        "weights": weights,
+        "encoder.safetensors": digest_of_shapes(shapes_of(folder / "encoder.safetensors")),
+        "encoder/model.safetensors": digest_of_shapes(shapes_of(folder / "encoder" / "model.safetensors")),
+        "weights under encoder.model.": digest_of_shapes(
+            {name.removeprefix("encoder.model."): shape for name, shape in weights.items() if name.startswith("encoder.model.")}
+        ),
+        "optimizer, groups": [[len(group["params"]), group["weight_decay"]] for group in optimizer["param_groups"]],
+        "optimizer, of a weight": sorted(optimizer["state"][0]),
+    }
+
+
+def digest_of_shapes(shapes: Mapping[str, Sequence[int]]) -> str:
+    return hashlib.blake2b(json.dumps(sorted(shapes.items())).encode(), digest_size=8).hexdigest()
+
+
+def take_files(work: Path) -> dict[str, Any]:
+    return files_of(short_run("demo", work, evaluated=True))
+
+
+@pytest.mark.core
+def test_a_run_folder_holds_the_same_files_with_the_same_names_in_them(demo_run: Path) -> None:
+    assert_equal(files_of(demo_run), stored()["files"], "files")
+
+
+@pytest.mark.core
+def test_settings_that_0_1_wrote_are_read_as_what_they_were() -> None:
+    expected = settings_of_0_1()
+    assert {path.stem for path in SETTINGS_0_1.iterdir()} == set(expected)
+    for name, settings in expected.items():
+        base = RECIPES["sp_dense" if name == "demo" else "demo"]()
+        assert read_settings(SETTINGS_0_1 / f"{name}.yaml", base) == settings, name
+
+
+# ------------------------------------------------------------------------------------------------------------------------- 6. Order
+
+LENGTHS = (1, 7, 100, 4096, 1_281_167, 2**40)
+
+
+def take_order(work: Path) -> dict[str, Any]:
+    """Return the first ids of every order, a digest of a thousand, and how ranks and micro-batches share an update."""
+    found: dict[str, Any] = {}
+    for mode, samples in itertools.product(("shuffled", "block", "sequential"), LENGTHS):
+        if mode == "block" and samples < 100:
+            continue
+        ids = [order(samples, mode, seed=seed).ids(epoch, np.arange(min(samples, 1000))) for seed, epoch in DRAWN_AT]
+        found[f"{mode}, {samples}"] = {"first": ids[1][:12].tolist(), "digest": digest(*ids)}
+    shared = [order(100, "shuffled", global_batch=12, rank=rank, ranks=3, accumulation=2) for rank in range(3)]
+    found["update 5 of ranks, of micro-batches"] = [[each.micro_batch(2, 5, micro).tolist() for micro in range(2)] for each in shared]
+    return found
+
+
+@pytest.mark.core
+def test_orders_are_the_same(tmp_path: Path) -> None:
+    assert_equal(take_order(tmp_path), stored()["order"], "order")
 
 
 # ------------------------------------------------------------------------------------------------------------------- Taking, comparing
@@ -666,7 +824,15 @@ SECTIONS: dict[str, Callable[[Path], Any]] = {
     "pixels": take_pixels,
     "kernels": take_kernels,
     "losses": take_losses,
+    "files": take_files,
+    "order": take_order,
 }
+
+
+@pytest.mark.core
+def test_golden_values_are_of_every_section_and_small() -> None:
+    assert list(stored()) == list(SECTIONS)
+    assert STORED.stat().st_size < 60_000
 
 
 def as_text(value: Any, depth: int = 0) -> str:
@@ -677,12 +843,28 @@ def as_text(value: Any, depth: int = 0) -> str:
     return "{\n" + ",\n".join(lines) + f"\n{' ' * depth}}}"
 
 
+def digests(work: Path) -> Iterator[tuple[str, str]]:
+    """Yield digests of all pixels, of all that kernels return, and of the weights that runs end with: equal on one machine alone."""
+    cases = {"pixels": pixels(work)} | {f"kernels, {backend}": kernels(backend) for backend in KERNEL_TOLERANCES}
+    for section, tensors in cases.items():
+        yield from ((f"{section}: {name}", digest(tensor.detach())) for name, tensor in tensors.items())
+    for name in RECIPES:
+        (weights,) = short_run(name, work).glob("checkpoints/update-*/weights.safetensors")
+        yield f"weights: {name}", hashlib.blake2b(weights.read_bytes(), digest_size=8).hexdigest()
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description="Retake golden.json, or some sections of it; see the head of this file for when.")
-    parser.add_argument("--take", nargs="*", choices=[*SECTIONS, []], metavar="SECTION", help=f"all, or some of {', '.join(SECTIONS)}")
+    parser.add_argument("--take", nargs="*", metavar="SECTION", help=f"all, or some of {', '.join(SECTIONS)}")
+    parser.add_argument("--digests", action="store_true", help="print digests that are equal on one machine alone")
     options = parser.parse_args(arguments)
-    if options.take is None:
-        parser.error("say --take")
+    if options.digests:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, found in digests(Path(folder)):
+                print(f"{found}  {name}", flush=True)
+        return
+    if options.take is None or not set(options.take) <= set(SECTIONS):
+        parser.error(f"say --digests, or --take and after it some of {', '.join(SECTIONS)} unless it is all")
     golden = stored() if STORED.is_file() else {}
     for name in options.take or SECTIONS:
         with tempfile.TemporaryDirectory() as folder:
