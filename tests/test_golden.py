@@ -31,11 +31,11 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from wherefrom.kernels import pair_loss, pair_targets, render_views_reference, roi_pool, roi_pool_pairs
+from wherefrom.kernels import PairUnits, pair_loss, pair_targets, render_views_reference, roi_align, roi_align_pairs
 from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline import (
-    Centre,
-    ColourLaw,
+    Center,
+    ColorLaw,
     Disjoint,
     Grid,
     Independent,
@@ -43,21 +43,20 @@ from wherefrom.pipeline import (
     Order,
     Overlapping,
     Paired,
-    Recipe,
     ViewFamily,
+    ViewRecipe,
     ViewTransform,
-    colour_matrix,
-    draw_geometry,
+    color_matrix,
+    demo_shards,
+    draw_records,
     make_loader,
 )
-from wherefrom.pipeline.colour import draw_colours
 from wherefrom.train import (
     RECIPES,
     DenseSpatialSettings,
     Silent,
     SpatialSettings,
     TrainSettings,
-    demo_shards,
     read_settings,
     run,
 )
@@ -68,16 +67,10 @@ STORED = HERE / "golden.json"
 # ---------------------------------------------------------------------------------------------------------------------- The library
 
 
-def draw(views: Recipe, **where: Any) -> list[tuple[Any, Any]]:
-    """Draw the records of a batch: geometry with what is kept, and photometric numbers, of every family."""
-    colors = draw_colours(views, **{name: where[name] for name in ("seed", "epoch", "drawn_for")})
-    return list(zip(draw_geometry(views, **where), colors, strict=True))
-
-
-def drawn(views: Recipe, *, orientation: NDArray, **where: Any) -> list[dict[str, Tensor]]:
+def drawn(views: ViewRecipe, *, orientation: NDArray, **where: Any) -> list[dict[str, Tensor]]:
     """Draw the records of a batch: every family's fields under this file's names."""
-    records = draw(views, **where, stored_orientation=orientation)
-    return [fields_of(each.geometry, color) | {"valid": each.valid, "accepted": each.accepted} for each, color in records]
+    records = draw_records(views, **where, stored_orientation=orientation)
+    return [fields_of(each.geometry, each.photometric) | {"valid": each.valid, "accepted": each.accepted} for each in records]
 
 
 def fields_of(geometry: Any, photometric: Any) -> dict[str, Tensor]:
@@ -88,26 +81,26 @@ def fields_of(geometry: Any, photometric: Any) -> dict[str, Tensor]:
         "contrast": photometric.contrast,
         "saturation": photometric.saturation,
         "hue": photometric.hue_rad,
-        "gray": photometric.grey,
+        "gray": photometric.gray,
         "blur": photometric.blur_sigma_px,
-        "solarized": photometric.solarised,
+        "solarized": photometric.solarized,
     }
     return {name: getattr(geometry, name) for name in where} | color
 
 
 def family(name: str = "a", *, views: int = 2, size_px: tuple[int, int] = (32, 32), color: Any = None, **others: Any) -> ViewFamily:
-    return ViewFamily(name=name, views=views, size_px=size_px, colour=color, **others)
+    return ViewFamily(name=name, views=views, size_px=size_px, color=color, **others)
 
 
-def view_recipe(*families: ViewFamily, pixels: Any = "float32") -> Recipe:
-    return Recipe(families=families, pixels=pixels)
+def view_recipe(*families: ViewFamily, pixels: Any = "float32") -> ViewRecipe:
+    return ViewRecipe(families=families, pixels=pixels)
 
 
-def all_colors() -> ColourLaw:
-    return ColourLaw(blur_prob=0.5, solarise_prob=0.3)
+def all_colors() -> ColorLaw:
+    return ColorLaw(blur_prob=0.5, solarize_prob=0.3)
 
 
-def law_cases(snap: Any) -> dict[str, Recipe]:
+def law_cases(snap: Any) -> dict[str, ViewRecipe]:
     """Return views of every law: as it stands, and where it has to make do with less."""
     first = family(law=Independent(area_frac=(0.2, 0.6)), snap=snap)
     cases = {
@@ -122,54 +115,55 @@ def law_cases(snap: Any) -> dict[str, Recipe]:
         "overlapping": [first, family("b", law=Overlapping(of="a"), views=3, snap=snap)],
         "overlapping, itself": [family(law=Overlapping(of="a", area_frac=(0.05, 0.2), min_shared_frac=0.02, tries=3), views=4, snap=snap)],
         "inside": [first, family("b", law=Inside(of="a"), views=3, snap=snap)],
-        "center, whole": [family(law=Centre(), views=1, snap=snap)],
-        "center, cropped": [family(law=Centre(resize_px=256, crop_px=224), views=1, snap=snap)],
+        "center, whole": [family(law=Center(), views=1, snap=snap)],
+        "center, cropped": [family(law=Center(resize_px=256, crop_px=224), views=1, snap=snap)],
         "grid": [family(law=Grid(), views=9, snap=snap)],
     }
     return {name: view_recipe(*families) for name, families in cases.items()}
 
 
-def other_cases() -> dict[str, Recipe]:
+def other_cases() -> dict[str, ViewRecipe]:
     """Return views whose mirrors, turns, colors and smallest sides are drawn or asked for."""
     laws = {side: Independent(area_frac=(0.01, 0.3)) for side in (1, 40)}
     families = {
         "mirror, each view": [family(mirror="view", views=3)],
         "mirror, whole picture": [family(mirror="picture", views=3), family("b", mirror="picture")],
         "turns": [family(turns=True, mirror="view", views=3)],
-        "color": [family(color=ColourLaw(), views=3)],
+        "color": [family(color=ColorLaw(), views=3)],
         "color, all": [family(color=all_colors(), views=3)],
     }
     families |= {f"sides from {side} px": [family(law=law, min_side_px=side, views=3)] for side, law in laws.items()}
     return {name: view_recipe(*each) for name, each in families.items()}
 
 
-def recipe_views() -> dict[str, tuple[Recipe, Any]]:
+def recipe_views() -> dict[str, tuple[ViewRecipe, Any]]:
     """Return the views of every recipe that runs have a name for, with its first objective."""
     objectives = {name: make().objectives() for name, make in RECIPES.items()}
     return {name: (view_recipe(*(each for one in mine for each in one.families)), mine[0]) for name, mine in objectives.items()}
 
 
-def pixel_cases(pixels: Any) -> dict[str, Recipe]:
+def pixel_cases(pixels: Any) -> dict[str, ViewRecipe]:
     """Return small views of whole-pixel boxes, plain and colored, and of boxes between pixels, which compiled code alone cuts."""
     law = Independent(area_frac=(0.1, 0.8))
     plain = family(law=law, views=3, size_px=(24, 32), mirror="view", turns=True)
     return {
-        "plain": view_recipe(plain, family("b", law=Centre(), views=1, size_px=(48, 48)), pixels=pixels),
+        "plain": view_recipe(plain, family("b", law=Center(), views=1, size_px=(48, 48)), pixels=pixels),
         "colored": view_recipe(family(law=law, views=4, size_px=(40, 40), color=all_colors()), pixels=pixels),
         "between pixels": view_recipe(family(law=law, views=3, size_px=(33, 32), mirror="view", snap="none"), pixels=pixels),
     }
 
 
-def rendered(shard: Path, views: Recipe, renderer: Any) -> list[Tensor]:
+def rendered(shard: Path, views: ViewRecipe, renderer: Any) -> list[Tensor]:
     """Return the pixels (B, V, 3, H, W) of every family, of the first four pictures by the loader."""
     with make_loader(str(shard), views, seed=3, global_batch=4, renderer=renderer, threads=0, prefetch=1) as loader:
         return [part.pixels for part in loader.batch([0, 1, 2, 3], epoch=1).views]
 
 
-def by_definition(stored: NDArray[np.uint8], views: Recipe, number: int, *, orientation: int, filter: Any) -> Tensor:
+def by_definition(stored: NDArray[np.uint8], views: ViewRecipe, number: int, *, orientation: int, filter: Any) -> Tensor:
     """Return the views (V, 3, H, W) of the first family of picture `number` in float64, levels 0..255."""
     height, width = stored.shape[:2] if orientation < 5 else stored.shape[1::-1]
-    (each, photometric), *_ = draw(views, seed=3, epoch=1, drawn_for=np.array([number]), source_size=np.array([[height, width]], np.int32))
+    record, *_ = draw_records(views, seed=3, epoch=1, drawn_for=np.array([number]), source_size=np.array([[height, width]], np.int32))
+    each, photometric = record, record.photometric
     return render_views_reference(
         torch.from_numpy(stored),
         each.geometry.boxes[0],
@@ -177,9 +171,9 @@ def by_definition(stored: NDArray[np.uint8], views: Recipe, number: int, *, orie
         each.geometry.quarter_turns[0],
         each.geometry.size_px,
         orientation=orientation,
-        matrix=colour_matrix(photometric)[0],
+        matrix=color_matrix(photometric)[0],
         blur_sigma_px=photometric.blur_sigma_px[0],
-        solarised=photometric.solarised[0],
+        solarized=photometric.solarized[0],
         filter=filter,
     )
 
@@ -194,18 +188,18 @@ SAMPLINGS: tuple[Any, ...] = ("adaptive", "area", 1, 3)
 
 def targets_of(pairs: Tensor | None, backend: Any, units: tuple[Any, Any, Any], inputs: Mapping[str, Tensor]) -> Tensor:
     position, scale, axes = units
-    options: dict[str, Any] = {"position": position, "scale": scale, "axes": axes, "picture_hw": inputs["picture_hw"], "backend": backend}
-    if pairs is not None:
-        channels = 3 if scale == "log_area" else 4
-        options |= {name: inputs[name][:channels] for name in ("mean", "std")}
-    return pair_targets(inputs["boxes"], pairs, flipped=inputs["flipped"], quarter_turns=inputs["quarter_turns"], **options)
+    channels = 3 if scale == "log_area" else 4
+    standardization = {} if pairs is None else {name: inputs[name][:channels] for name in ("mean", "std")}
+    options: dict[str, Any] = {name: inputs[name] for name in ("flipped", "quarter_turns", "picture_hw")}
+    options["units"] = PairUnits(position=position, scale=scale, axes=axes, **standardization)
+    return pair_targets(inputs["boxes"], pairs, backend=backend, **options)
 
 
 def loss_of(
     learned: Mapping[str, Tensor], pairs: Any, backend: Any, activation: Any, regression: Any, options: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
     """Return the loss, (1,) or (B,), and everything else that is said of it beside the gradient, in a row."""
-    heads = {"weight": learned["weight"], "offset": learned["output bias"], "bias": learned["hidden bias"]}
+    heads = {"weight": learned["weight"], "output_bias": learned["output bias"], "hidden_bias": learned["hidden bias"]}
     found = pair_loss(
         learned["a"], learned["b"], **heads, pairs=pairs, activation=activation, loss=regression, beta=0.4, backend=backend, **options
     )
@@ -216,13 +210,19 @@ def loss_of(
 def pooled_of(tokens: Tensor, backend: Any, sampling: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     names = ("flipped", "quarter_turns", "valid")
     options: dict[str, Any] = {"frame_hw": (96.0, 128.0), "out_hw": (3, 2), "sampling": sampling, "backend": backend}
-    return roi_pool(tokens, inputs["boxes"], **{name: inputs[name] for name in names}, **options)
+    return roi_align(tokens, inputs["boxes"], **{name: inputs[name] for name in names}, **options)
 
 
 def pooled_with_pairs(tokens: Tensor, backend: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     names = ("flipped", "quarter_turns", "valid", "picture_hw")
-    options: dict[str, Any] = {"frame_hw": (96.0, 128.0), "out_hw": 2, "sampling": 2, "position": "mean", "backend": backend}
-    return roi_pool_pairs(tokens, inputs["boxes"], **{name: inputs[name] for name in names}, **options)
+    options: dict[str, Any] = {
+        "frame_hw": (96.0, 128.0),
+        "out_hw": 2,
+        "sampling": 2,
+        "units": PairUnits(position="mean"),
+        "backend": backend,
+    }
+    return roi_align_pairs(tokens, inputs["boxes"], **{name: inputs[name] for name in names}, **options)
 
 
 def short_run(name: str, work: Path, *, rate: float = 1.0, evaluated: bool = False) -> Path:
@@ -260,10 +260,10 @@ def settings_of_0_1() -> dict[str, TrainSettings]:
         views=3,
         area_frac=(0.1, 0.5),
         turns=True,
-        colour=ColourLaw(hue=0.05, grey_prob=0.1, blur_prob=0.3, solarise_prob=0.2),
-        equalise_px=48,
+        color=ColorLaw(hue=0.05, gray_prob=0.1, blur_prob=0.3, solarize_prob=0.2),
+        equalize_px=48,
         head="additive",
-        standardise=False,
+        standardize=False,
         loss="smooth_l1",
     )
     settings["other_choices"] = replace(
@@ -337,7 +337,7 @@ GROUPS = {
 }
 
 
-def records_drawn(views: Recipe) -> list[list[dict[str, Tensor]]]:
+def records_drawn(views: ViewRecipe) -> list[list[dict[str, Tensor]]]:
     """Draw a batch of every size, once shown as itself and once standing in for samples of high numbers, for every seed and epoch."""
     size = np.array(SIZES * 2, np.int32)
     drawn_for = np.append(np.arange(len(SIZES)), 2**40 - 1 - np.arange(len(SIZES)) * 10**10)
@@ -355,7 +355,7 @@ def digests_of(records: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
     return {group: digest(*(record[name] for record in records for name in names)) for group, names in there.items() if names}
 
 
-def of_case(views: Recipe) -> dict[str, Any]:
+def of_case(views: ViewRecipe) -> dict[str, Any]:
     """Return digests, and for readers: how many views kept their law and are valid, and the last family's boxes in the first picture."""
     records = [record for batch in records_drawn(views) for record in batch]
     last = records[len(views.families) - 1]
@@ -366,11 +366,11 @@ def of_case(views: Recipe) -> dict[str, Any]:
     return digests_of(records) | {"accepted, valid, of": [*counts, sum(record["valid"].numel() for record in records)]} | shown
 
 
-def of_recipe(views: Recipe, objective: Any) -> dict[str, Any]:
+def of_recipe(views: ViewRecipe, objective: Any) -> dict[str, Any]:
     """Return the same of a run's recipe, with the boxes that its pairs are made of: regions are drawn, too."""
     size = np.array([(375, 500), (500, 333), (64, 300)], np.int32)
     ids = np.arange(len(size))
-    (first, _), *_ = draw(views, seed=1, epoch=2, drawn_for=ids, source_size=size)
+    first, *_ = draw_records(views, seed=1, epoch=2, drawn_for=ids, source_size=size)
     return of_case(views) | {"pairs of": digest(objective.boxes(first.geometry))}
 
 
@@ -470,7 +470,7 @@ def pixels(work: Path, shift_px: float = 0.0) -> dict[str, Tensor]:
                 if name == "native" or case != "between pixels":
                     cases[f"{name} {kind}, {case}"] = torch.cat([part.flatten() for part in rendered(shard, views, name)])
     for case, views in pixel_cases("uint8").items():
-        for filter, number in (("plain", 1), ("centred", 3)):
+        for filter, number in (("plain", 1), ("centered", 3)):
             size, orientation = PIXEL_FILES[number]
             values = by_definition(picture(*size, shift_px=shift_px), views, number, orientation=orientation, filter=filter)
             cases[f"definition, {case}, picture {number}"] = values
@@ -554,10 +554,11 @@ def loss_cases(backend: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         shapes = {"a": (2, 5, 8), "b": (2, 5, 8), "weight": (rows, 8), "output bias": (rows,), "hidden bias": (8,)}
         learned = {name: uniform(10 + key, *shape, dtype=dtype).requires_grad_() for key, (name, shape) in enumerate(shapes.items())}
         options = {name: inputs[name] for name in ("boxes", "flipped", "quarter_turns", "valid", "picture_hw")}
-        options |= {name: inputs[name][:channels] for name in ("mean", "std")} if number % 2 else {}
         options |= {"channel_weights": torch.tensor([0.5, 2.0, 1.0, 1.5])[:channels]} if number % 3 == 0 else {}
-        units = {"position": position, "scale": scale, "per_sample": number % 4 == 1}
-        loss, others = loss_of(learned, pairs, backend, activation, regression, options | units)
+        standardization = {name: inputs[name][:channels] for name in ("mean", "std")} if number % 2 else {}
+        units = PairUnits(position=position, scale=scale, **standardization)
+        options |= {"per_sample": number % 4 == 1, "units": units}
+        loss, others = loss_of(learned, pairs, backend, activation, regression, options)
         gradients = torch.autograd.grad(loss @ torch.arange(1, len(loss) + 1).to(loss), list(learned.values()))
         name = f"pair loss, {activation}, {regression}, {'given' if isinstance(pairs, Tensor) else pairs}, {position}, {scale}"
         cases[name] = torch.cat([loss.detach().double(), others])
