@@ -10,7 +10,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wherefrom.pipeline.view_recipe import Center, ColorLaw, Paired, ViewFamily
+from wherefrom.pipeline.laws import Center, Paired
+from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialSettings

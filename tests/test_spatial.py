@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wherefrom.pipeline.geometry import map_points
+from wherefrom.pipeline.laws import Paired
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.view_recipe import Paired, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Views
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.objective import Step, random_scope

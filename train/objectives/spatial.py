@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wherefrom.kernels.pair_targets import Axes, Position, Scale, pair_targets
+from wherefrom.pipeline.laws import Disjoint, Independent, Paired
 from wherefrom.pipeline.literals import check_literals
-from wherefrom.pipeline.view_recipe import ColorLaw, Disjoint, Independent, Law, Mirror, Paired, ViewFamily
+from wherefrom.pipeline.view_recipe import ColorLaw, CropLaw, Mirror, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Terms
@@ -101,7 +102,7 @@ class SpatialSettings:
         """Return the names of what is predicted, in order."""
         return ("x", "y", "scale") if self.scale == "log_area" else ("x", "y", "width", "height")
 
-    def _law(self) -> Law:
+    def _law(self) -> CropLaw:
         if self.law == "disjoint":
             return Disjoint(area_frac=self.area_frac, aspect=self.aspect, min_gap_frac=self.min_gap_frac)
         if self.law == "independent":

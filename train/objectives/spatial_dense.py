@@ -19,8 +19,9 @@ from wherefrom.kernels.roi_align_pairs import roi_align_pairs
 from wherefrom.pipeline.crops import SUBPIXELS
 from wherefrom.pipeline.draws import Purpose, family_word, random_words_of_tensors
 from wherefrom.pipeline.geometry import overlap_area
+from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.literals import check_literals
-from wherefrom.pipeline.view_recipe import ColorLaw, Independent, Mirror, ViewFamily
+from wherefrom.pipeline.view_recipe import ColorLaw, Mirror, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Terms
