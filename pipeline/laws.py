@@ -125,7 +125,7 @@ class Paired(CropLaw):
     def target_moments(self) -> TargetMoments | None:
         if self.aspect_jitter != 1 or self.log_scale_max == 0:
             return None
-        return TargetMoments(mean=(0.0, 0.0, 0.0), std=(self.position_std, self.position_std, self.log_scale_std))
+        return TargetMoments(position_std=self.position_std, log_scale_std=self.log_scale_std)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,13 +39,15 @@ def check_range(name: str, bounds: tuple[float, float], top: float = math.inf) -
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetMoments:
-    """Mean and standard deviation of what relates a law's first view to its second, whatever the picture.
+    """What is known of (x, y, ln s) of a law's two views, whatever the picture: the second as seen from the first.
 
-    Each (x, y, ln s): the second center as seen from the first in sides of the first, and half the log of the ratio of areas.
+    x, y: of its center, in sides of the first; mean 0 and one deviation, so that neither mirror nor turn changes them.
+    ln s: half the log of the ratio of areas; both views have one aspect ratio.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    position_std: float
+    log_scale_std: float
+    log_scale_mean: float = 0.0
 
 
 @runtime_checkable
@@ -94,7 +96,7 @@ class CropLaw(Protocol):
         return None
 
     def target_moments(self) -> TargetMoments | None:
-        """Return the moments of the pair's targets, for a law that draws pairs and has them in closed form."""
+        """Return the moments of the pair's targets, of a law that draws pairs and has them in closed form."""
         return None
 
     @classmethod

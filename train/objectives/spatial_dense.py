@@ -92,7 +92,7 @@ class DenseSpatialSettings:
         _ = self.family("dense")  # it checks its own numbers
 
     @property
-    def law(self) -> str:
+    def law_name(self) -> str:
         """What R2 is named by: it does not compare across laws."""
         return f"regions {self.pairs}, side {self.side_frac[0]:g} to {self.side_frac[1]:g} of a view"
 
@@ -107,6 +107,10 @@ class DenseSpatialSettings:
             color=self.color,
             min_side_px=self.min_side_px,
         )
+
+    def objective(self, name: str) -> "DenseSpatialPrediction":
+        """Return what is learned by these settings, under a name."""
+        return DenseSpatialPrediction(self, name=name)
 
     def channels(self) -> tuple[str, ...]:
         """Return the names of what is predicted, in order."""
