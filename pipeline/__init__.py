@@ -2,7 +2,7 @@
 
 from wherefrom.pipeline.annotations import Carried, carry
 from wherefrom.pipeline.color import color_matrix
-from wherefrom.pipeline.crops import Boxes, snap_boxes
+from wherefrom.pipeline.crops import Boxes, Snap, snap_boxes
 from wherefrom.pipeline.demo.shards import DemoShards, demo_shards
 from wherefrom.pipeline.draws import Keys, Purpose, uniform
 from wherefrom.pipeline.geometry import (
@@ -23,7 +23,7 @@ from wherefrom.pipeline.proof.prove import ProofReport, proof_cases, prove
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.transform import Transformed, ViewTransform, collate
-from wherefrom.pipeline.view_recipe import LAWS, ColorLaw, CropLaw, TargetMoments, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import LAWS, ColorLaw, CropLaw, Earlier, TargetMoments, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Record, ViewGeometry, Views
 
 __all__ = [  # in reading order  # noqa: RUF022
@@ -40,6 +40,8 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Grid",
     "CropLaw",
     "TargetMoments",
+    "Earlier",
+    "Snap",
     "LAWS",
     "Boxes",
     "Keys",

@@ -137,23 +137,23 @@ class TrainSettings:
         for name, settings in self.foreign_objectives.items():
             if name in OBJECTIVES.own or not isinstance(settings, ObjectiveSettings):
                 raise ValueError(f"foreign_objectives.{name}={settings!r:.60}: needs an objective's settings under a name of its own")
-        if not self.learned:
+        if not self.objective_settings:
             raise ValueError("spatial and dense are both none: there is nothing to learn; set one of them")
 
     @property
-    def learned(self) -> dict[str, ObjectiveSettings]:
-        """What is learned, by name; the first one is the host."""
+    def objective_settings(self) -> dict[str, ObjectiveSettings]:
+        """The settings of all that is learned, by name; the first one is the host's."""
         own: dict[str, ObjectiveSettings | None] = {"spatial": self.spatial, "dense": self.dense}
         return {name: settings for name, settings in {**own, **self.foreign_objectives}.items() if settings is not None}
 
     def objectives(self) -> tuple[Objective, ...]:
         """Return what is to be learned, the host first, not yet set up; each is named as its settings are."""
-        return tuple(settings.objective(name) for name, settings in self.learned.items())
+        return tuple(settings.objective(name) for name, settings in self.objective_settings.items())
 
     @property
     def view_px(self) -> int:
         """The side of the host's views, as the encoder sees them."""
-        return next(iter(self.learned.values())).size_px
+        return next(iter(self.objective_settings.values())).size_px
 
     @property
     def label_view_px(self) -> int:
@@ -232,7 +232,7 @@ def with_its_own_model(stage: TrainSettings, base: TrainSettings, *, given: Coll
     if model.name == base.model.name:
         return stage
     own: dict[str, Any] = dict.fromkeys(ARCHITECTURE)
-    own["view_size_px"] = stage.view_px if stage.learned and model.is_vit else None
+    own["view_size_px"] = stage.view_px if stage.objective_settings and model.is_vit else None
     return replace(stage, model=replace(model, **{name: value for name, value in own.items() if name not in given}))
 
 
