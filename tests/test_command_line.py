@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from wherefrom.pipeline import LAWS, Grid, Overlapping, Paired
 from wherefrom.tools import training
 from wherefrom.tools.cli import COMMANDS, main
 from wherefrom.tools.terminal import Terminal, duration, line
@@ -134,7 +135,15 @@ def _folder_with_another_run(folder: Path) -> Path:
 BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     "unknown command": (lambda t, s: ["tarin"], "no command 'tarin'"),
     "unknown bench": (lambda t, s: ["bench", "everything"], "no command 'bench everything'"),
-    "unknown recipe": (lambda t, s: ["train", "imagenete_sp"], "did you mean imagenette_sp"),
+    "unknown recipe": (lambda t, s: ["train", "imagenete_sp"], "no recipe 'imagenete_sp'; did you mean 'imagenette_sp'"),
+    "unknown recipe behind a law's options": (
+        lambda t, s: ["train", "--spatial.law.aspect", "1", "1", "imagenete_sp"],
+        "no recipe 'imagenete_sp'; did you mean",
+    ),
+    "recipe behind a law's options, one too many": (
+        lambda t, s: ["train", "--spatial.law", "paired", "--spatial.law.border-frac", "0.1", "imagenet_sp_vits16"],
+        "without data: it is meant for pictures of yours",
+    ),
     "unknown option": (lambda t, s: ["train", "--optim.lrr", "1"], "optim.lrr"),
     "value out of range": (lambda t, s: ["train", "--optim.lr", "-1"], "lr=-1.0"),
     "value of another type": (lambda t, s: ["train", "--seed", "many"], "seed"),
@@ -147,6 +156,23 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     "objective that the recipe lacks": (
         lambda t, s: ["train", "sp_dense", "--spatial.views", "4"],
         r"--spatial\.views: sp_dense has no spatial; a file for --config can add it, e\.g\. spatial: \{views: \.\.\.\}",
+    ),
+    "law that is none": (lambda t, s: ["train", "--spatial.law", "pared"], r"--spatial\.law: no law 'pared'; did you mean 'paired'\?"),
+    "option of another law": (
+        lambda t, s: ["train", "--spatial.law", "paired", "--spatial.law.area-frac", "0.1", "0.2"],
+        r"--spatial\.law\.area-frac: the paired law has no area_frac; it has position_max, .*; --spatial\.law names another law",
+    ),
+    "law that draws another number of views": (
+        lambda t, s: ["train", "--spatial.law=paired", "--spatial.views", "4"],
+        "views=4 of family 'spatial': the paired law draws 2; take views=2",
+    ),
+    "law that refers to no family before it": (
+        lambda t, s: ["train", "--data", str(s / "train.tar"), *TINY, "--spatial.law", "inside", "--spatial.law.of", "dense"],
+        r"family 'spatial' refers to 'dense', which must come before it; before it come \[\]",
+    ),
+    "law of an objective that the recipe lacks": (
+        lambda t, s: ["train", "sp_dense", "--spatial.law", "paired"],
+        r"--spatial\.law: sp_dense has no spatial; a file for --config can add it, e\.g\. spatial: \{law: \.\.\.\}",
     ),
     "part of one that it lacks": (
         lambda t, s: ["train", "--spatial.color.gray_prob=0.1"],
@@ -367,9 +393,34 @@ FINAL: dict[str, tuple[str, list[str], dict[str, object]]] = {  # a file beside,
         {"spatial": replace(recipe("imagenet_sp_vits16").spatial, both_orders=False)},
     ),
     "an objective that the file adds": (
-        "{recipe: sp_dense, spatial: {views: 4}}",
+        "{recipe: sp_dense, spatial: {views: 2}}",
         ["--spatial.size-px", "48"],
-        {"spatial": SpatialSettings(views=4, size_px=48), "dense": recipe("sp_dense").dense},
+        {"spatial": SpatialSettings(views=2, size_px=48), "dense": recipe("sp_dense").dense},
+    ),
+    "another law, and some of its numbers": (
+        "{}",
+        ["--spatial.law", "paired", "--spatial.law.position-max", "1.2", "--spatial.law.side-frac", "0.1", "0.3"],
+        {"spatial": replace(recipe("demo").spatial, law=Paired(position_max=1.2, side_frac=(0.1, 0.3)))},
+    ),
+    "the recipe's law, named": (
+        "{}",
+        ["--spatial.law=disjoint", "--spatial.law.tries=3"],
+        {"spatial": replace(recipe("demo").spatial, law=replace(recipe("demo").spatial.law, tries=3))},
+    ),
+    "a law of the file": (
+        "spatial: {law: {name: grid, cols: 2}}",
+        ["--spatial.law.rows", "2", "--spatial.law.side-frac", "0.3"],
+        {"spatial": replace(recipe("demo").spatial, law=Grid(rows=2, cols=2, side_frac=0.3))},
+    ),
+    "a law that only fits with the command line": (
+        "spatial: {law: {name: paired, side_frac: [0.1, 0.47]}}",
+        ["--spatial.law.position-max", "0.6"],
+        {"spatial": replace(recipe("demo").spatial, law=Paired(position_max=0.6, side_frac=(0.1, 0.47)))},
+    ),
+    "a law without all defaults": (
+        "{}",
+        ["--spatial.law", "overlapping", "--spatial.law.of", "spatial"],
+        {"spatial": replace(recipe("demo").spatial, law=Overlapping(of="spatial"))},
     ),
 }
 
@@ -396,6 +447,39 @@ def test_only_the_final_result_is_checked_and_no_stage_on_the_way(
         assert type(settings) is TrainSettings
         assert {name: getattr(settings, name) for name in expected} == expected
     assert runs[0] == runs[1]
+
+
+@pytest.mark.core
+def test_help_shows_the_options_of_the_recipes_law_and_what_others_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, option, other in (
+        (["train"], "min-gap-frac", "position-max"),
+        (["train", "--spatial.law", "paired"], "position-max", "min-gap-frac"),
+    ):
+        assert exit_code_of([*words, "--help"]) == 0
+        said = " ".join(re.sub(r"[│\n]", " ", capsys.readouterr().out).split())
+        assert f"--spatial.law.{option} " in said and f"--spatial.law.{other} " not in said
+        assert f"--spatial.law NAME one of {', '.join(LAWS)}" in said
+
+
+@pytest.mark.core
+def test_a_run_of_0_1_0_is_not_gone_on_with_and_its_settings_begin_another(
+    tiny_shards: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(elsewhere / "old")
+    saved = folder.checkpoints / "update-00000500"
+    saved.mkdir(parents=True)
+    settings = Path(__file__).parent / "data" / "settings_0_1" / "demo.yaml"
+    folder.settings.write_text(settings.read_text())
+    (folder.checkpoints / "latest").write_text(saved.name + "\n")
+    (saved / "state.json").write_text('{"format": 2, "crc32": {}, "update": 500}')
+    before = files_in(elsewhere)
+    assert exit_code_of(["train", "--resume", "--out", "old"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert re.search(
+        r"state\.json: was written by wherefrom 0\.1\.0, .*; go on with the version that wrote it, or begin anew by --config", said
+    )
+    assert files_in(elsewhere) == before
 
 
 RECORD = LogRecord(

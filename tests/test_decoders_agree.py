@@ -16,13 +16,14 @@ from PIL import Image
 
 from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
+from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.dali_decode import DaliDecoder, installed
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.render.renderer import Rendered, Renderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
-from wherefrom.pipeline.view_recipe import Independent, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record
 
 Bytes = NDArray[np.uint8]

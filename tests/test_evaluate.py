@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wherefrom.pipeline.geometry import map_points
+from wherefrom.pipeline.laws import Disjoint, Independent, Paired
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.shards.index import ShardIndex
@@ -55,7 +56,7 @@ from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSetting
 
 SIDE_PX, VIEW_PX = 200, 32
 DISJOINT = SpatialSettings(
-    law="disjoint", views=4, size_px=VIEW_PX, area_frac=(0.04, 0.12), aspect=(0.8, 1.25), mirror="none", color=None, scale="log_sides"
+    law=Disjoint(area_frac=(0.04, 0.12), aspect=(0.8, 1.25)), views=4, size_px=VIEW_PX, mirror="none", color=None, scale="log_sides"
 )
 
 
@@ -284,8 +285,8 @@ def test_the_interval_is_as_wide_as_fresh_pictures_make_it_spread() -> None:
 @pytest.mark.parametrize(
     ("settings", "reference", "target"),
     [
-        (SpatialSettings(side_frac=(0.10, 0.33), border_frac=0.0), (0.24, 0.24, 0.0), (0.19, 0.19, 0.56)),
-        (SpatialSettings(law="independent", views=2, area_frac=(0.05, 0.25)), (0.53, 0.53, None), (0.44, 0.44, None)),
+        (SpatialSettings(law=Paired(side_frac=(0.10, 0.33))), (0.24, 0.24, 0.0), (0.19, 0.19, 0.56)),
+        (SpatialSettings(law=Independent(area_frac=(0.05, 0.25)), views=2), (0.53, 0.53, None), (0.44, 0.44, None)),
     ],
     ids=["paired", "independent"],
 )

@@ -256,9 +256,8 @@ def settings_of_0_1() -> dict[str, TrainSettings]:
     """Return what the settings files of 0.1.0 say, by their names: every recipe as a run wrote it, and choices that no recipe makes."""
     settings = {name: make() for name, make in RECIPES.items()}
     spatial = SpatialSettings(
-        law="independent",
+        law=Independent(area_frac=(0.1, 0.5)),
         views=3,
-        area_frac=(0.1, 0.5),
         turns=True,
         color=ColorLaw(hue=0.05, gray_prob=0.1, blur_prob=0.3, solarize_prob=0.2),
         equalize_px=48,

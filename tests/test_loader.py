@@ -17,6 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from wherefrom.pipeline.laws import Disjoint, Independent, Paired
 from wherefrom.pipeline.loader import Loader, TooManyBadError, make_loader
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.records import draw_records
@@ -25,7 +26,7 @@ from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.renderer import Rendered, RendererName
 from wherefrom.pipeline.render.slots import SlotRing
 from wherefrom.pipeline.shards.index import ShardIndex
-from wherefrom.pipeline.view_recipe import ColorLaw, Disjoint, Independent, Paired, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Record, Views
 
 PAIR = ViewFamily(name="pair", views=2, size_px=(24, 24), law=Paired(), mirror="picture", min_side_px=4)

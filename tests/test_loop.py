@@ -23,6 +23,7 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from wherefrom.pipeline.laws import Disjoint
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.views import Batch
 from wherefrom.train import checkpoint
@@ -52,7 +53,7 @@ def tiny(shards: Path, *, updates: int = 6, **changes: Any) -> TrainSettings:
         global_batch=8,
         updates=updates,
         model=ModelSettings(view_size_px=24, patch_size_px=12, width=32, depth=1, heads=2),
-        spatial=SpatialSettings(law="disjoint", views=3, size_px=24, area_frac=(0.06, 0.16), color=None, min_side_px=4),
+        spatial=SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, color=None, min_side_px=4),
         evaluation=EvaluationSettings(
             every=0, pictures=16, head_pictures=16, head_steps=5, knn_pictures=40, short_pictures=8, short_knn_pictures=20
         ),

@@ -25,6 +25,7 @@ from wherefrom.kernels import pair_loss_torch
 from wherefrom.kernels.pair_loss import Activation, Pairs, Regression, _pair_loss_op, pair_loss
 from wherefrom.kernels.pair_loss_reference import PairLoss
 from wherefrom.kernels.pair_targets_reference import PairUnits, Scale
+from wherefrom.pipeline.laws import Disjoint
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.objectives.pairs import drawn_records, pair_terms
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
@@ -648,7 +649,7 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     "spatial",
     [
-        SpatialSettings(law="disjoint", views=4, weight_position=0.3, weight_scale=0.7),
+        SpatialSettings(law=Disjoint(), views=4, weight_position=0.3, weight_scale=0.7),
         SpatialSettings(weight_scale=0.0, stop="reference"),
         SpatialSettings(scale="log_sides", both_orders=True, loss="smooth_l1", stop="encoder"),
     ],

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import weight_norm
 
-from wherefrom.pipeline.view_recipe import Independent, ViewFamily
+from wherefrom.pipeline.laws import Independent
+from wherefrom.pipeline.view_recipe import ViewFamily
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 from wherefrom.train import objective as objective_module
 from wherefrom.train.encoder import Encoder, Features, ModelSettings

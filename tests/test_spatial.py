@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wherefrom.pipeline.geometry import map_points
+from wherefrom.pipeline.laws import Disjoint, Paired
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.view_recipe import Paired, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Views
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.objective import Step, random_scope
@@ -28,11 +29,7 @@ MODEL = ModelSettings(view_size_px=48, patch_size_px=12, width=64, depth=3, head
 PICTURE_PX = 160
 SETTINGS = SpatialSettings(
     size_px=48,
-    position_max=1.2,
-    log_scale_max=math.log(1.5),
-    side_frac=(0.25, 0.40),
-    border_frac=0.0,
-    aspect_jitter=1.0,
+    law=Paired(position_max=1.2, log_scale_max=math.log(1.5), side_frac=(0.25, 0.40)),
     both_orders=True,
     mirror="none",
     color=None,
@@ -192,7 +189,8 @@ def test_the_additive_head_is_the_two_layer_mlp_on_both_summaries() -> None:
     [
         ({}, [[0, 1]]),
         ({"both_orders": True}, [[0, 1], [1, 0]]),
-        ({"law": "disjoint", "views": 3}, [[0, 1], [0, 2], [1, 0], [1, 2], [2, 0], [2, 1]]),
+        ({"law": Disjoint(), "views": 2}, [[0, 1], [1, 0]]),
+        ({"law": Disjoint(), "views": 3}, [[0, 1], [0, 2], [1, 0], [1, 2], [2, 0], [2, 1]]),
     ],
 )
 def test_which_pairs_count(changes: dict[str, Any], pairs: list[list[int]]) -> None:
@@ -217,8 +215,8 @@ def test_targets_are_those_of_the_boxes_as_cut() -> None:
     [
         SpatialSettings(),
         replace(SETTINGS, both_orders=False, scale="log_sides"),
-        replace(SETTINGS, aspect_jitter=1.0),
-        SpatialSettings(law="disjoint", mirror="none"),
+        SETTINGS,
+        SpatialSettings(law=Disjoint(), mirror="none"),
         SpatialSettings(scale="ratio", position="mean"),
     ],
     ids=["closed form", "closed form, both sides", "both orders", "disjoint", "ratio"],
@@ -250,7 +248,7 @@ def test_a_mirrored_picture_negates_the_horizontal_target_alone() -> None:
 
 
 def test_pairs_with_an_invalid_view_are_left_out_and_counted() -> None:
-    objective = objective_of(SpatialSettings(law="disjoint", views=3, mirror="none", color=None, size_px=48, min_side_px=8))
+    objective = objective_of(SpatialSettings(law=Disjoint(), views=3, mirror="none", color=None, size_px=48, min_side_px=8))
     batch = batch_of(objective.families[0], np.arange(3))
     (views,) = batch.views
     features = random_features(3)
@@ -344,8 +342,8 @@ def test_messages_name_the_thing_and_the_mend() -> None:
             SpatialSettings(axes="source", **changes)  # type: ignore[arg-type]
     assert SpatialSettings(axes="source", mirror="none").axes == "source"
     with pytest.raises(ValueError, match="views=1: a pair needs 2"):
-        SpatialSettings(law="disjoint", views=1)
-    with pytest.raises(ValueError, match="upper bound must be at most"):
-        SpatialSettings(side_frac=(0.2, 0.5))
+        SpatialSettings(law=Disjoint(), views=1)
+    with pytest.raises(ValueError, match="views=6 of family 'spatial': the paired law draws 2; take views=2"):
+        SpatialSettings(views=6)
     with pytest.raises(ValueError, match="equalize_px=200"):
         SpatialSettings(equalize_px=200)

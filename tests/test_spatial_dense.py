@@ -22,6 +22,7 @@ from wherefrom.kernels.pair_targets import pair_targets
 from wherefrom.kernels.pair_targets_reference import PairUnits
 from wherefrom.pipeline.draws import Purpose, family_word, random_words, uniform
 from wherefrom.pipeline.geometry import map_boxes, map_points
+from wherefrom.pipeline.laws import Disjoint
 from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
@@ -408,7 +409,7 @@ def test_a_run_beside_sp_goes_on_from_its_checkpoint_bit_for_bit(tiny_shards: Pa
         global_batch=8,
         updates=6,
         model=replace(MODEL, depth=1, drop_path=0.3),
-        spatial=SpatialSettings(law="disjoint", views=3, size_px=24, area_frac=(0.06, 0.16), min_side_px=4),
+        spatial=SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, min_side_px=4),
         dense=replace(SETTINGS, regions=6),
         evaluation=EvaluationSettings(every=0),
         runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=1, checkpoint_every=3),

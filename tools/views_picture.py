@@ -30,7 +30,7 @@ from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.loader import Loader, make_loader
 from wherefrom.pipeline.proof.level_errors import levels
 from wherefrom.pipeline.shards.reader import ShardReader
-from wherefrom.pipeline.view_recipe import ViewRecipe
+from wherefrom.pipeline.view_recipe import ViewRecipe, law_name
 from wherefrom.pipeline.views import Batch, Photometric, Views
 from wherefrom.train.objective import Objective
 from wherefrom.train.objectives import DenseSpatialPrediction
@@ -234,7 +234,7 @@ def _title(loader: Loader, one: Batch) -> str:
 
 def _families_words(loader: Loader, epoch: int) -> str:
     return f"seed {loader.order.seed}, epoch {epoch}   " + "   ".join(
-        f"{family.name}: {family.views} x {family.size_px[0]} x {family.size_px[1]}, {type(family.law).__name__.lower()}"
+        f"{family.name}: {family.views} x {family.size_px[0]} x {family.size_px[1]}, {law_name(family.law)}"
         for family in loader.recipe.families
     )
 

@@ -5,7 +5,7 @@ from wherefrom.train.evaluation.labels import evaluate_labels
 from wherefrom.train.evaluation.pairs import evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.loop import run
-from wherefrom.train.objective import Encode, Objective, Progress, Step, StepOutput, Terms
+from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, Progress, Step, StepOutput, Terms
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
 from wherefrom.train.recipes import RECIPES, recipe
@@ -30,6 +30,8 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Encoder",
     "Features",
     "Objective",
+    "ObjectiveSettings",
+    "OBJECTIVES",
     "Encode",
     "Terms",
     "Progress",

@@ -20,7 +20,8 @@ from wherefrom.pipeline.files import sync_to_disk, write_aside
 from wherefrom.train.disk import DiskFullError, save_weights, writing
 from wherefrom.train.plain_data import Plain
 
-FORMAT = 2  # of state.json; a checkpoint of another format is refused
+FORMAT = 3  # of state.json; a checkpoint of another format is refused
+WRITTEN_BY = {2: "0.1.0"}  # earlier formats
 LATEST = "latest"
 TENSORS = ("weights.safetensors", "optimizer.pt")
 WRITING = ".writing"  # the folder that a save is made in; whatever is left in it was never finished
@@ -107,7 +108,9 @@ def _read(checkpoint: Path) -> tuple[State, dict[str, int]]:
         plain = json.loads(path.read_text(encoding="utf-8"))
         version = plain.pop("format")
         if version != FORMAT:
-            raise ValueError(f"{path}: is of format {version}, this wherefrom reads format {FORMAT}; use the version that wrote it")
+            writer = f"was written by wherefrom {WRITTEN_BY[version]}" if version in WRITTEN_BY else f"is of format {version}"
+            mend = "go on with the version that wrote it, or begin anew by --config with the run's settings.yaml and another --out"
+            raise ValueError(f"{path}: {writer}, this one reads format {FORMAT} alone; {mend}")
         return State(**{name: plain[name] for name in State.__slots__}), plain["crc32"]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"{path}: damaged ({problem}); {MEND}") from None

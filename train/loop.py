@@ -228,6 +228,9 @@ def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> 
     if not folder.settings.is_file():
         refuse_if_taken(out)
         return None
+    newest = checkpoint.latest(folder.checkpoints)
+    if newest is not None:
+        checkpoint.read_state(newest)  # one of another version is refused before its settings are
     check_same_run(settings, read_plain_settings(folder.settings))
     return folder
 

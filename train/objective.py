@@ -1,6 +1,7 @@
 """What an objective is, and the one module that computes all of them in a step.
 
-Here: the interface, the random scope that each objective runs in, and `Step`, which DDP, FSDP and compile wrap.
+Here: the interface, of objectives and of their settings; the table of those; the random scope that each objective runs in; and `Step`,
+which DDP, FSDP and compile wrap.
 Not here: any particular objective (objectives/), optimizer and loop (loop.py).
 Promise: a plug-in leaves its host, the first objective, alone; at weight 0 it is absent, bit for bit, and is only logged.
 """
@@ -11,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wherefrom.pipeline.entry_table import EntryTable
 from wherefrom.pipeline.view_recipe import ViewFamily
 from wherefrom.pipeline.views import Batch, Views
 from wherefrom.train.encoder import Encoder, Features
@@ -70,6 +72,31 @@ class Objective(nn.Module):
 
     def after_step(self, encoder: Encoder, progress: Progress) -> None:
         """Do what follows an update, once a step: moving averages, centers, queues."""
+
+
+@runtime_checkable
+class ObjectiveSettings(Protocol):
+    """Every choice of an objective: a frozen dataclass that makes it. No field is called `name`, which in a file tells which it is.
+
+    A package adds its own to the table OBJECTIVES by an entry point of group "wherefrom.objectives".
+    """
+
+    @property
+    def size_px(self) -> int:
+        """The side of its square views, as the encoder sees them."""
+
+    def objective(self, name: str) -> Objective:
+        """Return what is learned, not yet set up; its name is that of its family, its random streams and its state."""
+
+
+OBJECTIVES = EntryTable(
+    kind="objective",
+    group="wherefrom.objectives",
+    own={
+        "spatial": "wherefrom.train.objectives.spatial:SpatialSettings",
+        "dense": "wherefrom.train.objectives.spatial_dense:DenseSpatialSettings",
+    },
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

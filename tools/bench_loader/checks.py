@@ -16,11 +16,12 @@ from torch import Tensor
 
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.geometry import map_points
+from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
-from wherefrom.pipeline.view_recipe import ColorLaw, Independent, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record, ViewGeometry
 
 COLOR = ColorLaw(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_prob=0.8, gray_prob=0.2, blur_prob=0.5, solarize_prob=0.2)

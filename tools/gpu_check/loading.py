@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from wherefrom.kernels import dispatch
 from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline.decode import decode_picture
+from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.proof.prove import proof_cases, prove
@@ -35,7 +36,7 @@ from wherefrom.pipeline.render.dali_decode import installed
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
-from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record
 from wherefrom.tools.gpu_check.stages import Options, Report
 from wherefrom.tools.machine import last_line

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wherefrom.pipeline.laws import Center, Grid
 from wherefrom.pipeline.order import Order
-from wherefrom.pipeline.view_recipe import Center, Grid, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation.pictures import Pictures, Progress, Table, blocks, judged
 from wherefrom.train.objective import random_scope

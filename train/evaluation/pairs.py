@@ -184,7 +184,7 @@ def evaluate_pairs(
         gates = structure_gates(objective, seen.features)
     return PairReport(
         protocol=PAIRS_PROTOCOL,
-        law=objective.settings.law,
+        law=objective.settings.law_name,
         channels=objective.channels,
         pictures=len(seen.wanted),
         pairs=int(seen.counted.sum()),

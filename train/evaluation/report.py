@@ -61,7 +61,7 @@ def evaluate_run(
     for name, objective in step.objectives.items():
         if not isinstance(objective, PairObjective):
             continue
-        law = objective.settings.law
+        law = objective.settings.law_name
         heading = f"{name}, law {law}"
         try:
             if full:

@@ -20,8 +20,9 @@ from wherefrom.kernels.roi_align_pairs import roi_align_pairs
 from wherefrom.pipeline.crops import SUBPIXELS
 from wherefrom.pipeline.draws import Purpose, family_word, random_words_of_tensors
 from wherefrom.pipeline.geometry import overlap_area
+from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.literals import check_literals
-from wherefrom.pipeline.view_recipe import ColorLaw, Independent, Mirror, ViewFamily
+from wherefrom.pipeline.view_recipe import ColorLaw, Mirror, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Terms
@@ -92,7 +93,7 @@ class DenseSpatialSettings:
         _ = self.family("dense")  # it checks its own numbers
 
     @property
-    def law(self) -> str:
+    def law_name(self) -> str:
         """What R2 is named by: it does not compare across laws."""
         return f"regions {self.pairs}, side {self.side_frac[0]:g} to {self.side_frac[1]:g} of a view"
 
@@ -107,6 +108,10 @@ class DenseSpatialSettings:
             color=self.color,
             min_side_px=self.min_side_px,
         )
+
+    def objective(self, name: str) -> "DenseSpatialPrediction":
+        """Return what is learned by these settings, under a name."""
+        return DenseSpatialPrediction(self, name=name)
 
     def channels(self) -> tuple[str, ...]:
         """Return the names of what is predicted, in order."""
