@@ -453,13 +453,11 @@ SAME_NAME = {  # public types that share a name today; this set only shrinks
     "CheckFailedError",
     "Contender",
     "Name",
-    "Pictures",
     "Plan",
     "Position",
     "Problem",
     "Progress",
     "Ratio",
-    "Summary",
 }
 
 

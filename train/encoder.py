@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.views import Views
 
-Summary = Literal["auto", "class", "mean"]
+SummaryKind = Literal["auto", "class", "mean"]
 
 ARCHITECTURE = ("view_size_px", "patch_size_px", "width", "depth", "heads", "tokens_from_block")  # settings that fit one model, not another
 
@@ -35,7 +35,7 @@ class ModelSettings:
     depth: int | None = None
     heads: int | None = None
     drop_path: float = 0.0
-    summary: Summary = "auto"  # the class token where there is one, else the mean
+    summary: SummaryKind = "auto"  # the class token where there is one, else the mean
     tokens_from_block: int | None = None  # ViT only: take the tokens after this block (-2: the last but one), then the final LayerNorm
 
     def __post_init__(self) -> None:

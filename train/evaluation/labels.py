@@ -17,7 +17,7 @@ from torch import Tensor
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.view_recipe import Center, Grid, ViewFamily, ViewRecipe
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.evaluation.pictures import Pictures, Progress, Table, blocks, judged
+from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, blocks, judged
 from wherefrom.train.objective import random_scope
 
 GRID = Grid(rows=3, cols=3, side_frac=0.4)
@@ -30,7 +30,7 @@ DRAW_SEED = int.from_bytes(b"evaluate")  # a number that no run takes for its ow
 RIDGE = tuple(10.0**power for power in range(-4, 3))  # times the number of samples
 
 
-def drawn_ids(pictures: Pictures, number: int | None) -> NDArray[np.int64]:
+def drawn_ids(pictures: PictureSource, number: int | None) -> NDArray[np.int64]:
     """Return the ids of `number` pictures, the first of a permutation that only the size of the set decides; None: of all.
 
     So every run on the same data is judged by the same pictures, and fewer are the first of more. Never a stride: classes come sorted
@@ -83,15 +83,15 @@ class LabelReport:
 
 def evaluate_labels(
     encoder: Encoder,
-    train: Pictures,
-    held_out: Pictures,
+    train: PictureSource,
+    held_out: PictureSource,
     *,
     view_px: int,
     limit: int | None = None,
     held_out_limit: int | None = None,
     probe: bool = True,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> LabelReport | None:
     """Judge features by labels; None where the pictures have none.
 
@@ -127,7 +127,7 @@ def evaluate_labels(
 
 
 def _described(
-    encoders: Mapping[str, Encoder], pictures: Pictures, view_px: int, limit: int | None, what: str, progress: Progress | None
+    encoders: Mapping[str, Encoder], pictures: PictureSource, view_px: int, limit: int | None, what: str, progress: ReportProgress | None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return every kind of features, (N, D) each, and the labels (N,), of the pictures that have one."""
     grid = ViewFamily(name="grid", views=GRID.rows * GRID.cols, size_px=(view_px, view_px), law=GRID)

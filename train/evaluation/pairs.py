@@ -25,7 +25,7 @@ from wherefrom.train.evaluation.pair_controls import (
     structure_gates,
     train_heads,
 )
-from wherefrom.train.evaluation.pictures import Pictures, Progress, Table, blocks, judged
+from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, blocks, judged
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives import SpatialPrediction
 
@@ -111,7 +111,7 @@ def r2_text(r2: float) -> str:
     return f"{r2:.3f}" if r2 > -9.9995 else f"{r2:.0f}"
 
 
-def pair_r2(encoder: Encoder, objective: PairObjective, held_out: Pictures, *, pictures: int) -> PairRow:
+def pair_r2(encoder: Encoder, objective: PairObjective, held_out: PictureSource, *, pictures: int) -> PairRow:
     """Return the R2 of the objective's own head on held-out pairs; the short form, for during a run.
 
     Raises: NoPairsError, as evaluate_pairs.
@@ -123,15 +123,15 @@ def pair_r2(encoder: Encoder, objective: PairObjective, held_out: Pictures, *, p
 def evaluate_pairs(
     encoder: Encoder,
     objective: PairObjective,
-    train: Pictures,
-    held_out: Pictures,
+    train: PictureSource,
+    held_out: PictureSource,
     *,
     pictures: int = 500,
     train_pictures: int = 3000,
     head_steps: int = 400,
     equalize_px: int = 24,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> PairReport:
     """Judge the prediction of pairs by R2, beside every control.
 
@@ -207,7 +207,7 @@ def _recipe(objective: PairObjective, side_px: int | None = None) -> ViewRecipe:
 def _seen(
     encoder: Encoder,
     objective: PairObjective,
-    pictures: Pictures,
+    pictures: PictureSource,
     number: int,
     *,
     equalize_px: int | None = None,
@@ -235,7 +235,7 @@ def _with_noise(views: Views, seed: int, first: int) -> Views:
         return replace(views, pixels=views.pixels + 0.3 * torch.randn_like(views.pixels))
 
 
-def _across(encoder: Encoder, objective: PairObjective, pictures: Pictures, number: int) -> Tensor:
+def _across(encoder: Encoder, objective: PairObjective, pictures: PictureSource, number: int) -> Tensor:
     """Predict pairs whose target view is cut from the next picture, by the same draws."""
     recipe = _recipe(objective)
     chosen = drawn_ids(pictures, number)

@@ -25,10 +25,10 @@ from wherefrom.pipeline.views import Batch, Record
 Table = tuple[tuple[str, ...], ...]
 
 
-Progress = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 
 
-class Pictures(Protocol):
+class PictureSource(Protocol):
     """A set of pictures, numbered from 0, of which views can be cut by any recipe."""
 
     def __len__(self) -> int: ...

@@ -12,7 +12,7 @@ from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.train.evaluation.labels import PROTOCOL_NAMES, evaluate_labels
 from wherefrom.train.evaluation.pair_controls import NoPairsError, PairObjective
 from wherefrom.train.evaluation.pairs import PAIRS_PROTOCOL, PairRow, evaluate_pairs, pair_r2, r2_text
-from wherefrom.train.evaluation.pictures import Pictures, Progress, Table
+from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table
 from wherefrom.train.objective import Step
 from wherefrom.train.plain_data import Plain
 from wherefrom.train.reporting import Evaluated
@@ -42,14 +42,14 @@ def _contents(index: ShardIndex) -> Iterator[tuple[int, int]]:
 
 def evaluate_run(
     step: Step,
-    train: Pictures,
-    held_out: Pictures,
+    train: PictureSource,
+    held_out: PictureSource,
     settings: EvaluationSettings,
     *,
     view_px: int,
     update: int,
     full: bool,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> Evaluated:
     """Measure a run after `update` updates: pairs of held-out pictures, and labels, by views of side `view_px`, where there are any.
 
