@@ -36,7 +36,7 @@ from wherefrom.train.objectives import DenseSpatialSettings, SpatialPrediction
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.optimizer import gated_step, make_optimizer
 from wherefrom.train.recipes import recipe
-from wherefrom.train.reporting import LogRecord, Silent, Summary
+from wherefrom.train.reporting import LogRecord, Reporter, Summary
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings
 from wherefrom.train.trainer import Trainer
@@ -90,11 +90,11 @@ def assert_same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> N
 def finished(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of six updates that nothing disturbed, with held-out pictures."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    run(evaluated(tiny_shards), reporter=Silent(), out=out)
+    run(evaluated(tiny_shards), reporter=Reporter(), out=out)
     return out
 
 
-class _Sends(Silent):
+class _Sends(Reporter):
     """A reporter that sends this process a signal at one update."""
 
     def __init__(self, number: signal.Signals, at: int) -> None:
@@ -105,13 +105,13 @@ class _Sends(Silent):
             os.kill(os.getpid(), self.number)
 
 
-class _Hears(Silent):
+class _Hears(Reporter):
     """A reporter that keeps what it is told."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def said(self, line: str) -> None:
+    def message(self, line: str) -> None:
         self.lines.append(line)
 
 
@@ -163,7 +163,7 @@ def test_held_out_pictures_that_are_too_small_stop_no_run(
 ) -> None:
     picture = jpeg_bytes(np.zeros((12, 12, 3), np.uint8))
     small = make_shard(tmp_path / "small.tar", [(f"{i}", {"jpg": picture, "cls": str(i % 4).encode()}) for i in range(8)])
-    summary = run(dataclasses.replace(evaluated(tiny_shards), val=str(small)), reporter=Silent(), out=tmp_path / "run")
+    summary = run(dataclasses.replace(evaluated(tiny_shards), val=str(small)), reporter=Reporter(), out=tmp_path / "run")
     assert (summary.update, summary.stopped_by) == (6, None)
     report = json.loads(RunFolder(tmp_path / "run").evaluation.read_text())
     assert report["spatial"]["not_measured"].startswith("8 pictures, 0 pairs that count")
@@ -193,7 +193,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_it_had_not(
     assert (summary.stopped_by, summary.update) == (number.name, 4)  # the update that was under way is made and saved
     assert signal.getsignal(number) is before
     assert list(losses(out)) == [1, 2, 3, 4]
-    summary = run(tiny(tiny_shards), reporter=Silent(), out=out, resume=True)
+    summary = run(tiny(tiny_shards), reporter=Reporter(), out=out, resume=True)
     assert (summary.stopped_by, summary.update) == (None, 6)
     assert losses(out) == losses(finished)
     assert_same_weights(weights(out), weights(finished))
@@ -202,11 +202,11 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_it_had_not(
 def test_a_live_run_is_not_gone_on_with_by_a_second_process(tiny_shards: Path, tmp_path: Path) -> None:
     settings, out, refusals = tiny(tiny_shards), tmp_path / "run", []
 
-    class GoesOn(Silent):
+    class GoesOn(Reporter):
         def logged(self, record: LogRecord) -> None:
             if record.update == 3:
                 with pytest.raises(ValueError, match=f"process {os.getpid()} on .* is writing this run") as refused:
-                    run(settings, reporter=Silent(), out=out, resume=True)
+                    run(settings, reporter=Reporter(), out=out, resume=True)
                 refusals.append(refused)
 
     run(settings, reporter=GoesOn(), out=out)
@@ -214,7 +214,7 @@ def test_a_live_run_is_not_gone_on_with_by_a_second_process(tiny_shards: Path, t
     written = [(record["kind"], record["update"]) for record in read_metrics(RunFolder(out))]
     assert written == [("start", 0), *(("train", update) for update in range(1, 7))]
     (out / ".lock").write_text("left by a kill")
-    assert run(settings, reporter=Silent(), out=out, resume=True).update == 6
+    assert run(settings, reporter=Reporter(), out=out, resume=True).update == 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -241,7 +241,7 @@ def test_a_signal_in_the_last_evaluation_stops_a_saved_run_which_is_measured_whe
     assert reporter.summary == summary
     assert signal.getsignal(number) is before
     assert not RunFolder(out).evaluation.exists()
-    assert run(evaluated(tiny_shards), reporter=Silent(), out=out, resume=True).stopped_by is None
+    assert run(evaluated(tiny_shards), reporter=Reporter(), out=out, resume=True).stopped_by is None
     assert RunFolder(out).evaluation.read_bytes() == RunFolder(finished).evaluation.read_bytes()
 
 
@@ -250,11 +250,11 @@ def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_pa
     runtime = RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=5, checkpoint_every=3)
     settings = tiny(tiny_shards, updates=10, runtime=runtime)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(settings, reporter=Silent(), out=whole)
+    run(settings, reporter=Reporter(), out=whole)
     run(settings, reporter=_Sends(signal.SIGTERM, at=5), out=parts)
     checkpoints = RunFolder(parts).checkpoints
     (checkpoints / checkpoint.LATEST).write_text("update-00000003\n")  # as if killed before the sixth update was saved
-    run(settings, reporter=Silent(), out=parts, resume=True)
+    run(settings, reporter=Reporter(), out=parts, resume=True)
     assert list(losses(whole)) == [5, 10]
     assert losses(parts) == losses(whole)
 
@@ -324,7 +324,7 @@ def test_curves_go_to_the_tracker_that_is_named_or_to_none(tiny_shards: Path, tm
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", _Tracks)
     for name in ("wandb", "none"):
         settings = tiny(tiny_shards, updates=2, runtime=dataclasses.replace(tiny(tiny_shards).runtime, log_with=name))
-        run(settings, reporter=Silent(), out=tmp_path / name)
+        run(settings, reporter=Reporter(), out=tmp_path / name)
         assert not (tmp_path / name / "tensorboard").exists()
     assert _Tracks.began == [{"project": "wherefrom", "name": "wandb", "seed": 0}]
     assert [step for step, _ in _Tracks.logged] == [1, 2]
@@ -337,14 +337,14 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
     monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD])
     settings = tiny(tiny_shards, runtime=RuntimeSettings(device="cpu", log_with="wandb"))
     with pytest.raises(ValueError, match=r"^runtime\.log_with='wandb': not installed; pip install wandb, or take 'tensorboard' or 'none'$"):
-        run(settings, reporter=Silent(), out=tmp_path / "run")
+        run(settings, reporter=Reporter(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_ends_a_run_with_one_line_and_with_room_it_goes_on(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    class Fills(Silent):
+    class Fills(Reporter):
         def logged(self, record: LogRecord) -> None:
             if record.update == 3:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
@@ -357,7 +357,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_with_room_it_goes_on(finished:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(refused.value)
     assert [path.name for path in sorted(RunFolder(out).checkpoints.iterdir())] == ["latest", "update-00000002"]
-    run(tiny(tiny_shards), reporter=Silent(), out=out, resume=True)
+    run(tiny(tiny_shards), reporter=Reporter(), out=out, resume=True)
     assert losses(out) == losses(finished)
     assert_same_weights(weights(out), weights(finished))
 
@@ -460,13 +460,13 @@ def test_runs_of_two_precisions_follow_one_another_in_a_process(tiny_shards: Pat
     lost = []
     for number, precision in enumerate(("float32", "bfloat16", "float32")):
         out = tmp_path / str(number)
-        run(tiny(tiny_shards, updates=1, precision=precision), reporter=Silent(), out=out)
+        run(tiny(tiny_shards, updates=1, precision=precision), reporter=Reporter(), out=out)
         assert not is_initialized()
         lost.append(losses(out)[1][0])
     assert (lost[0] == lost[2], lost[0] == lost[1]) == (True, False)
     # what a caller has set up is the caller's, and is not taken away
     Accelerator(cpu=True)
-    run(tiny(tiny_shards, updates=1), reporter=Silent(), out=tmp_path / "beside")
+    run(tiny(tiny_shards, updates=1), reporter=Reporter(), out=tmp_path / "beside")
     assert is_initialized()
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -489,7 +489,7 @@ def test_micro_batches_change_no_loss_and_no_update(tiny_shards: Path, tmp_path:
     found = {}
     for accumulation in (1, 2, 4):
         settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, accumulation=accumulation))
-        run(settings, reporter=Silent(), out=tmp_path / str(accumulation))
+        run(settings, reporter=Reporter(), out=tmp_path / str(accumulation))
         found[accumulation] = losses(tmp_path / str(accumulation))
     for accumulation in (2, 4):
         for update, (loss, _, gradients, _) in found[accumulation].items():
@@ -512,7 +512,7 @@ REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
 def test_what_cannot_be_run_is_refused_before_anything_is_written(case: str, tiny_shards: Path, tmp_path: Path) -> None:
     changes, message = REFUSED[case]
     with pytest.raises((ValueError, OSError), match=message) as refused:
-        run(tiny(tiny_shards, **changes(tiny_shards)), reporter=Silent(), out=tmp_path / "run")
+        run(tiny(tiny_shards, **changes(tiny_shards)), reporter=Reporter(), out=tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
@@ -523,14 +523,14 @@ def test_a_run_stops_at_the_first_line_of_its_log_if_nothing_counts(name: str, s
     usual = dataclasses.replace(usual, runtime=dataclasses.replace(usual.runtime, log_every=2))
     too_much = dataclasses.replace(getattr(usual, name), min_side_px=97)  # all pictures are smaller
     with pytest.raises(ValueError, match="counts") as stopped:
-        run(dataclasses.replace(usual, **{name: too_much}), reporter=Silent(), out=tmp_path / "run")
+        run(dataclasses.replace(usual, **{name: too_much}), reporter=Reporter(), out=tmp_path / "run")
     said = str(stopped.value)
     assert said.startswith(f"{name}: not a pair of the last 16 pictures counts, ")
     assert (f"{name}.min_side_px" in said, "train.tar" in said, "\n" in said) == (True, True, False)
     assert [record["update"] for record in read_metrics(RunFolder(tmp_path / "run"), "train")] == [2]
     # control: some pairs are enough
     some = dataclasses.replace(getattr(usual, name), min_side_px=some_px)
-    run(dataclasses.replace(usual, **{name: some}), reporter=Silent(), out=tmp_path / "some")
+    run(dataclasses.replace(usual, **{name: some}), reporter=Reporter(), out=tmp_path / "some")
     shares = [record["meters"][f"{name}/pairs_left_out"] for record in read_metrics(RunFolder(tmp_path / "some"), "train")]
     assert all(0 < share < 1 for share in shares)
 
@@ -555,15 +555,15 @@ def test_small_pictures_that_meet_by_chance_stop_no_run(
 def test_another_runs_folder_is_refused_unless_it_goes_on(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
     settings = tiny(tiny_shards)
     with pytest.raises(ValueError, match="holds another run; go on with it by --resume"):
-        run(settings, reporter=Silent(), out=finished)
+        run(settings, reporter=Reporter(), out=finished)
     (tmp_path / "notes.txt").write_text("mine")
     for resume in (False, True):
         with pytest.raises(ValueError, match="is not empty"):
-            run(settings, reporter=Silent(), out=tmp_path, resume=resume)
+            run(settings, reporter=Reporter(), out=tmp_path, resume=resume)
     with pytest.raises(ValueError, match="is a file"):
-        run(settings, reporter=Silent(), out=tmp_path / "notes.txt")
+        run(settings, reporter=Reporter(), out=tmp_path / "notes.txt")
     with pytest.raises(ValueError, match="resume without out"):
-        run(settings, reporter=Silent(), resume=True)
+        run(settings, reporter=Reporter(), resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -580,14 +580,14 @@ def test_a_checkpoint_of_another_run_is_refused_by_the_field_that_differs(finish
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     for field, other in others.items():
         with pytest.raises(ValueError, match=field):
-            run(other, reporter=Silent(), out=finished, resume=True)
+            run(other, reporter=Reporter(), out=finished, resume=True)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
 
 
 def test_without_out_the_next_free_number_is_taken(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for number in range(2):
-        assert run(tiny(tiny_shards, updates=1), reporter=Silent()).folder == Path("runs") / f"demo-{number}"
+        assert run(tiny(tiny_shards, updates=1), reporter=Reporter()).folder == Path("runs") / f"demo-{number}"
 
 
 def test_only_the_newest_checkpoints_are_kept_whatever_a_kill_left(tmp_path: Path) -> None:

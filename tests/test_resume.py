@@ -24,7 +24,7 @@ from wherefrom.train import checkpoint
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.loop import run
 from wherefrom.train.objectives.spatial import SpatialSettings
-from wherefrom.train.reporting import Silent
+from wherefrom.train.reporting import Reporter
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import RuntimeSettings, TrainSettings, write_settings
 
@@ -115,9 +115,9 @@ def test_a_run_that_goes_on_ends_bit_for_bit_where_it_would_have_and_not_without
 ) -> None:
     settings = tiny(tiny_shards, updates=9)
     reference, sound, forgetful = (tmp_path / name for name in ("reference", "sound", "forgetful"))
-    run(settings, reporter=Silent(), out=reference)
+    run(settings, reporter=Reporter(), out=reference)
     go_on_from(reference, 6, sound)
-    run(settings, reporter=Silent(), out=sound, resume=True)
+    run(settings, reporter=Reporter(), out=sound, resume=True)
     assert_same(sound, reference)
 
     earlier = go_on_from(reference, 6, forgetful).checkpoints / "update-00000006"
@@ -128,7 +128,7 @@ def test_a_run_that_goes_on_ends_bit_for_bit_where_it_would_have_and_not_without
     told = json.loads((earlier / "state.json").read_text())
     told["crc32"]["optimizer.pt"] = zlib.crc32((earlier / "optimizer.pt").read_bytes())
     (earlier / "state.json").write_text(json.dumps(told))
-    run(settings, reporter=Silent(), out=forgetful, resume=True)
+    run(settings, reporter=Reporter(), out=forgetful, resume=True)
     with pytest.raises(AssertionError):
         assert_same(forgetful, reference)
 
@@ -137,7 +137,7 @@ def test_killed_at_a_step_and_amid_a_write_a_run_goes_on_bit_for_bit(tiny_shards
     settings = tiny(tiny_shards, updates=100)
     write_settings(tmp_path / "settings.yaml", settings)
     reference, out = tmp_path / "reference", tmp_path / "killed"
-    run(settings, reporter=Silent(), out=reference)
+    run(settings, reporter=Reporter(), out=reference)
 
     assert kill_when(start(tmp_path / "settings.yaml", out), logged_after(out, random.Random(time.time_ns()).randrange(2, 20)))
     before = len(read_metrics(RunFolder(out), "train"))
@@ -146,7 +146,7 @@ def test_killed_at_a_step_and_amid_a_write_a_run_goes_on_bit_for_bit(tiny_shards
     assert writing()
     assert 0 < len(read_metrics(RunFolder(out), "train")) < 50, "it was over before the second kill"
 
-    run(settings, reporter=Silent(), out=out, resume=True)
+    run(settings, reporter=Reporter(), out=out, resume=True)
     assert_same(out, reference)
 
 
@@ -155,7 +155,7 @@ def test_killed_again_and_again_a_run_goes_on_bit_for_bit(tiny_shards: Path, tmp
     settings = tiny(tiny_shards, updates=600)
     write_settings(tmp_path / "settings.yaml", settings)
     reference, out = tmp_path / "reference", tmp_path / "killed"
-    run(settings, reporter=Silent(), out=reference)
+    run(settings, reporter=Reporter(), out=reference)
     chance = random.Random(time.time_ns())
     amid_writes = 0
     for kill in range(12):
@@ -167,5 +167,5 @@ def test_killed_again_and_again_a_run_goes_on_bit_for_bit(tiny_shards: Path, tmp
             break
         amid_writes += writing()
     assert amid_writes >= 3
-    run(settings, reporter=Silent(), out=out, resume=True)
+    run(settings, reporter=Reporter(), out=out, resume=True)
     assert_same(out, reference)

@@ -32,7 +32,7 @@ from wherefrom.train.loop import run
 from wherefrom.train.objective import Encode, Objective, Step, Terms, random_scope
 from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSettings, SpatialSettings
 from wherefrom.train.objectives.pairs import r2
-from wherefrom.train.reporting import Silent
+from wherefrom.train.reporting import Reporter
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import EvaluationSettings, RuntimeSettings, TrainSettings
 
@@ -413,7 +413,7 @@ def test_a_run_beside_sp_goes_on_from_its_checkpoint_bit_for_bit(tiny_shards: Pa
         runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=1, checkpoint_every=3),
     )
     out = tmp_path / "run"
-    run(settings, reporter=Silent(), out=out)
+    run(settings, reporter=Reporter(), out=out)
     folder, logged = RunFolder(out), read_metrics(RunFolder(out), "train")
     final = latest(folder.checkpoints)
     assert final is not None
@@ -422,7 +422,7 @@ def test_a_run_beside_sp_goes_on_from_its_checkpoint_bit_for_bit(tiny_shards: Pa
 
     shutil.rmtree(final)
     (folder.checkpoints / "latest").write_text("update-00000003")
-    run(settings, reporter=Silent(), out=out, resume=True)
+    run(settings, reporter=Reporter(), out=out, resume=True)
     again = read_metrics(folder, "train")
     assert [record["losses"] for record in again] == [record["losses"] for record in logged]
     assert (final / "weights.safetensors").read_bytes() == weights

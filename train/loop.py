@@ -30,7 +30,7 @@ from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.report import check_held_out, evaluate_run
 from wherefrom.train.plain_data import Plain, from_plain, to_plain
 from wherefrom.train.ranks import Ranks
-from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Silent, Summary
+from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Summary
 from wherefrom.train.run_folder import (
     RunFolder,
     append_metrics,
@@ -60,19 +60,21 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
     with contextlib.ExitStack() as stack:
         accelerator = stack.enter_context(_accelerator_of_a_run(settings))
         ranks = Ranks(accelerator.process_index, accelerator.num_processes)
-        reporter = reporter if ranks.first else Silent()
+        reporter = reporter if ranks.first else Reporter()
         stack.callback(reporter.closed)
         if _launcher_started_one_of_several(os.environ):
-            reporter.said("one process where several were asked for: accelerate launch --cpu starts one; use torchrun --nproc-per-node N")
+            reporter.message(
+                "one process where several were asked for: accelerate launch --cpu starts one; use torchrun --nproc-per-node N"
+            )
         if goes_on is not None:
             _lock(goes_on, ranks, stack)
             settings = _going_on(settings, goes_on, reporter)
         train, val = _open_data(settings, accelerator, reporter)
         trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks)))
         if trainer.frozen:
-            reporter.said(f"frozen, no objective reaches them: {', '.join(trainer.frozen)}")
+            reporter.message(f"frozen, no objective reaches them: {', '.join(trainer.frozen)}")
         if trainer.waiting:
-            reporter.said(f"not reached before the first update, and free to be later: {', '.join(trainer.waiting)}")
+            reporter.message(f"not reached before the first update, and free to be later: {', '.join(trainer.waiting)}")
         newest = None if goes_on is None else checkpoint.latest(goes_on.checkpoints)
         if newest is not None:
             trainer.restore(newest)
@@ -86,7 +88,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
         stack.callback(accelerator.end_training)
         reporter.started(_facts(trainer, folder))
         if val is None:
-            reporter.said("no held-out pictures: neither R2 nor k-NN will be measured; name some shards by --val")
+            reporter.message("no held-out pictures: neither R2 nor k-NN will be measured; name some shards by --val")
         stopped_by = _train(trainer, folder, val, reporter)
         if stopped_by is None:
             stopped_by = _finish_unless_stopped(trainer, folder, val, reporter)
@@ -150,9 +152,9 @@ def _mind_what_counts(trainer: Trainer, record: LogRecord, pictures: int, report
             if at_first:
                 data = "the demo's" if settings.data is None else f"those of data={settings.data!r}"
                 raise ValueError(f"{nothing}; lower {objective}.min_side_px, or take larger pictures than {data}")
-            reporter.said(f"{nothing}; see {objective}.min_side_px")
+            reporter.message(f"{nothing}; see {objective}.min_side_px")
         elif share > 0.5 and at_first:
-            reporter.said(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see {objective}.min_side_px")
+            reporter.message(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see {objective}.min_side_px")
 
 
 def _start_tracker(trainer: Trainer, folder: RunFolder) -> None:
@@ -239,9 +241,9 @@ def _going_on(settings: TrainSettings, folder: RunFolder, reporter: Reporter) ->
     now = settings.runtime
     renderer, accumulation = began.get("renderer", "auto"), began.get("accumulation", now.accumulation)
     if renderer not in (now.renderer, "auto") and now.renderer != "auto":
-        reporter.said(f"goes on with the {now.renderer} renderer, began with {renderer}: pixels differ by rounding, records do not")
+        reporter.message(f"goes on with the {now.renderer} renderer, began with {renderer}: pixels differ by rounding, records do not")
     if accumulation != now.accumulation:
-        reporter.said(
+        reporter.message(
             f"goes on with runtime.accumulation={now.accumulation}, began with {accumulation}: losses differ by rounding, "
             "by more with BatchNorm, drop-path or negatives in the batch"
         )

@@ -18,7 +18,7 @@ from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, T
 from wherefrom.train.objective import Step
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.plain_data import Plain
-from wherefrom.train.reporting import Evaluated
+from wherefrom.train.reporting import EvaluationResults
 from wherefrom.train.settings import EvaluationSettings
 
 
@@ -53,7 +53,7 @@ def evaluate_run(
     update: int,
     full: bool,
     progress: ReportProgress | None = None,
-) -> Evaluated:
+) -> EvaluationResults:
     """Measure a run after `update` updates: pairs of held-out pictures, and labels, by views of side `view_px`, where there are any.
 
     Pairs: of every objective that `is_pair_objective`. The short form takes fewer pictures and no control. It alone gives curves: k-NN from
@@ -72,7 +72,7 @@ def evaluate_run(
                 plain: Plain = {"protocol": PAIRS_PROTOCOL, "law": objective.settings.law, "not_measured": str(problem)}
                 sections[name] = _Section(plain=plain, tables=(((f"{_heading(name, objective)}: not measured, {problem}",),),))
     sections["labels"] = _labels(step.encoder, train, held_out, settings, view_px=view_px, full=full, progress=progress)
-    return Evaluated(
+    return EvaluationResults(
         update=update,
         full=full,
         report={"update": update, "full": full} | {name: section.plain for name, section in sections.items() if section.plain is not None},
