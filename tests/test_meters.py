@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wherefrom.train.meters import LOSS, SOUND, TERM, Window
+from wherefrom.train.meters import FINITE, LOSS, TERM, Window
 from wherefrom.train.ranks import Ranks
 
 SAMPLES = torch.arange(4)
@@ -18,7 +18,7 @@ SAMPLES = torch.arange(4)
 
 def values(**terms: float) -> dict[str, Tensor]:
     """Return what a sound update of loss 1 says besides."""
-    said = {LOSS: 1.0} | {f"{TERM}{name}": value for name, value in terms.items()} | {SOUND: 1.0}
+    said = {LOSS: 1.0} | {f"{TERM}{name}": value for name, value in terms.items()} | {FINITE: 1.0}
     return {name: torch.tensor(value) for name, value in said.items()}
 
 
@@ -36,7 +36,7 @@ def test_every_mean_is_over_the_updates_that_have_its_name() -> None:
     means = window.take()
     assert math.isnan(means.pop(f"{TERM}a"))
     assert terms(means) == {"b": 3.0, "c": 7.5}
-    assert (means[LOSS], means[SOUND]) == (1.0, 1.0)
+    assert (means[LOSS], means[FINITE]) == (1.0, 1.0)
     window.add(5, values(d=3.0), SAMPLES)
     assert terms(window.take()) == {"d": 3.0}
 
@@ -44,7 +44,7 @@ def test_every_mean_is_over_the_updates_that_have_its_name() -> None:
 def test_a_broken_update_is_told_by_the_names_it_had() -> None:
     window = Window(Ranks(0, 1))
     window.add(1, values(a=1.0), SAMPLES)
-    window.add(2, values(b=math.inf) | {SOUND: torch.tensor(0.0)}, SAMPLES)
+    window.add(2, values(b=math.inf) | {FINITE: torch.tensor(0.0)}, SAMPLES)
     with pytest.raises(FloatingPointError, match="update 2: b is inf on rank 0, samples 0, 1, 2, 3;"):
         window.settle()
 

@@ -156,7 +156,7 @@ def test_without_random_scopes_a_plugin_of_weight_0_shows(monkeypatch: pytest.Mo
 
 def test_with_remembered_statistics_a_plugin_of_weight_0_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = trained(RESNET, [TeacherObjective("host")])
-    monkeypatch.setattr(objective_module, "statistics_kept", nothing)
+    monkeypatch.setattr(objective_module, "frozen_batch_norm_statistics", nothing)
     assert host_differs(trained(RESNET, [TeacherObjective("host"), TeacherObjective(weight=0.0)]), alone)
 
 

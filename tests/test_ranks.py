@@ -57,7 +57,7 @@ def rest(folder: Path, updates: int) -> None:
         trainer.update()
         sums.append(sum(parameter.double().sum().item() for parameter in late.parameters()))
     trainer.close()
-    (folder / f"found.{accelerator.process_index}").write_text(json.dumps({"waiting": trainer.waiting, "sums": sums}))
+    (folder / f"found.{accelerator.process_index}").write_text(json.dumps({"unreached": trainer.unreached_parameters, "sums": sums}))
     accelerator.end_training()
 
 
@@ -160,7 +160,7 @@ def test_two_ranks_see_the_batches_of_one_and_agree_on_the_loss(tiny_shards: Pat
 def test_ranks_do_not_wait_for_the_gradient_of_what_rests(tiny_shards: Path, tmp_path: Path) -> None:
     first, second = seen_by(2, 2, tiny_shards, tmp_path / "rests", updates=4, work="rest")
     assert first == second
-    assert first["waiting"]
+    assert first["unreached"]
     resting, *learning = first["sums"]
     assert len({resting, *learning}) == 4
 
