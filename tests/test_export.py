@@ -13,8 +13,9 @@ from timm.data import resolve_data_config
 
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.train.encoder import Encoder, ModelSettings
+from wherefrom.train.export import write_encoder
 from wherefrom.train.objectives import SpatialSettings
-from wherefrom.train.run_folder import RunFolder, write_encoder
+from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.settings import TrainSettings
 
 pytestmark = pytest.mark.core

@@ -28,6 +28,7 @@ from wherefrom.train import checkpoint
 from wherefrom.train.disk import writing
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.report import check_held_out, evaluate_run
+from wherefrom.train.export import write_encoder
 from wherefrom.train.plain_data import Plain, from_plain, to_plain
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Summary
@@ -38,7 +39,6 @@ from wherefrom.train.run_folder import (
     cut_metrics,
     refuse_if_absent,
     refuse_if_taken,
-    write_encoder,
     write_evaluation,
 )
 from wherefrom.train.run_lock import locked
