@@ -68,7 +68,7 @@ def evaluated(shards: Path) -> TrainSettings:
 
 
 def losses(folder: Path) -> dict[int, Any]:
-    """Return what every logging step said, without speeds."""
+    """Return what every logging step logged, without speeds."""
     logged = read_metrics(RunFolder(folder), "train")
     return {record["update"]: (record["loss"], record["losses"], record["gradients"], record["lr"]) for record in logged}
 
@@ -105,8 +105,8 @@ class _Sends(Reporter):
             os.kill(os.getpid(), self.number)
 
 
-class _Hears(Reporter):
-    """A reporter that keeps what it is told."""
+class _Lines(Reporter):
+    """A reporter that keeps its messages."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -262,10 +262,10 @@ def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_pa
 def test_a_run_that_goes_on_with_other_micro_batches_says_so(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     for accumulation, lines in ((1, 0), (2, 1)):
-        heard = _Hears()
+        reporter = _Lines()
         settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, accumulation=accumulation))
-        run(settings, reporter=heard, out=tmp_path / "run", resume=True)
-        assert [line.split(":")[0] for line in heard.lines if "accumulation" in line] == [
+        run(settings, reporter=reporter, out=tmp_path / "run", resume=True)
+        assert [line.split(":")[0] for line in reporter.lines if "accumulation" in line] == [
             "goes on with runtime.accumulation=2, began with 1"
         ][:lines]
 
@@ -286,14 +286,14 @@ def test_a_run_says_which_parameters_it_froze_and_which_it_left_to_learn_later(
     host, rests = SpatialPrediction(settings.spatial), _Rests(settings.spatial, name="rests")
     absent = SpatialPrediction(settings.spatial, name="absent", weight=0.0)
     monkeypatch.setattr(TrainSettings, "objectives", lambda _: (host, rests, absent))
-    heard = _Hears()
-    run(settings, reporter=heard, out=tmp_path / "run")
-    said = dict(line.split(": ", 1) for line in heard.lines)
+    reporter = _Lines()
+    run(settings, reporter=reporter, out=tmp_path / "run")
+    names_of = dict(line.split(": ", 1) for line in reporter.lines)
     for words, objective in (
         ("frozen, no objective reaches them", absent),
         ("not reached before the first update, and free to be later", rests),
     ):
-        assert said[words].split(", ") == [f"objectives.{objective.name}.{name}" for name, _ in objective.named_parameters()]
+        assert names_of[words].split(", ") == [f"objectives.{objective.name}.{name}" for name, _ in objective.named_parameters()]
 
 
 class _Tracks(GeneralTracker):
@@ -303,9 +303,9 @@ class _Tracks(GeneralTracker):
     began: ClassVar[list[dict[str, Any]]] = []
     logged: ClassVar[list[tuple[int | None, dict[str, float]]]] = []
 
-    def __init__(self, project: str, **named: Any) -> None:
+    def __init__(self, project: str, **options: Any) -> None:
         super().__init__()
-        self.began.append({"project": project} | named)
+        self.began.append({"project": project} | options)
 
     @property
     def tracker(self) -> None:
@@ -366,21 +366,21 @@ def test_a_run_goes_on_with_the_renderer_that_auto_took(tiny_shards: Path, tmp_p
     """The choice changes between two parts of a run, as on another machine; the control shows that it would be seen."""
 
     def going_by(name: str, *, second: str, then: str) -> tuple[dict[int, Any], list[str]]:
-        out, heard = tmp_path / name, _Hears()
-        for part, (asked, served) in enumerate((("auto", "torch"), (second, then))):
+        out, reporter = tmp_path / name, _Lines()
+        for part, (setting, served) in enumerate((("auto", "torch"), (second, then))):
             monkeypatch.setattr(
-                trainer_module, "choose_renderer", lambda asked, *_, served=served: (served if asked == "auto" else asked, "")
+                trainer_module, "choose_renderer", lambda setting, *_, served=served: (served if setting == "auto" else setting, "")
             )
-            settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, renderer=asked))
-            run(settings, reporter=heard if part else _Sends(signal.SIGTERM, at=2), out=out, resume=part == 1)
+            settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, renderer=setting))
+            run(settings, reporter=reporter if part else _Sends(signal.SIGTERM, at=2), out=out, resume=part == 1)
         written = read_settings(RunFolder(out).settings, recipe("demo")).runtime.renderer
-        return losses(out), [written, *(line for line in heard.lines if "renderer" in line)]
+        return losses(out), [written, *(line for line in reporter.lines if "renderer" in line)]
 
-    whole, said = going_by("same", second="auto", then="torch")
-    assert said == ["torch"]
+    whole, lines = going_by("same", second="auto", then="torch")
+    assert lines == ["torch"]
     assert going_by("other machine", second="auto", then="native") == (whole, ["torch"])
-    changed, said = going_by("by a flag", second="native", then="native")
-    assert said == ["native", "goes on with the native renderer, began with torch: pixels differ by rounding, records do not"]
+    changed, lines = going_by("by a flag", second="native", then="native")
+    assert lines == ["native", "goes on with the native renderer, began with torch: pixels differ by rounding, records do not"]
     assert (changed[2] == whole[2], changed[6] == whole[6]) == (True, False)
 
 
@@ -391,14 +391,14 @@ def test_a_broken_loss_changes_no_weight_and_stops_the_run_at_the_log(tiny_shard
     try:
         trainer.update()
         trainer.update()
-        sound = {name: tensor.clone() for name, tensor in trainer.step.state_dict().items()}
-        state = [tensor.clone() for held in trainer.optimizer.state.values() for tensor in held.values()]
+        weights_before = {name: tensor.clone() for name, tensor in trainer.step.state_dict().items()}
+        state = [tensor.clone() for buffers in trainer.optimizer.state.values() for tensor in buffers.values()]
         hook = trainer.step.objectives["spatial"].head.register_forward_hook(lambda _, __, out: (out[0] * math.nan, out[1]))
         trainer.update()
         hook.remove()
-        trainer.update()  # what follows is sound again, and changes nothing either
-        assert_same_weights(dict(trainer.step.state_dict()), sound)
-        assert all(map(torch.equal, state, [tensor for held in trainer.optimizer.state.values() for tensor in held.values()]))
+        trainer.update()  # what follows is finite again, and changes nothing either
+        assert_same_weights(dict(trainer.step.state_dict()), weights_before)
+        assert all(map(torch.equal, state, [tensor for buffers in trainer.optimizer.state.values() for tensor in buffers.values()]))
         with pytest.raises(FloatingPointError) as stopped:
             trainer.log()
         ids = trainer.loader.order.micro_batch(0, 2, 0).tolist()
@@ -430,17 +430,17 @@ def test_a_gated_step_is_a_step_or_nothing(name: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     optimizer = make_optimizer(model, OptimSettings(name=name, lr=0.1))
-    for sound in (True, False, True):
+    for finite in (True, False, True):
         optimizer.zero_grad()
         model(torch.ones(3, 4)).square().sum().backward()
         before = [parameter.detach().clone() for parameter in model.parameters()]
-        if not sound:
+        if not finite:
             for parameter in model.parameters():
                 assert parameter.grad is not None
                 parameter.grad.fill_(math.nan)
-        gated_step(optimizer, torch.tensor(sound))
+        gated_step(optimizer, torch.tensor(finite))
         for parameter, old in zip(model.parameters(), before, strict=True):
-            assert torch.equal(parameter, old) != sound
+            assert torch.equal(parameter, old) != finite
             assert parameter.isfinite().all()
 
 
@@ -457,13 +457,13 @@ def test_weights_decay_in_matrices_only(tiny_shards: Path) -> None:
 
 def test_runs_of_two_precisions_follow_one_another_in_a_process(tiny_shards: Path, tmp_path: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # of trainers that other tests made
-    lost = []
+    first_losses = []
     for number, precision in enumerate(("float32", "bfloat16", "float32")):
         out = tmp_path / str(number)
         run(tiny(tiny_shards, updates=1, precision=precision), reporter=Reporter(), out=out)
         assert not is_initialized()
-        lost.append(losses(out)[1][0])
-    assert (lost[0] == lost[2], lost[0] == lost[1]) == (True, False)
+        first_losses.append(losses(out)[1][0])
+    assert (first_losses[0] == first_losses[2], first_losses[0] == first_losses[1]) == (True, False)
     # what a caller has set up is the caller's, and is not taken away
     Accelerator(cpu=True)
     run(tiny(tiny_shards, updates=1), reporter=Reporter(), out=tmp_path / "beside")
@@ -480,23 +480,23 @@ def test_a_launcher_that_starts_one_process_of_several_is_told_of(
         monkeypatch.delenv("MASTER_ADDR", raising=False)
         if address is not None:
             monkeypatch.setenv("MASTER_ADDR", address)
-        heard = _Hears()
-        run(tiny(tiny_shards, updates=1), reporter=heard, out=tmp_path / str(number))
-        assert any("torchrun" in line for line in heard.lines) == (address is not None)
+        reporter = _Lines()
+        run(tiny(tiny_shards, updates=1), reporter=reporter, out=tmp_path / str(number))
+        assert any("torchrun" in line for line in reporter.lines) == (address is not None)
 
 
 def test_micro_batches_change_no_loss_and_no_update(tiny_shards: Path, tmp_path: Path) -> None:
-    found = {}
+    losses_of = {}
     for accumulation in (1, 2, 4):
         settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, accumulation=accumulation))
         run(settings, reporter=Reporter(), out=tmp_path / str(accumulation))
-        found[accumulation] = losses(tmp_path / str(accumulation))
+        losses_of[accumulation] = losses(tmp_path / str(accumulation))
     for accumulation in (2, 4):
-        for update, (loss, _, gradients, _) in found[accumulation].items():
-            assert loss == pytest.approx(found[1][update][0], abs=1e-5)
-            assert gradients["spatial"] == pytest.approx(found[1][update][2]["spatial"], rel=1e-4)
+        for update, (loss, _, gradients, _) in losses_of[accumulation].items():
+            assert loss == pytest.approx(losses_of[1][update][0], abs=1e-5)
+            assert gradients["spatial"] == pytest.approx(losses_of[1][update][2]["spatial"], rel=1e-4)
     # control: another batch is another loss
-    assert abs(found[1][1][0] - found[1][2][0]) > 1e-4
+    assert abs(losses_of[1][1][0] - losses_of[1][2][0]) > 1e-4
 
 
 REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
@@ -524,9 +524,9 @@ def test_a_run_stops_at_the_first_line_of_its_log_if_nothing_counts(name: str, s
     too_much = dataclasses.replace(getattr(usual, name), min_side_px=97)  # all pictures are smaller
     with pytest.raises(ValueError, match="counts") as stopped:
         run(dataclasses.replace(usual, **{name: too_much}), reporter=Reporter(), out=tmp_path / "run")
-    said = str(stopped.value)
-    assert said.startswith(f"{name}: not a pair of the last 16 pictures counts, ")
-    assert (f"{name}.min_side_px" in said, "train.tar" in said, "\n" in said) == (True, True, False)
+    message = str(stopped.value)
+    assert message.startswith(f"{name}: not a pair of the last 16 pictures counts, ")
+    assert (f"{name}.min_side_px" in message, "train.tar" in message, "\n" in message) == (True, True, False)
     assert [record["update"] for record in read_metrics(RunFolder(tmp_path / "run"), "train")] == [2]
     # control: some pairs are enough
     some = dataclasses.replace(getattr(usual, name), min_side_px=some_px)
@@ -544,7 +544,7 @@ def test_small_pictures_that_meet_by_chance_stop_no_run(
     settings = tiny(tmp_path, updates=len(sides), global_batch=1, seed=0)
     assert settings.spatial is not None
     settings = dataclasses.replace(settings, spatial=dataclasses.replace(settings.spatial, min_side_px=8))
-    reporter = _Hears()
+    reporter = _Lines()
     run(settings, reporter=reporter, out=tmp_path / "run")
     shares = [record["meters"]["spatial/pairs_left_out"] for record in read_metrics(RunFolder(tmp_path / "run"), "train")]
     assert (shares[0], sorted(shares)) == (0, [0] * 4 + [1] * 4)
@@ -636,7 +636,7 @@ def test_tensors_of_a_checkpoint_are_refused_where_cut_short_or_changed(name: st
     optimizer = make_optimizer(model, OptimSettings())
     state = checkpoint.State(update=1, settings={}, position={}, unlogged=[], seconds={})
     saved = checkpoint.save(tmp_path / "checkpoints", state, model, optimizer, keep=1)
-    checkpoint.load(saved, model, optimizer)  # sound as it was saved
+    checkpoint.load(saved, model, optimizer)  # whole as it was saved
     whole = (saved / name).read_bytes()
     head_lost = bytes(len(whole) // 4) + whole[len(whole) // 4 :]
     one_bit = whole[:-1] + bytes([whole[-1] ^ 1])

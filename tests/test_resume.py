@@ -52,24 +52,24 @@ def start(settings: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def kill_when(process: subprocess.Popen[bytes], ripe: Callable[[], bool]) -> bool:
-    """Kill the process when it is ripe; return whether it lived that long.
+def kill_when(process: subprocess.Popen[bytes], is_ready: Callable[[], bool]) -> bool:
+    """Kill the process when it is ready; return whether it lived that long.
 
-    It is stopped before it is asked a second time, so that it cannot become unripe between question and kill.
+    It is stopped before it is asked a second time, so that it cannot become unready between question and kill.
     """
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until and process.poll() is None:
-        if ripe():
+        if is_ready():
             process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-            if ripe():
+            if is_ready():
                 break
             process.send_signal(signal.SIGCONT)
         time.sleep(0.0002)
     process.kill()
     _, complaint = process.communicate()
     assert process.returncode in (0, -signal.SIGKILL), complaint.decode()
-    return process.returncode != 0 and ripe()
+    return process.returncode != 0 and is_ready()
 
 
 def logged_after(out: Path, update: int) -> Callable[[], bool]:
@@ -114,20 +114,20 @@ def test_a_run_that_goes_on_ends_bit_for_bit_where_it_would_have_and_not_without
     tiny_shards: Path, tmp_path: Path
 ) -> None:
     settings = tiny(tiny_shards, updates=9)
-    reference, sound, forgetful = (tmp_path / name for name in ("reference", "sound", "forgetful"))
+    reference, resumed, forgetful = (tmp_path / name for name in ("reference", "resumed", "forgetful"))
     run(settings, reporter=Reporter(), out=reference)
-    go_on_from(reference, 6, sound)
-    run(settings, reporter=Reporter(), out=sound, resume=True)
-    assert_same(sound, reference)
+    go_on_from(reference, 6, resumed)
+    run(settings, reporter=Reporter(), out=resumed, resume=True)
+    assert_same(resumed, reference)
 
     earlier = go_on_from(reference, 6, forgetful).checkpoints / "update-00000006"
     state = torch.load(earlier / "optimizer.pt", weights_only=True)
     for moments in state["state"].values():
         moments["exp_avg"].zero_()
     torch.save(state, earlier / "optimizer.pt")
-    told = json.loads((earlier / "state.json").read_text())
-    told["crc32"]["optimizer.pt"] = zlib.crc32((earlier / "optimizer.pt").read_bytes())
-    (earlier / "state.json").write_text(json.dumps(told))
+    state_json = json.loads((earlier / "state.json").read_text())
+    state_json["crc32"]["optimizer.pt"] = zlib.crc32((earlier / "optimizer.pt").read_bytes())
+    (earlier / "state.json").write_text(json.dumps(state_json))
     run(settings, reporter=Reporter(), out=forgetful, resume=True)
     with pytest.raises(AssertionError):
         assert_same(forgetful, reference)
@@ -162,8 +162,8 @@ def test_killed_again_and_again_a_run_goes_on_bit_for_bit(tiny_shards: Path, tmp
         before = max((record["update"] for record in read_metrics(RunFolder(out), "train")), default=0)
         later = logged_after(out, before + chance.randrange(1, 30))
         writing = amid_a_write(out)
-        ripe = (lambda later=later, writing=writing: later() and writing()) if kill % 2 else later
-        if not kill_when(start(tmp_path / "settings.yaml", out), ripe):
+        is_ready = (lambda later=later, writing=writing: later() and writing()) if kill % 2 else later
+        if not kill_when(start(tmp_path / "settings.yaml", out), is_ready):
             break
         amid_writes += writing()
     assert amid_writes >= 3
