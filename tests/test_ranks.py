@@ -101,14 +101,14 @@ def written(folder: Path, accumulation: int, shards: Path) -> Path:
     return folder
 
 
-def seen_alone(shards: Path, folder: Path, updates: int) -> dict[str, Any]:
-    """Return what one process, this one, sees."""
+def run_alone(shards: Path, folder: Path, updates: int) -> dict[str, Any]:
+    """Return what one process, this one, observes."""
     watch(written(folder, 1, shards), updates)
     return json.loads((folder / "observed.0").read_text())
 
 
-def seen_by(ranks: int, accumulation: int, shards: Path, folder: Path, updates: int, work: str = "watch") -> list[dict[str, Any]]:
-    """Return what every one of `ranks` processes found at `work`, each started with the environment that torchrun gives it."""
+def run_ranks(ranks: int, accumulation: int, shards: Path, folder: Path, updates: int, work: str = "watch") -> list[dict[str, Any]]:
+    """Return what every one of `ranks` processes observed at `work`, each started with the environment that torchrun gives it."""
     written(folder, accumulation, shards)
     shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
     processes = [
@@ -147,8 +147,8 @@ def assert_ranks_agree(alone: dict[str, Any], ranks: list[dict[str, Any]], *, mi
 
 @pytest.mark.core
 def test_two_ranks_see_the_batches_of_one_and_agree_on_the_loss(tiny_shards: Path, tmp_path: Path) -> None:
-    alone = seen_alone(tiny_shards, tmp_path / "one", updates=6)
-    two = seen_by(2, 1, tiny_shards, tmp_path / "two", updates=6)
+    alone = run_alone(tiny_shards, tmp_path / "one", updates=6)
+    two = run_ranks(2, 1, tiny_shards, tmp_path / "two", updates=6)
     assert_ranks_agree(alone, two, micro=1, updates=6)
     # control: ranks in the wrong order, and another update's loss, are seen
     with pytest.raises(AssertionError):
@@ -158,7 +158,7 @@ def test_two_ranks_see_the_batches_of_one_and_agree_on_the_loss(tiny_shards: Pat
 
 @pytest.mark.slow
 def test_ranks_do_not_wait_for_the_gradient_of_what_rests(tiny_shards: Path, tmp_path: Path) -> None:
-    first, second = seen_by(2, 2, tiny_shards, tmp_path / "rests", updates=4, work="rest")
+    first, second = run_ranks(2, 2, tiny_shards, tmp_path / "rests", updates=4, work="rest")
     assert first == second
     assert first["unreached"]
     resting, *learning = first["sums"]
@@ -168,8 +168,8 @@ def test_ranks_do_not_wait_for_the_gradient_of_what_rests(tiny_shards: Path, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "accumulation"), [(2, 2), (4, 1), (4, 2)])
 def test_any_split_of_the_batch_gives_the_same_losses(ranks: int, accumulation: int, tiny_shards: Path, tmp_path: Path) -> None:
-    alone = seen_alone(tiny_shards, tmp_path / "one", updates=10)
-    split = seen_by(ranks, accumulation, tiny_shards, tmp_path / "split", updates=10)
+    alone = run_alone(tiny_shards, tmp_path / "one", updates=10)
+    split = run_ranks(ranks, accumulation, tiny_shards, tmp_path / "split", updates=10)
     assert_ranks_agree(alone, split, micro=accumulation, updates=10)
 
 

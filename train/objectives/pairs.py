@@ -123,9 +123,9 @@ def ordered_pairs(views: int) -> Tensor:
     return pairs[pairs[:, 0] != pairs[:, 1]]
 
 
-def drawn_records(family: ViewFamily, *, pictures: int, side_px: int = 1024, seed: int = 0) -> ViewGeometry:
+def drawn_records(family: ViewFamily, *, pictures: int, seed: int = 0) -> ViewGeometry:
     """Return the records that a family's law gives for square pictures 0, 1, ...; pixels are not needed for what the law alone knows."""
-    size = np.full((pictures, 2), side_px, np.int32)
+    size = np.full((pictures, 2), 1024, np.int32)
     (record,) = draw_records(ViewRecipe(families=(family,)), seed=seed, epoch=0, drawn_for=np.arange(pictures), source_size=size)
     return record.geometry
 
