@@ -518,7 +518,7 @@ def test_on_a_terminal_a_panel_shows_the_same_and_goes_away() -> None:
         terminal.progressed("indexing", done, 2)
     terminal.logged(RECORD)
     terminal.logged(RECORD)
-    terminal.said("a line above it")
+    terminal.message("a line above it")
     terminal.closed()
     terminal.closed()
     assert "a line above it" in stream.getvalue()

@@ -54,7 +54,7 @@ from wherefrom.pipeline import (
 from wherefrom.train import (
     RECIPES,
     DenseSpatialSettings,
-    Silent,
+    Reporter,
     SpatialSettings,
     TrainSettings,
     read_settings,
@@ -248,7 +248,7 @@ def short_run(name: str, work: Path, *, rate: float = 1.0, evaluated: bool = Fal
         runtime=replace(settings.runtime, device="cpu", renderer="torch", threads=1, log_every=1, checkpoint_every=UPDATES),
     )
     out = work / f"run of {name}"
-    run(settings, reporter=Silent(), out=out)
+    run(settings, reporter=Reporter(), out=out)
     return out
 
 

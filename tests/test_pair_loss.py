@@ -27,7 +27,7 @@ from wherefrom.kernels.pair_loss_reference import PairLoss
 from wherefrom.kernels.pair_targets_reference import PairUnits, Scale
 from wherefrom.pipeline.laws import Disjoint
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
-from wherefrom.train.objectives.pairs import drawn_records, pair_terms
+from wherefrom.train.objectives.pairs import law_records, pair_terms
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -659,7 +659,7 @@ def test_sp_learns_the_same_from_an_additive_head_as_from_its_predictions(spatia
     objective = SpatialPrediction(replace(spatial, head="additive", hidden=24))
     torch.manual_seed(0)
     objective.setup(Encoder(ModelSettings(view_size_px=48, patch_size_px=12, width=16, depth=1, heads=1)))
-    record = drawn_records(objective.families[0], pictures=5)
+    record = law_records(objective.families[0], pictures=5)
     views = objective.families[0].views
     valid = torch.ones(5, views, dtype=torch.bool)
     valid[2, 1] = False
@@ -669,7 +669,7 @@ def test_sp_learns_the_same_from_an_additive_head_as_from_its_predictions(spatia
     batch = SimpleNamespace(family=lambda _: SimpleNamespace(geometry=record, valid=valid))
 
     fused = objective(batch, None)
-    said, wanted, counted = objective.predict(features)[0], objective.targets(record), objective.counted(record, valid)
+    said, wanted, counted = objective.predict(features)[0], objective.targets(record), objective.pair_mask(record, valid)
     plain = pair_terms(said, wanted, counted, objective.channels, loss=spatial.loss, beta=spatial.smooth_l1_beta)
     left_out = 1 - counted.float().mean()
     torch.testing.assert_close(dict(fused.losses), dict(plain.losses))

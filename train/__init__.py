@@ -9,7 +9,7 @@ from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSe
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
 from wherefrom.train.recipes import RECIPES, recipe
-from wherefrom.train.reporting import Evaluated, LogRecord, Reporter, RunFacts, Silent, Summary
+from wherefrom.train.reporting import EvaluationResults, LogRecord, Reporter, RunFacts, Summary
 from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings, write_settings
 from wherefrom.train.trainer import Trainer
@@ -42,9 +42,8 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Trainer",
     "RunFolder",
     "Reporter",
-    "Silent",
     "LogRecord",
-    "Evaluated",
+    "EvaluationResults",
     "RunFacts",
     "Summary",
     "evaluate_pairs",

@@ -57,9 +57,9 @@ def save(folder: Path, state: State, weights: nn.Module, optimizer: torch.optim.
     os.rename(aside, final)
     sync_to_disk(folder)
     _point_to(folder, final.name)
-    saved = _checkpoints(folder)
-    newest = saved.index(final) + 1
-    for other in saved[: max(0, newest - keep)] + saved[newest:]:  # later ones were kept out of `latest`, too
+    checkpoints = _checkpoints(folder)
+    newest = checkpoints.index(final) + 1
+    for other in checkpoints[: max(0, newest - keep)] + checkpoints[newest:]:  # later ones were kept out of `latest`, too
         _remove(other)
     return final
 
@@ -126,14 +126,14 @@ def load(checkpoint: Path, weights: nn.Module, optimizer: torch.optim.Optimizer)
         path = checkpoint / name
         if not path.is_file() or _crc32(path) != checksums[name]:
             raise ValueError(f"{path}: damaged (its checksum is not that of state.json); {MEND}")
-    stored = load_file(checkpoint / "weights.safetensors")
+    tensors_of_checkpoint = load_file(checkpoint / "weights.safetensors")
     moments = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     own = weights.state_dict()
-    for name in sorted(own.keys() | stored.keys()):
-        here, there = (_shape(tensors.get(name)) for tensors in (own, stored))
+    for name in sorted(own.keys() | tensors_of_checkpoint.keys()):
+        here, there = (_shape(tensors.get(name)) for tensors in (own, tensors_of_checkpoint))
         if here != there:
             raise ValueError(f"{name} is {here} in this model and {there} in {checkpoint.name}; the model's settings differ")
-    weights.load_state_dict(stored)
+    weights.load_state_dict(tensors_of_checkpoint)
     optimizer.load_state_dict(moments)
 
 

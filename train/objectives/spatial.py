@@ -21,7 +21,7 @@ from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Terms
 from wherefrom.train.objectives.pair_heads import AdditiveHead, AttendHead
-from wherefrom.train.objectives.pairs import Loss, drawn_records, ordered_pairs, pair_terms, position_and_scale
+from wherefrom.train.objectives.pairs import Loss, law_records, ordered_pairs, pair_terms, position_and_scale
 
 PAIRED = Paired(border_frac=0.02)  # frames and watermarks tell the place
 HeadName = Literal["attend", "additive"]
@@ -146,7 +146,7 @@ class SpatialPrediction(Objective):
         if isinstance(self.head, AdditiveHead):
             return self._terms_without_pairs(self.head, features, views)
         predicted, meters = self.predict(features)
-        wanted, counted = self.targets(views.geometry), self.counted(views.geometry, views.valid)
+        wanted, counted = self.targets(views.geometry), self.pair_mask(views.geometry, views.valid)
         terms = pair_terms(predicted, wanted, counted, self.channels, loss=self.settings.loss, beta=self.settings.smooth_l1_beta)
         return Terms(losses=terms.losses, meters={**meters, **terms.meters, "pairs_left_out": 1 - counted.float().mean()})
 
@@ -168,7 +168,7 @@ class SpatialPrediction(Objective):
         """Return the boxes that pairs are made of, (B, N, 4): those of the views."""
         return record.boxes
 
-    def counted(self, record: ViewGeometry, valid: Tensor) -> Tensor:
+    def pair_mask(self, record: ViewGeometry, valid: Tensor) -> Tensor:
         """Return which pairs count, (B, P) bool: those of two valid (B, V) views."""
         return valid[:, self.pairs.to(valid.device)].all(-1)
 
@@ -196,7 +196,7 @@ class SpatialPrediction(Objective):
         if moments is not None:
             mean = [0.0] * 2 + [moments.log_scale_mean] * (channels - 2)
             return torch.tensor(mean), torch.tensor([moments.position_std] * 2 + [moments.log_scale_std] * (channels - 2))
-        record = drawn_records(self.families[0], pictures=8192)
+        record = law_records(self.families[0], pictures=8192)
         drawn = self.targets(record, self.pairs.cpu(), standardized=False).flatten(0, 1).double()
         return drawn.mean(0).float(), drawn.std(0).clamp(min=1e-6).float()
 

@@ -27,7 +27,7 @@ from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Terms
 from wherefrom.train.objectives.pair_heads import AdditiveHead
-from wherefrom.train.objectives.pairs import Loss, drawn_records, ordered_pairs, pair_terms
+from wherefrom.train.objectives.pairs import Loss, law_records, ordered_pairs, pair_terms
 
 STANDARDIZED_ON = 2048  # pictures
 
@@ -190,7 +190,7 @@ class DenseSpatialPrediction(Objective):
             record, regions=self.settings.regions, side_frac=self.settings.side_frac, region_aspect=self.settings.region_aspect
         )
 
-    def counted(self, record: ViewGeometry, valid: Tensor) -> Tensor:
+    def pair_mask(self, record: ViewGeometry, valid: Tensor) -> Tensor:
         """Return which pairs count, (B, P) bool: those of a valid (B, 1) view, and, if so set, only regions that lie apart."""
         return self._counted(self.boxes(record), valid)
 
@@ -203,8 +203,8 @@ class DenseSpatialPrediction(Objective):
         """Return mean and standard deviation of every channel over the pairs that count, (C,) float32, by the same draws always."""
         if not self.settings.standardize:
             return torch.zeros(len(self.channels)), torch.ones(len(self.channels))
-        record = drawn_records(self.families[0], pictures=STANDARDIZED_ON)
-        counted = self.counted(record, torch.ones(len(record), 1, dtype=torch.bool))
+        record = law_records(self.families[0], pictures=STANDARDIZED_ON)
+        counted = self.pair_mask(record, torch.ones(len(record), 1, dtype=torch.bool))
         drawn = self.targets(record, self.pairs.cpu(), standardized=False)[counted].double()
         return drawn.mean(0).float(), drawn.std(0).clamp(min=1e-6).float()
 
