@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from wherefrom.pipeline.literals import check_literals
-from wherefrom.pipeline.render.renderer import RendererName
+from wherefrom.pipeline.render.choose import check_renderer
 from wherefrom.train.encoder import ARCHITECTURE, ModelSettings
 from wherefrom.train.objective import Objective
 from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSettings, SpatialPrediction, SpatialSettings
@@ -89,7 +89,7 @@ class RuntimeSettings:
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    renderer: RendererName = "auto"  # a run writes down what served, and goes on with it
+    renderer: str = "auto"  # a run writes down what served, and goes on with it
     threads: int | None = None  # that read and render; None: the loader's choice
     prefetch: int = 2  # micro-batches ready in advance
     accumulation: int = 1  # micro-batches of one update on every rank
@@ -101,6 +101,7 @@ class RuntimeSettings:
 
     def __post_init__(self) -> None:
         check_literals(self)
+        check_renderer(self.renderer)
         _at_least(self, 1, "threads", "prefetch", "accumulation", "log_every", "checkpoint_every", "keep")
 
 

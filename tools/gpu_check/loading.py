@@ -31,7 +31,7 @@ from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.proof.prove import proof_cases, prove
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.render.dali_decode import installed
+from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
@@ -67,8 +67,8 @@ def dali(options: Options, report: Report) -> None:
     if not options.shards:
         report.leave_out("the dali renderer: no SHARDS were given")
         return
-    if not installed():
-        report.leave_out("the dali renderer: NVIDIA DALI is not installed here")
+    if missing := dali_missing():
+        report.leave_out(f"the dali renderer: {missing}")
         return
     index = ShardIndex.open(options.shards)
     checks = []
@@ -210,7 +210,7 @@ def _speeds(index: ShardIndex, options: Options) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(3):
         for name, recipe in contenders.items():
-            with make_loader(index, recipe, global_batch=batch, renderer="dali", device=options.device) as loader:
+            with make_loader(index, recipe, global_batch=batch, renderer=DaliRenderer.name, device=options.device) as loader:
                 batches = loader.forever()
                 for _ in islice(batches, 3):  # until everything is built
                     wait()
