@@ -176,7 +176,8 @@ class TensorDecoder:
                 log.info("the GPU's decoder refuses a batch, which is decoded on the CPU: %s", str(refusal).partition("\n")[0])
             return {}
         with _on_stream(self._copying):
-            pictures = [picture.permute(1, 2, 0).contiguous() for picture in planar]
+            # copied in any case: of one pixel, or where a library made it so, a picture is contiguous already
+            pictures = [picture.permute(1, 2, 0).clone(memory_format=torch.contiguous_format) for picture in planar]
             middle_rows = [picture[:, picture.shape[1] // 2].flatten() for picture in planar]
             levels = torch.cat(middle_rows).cpu().numpy()
             for picture in planar:
