@@ -98,12 +98,12 @@ def view_shapes(recipe: ViewRecipe, samples: int) -> list[tuple[int, ...]]:
     return [(samples, family.views, 3, *family.size_px) for family in recipe.families]
 
 
-def wrong_sizes(upright_size: NDArray[np.int32], told_size: NDArray[np.int32]) -> dict[int, str]:
-    """Return which pictures have not the size that their record tells, position -> reason; both sizes (B, 2), (height, width)."""
+def wrong_sizes(upright_size: NDArray[np.int32], recorded_size: NDArray[np.int32]) -> dict[int, str]:
+    """Return which pictures have not the size that their record says, position -> reason; both sizes (B, 2), (height, width)."""
     reasons = {}
-    for i in np.flatnonzero((upright_size != told_size).any(1)).tolist():
-        found, told = tuple(upright_size[i].tolist()), tuple(told_size[i].tolist())
-        reasons[i] = f"decodes to (height, width) {found}, its record says {told}; build the index again"
+    for i in np.flatnonzero((upright_size != recorded_size).any(1)).tolist():
+        decoded, recorded = tuple(upright_size[i].tolist()), tuple(recorded_size[i].tolist())
+        reasons[i] = f"decodes to (height, width) {decoded}, its record says {recorded}; build the index again"
     return reasons
 
 

@@ -69,14 +69,14 @@ class ThreadedRenderer:
             return decode_s, render_s
 
         if self._pool is None:
-            spent = [work()]
+            seconds = [work()]
         else:
-            spent = [future.result() for future in [self._pool.submit(work) for _ in range(min(self.threads, len(encoded)))]]
+            seconds = [future.result() for future in [self._pool.submit(work) for _ in range(min(self.threads, len(encoded)))]]
         return Rendered(
             pixels=tuple(pixels),
             failed=dict(sorted(failed.items())),
-            decode_s=sum(decode_s for decode_s, _ in spent),
-            render_s=sum(render_s for _, render_s in spent),
+            decode_s=sum(decode_s for decode_s, _ in seconds),
+            render_s=sum(render_s for _, render_s in seconds),
         )
 
     def _decode(self, encoded: NDArray[np.uint8], upright_size: list[int], orientation: int) -> NDArray[np.uint8]:

@@ -99,15 +99,15 @@ class TritonRenderer:
         shared = [torch.tensor(decoded.addresses), torch.from_numpy(decoded.sizes), orientation]
         shared += [torch.tensor(self.recipe.mean), torch.tensor(self.recipe.std)]
         tables = [_tables(record) for record in records]
-        moved = iter(_moved_together([*shared, *(tensor for table in tables for tensor in table.values())], self.device))
-        addresses, sizes, orientation, mean, std = (next(moved) for _ in shared)
+        numbers = iter(_on_device([*shared, *(tensor for table in tables for tensor in table.values())], self.device))
+        addresses, sizes, orientation, mean, std = (next(numbers) for _ in shared)
         normalized = self.dtype.is_floating_point
         for family, table, out in zip(self.recipe.families, tables, pixels, strict=True):
             render_views_triton(
                 addresses,
                 sizes,
                 orientation=orientation,
-                **{name: next(moved) for name in table},
+                **{name: next(numbers) for name in table},
                 mean=mean if normalized else None,
                 std=std if normalized else None,
                 size_px=family.size_px,
@@ -133,9 +133,9 @@ def _check_record(record: Record) -> None:
     inside = ((start >= 0) & (start <= stop) & (stop <= geometry.source_size.flip(-1)[:, None])).all(-1)  # false for NaN
     if not inside.all():
         raise leaves_picture(geometry, *(~inside).nonzero()[0].tolist())
-    known = (geometry.stored_orientation >= 1) & (geometry.stored_orientation <= 8)
-    if not known.all():
-        b = int((~known).nonzero()[0])
+    in_exif = (geometry.stored_orientation >= 1) & (geometry.stored_orientation <= 8)
+    if not in_exif.all():
+        b = int((~in_exif).nonzero()[0])
         raise ValueError(f"stored_orientation of sample {geometry.sample[b]} is {geometry.stored_orientation[b]}: EXIF knows 1 to 8")
     sigma = photometric.blur_sigma_px
     blurs = (sigma >= 0) & (sigma <= WIDEST_SIGMA_PX)
@@ -161,7 +161,7 @@ def _tables(record: Record) -> dict[str, Tensor]:
     }
 
 
-def _moved_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+def _on_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Return small CPU tensors on a device: one copy out of pinned memory, for which nobody waits."""
     starts, total = [], 0
     for tensor in tensors:
@@ -170,9 +170,9 @@ def _moved_together(tensors: Sequence[Tensor], device: torch.device) -> list[Ten
     packed = torch.empty(total, dtype=torch.uint8, pin_memory=device.type == "cuda")
     for tensor, start in zip(tensors, starts, strict=True):
         packed[start : start + tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
-    moved = packed.to(device, non_blocking=True)
+    copy = packed.to(device, non_blocking=True)
     return [
-        moved[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape) for tensor, start in zip(tensors, starts, strict=True)
+        copy[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape) for tensor, start in zip(tensors, starts, strict=True)
     ]
 
 
