@@ -95,7 +95,7 @@ class StandIn:
 
     def __call__(self, files: Sequence[Bytes], device: torch.device) -> list[Tensor]:
         self.given += files
-        pictures = gpu_decode._decode_by_torchvision(files, device)
+        pictures = gpu_decode.decode_by_torchvision(files, device)
         pictures = [torch.zeros_like(picture) if self.skips(number) else picture for number, picture in enumerate(pictures)]
         self.gave += pictures
         return pictures
@@ -205,7 +205,7 @@ def test_torchcodec_is_told_nothing_of_an_orientation_which_it_would_undo(monkey
         return [torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).contiguous() for image in images]
 
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", SimpleNamespace(decode_jpeg=decode_jpeg))
-    decoder = TensorDecoder(device=CPU, decode_jpegs=gpu_decode._decode_by_torchcodec)
+    decoder = TensorDecoder(device=CPU, decode_jpegs=gpu_decode.decode_by_torchcodec)
     assert_pictures(decoder.decode(JPEGS), JPEGS)
     assert calls == [("RGB", CPU)]
 
@@ -223,11 +223,11 @@ def test_torchcodec_is_taken_before_torchvision_if_it_decodes_pictures(
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr("torchvision.version.cuda", "13000")
-    assert list(gpu_decode._libraries()) == (["torchcodec", "torchvision"] if taken else ["torchvision"])
+    assert list(gpu_decode.jpeg_libraries()) == (["torchcodec", "torchvision"] if taken else ["torchvision"])
 
 
 def libraries(monkeypatch: pytest.MonkeyPatch, **decoders: Any) -> None:
-    monkeypatch.setattr(gpu_decode, "_libraries", lambda: decoders)
+    monkeypatch.setattr(gpu_decode, "jpeg_libraries", lambda: decoders)
 
 
 def test_a_library_serves_once_it_has_been_seen_to_decode(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -237,7 +237,7 @@ def test_a_library_serves_once_it_has_been_seen_to_decode(monkeypatch: pytest.Mo
     def shows_black(files: Sequence[Bytes], device: torch.device) -> list[Tensor]:
         return [torch.zeros(3, 64, 96, dtype=torch.uint8)]
 
-    nvjpeg = gpu_decode._decode_by_torchvision
+    nvjpeg = gpu_decode.decode_by_torchvision
     libraries(monkeypatch, torchcodec=refuses, other=shows_black, torchvision=nvjpeg)
     with caplog.at_level("INFO"):
         assert find_jpeg_decoder(CPU) is nvjpeg
@@ -265,7 +265,7 @@ def test_dali_decodes_where_it_is_and_without_any_decoder_there_is_one_line(monk
     assert missing.startswith("nothing here decodes JPEGs on a GPU; pip install nvidia-dali-cuda130, torchcodec>=0.16 or")
     with pytest.raises(ValueError, match=f'no JPEG is decoded on cuda: {missing}; or use renderer="torch"$'):
         make_decoder(torch.device("cuda"))
-    libraries(monkeypatch, torchvision=gpu_decode._decode_by_torchvision)
+    libraries(monkeypatch, torchvision=gpu_decode.decode_by_torchvision)
     assert gpu_decoder_missing() is None
 
 

@@ -35,7 +35,7 @@ _PROBE_COLOR, _PROBE_SIZE, _PROBE_ERROR = (200, 60, 90), (64, 96), 16  # RGB, (h
 
 def gpu_decoder_missing() -> str | None:
     """Return why nothing here decodes JPEGs on a GPU, or None. No GPU is looked for."""
-    if dali_missing() is None or _libraries():
+    if dali_missing() is None or jpeg_libraries():
         return None
     return "nothing here decodes JPEGs on a GPU; pip install nvidia-dali-cuda130, torchcodec>=0.16 or a torchvision built for CUDA"
 
@@ -59,7 +59,7 @@ def find_jpeg_decoder(device: torch.device) -> DecodeJpegs:
     """
     probe = np.frombuffer(simplejpeg.encode_jpeg(np.full((*_PROBE_SIZE, 3), _PROBE_COLOR, np.uint8)), np.uint8)
     refusals = []
-    for name, decode_jpegs in _libraries().items():
+    for name, decode_jpegs in jpeg_libraries().items():
         try:
             [picture] = decode_jpegs([probe], device)
         except (ImportError, OSError, RuntimeError) as refusal:
@@ -73,27 +73,27 @@ def find_jpeg_decoder(device: torch.device) -> DecodeJpegs:
     raise ValueError(f'no JPEG is decoded on {device}: {"; ".join(refusals) or gpu_decoder_missing()}; or use renderer="torch"')
 
 
-def _libraries() -> dict[str, DecodeJpegs]:
+def jpeg_libraries() -> dict[str, DecodeJpegs]:
     """Return what is installed that decodes JPEGs on a GPU, in the order of preference."""
     libraries: dict[str, DecodeJpegs] = {}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         major, minor = importlib.metadata.version("torchcodec").split(".")[:2]
         if (int(major), int(minor)) >= TORCHCODEC:
-            libraries["torchcodec"] = _decode_by_torchcodec
+            libraries["torchcodec"] = decode_by_torchcodec
     with contextlib.suppress(ImportError):
         import torchvision
 
         if torchvision.version.cuda is not None:
-            libraries["torchvision"] = _decode_by_torchvision
+            libraries["torchvision"] = decode_by_torchvision
     return libraries
 
 
-def _decode_by_torchcodec(encoded: Sequence[Bytes], device: torch.device) -> list[Tensor]:
+def decode_by_torchcodec(encoded: Sequence[Bytes], device: torch.device) -> list[Tensor]:
     decoders: Any = importlib.import_module("torchcodec.decoders")  # a library that we declare nowhere
     return list(decoders.decode_jpeg([torch.from_numpy(without_exif(file)) for file in encoded], mode="RGB", device=device))
 
 
-def _decode_by_torchvision(encoded: Sequence[Bytes], device: torch.device) -> list[Tensor]:
+def decode_by_torchvision(encoded: Sequence[Bytes], device: torch.device) -> list[Tensor]:
     from torchvision import io  # TODO: drop once torchvision has no decoders, as 0.29 announces
 
     files = [torch.from_numpy(file if file.flags.writeable else file.copy()) for file in encoded]

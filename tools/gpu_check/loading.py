@@ -31,8 +31,10 @@ from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.proof.prove import proof_cases, prove
 from wherefrom.pipeline.records import draw_records
+from wherefrom.pipeline.render.choose import choose_renderer
 from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
+from wherefrom.pipeline.render.gpu_decode import jpeg_libraries
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, ViewFamily, ViewRecipe
@@ -109,6 +111,9 @@ def training(options: Options, report: Report) -> None:
     batch, seconds = min(options.batch, len(index)), 0.1 if options.dry_run else ROUND_S
     report.add("recipe", base.recipe)
     accelerator = accelerator_for(base)
+    renderer, why = choose_renderer(base.runtime.renderer, accelerator.device)
+    report.add("renderer", renderer)
+    report.say(f"renderer {renderer}: {why}; JPEGs on a GPU by {next(iter(jpeg_libraries()), 'nothing') if dali_missing() else 'DALI'}")
     for compiled, synthetic in kinds:
         name = f"training {base.recipe}{', compiled' if compiled else ''}{', one batch again and again' if synthetic else ''}"
         if compiled and report.seconds_left < COMPILING_S:
