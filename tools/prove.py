@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 from rich.console import Console
 
 from wherefrom.pipeline.literals import check_literal
@@ -32,7 +33,10 @@ class _Candidate:
     make: Callable[[ViewRecipe], Renderer]
 
 
-def prove_command(renderer: str = "all", *, device: RenderDevice | None = None, quick: bool = False) -> int:
+RendererChoice = Annotated[str, tyro.conf.arg(metavar="|".join(["all", *RENDERERS]))]  # checked against the table when it is asked for
+
+
+def prove_command(renderer: RendererChoice = "all", *, device: RenderDevice | None = None, quick: bool = False) -> int:
     """Prove by pixels that the records of the renderers here are true; return 0 if all is proven, else 1.
 
     Args:

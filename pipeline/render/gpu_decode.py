@@ -61,7 +61,8 @@ def find_jpeg_decoder(device: torch.device) -> DecodeJpegs:
     refusals = []
     for name, decode_jpegs in jpeg_libraries().items():
         try:
-            [picture] = decode_jpegs([probe], device)
+            with _on_stream(torch.cuda.Stream(device) if device.type == "cuda" else None):  # as every batch later, for the same reason
+                [picture] = decode_jpegs([probe], device)
         except (ImportError, OSError, RuntimeError) as refusal:
             refusals.append(f"{name}: {str(refusal).partition(chr(10))[0]}")
             continue
@@ -89,11 +90,13 @@ def jpeg_libraries() -> dict[str, DecodeJpegs]:
 
 
 def decode_by_torchcodec(encoded: Sequence[Bytes], device: torch.device) -> list[Tensor]:
+    """Decode JPEGs of gray or YCbCr to planar RGB by torchcodec; on a GPU, on a stream that nobody else uses (see `TensorDecoder`)."""
     decoders: Any = importlib.import_module("torchcodec.decoders")  # a library that we declare nowhere
     return list(decoders.decode_jpeg([torch.from_numpy(without_exif(file)) for file in encoded], mode="RGB", device=device))
 
 
 def decode_by_torchvision(encoded: Sequence[Bytes], device: torch.device) -> list[Tensor]:
+    """Decode JPEGs of gray or YCbCr to planar RGB by torchvision; on a GPU, on a stream that nobody else uses (see `TensorDecoder`)."""
     from torchvision import io  # TODO: drop once torchvision has no decoders, as 0.29 announces
 
     files = [torch.from_numpy(file if file.flags.writeable else file.copy()) for file in encoded]
