@@ -2,7 +2,9 @@
 
 from wherefrom.pipeline.annotations import Carried, carry
 from wherefrom.pipeline.color import color_matrix
+from wherefrom.pipeline.crops import Boxes, Snap, snap_boxes
 from wherefrom.pipeline.demo.shards import DemoShards, demo_shards
+from wherefrom.pipeline.draws import Keys, Purpose, uniform
 from wherefrom.pipeline.geometry import (
     compose,
     grid_sample_theta,
@@ -14,24 +16,14 @@ from wherefrom.pipeline.geometry import (
     token_boxes,
     view_to_source,
 )
+from wherefrom.pipeline.laws import Center, Disjoint, Grid, Independent, Inside, Overlapping, Paired
 from wherefrom.pipeline.loader import Loader, LoaderStats, make_loader
 from wherefrom.pipeline.order import KeyedSampler, Order
 from wherefrom.pipeline.proof.prove import ProofReport, proof_cases, prove
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.transform import Transformed, ViewTransform, collate
-from wherefrom.pipeline.view_recipe import (
-    Center,
-    ColorLaw,
-    Disjoint,
-    Grid,
-    Independent,
-    Inside,
-    Overlapping,
-    Paired,
-    ViewFamily,
-    ViewRecipe,
-)
+from wherefrom.pipeline.view_recipe import LAWS, ColorLaw, CropLaw, Earlier, TargetMoments, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Record, ViewGeometry, Views
 
 __all__ = [  # in reading order  # noqa: RUF022
@@ -46,6 +38,16 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Inside",
     "Center",
     "Grid",
+    "CropLaw",
+    "TargetMoments",
+    "Earlier",
+    "Snap",
+    "LAWS",
+    "Boxes",
+    "Keys",
+    "Purpose",
+    "uniform",
+    "snap_boxes",
     "make_loader",
     "Loader",
     "LoaderStats",

@@ -6,6 +6,7 @@ Not here: the tables themselves (laws, renderers, objectives, recipes), each bes
 
 import difflib
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -56,6 +57,13 @@ class EntryTable(Mapping[str, Any]):
                 f"{self.kind} {name!r} of {_package(foreign[0])} cannot be imported: {problem}; mend or uninstall it"
             ) from problem
 
+    def name_of(self, kind: type) -> str:
+        """Return the name that stands for a class; if none does, where it is defined, as "module:class". Nothing is imported for it."""
+        own = (name for name, value in self.own.items() if _imported(value) is kind)
+        foreign = (name for name, points in self._foreign().items() if any(_imported(point.value) is kind for point in points))
+        home = f"{kind.__module__}:{kind.__qualname__}"
+        return next(own, None) or next(foreign, home)
+
     def owner(self, name: str) -> str:
         """Return the package that declares an entry, with its version, for messages and settings; ours is "wherefrom"."""
         foreign = self._foreign().get(name)
@@ -67,6 +75,12 @@ class EntryTable(Mapping[str, Any]):
             if all(point.value != other.value for other in found.get(point.name, [])):  # one package may be on the path twice
                 found.setdefault(point.name, []).append(point)
         return found
+
+
+def _imported(value: str) -> Any:
+    """Return what "module:attribute" is, if its module is imported already."""
+    module, _, attribute = value.partition(":")
+    return getattr(sys.modules.get(module), attribute, None)
 
 
 def _package(point: EntryPoint) -> str:

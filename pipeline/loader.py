@@ -50,7 +50,7 @@ class LoaderStats:
 
     pictures: int = 0
     batches: int = 0
-    replaced: int = 0  # unsound pictures that another stood in for
+    replaced: int = 0  # invalid pictures that another stood in for
     invalid_views: int = 0
     read_bytes: int = 0
     pixel_bytes: int = 0
@@ -69,13 +69,13 @@ class LoaderStats:
 class Position:
     """Where a run stands and what it was made from; everything a saved position must agree on.
 
-    Which picture stands in for which follows from `dataset`, `unsound` and `decoding`. Strictly, every picture shown passed a strict
+    Which picture stands in for which follows from `dataset`, `invalid` and `decoding`. Strictly, every picture shown passed a strict
     decode, the renderer's own or the index's audit (`wherefrom index --decode`): then it does not matter whether there was an audit, nor
-    when a picture was found undecodable. Leniently, a GPU's decoder decides, and the audit's verdicts belong to `unsound`.
+    when a picture was found undecodable. Leniently, a GPU's decoder decides, and the audit's verdicts belong to `invalid`.
     """
 
     dataset: str  # the index's fingerprint
-    unsound: str  # digest of the samples that the index held for unsound when it was opened; if strict, without its audit's
+    invalid: str  # digest of the samples that were invalid when the index was opened; if strict, without those that its audit found
     decoding: Literal["strict", "lenient"]
     renderer: str  # what served; another may go on, for its pixels differ by rounding, and it is said
     recipe: str  # the recipe's fingerprint
@@ -127,7 +127,7 @@ class Loader:
         self._closed = False
         self._copying: deque[tuple[torch.cuda.Event, Batch]] = deque()
         if self._decoding == "lenient":
-            index.say_once(
+            index.warn_once(
                 f"renderer {renderer.name} decodes JPEGs on the GPU, where damaged ones may be shown in part, and not all shards have "
                 "decode verdicts; `wherefrom index PATTERN --decode` makes them, once"
             )
@@ -173,7 +173,7 @@ class Loader:
             _check_updates(updates)
         return Position(
             dataset=self.index.fingerprint,
-            unsound=self.index.unsound_digest(audit=self._decoding == "lenient"),
+            invalid=self.index.invalid_digest(audit=self._decoding == "lenient"),
             decoding=self._decoding,
             renderer=self.renderer.name,
             recipe=self.recipe.fingerprint,
@@ -191,10 +191,10 @@ class Loader:
         """
         here = self.position()
         mends = {
-            "unsound": "the same max_pixels, and the shards audited that were",
+            "invalid": "the same max_pixels, and the shards audited that were",
             "decoding": "a renderer and an index that decode alike",
         }
-        if self.index.audited and self.index.unsound_digest(audit=True) == self.index.unsound_digest(audit=False):
+        if self.index.audited and self.index.invalid_digest(audit=True) == self.index.invalid_digest(audit=False):
             here["decoding"] = position.get("decoding")  # every picture decodes: strict and lenient are one
         for name in here:
             if name not in position:
@@ -308,7 +308,7 @@ class Loader:
         return self._make(ids, ids, epoch)
 
     def _make(self, wanted: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int) -> Batch:
-        """Read, draw and render; pictures that will not decode are condemned and replaced until all do."""
+        """Read, draw and render; pictures that will not decode are marked invalid and replaced until all do."""
         if self._closed:
             raise ValueError(CLOSED)
         start = time.perf_counter()
@@ -326,7 +326,7 @@ class Loader:
             sample = sample.copy()
         while failed:
             where = np.fromiter(failed, np.int64)
-            self._condemn({int(sample[position]): reason for position, reason in failed.items()})
+            self._mark_invalid({int(sample[position]): reason for position, reason in failed.items()})
             sample[where] = self.index.replacement(wanted[where])
             records = self._draw(sample, drawn_for, epoch)
             again = self.renderer.render(self._reader.read_batch(sample[where]), [record[where.tolist()] for record in records])
@@ -377,13 +377,13 @@ class Loader:
             views=tuple(Views.of(record, tensor) for record, tensor in zip(records, pixels, strict=True)),
         )
 
-    def _condemn(self, bad: dict[int, str]) -> None:
-        """Mark samples as unsound from now on, aloud; stop when there are too many."""
+    def _mark_invalid(self, bad: dict[int, str]) -> None:
+        """Mark samples as invalid from now on, aloud; stop when there are too many."""
         with self._lock:
             for i, reason in bad.items():
                 if i not in self._bad:
                     self._bad[i] = reason
-                    self.index.condemn(i, reason)
+                    self.index.mark_invalid(i, reason)
                     log.warning("sample %d (%s) will not decode and is replaced: %s", i, self.index.name(i), reason)
             if len(self._bad) > self.max_bad:
                 listed = ", ".join(f"{i} ({self.index.name(i)})" for i in sorted(self._bad)[:20])

@@ -1,7 +1,6 @@
 """What a user's machine has for us: a place for files of ours, cores, and threads on them.
 
-Here: the user's cache folder, by each system's own custom, made on demand; a file written whole or not at all; how many cores this
-process may use; threads of ours.
+Here: the user's cache folder, by each system's own custom, made on demand; how many cores this process may use; threads of ours.
 Not here: what is kept in it (shard indexes, demo pictures); their owners name their own sub-folders.
 """
 
@@ -9,11 +8,11 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["available_cores", "single_threaded_pool", "user_cache_folder", "write_whole"]
+__all__ = ["available_cores", "single_threaded_pool", "user_cache_folder"]
 
 OVERRIDE = "WHEREFROM_CACHE"
 
@@ -71,10 +70,3 @@ def single_threaded_pool(threads: int, name: str) -> ThreadPoolExecutor:
     list(pool.map(lambda _: barrier.wait(), range(threads)))
     torch.set_num_threads(torch.get_num_threads())
     return pool
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` make a file beside `path`, then give it that name: whoever looks finds the whole file, the one before, or none."""
-    aside = path.with_name(f".{path.name}.writing")
-    write(aside)
-    os.replace(aside, path)

@@ -1,230 +1,139 @@
 """Settings that change results: which views are cut from every picture, how, and how their color changes.
 
-Here: frozen dataclasses that check themselves once, and the fingerprint that a saved position carries.
-Not here: anything that only changes speed (loader.py), drawing (draws.py, crops.py, color.py).
+Here: what a crop law is and the table of those that there are; frozen dataclasses that check themselves once; the fingerprint that a saved
+position carries.
+Not here: anything that only changes speed (loader.py), the laws (laws.py), drawing (draws.py, crops.py, color.py).
 """
 
 import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wherefrom.pipeline.draws import check_family_names
+from wherefrom.pipeline.crops import Boxes, Snap
+from wherefrom.pipeline.draws import Keys, check_family_names
+from wherefrom.pipeline.entry_table import EntryTable
 from wherefrom.pipeline.literals import check_literals
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Snap = Literal["pixel", "none"]
 Mirror = Literal["none", "view", "picture"]
 PixelType = Literal["uint8", "float16", "float32"]
+Earlier = Mapping[str, NDArray[np.float64]]  # family name -> its boxes (B, V, 4)
 
 
-def _check_range(name: str, bounds: tuple[float, float], top: float = math.inf) -> None:
+def check_range(name: str, bounds: tuple[float, float], top: float = math.inf) -> None:
+    """Raise ValueError unless 0 < low <= high <= top."""
     low, high = bounds
     if not 0 < low <= high <= top:
         raise ValueError(f"{name}={bounds}: needs 0 < low <= high" + (f" <= {top:g}" if math.isfinite(top) else ""))
 
 
-def _smallest_side_px(area_frac: float, aspect: tuple[float, float], source_size: NDArray) -> NDArray:
-    return np.sqrt(area_frac * source_size.prod(-1, dtype=np.float64) * min(aspect[0], 1 / aspect[1]))
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Independent:
-    """RandomResizedCrop's law: uniform in area, log-uniform in aspect, then an offset uniform over all valid ones.
+class TargetMoments:
+    """What is known of (x, y, ln s) of a law's two views, whatever the picture: the second as seen from the first.
 
-    Source: Inception crop, arXiv:1409.4842; ten tries and the centered fallback as torchvision 0.29 RandomResizedCrop.
+    x, y: of its center, in sides of the first; mean 0 and one deviation, so that neither mirror nor turn changes them.
+    ln s: half the log of the ratio of areas; both views have one aspect ratio.
     """
 
-    area_frac: tuple[float, float] = (0.08, 1.0)  # of the source's area
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, in the source
-    tries: int = 10
-
-    def __post_init__(self) -> None:
-        check_literals(self)
-        _check_range("area_frac", self.area_frac, 1)
-        _check_range("aspect", self.aspect)
-        if self.tries < 1:
-            raise ValueError(f"tries={self.tries}: needs at least 1")
-
-    def smallest_side_px(self, source_size: NDArray) -> NDArray:
-        """Return the shortest side that this law asks for: source_size (..., 2) (height, width) -> (...) float64, pixels."""
-        return _smallest_side_px(self.area_frac[0], self.aspect, source_size)
+    position_std: float
+    log_scale_std: float
+    log_scale_mean: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Paired:
-    """Pairs (2 views: reference, target) whose relative position and scale are uniform by construction.
+@runtime_checkable
+class CropLaw(Protocol):
+    """A crop law: how the boxes of a family are drawn. A frozen dataclass of plain numbers and words, none of them called `name`.
 
-    p, in reference sides, is uniform on the square of half side `position_max` less the center of half side `position_min`;
-    ln s is uniform in +-`log_scale_max`; the reference's side, a fraction of the short side, is log-uniform in `side_frac`.
-    Raises: ValueError if some draw would not fit: the upper side must not exceed (1 - 2 border) / (a + s_max j / 2 + 1/2), nor
-            (1 - 2 border) / (s_max j).
-    Source: the law is ours; the paper's rejection sampler is known from secondary descriptions only (arXiv:2605.09963).
+    Whatever differs from law to law is asked of the law; nothing else knows which laws there are. One that derives from this class has to
+    say no more than how it draws. A package adds its own to the table LAWS by an entry point of group "wherefrom.laws".
     """
 
-    position_max: float = 1.5
-    position_min: float = 0.5
-    log_scale_max: float = math.log(2)
-    side_frac: tuple[float, float] | None = None  # None: (0.10, the smaller of 0.33 and the largest that always fits)
-    aspect_jitter: float = 1.0  # the target's width is stretched by up to this factor and its height shrunk by it, or the other way
-    border_frac: float = 0.0  # of the short side, kept free on every side
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        check_literals(self)
-        if not 0 <= self.position_min < self.position_max:
-            raise ValueError(f"position_min={self.position_min}, position_max={self.position_max}: needs 0 <= min < max")
-        if self.log_scale_max < 0 or self.aspect_jitter < 1 or not 0 <= self.border_frac < 0.5:
-            raise ValueError(
-                f"log_scale_max={self.log_scale_max}, aspect_jitter={self.aspect_jitter}, border_frac={self.border_frac}: "
-                "needs log_scale_max >= 0, aspect_jitter >= 1 and 0 <= border_frac < 0.5"
-            )
-        low, high = self.side_bounds
-        _check_range("side_frac", (low, high), 1)
-        if high > self.largest_side_frac + 1e-12:
-            raise ValueError(
-                f"side_frac={(low, high)}: some pairs would not fit; the upper bound must be at most {self.largest_side_frac:.4f}"
-            )
+    @abstractmethod
+    def draw(self, keys: Keys, views: int, source_size: NDArray[np.float64], snap: Snap, earlier: Earlier) -> Boxes:
+        """Draw the boxes of all views of a batch. A row is a function of its key, its size and its earlier boxes, of nothing else.
+
+        Numbers come from `keys`, for the purposes BOX and PLACE. Boxes lie within the picture, on the grid that `snap` says: `snap_boxes`
+        does both. Pictures too small for the law are overwritten later; they come with another size, so that nothing fails.
+        Shapes: source_size (B, 2), (height, width); earlier: name -> boxes (B, V', 4) of each family before this one -> boxes (B, V, 4).
+        Units:  source pixels.
+        """
+
+    def frames(self, source_size: NDArray[np.float64], views: int, earlier: Earlier) -> NDArray[np.float64]:
+        """Return the sizes of what views are cut from, (height, width) in source pixels: (B, 1, 2), the pictures, or (B, V, 2)."""
+        return source_size[:, None]
+
+    def smallest_side_px(self, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the shortest side that a box may get in frames of these sizes: (..., 2) (height, width) -> (...), pixels.
+
+        Where it is below the family's `min_side_px` a view is invalid and shows the whole picture. By default, never.
+        """
+        return np.full(sizes.shape[:-1], np.inf)
 
     @property
-    def largest_side_frac(self) -> float:
-        """The largest reference side, as a fraction of the short side, with which every draw of (p, s) fits."""
-        largest_target = math.exp(self.log_scale_max) * self.aspect_jitter
-        reach = max(self.position_max + largest_target / 2 + 0.5, largest_target)  # the second: it sticks out of the reference both ways
-        return (1 - 2 * self.border_frac) / reach
+    def refers_to(self) -> str | None:
+        """The family whose boxes are asked for by `earlier`: the law's own, or one before it."""
+        return None
 
     @property
-    def side_bounds(self) -> tuple[float, float]:
-        """The resolved `side_frac`."""
-        return self.side_frac or (min(0.10, self.largest_side_frac), min(0.33, self.largest_side_frac))
+    def fixed_views(self) -> int | None:
+        """The number of views that the law draws, if no other will do; 2 are a pair, the reference first."""
+        return None
 
-    @property
-    def position_std(self) -> float:
-        """Standard deviation of each axis of p: sqrt((a^2 + d^2) / 3)."""
-        return math.sqrt((self.position_max**2 + self.position_min**2) / 3)
+    def check(self, family: "ViewFamily") -> None:
+        """Raise ValueError in one line if the law cannot serve this family."""
+        return None
 
-    @property
-    def log_scale_std(self) -> float:
-        """Standard deviation of ln s: its half range over sqrt(3)."""
-        return self.log_scale_max / math.sqrt(3)
+    def target_moments(self) -> TargetMoments | None:
+        """Return the moments of the pair's targets, of a law that draws pairs and has them in closed form."""
+        return None
 
-    def smallest_side_px(self, source_size: NDArray) -> NDArray:
-        """Return the shortest reference side asked for: source_size (..., 2) (height, width) -> (...) float64, pixels."""
-        return source_size.min(-1) * self.side_bounds[0]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Disjoint:
-    """Views that do not overlap: each is redrawn up to `tries` times, then the least overlapping draw is taken.
-
-    Uniform in area and log-uniform in aspect, as `Independent`; how many sets were free of overlap is counted.
-    """
-
-    area_frac: tuple[float, float] = (0.05, 0.12)  # of the source's area
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, in the source
-    min_gap_frac: float = 0.0  # of the short side, between any two boxes
-    tries: int = 24
-
-    def __post_init__(self) -> None:
-        check_literals(self)
-        _check_range("area_frac", self.area_frac, 1)
-        _check_range("aspect", self.aspect)
-        if self.tries < 1 or self.min_gap_frac < 0:
-            raise ValueError(f"tries={self.tries}, min_gap_frac={self.min_gap_frac}: needs tries >= 1 and min_gap_frac >= 0")
-
-    def smallest_side_px(self, source_size: NDArray) -> NDArray:
-        """Return the shortest side that this law asks for: source_size (..., 2) (height, width) -> (...) float64, pixels."""
-        return _smallest_side_px(self.area_frac[0], self.aspect, source_size)
+    @classmethod
+    def examples(cls, of: str) -> Mapping[str, Self]:
+        """Return the laws that `wherefrom prove` cuts by; `of` is a family to refer to. Several are told apart by a word, one by ""."""
+        return {"": cls()}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Overlapping:
-    """Views that share at least `min_shared_frac` of the picture's area with every view of the family `of`.
-
-    `of` may be the family itself: then each view meets the earlier ones. After `tries` the best draw stands if it keeps the
-    bound, else the box of the first view of `of`; where even that does not keep it the view is marked invalid.
-    Source: the 1 % and 2 % bounds of GTSA, arXiv:2304.08014.
-    """
-
-    of: str
-    area_frac: tuple[float, float] = (0.1, 0.3)  # of the source's area
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, in the source
-    min_shared_frac: float = 0.01  # of the source's area
-    tries: int = 32
-
-    def __post_init__(self) -> None:
-        check_literals(self)
-        _check_range("area_frac", self.area_frac, 1)
-        _check_range("aspect", self.aspect)
-        if self.tries < 1 or not 0 < self.min_shared_frac <= 1:
-            raise ValueError(f"tries={self.tries}, min_shared_frac={self.min_shared_frac}: needs tries >= 1 and 0 < min_shared_frac <= 1")
-
-    def smallest_side_px(self, source_size: NDArray) -> NDArray:
-        """Return the shortest side that this law asks for: source_size (..., 2) (height, width) -> (...) float64, pixels."""
-        return _smallest_side_px(self.area_frac[0], self.aspect, source_size)
+LAWS = EntryTable(
+    kind="law",
+    group="wherefrom.laws",
+    own={
+        "independent": "wherefrom.pipeline.laws:Independent",
+        "paired": "wherefrom.pipeline.laws:Paired",
+        "disjoint": "wherefrom.pipeline.laws:Disjoint",
+        "overlapping": "wherefrom.pipeline.laws:Overlapping",
+        "inside": "wherefrom.pipeline.laws:Inside",
+        "center": "wherefrom.pipeline.laws:Center",
+        "grid": "wherefrom.pipeline.laws:Grid",
+    },
+)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Inside:
-    """Views contained in the views of the family `of`: view v lies inside view v modulo their number.
-
-    Uniform in area (a fraction of the containing box) and log-uniform in aspect, then anywhere inside.
-    """
-
-    of: str
-    area_frac: tuple[float, float] = (0.1, 0.5)  # of the containing box's area
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width / height, in the source
-    tries: int = 10
-
-    def __post_init__(self) -> None:
-        check_literals(self)
-        _check_range("area_frac", self.area_frac, 1)
-        _check_range("aspect", self.aspect)
-        if self.tries < 1:
-            raise ValueError(f"tries={self.tries}: needs at least 1")
-
-    def smallest_side_px(self, containing: NDArray) -> NDArray:
-        """Return the shortest side asked for in boxes of these sizes: containing (..., 2) (height, width) -> (...) float64, pixels."""
-        return _smallest_side_px(self.area_frac[0], self.aspect, containing)
+def law_name(law: CropLaw) -> str:
+    """Return a law's name in LAWS; of one that is not there, where its class is defined, as "module:class"."""
+    return LAWS.name_of(type(law))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Center:
-    """The whole picture, or the centered box that Resize(resize_px) + CenterCrop(crop_px) shows; for evaluation."""
-
-    resize_px: int | None = None  # the short side after resizing; None: the whole picture
-    crop_px: int | None = None
-
-    def __post_init__(self) -> None:
-        check_literals(self)
-        if (self.resize_px is None) != (self.crop_px is None):
-            raise ValueError(f"resize_px={self.resize_px}, crop_px={self.crop_px}: give both, or neither for the whole picture")
-        if self.resize_px is not None and self.crop_px is not None and not 0 < self.crop_px <= self.resize_px:
-            raise ValueError(f"resize_px={self.resize_px}, crop_px={self.crop_px}: needs 0 < crop_px <= resize_px")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
-    """Boxes of `side_frac` of either side, spread evenly from edge to edge, row by row; for evaluation. Nothing is drawn."""
-
-    rows: int = 3
-    cols: int = 3
-    side_frac: float = 0.4  # of the source's height and width
-
-    def __post_init__(self) -> None:
-        check_literals(self)
-        if self.rows < 1 or self.cols < 1 or not 0 < self.side_frac <= 1:
-            raise ValueError(f"rows={self.rows}, cols={self.cols}, side_frac={self.side_frac}: needs at least 1, 1 and 0 < side_frac <= 1")
-
-
-DrawnLaw = Independent | Paired | Disjoint | Overlapping | Inside
-Law = DrawnLaw | Center | Grid  # the last two show any picture, however small
+def check_law(law: object, of: str = "") -> None:
+    """Raise ValueError in one line if something is no crop law; `of` tells whose it is."""
+    shown = f"law={law!r:.60}{of}"
+    if isinstance(law, type) or not isinstance(law, CropLaw):
+        raise ValueError(f"{shown}: needs a crop law, such as Disjoint(); one of your own derives from CropLaw")
+    if not dataclasses.is_dataclass(law) or not law.__dataclass_params__.frozen:
+        raise ValueError(f"{shown}: settings keep and compare it; make its class a dataclass(frozen=True)")
+    if "name" in {field.name for field in dataclasses.fields(law)}:
+        raise ValueError(f"{shown}: in settings `name` tells which law it is; call its field of that name otherwise")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,7 +160,7 @@ class ColorLaw:
                 raise ValueError(f"{name}={getattr(self, name)}: the factor is drawn from [1 - {name}, 1 + {name}]; needs 0 to 1")
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"hue={self.hue}: needs 0 to 0.5 of a turn")
-        _check_range("blur_sigma_px", self.blur_sigma_px)
+        check_range("blur_sigma_px", self.blur_sigma_px)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,7 +170,7 @@ class ViewFamily:
     name: str
     views: int  # V of this family
     size_px: tuple[int, int]  # (height, width) of the finished view
-    law: Law = Independent()
+    law: CropLaw = field(default_factory=lambda: LAWS["independent"]())
     mirror: Mirror = "none"  # "view": each by itself; "picture": all views of the picture together, p = 1/2 either way
     turns: bool = False  # quarter turns, uniform over four
     color: ColorLaw | None = None
@@ -269,10 +178,7 @@ class ViewFamily:
     min_side_px: int = 16  # pictures in which the law would go below this give invalid views
 
     def __post_init__(self) -> None:
-        if not isinstance(self.law, Law):
-            laws = ", ".join(law.__name__ for law in get_args(Law))
-            shown = f"law={self.law!r:.60} of family {self.name!r}"
-            raise ValueError(f"{shown}: needs one of {laws}, such as law=Disjoint(); others are not taken")
+        check_law(self.law, f" of family {self.name!r}")
         check_literals(self)
         if not self.name:
             raise ValueError("name='': a family needs a name, its draws are keyed by it")
@@ -280,10 +186,10 @@ class ViewFamily:
             raise ValueError(f"views={self.views} of family {self.name!r}: needs 1 to 256")
         if min(self.size_px) < 1:
             raise ValueError(f"size_px={self.size_px} of family {self.name!r}: needs (height, width) of at least 1")
-        if isinstance(self.law, Paired) and self.views != 2:
-            raise ValueError(f"views={self.views} of family {self.name!r}: the paired law draws 2, reference and target")
-        if isinstance(self.law, Grid) and self.views != self.law.rows * self.law.cols:
-            raise ValueError(f"views={self.views} of family {self.name!r}: its grid has {self.law.rows} x {self.law.cols}")
+        fixed = self.law.fixed_views
+        if fixed is not None and self.views != fixed:
+            raise ValueError(f"views={self.views} of family {self.name!r}: the {law_name(self.law)} law draws {fixed}; take views={fixed}")
+        self.law.check(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -302,14 +208,14 @@ class ViewRecipe:
             raise ValueError(f"families {names}: needs at least one, each name once")
         check_family_names(names)
         for number, family in enumerate(self.families):
-            earlier = names[: number + isinstance(family.law, Overlapping)]
-            if isinstance(family.law, Overlapping | Inside) and family.law.of not in earlier:
-                raise ValueError(f"family {family.name!r} refers to {family.law.of!r}, which must come before it; before it come {earlier}")
+            of, earlier = family.law.refers_to, names[:number]
+            if of is not None and of not in (*earlier, family.name):
+                raise ValueError(f"family {family.name!r} refers to {of!r}, which must come before it; before it come {earlier}")
         if min(self.std) <= 0:
             raise ValueError(f"std={self.std}: needs positive numbers")
 
     @property
     def fingerprint(self) -> str:
         """32 hexadecimal digits that change with any setting here."""
-        text = json.dumps(dataclasses.asdict(self) | {"laws": [type(family.law).__name__ for family in self.families]}, sort_keys=True)
+        text = json.dumps(dataclasses.asdict(self) | {"laws": [law_name(family.law) for family in self.families]}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

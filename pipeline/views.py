@@ -155,7 +155,7 @@ class ViewGeometry:
     source_size: Tensor  # (B, 2) int32, (height, width), upright
     stored_orientation: Tensor  # (B,) uint8, the file's EXIF orientation, 1 to 8, already undone in the source frame
     sample: Tensor  # (B,) int64, the picture shown
-    drawn_for: Tensor  # (B,) int64, the sample whose draws these are; differs from `sample` where an unsound one was replaced
+    drawn_for: Tensor  # (B,) int64, the sample whose draws these are; differs from `sample` where an invalid one was replaced
     view: Tensor  # (V,) int64, number within the family
     family: str
     size_px: tuple[int, int]  # (height, width) of the finished view

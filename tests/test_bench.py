@@ -171,10 +171,10 @@ def test_unfiltered_views_read_between_four_pixels_and_nothing_else(shard: Path)
     geometry = draw_bench_records(bench_recipe(False), ShardIndex.open(str(shard)), np.array([0]))[1].geometry
     rows, cols = torch.meshgrid(torch.arange(120), torch.arange(160), indexing="ij")
     ramp = torch.stack([cols, rows, cols + 0 * rows], -1).to(torch.uint8)
-    shown = bilinear_levels(ramp, geometry)
+    views = bilinear_levels(ramp, geometry)
     center = geometry.boxes[0].double().view(8, 2, 2).mean(1) - 0.5  # the level of a ramp at a box's center
-    assert (shown[:, :2].mean((-2, -1)) - center).abs().max() < 0.3  # boxes at the picture's edge are clamped there
-    inside = shown[:, :, 20:-20, 20:-20]
+    assert (views[:, :2].mean((-2, -1)) - center).abs().max() < 0.3  # boxes at the picture's edge are clamped there
+    inside = views[:, :, 20:-20, 20:-20]
     assert (inside - reference_levels([ramp.numpy()], Record.of(geometry))[0, :, :, 20:-20, 20:-20]).abs().max() < 0.2
 
     noise = np.random.default_rng(1).integers(0, 256, (1200, 1600, 3), np.uint8)
@@ -346,5 +346,5 @@ def test_shards_that_cannot_be_read_are_refused_before_anything_runs(tmp_path: P
 def test_a_contender_that_fails_is_named(make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes], tmp_path: Path) -> None:
     lying = jpeg_bytes(np.zeros((40, 60, 3), np.uint8), exif_orientation=6)
     shard = make_shard(tmp_path / "lying-000000.tar", [("0", {"jpg": lying})])
-    with pytest.raises(OSError, match=r"contender torch ended with code 1: ValueError: .*no picture that is sound and upright"):
+    with pytest.raises(OSError, match=r"contender torch ended with code 1: ValueError: .*no picture that is valid and upright"):
         bench_loader_command(data=str(shard), contenders=("torch",), rounds=1, out=tmp_path / "out")

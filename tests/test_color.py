@@ -13,7 +13,8 @@ from scipy import stats
 
 from wherefrom.pipeline.color import color_matrix, draw_color
 from wherefrom.pipeline.draws import Keys, family_word
-from wherefrom.pipeline.view_recipe import Center, ColorLaw, ViewFamily
+from wherefrom.pipeline.laws import Center
+from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily
 from wherefrom.pipeline.views import Photometric
 
 pytestmark = pytest.mark.core

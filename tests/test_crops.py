@@ -12,24 +12,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from wherefrom.kernels import pair_targets
-from wherefrom.pipeline.crops import draw_pairs, snap_boxes
+from wherefrom.kernels import PairUnits, pair_targets
+from wherefrom.pipeline.crops import snap_boxes
 from wherefrom.pipeline.draws import Keys
+from wherefrom.pipeline.laws import Center, Disjoint, Grid, Independent, Inside, Overlapping, Paired, draw_pairs
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.view_recipe import (
-    Center,
-    Disjoint,
-    Grid,
-    Independent,
-    Inside,
-    Law,
-    Mirror,
-    Overlapping,
-    Paired,
-    Snap,
-    ViewFamily,
-    ViewRecipe,
-)
+from wherefrom.pipeline.view_recipe import CropLaw, Mirror, Snap, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record
 
 pytestmark = pytest.mark.core
@@ -37,7 +25,9 @@ pytestmark = pytest.mark.core
 SIGNIFICANT = 0.01
 
 
-def family(law: Law, views: int = 1, name: str = "f", *, snap: Snap = "pixel", min_side_px: int = 1, mirror: Mirror = "none") -> ViewFamily:
+def family(
+    law: CropLaw, views: int = 1, name: str = "f", *, snap: Snap = "pixel", min_side_px: int = 1, mirror: Mirror = "none"
+) -> ViewFamily:
     return ViewFamily(name=name, views=views, size_px=(32, 32), law=law, snap=snap, min_side_px=min_side_px, mirror=mirror)
 
 
@@ -249,7 +239,7 @@ def test_cut_targets_are_those_of_the_cut_boxes_and_as_near_to_the_wished_as_rou
     assert np.abs(cut_position - position).max() == pytest.approx(0.050, abs=0.005)
     assert np.abs(cut_scale - log_scale).max() == pytest.approx(0.034, abs=0.005)
 
-    found = pair_targets(torch.from_numpy(cut).float(), torch.tensor([[0, 1]]), axes="source")[:, 0].double().numpy()
+    found = pair_targets(torch.from_numpy(cut).float(), torch.tensor([[0, 1]]), units=PairUnits(axes="source"))[:, 0].double().numpy()
     np.testing.assert_allclose(found, np.concatenate([cut_position, cut_scale[:, None]], -1), atol=1e-6)
     assert np.abs(found[:, :2] - position).max() > 0.01  # the wished ones are others
 
@@ -384,7 +374,7 @@ def test_grid_spreads_from_edge_to_edge_row_by_row() -> None:
     np.testing.assert_array_equal(boxes_of(draw(family(Grid(rows=1, cols=1, side_frac=0.5)), (100, 200), 0))[0, 0], [50, 25, 150, 75])
 
 
-LAWS: dict[str, tuple[Law, int]] = {
+LAWS: dict[str, tuple[CropLaw, int]] = {
     "independent": (Independent(), 3),
     "paired": (Paired(), 2),
     "disjoint": (Disjoint(), 4),
@@ -500,8 +490,8 @@ def test_drawn_for_decides_the_draw_and_the_shown_picture_its_size() -> None:
         (lambda: Paired(position_min=2.0), "needs 0 <= min < max"),
         (lambda: Center(resize_px=256), "give both, or neither"),
         (lambda: Grid(side_frac=1.5), "0 < side_frac <= 1"),
-        (lambda: family(Paired(), views=3), "the paired law draws 2"),
-        (lambda: family(Grid(), views=3), "its grid has 3 x 3"),
+        (lambda: family(Paired(), views=3), "views=3 of family 'f': the paired law draws 2; take views=2"),
+        (lambda: family(Grid(), views=3), "views=3 of family 'f': the grid law draws 9; take views=9"),
         (lambda: family(Independent(), views=257), "needs 1 to 256"),
         (lambda: ViewRecipe(families=(family(Inside(of="f")),)), "family 'f' refers to 'f', which must come before it"),
         (lambda: ViewRecipe(families=(family(Overlapping(of="g")), family(Center(), name="g"))), "refers to 'g', which must come before"),

@@ -16,13 +16,14 @@ from PIL import Image
 
 from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
+from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.dali_decode import DaliDecoder, dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.render.renderer import Rendered, Renderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
-from wherefrom.pipeline.view_recipe import Independent, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record
 
 Bytes = NDArray[np.uint8]
@@ -46,7 +47,7 @@ def deep_png(seed: int) -> bytes:
     return file.getvalue()
 
 
-def sound_files() -> list[bytes]:
+def valid_files() -> list[bytes]:
     return [
         encoded(0, "JPEG", quality=90),
         encoded(1, "JPEG", quality=80, progressive=True),
@@ -73,10 +74,10 @@ def resealed(file: bytes) -> bytes:
 
 
 def mutations(count: int) -> list[Bytes]:
-    """Return damaged copies of the sound files whose headers are still sound: only these reach a renderer."""
-    rng, sound, kept = np.random.default_rng(11), sound_files(), []
+    """Return damaged copies of the valid files whose headers are still valid: only these reach a renderer."""
+    rng, valid, kept = np.random.default_rng(11), valid_files(), []
     while len(kept) < count:
-        file = bytearray(sound[len(kept) % len(sound)])
+        file = bytearray(valid[len(kept) % len(valid)])
         at, length = int(rng.integers(12, len(file) - 2)), int(rng.choice([1, 1, 2, 16, 100]))
         how = rng.integers(4)
         if how == 0:
@@ -169,7 +170,7 @@ def test_the_bar_sees_another_picture_of_the_same_size() -> None:
 @pytest.mark.core
 @pytest.mark.skipif(dali_missing() is not None, reason="NVIDIA DALI is not installed")
 def test_where_dali_decodes_jpegs_itself_everything_else_is_judged_strictly_all_the_same() -> None:
-    """As on a GPU: of damaged JPEGs some may be shown, sound ones never refused; PNG and WebP are as everywhere."""
+    """As on a GPU: of damaged JPEGs some may be shown, valid ones never refused; PNG and WebP are as everywhere."""
     files = mutations(90)
     renderer = DaliRenderer(RECIPE, threads=2, strict=False)
     rendered = [renderer.render([file], whole_records(1)) for file in files]

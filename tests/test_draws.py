@@ -21,7 +21,8 @@ from wherefrom.pipeline.draws import (
     random_words_of_tensors,
     uniform,
 )
-from wherefrom.pipeline.view_recipe import Center, ViewFamily, ViewRecipe
+from wherefrom.pipeline.laws import Center
+from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 
 pytestmark = pytest.mark.core
 

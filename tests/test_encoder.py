@@ -58,8 +58,8 @@ def test_keeping_all_tokens_changes_nothing_and_a_subset_hides_the_rest() -> Non
     encoder, pixels = small_vit(), torch.randn(2, 3, 48, 48)
     everything = torch.arange(16).expand(2, 16)
     summary, tokens = encoder(pixels)
-    kept_summary, kept = encoder(pixels, keep=everything)
-    torch.testing.assert_close((kept_summary, kept), (summary, tokens.flatten(1, 2)))
+    same_summary, same_tokens = encoder(pixels, keep=everything)
+    torch.testing.assert_close((same_summary, same_tokens), (summary, tokens.flatten(1, 2)))
 
     subset = torch.tensor([[0, 5, 9], [15, 2, 7]])
     hidden = torch.ones(2, 16, dtype=torch.bool).scatter(1, subset, False).view(2, 1, 4, 4)
@@ -109,9 +109,9 @@ def test_a_vit_that_somebody_else_registered_takes_any_view_size_too() -> None:
 def test_messages_name_the_thing_and_the_mend() -> None:
     with pytest.raises(ValueError, match=r"views are \(50, 48\) px.*must divide"):
         small_vit()(torch.zeros(1, 3, 50, 48))
-    for asked in ({"keep": torch.zeros(1, 2, dtype=torch.long)}, {"positions": False}):
+    for options in ({"keep": torch.zeros(1, 2, dtype=torch.long)}, {"positions": False}):
         with pytest.raises(ValueError, match="whole views; use a ViT"):
-            Encoder(ModelSettings(name="resnet10t"))(torch.zeros(1, 3, 64, 64), **asked)  # type: ignore[arg-type]
+            Encoder(ModelSettings(name="resnet10t"))(torch.zeros(1, 3, 64, 64), **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="only ViTs have it"):
         ModelSettings(name="resnet10t", width=64)
     with pytest.raises(ValueError, match="no such model"):

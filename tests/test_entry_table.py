@@ -41,6 +41,15 @@ def test_an_entry_is_imported_when_it_is_asked_for_and_not_before(install: Insta
     assert TABLE["ours"] == importlib.import_module("math").pi and TABLE.owner("ours") == "wherefrom"
 
 
+def test_what_is_listed_is_known_by_its_name_and_nothing_is_imported_to_find_it(install: Install) -> None:
+    table = EntryTable(kind="law", group="wherefrom.tests", own={"ours": "fractions:Fraction"})
+    install("class_laws", "theirs = class_laws:Law", code="class Law: ...\nclass Other: ...")
+    assert table.name_of(importlib.import_module("fractions").Fraction) == "ours"
+    assert table.name_of(Path) == f"{Path.__module__}:Path" and "class_laws" not in sys.modules
+    assert table.name_of(table["theirs"]) == "theirs"
+    assert table.name_of(sys.modules["class_laws"].Other) == "class_laws:Other"
+
+
 def test_a_name_that_two_packages_declare_is_refused(install: Install) -> None:
     install("first_laws", "theirs = first_laws:value")
     install("second_laws", "theirs = second_laws:value")

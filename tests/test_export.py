@@ -13,8 +13,9 @@ from timm.data import resolve_data_config
 
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.train.encoder import Encoder, ModelSettings
+from wherefrom.train.export import write_encoder
 from wherefrom.train.objectives import SpatialSettings
-from wherefrom.train.run_folder import RunFolder, write_encoder
+from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.settings import TrainSettings
 
 pytestmark = pytest.mark.core
@@ -45,9 +46,9 @@ def test_timm_loads_the_same_network_and_how_to_show_it_pictures(case: str, tmp_
     loaded = timm.create_model(f"local-dir:{folder.model}", pretrained=True).eval()
     pixels = torch.randn(2, 3, 48, 48)
     assert torch.equal(loaded(pixels), encoder(pixels)[0])
-    shown = resolve_data_config(model=loaded)
-    assert [tuple(shown[name]) for name in ("input_size", "mean", "std")] == [(3, 48, 48), MEAN, STD]
-    assert shown["interpolation"] == "bilinear"
+    config = resolve_data_config(model=loaded)
+    assert [tuple(config[name]) for name in ("input_size", "mean", "std")] == [(3, 48, 48), MEAN, STD]
+    assert config["interpolation"] == "bilinear"
     # another head and gray pictures: timm asks the folder which layers these are
     other = timm.create_model(f"local-dir:{folder.model}", pretrained=True, num_classes=7, in_chans=1).eval()
     assert other(pixels[:, :1]).shape == (2, 7)

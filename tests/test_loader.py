@@ -17,6 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from wherefrom.pipeline.laws import Disjoint, Independent, Paired
 from wherefrom.pipeline.loader import Loader, TooManyBadError, make_loader
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.records import draw_records
@@ -26,7 +27,7 @@ from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.render.renderer import Rendered
 from wherefrom.pipeline.render.slots import SlotRing
 from wherefrom.pipeline.shards.index import ShardIndex
-from wherefrom.pipeline.view_recipe import ColorLaw, Disjoint, Independent, Paired, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Record, Views
 
 PAIR = ViewFamily(name="pair", views=2, size_px=(24, 24), law=Paired(), mirror="picture", min_side_px=4)
@@ -330,14 +331,14 @@ def test_dropped_batches_need_no_more_slots_than_expected(build: Callable[..., L
 
 
 def undecodable(jpeg: bytes) -> bytes:
-    """A JPEG whose header, lengths and end marker are sound, and whose quantization table is not the one that its frame asks for."""
+    """A JPEG whose header, lengths and end marker are valid, and whose quantization table is not the one that its frame asks for."""
     table = jpeg.index(b"\xff\xdb") + 4
     return jpeg[:table] + b"\x03" + jpeg[table + 1 :]
 
 
 @pytest.fixture
 def with_bad(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> Path:
-    """20 pictures, of which 3, 4, 11 and 19 will not decode, and 7 is unsound by its header: its end marker is missing."""
+    """20 pictures, of which 3, 4, 11 and 19 will not decode, and 7 is invalid by its header: its end marker is missing."""
     rng = np.random.default_rng(1)
     samples = []
     for i in range(20):
@@ -352,11 +353,11 @@ STANDS_IN = {3: 5, 4: 5, 7: 8, 11: 12, 19: 0}
 
 @pytest.mark.core
 @pytest.mark.parametrize("threads", [0, 2])
-def test_what_will_not_decode_is_replaced_by_the_next_sound_picture(
+def test_what_will_not_decode_is_replaced_by_the_next_valid_picture(
     with_bad: Path, cpu_renderer: str, threads: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     index = ShardIndex.open(str(with_bad))
-    assert index.unsound_count == 1  # the header tells no more
+    assert index.invalid_count == 1  # the header tells no more
     clean = ViewRecipe(families=(replace(LOCAL, color=None),))
     with make_loader(index, clean, global_batch=5, order="sequential", renderer=cpu_renderer, threads=threads) as loader:
         batches = [clone(batch) for batch in loader]
@@ -403,7 +404,7 @@ def plain_loader(index: ShardIndex, *, lenient: bool = False) -> Loader:
 
 def test_an_audit_changes_neither_what_a_strict_renderer_shows_nor_its_position(with_bad: Path) -> None:
     before, audited = ShardIndex.open(str(with_bad)), ShardIndex.open(str(with_bad), decode=True)
-    assert (before.unsound_count, audited.unsound_count) == (1, 5)
+    assert (before.invalid_count, audited.invalid_count) == (1, 5)
     with plain_loader(before) as one, plain_loader(audited) as other:
         assert one.position(3) == other.position(3)
         ids = list(range(20))
@@ -418,7 +419,7 @@ def test_a_position_under_other_verdicts_is_refused_by_name(with_bad: Path) -> N
     position = plain_loader(ShardIndex.open(str(with_bad)), lenient=True).position(1)
     strict = plain_loader(ShardIndex.open(str(with_bad)))
     small = plain_loader(ShardIndex.open(str(with_bad), max_pixels=2000))
-    with pytest.raises(ValueError, match=r"position has unsound=.* resume with the same max_pixels, and the shards audited") as caught:
+    with pytest.raises(ValueError, match=r"position has invalid=.* resume with the same max_pixels, and the shards audited") as caught:
         small.resume(strict.position(1))
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="position has decoding='lenient', this loader has 'strict'; resume with a renderer"):
@@ -427,6 +428,14 @@ def test_a_position_under_other_verdicts_is_refused_by_name(with_bad: Path) -> N
     with pytest.raises(ValueError, match="position has decoding='lenient'"):
         plain_loader(audited, lenient=True).resume(position)
     plain_loader(audited, lenient=True).resume(strict.position(1))  # the audit's verdicts are the strict renderer's own
+
+
+def test_a_position_of_0_1_0_is_refused_by_name(with_bad: Path) -> None:
+    loader = plain_loader(ShardIndex.open(str(with_bad)))
+    position = loader.position(1)
+    position["unsound"] = position.pop("invalid")
+    with pytest.raises(ValueError, match="position lacks 'invalid'; it was not written by this version of the library"):
+        loader.resume(position)
 
 
 def test_where_every_picture_decodes_an_audit_between_stop_and_resume_changes_nothing(
@@ -475,11 +484,11 @@ def test_too_many_bad_pictures_stop_by_name(with_bad: Path, threads: int) -> Non
         assert "\n" not in str(caught.value)
 
 
-def test_nothing_sound_at_all_is_said(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> None:
+def test_nothing_valid_at_all_is_said(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> None:
     bad = undecodable(jpeg_bytes(np.zeros((40, 40, 3), np.uint8)))
     shard = make_shard(tmp_path / "none.tar", [(f"s{i}", {"jpg": bad}) for i in range(3)])
     loader = make_loader(str(shard), RECIPE, global_batch=3, renderer="torch", threads=0)
-    with loader, pytest.raises(ValueError, match="none of the 3 samples is sound"):
+    with loader, pytest.raises(ValueError, match="none of the 3 samples is valid"):
         next(iter(loader))
 
 

@@ -23,6 +23,7 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from wherefrom.pipeline.laws import Disjoint
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.views import Batch
 from wherefrom.train import checkpoint
@@ -36,7 +37,7 @@ from wherefrom.train.objectives import DenseSpatialSettings, SpatialPrediction
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.optimizer import gated_step, make_optimizer
 from wherefrom.train.recipes import recipe
-from wherefrom.train.reporting import LogRecord, Silent, Summary
+from wherefrom.train.reporting import LogRecord, Reporter, Summary
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings
 from wherefrom.train.trainer import Trainer
@@ -52,7 +53,7 @@ def tiny(shards: Path, *, updates: int = 6, **changes: Any) -> TrainSettings:
         global_batch=8,
         updates=updates,
         model=ModelSettings(view_size_px=24, patch_size_px=12, width=32, depth=1, heads=2),
-        spatial=SpatialSettings(law="disjoint", views=3, size_px=24, area_frac=(0.06, 0.16), color=None, min_side_px=4),
+        spatial=SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, color=None, min_side_px=4),
         evaluation=EvaluationSettings(
             every=0, pictures=16, head_pictures=16, head_steps=5, knn_pictures=40, short_pictures=8, short_knn_pictures=20
         ),
@@ -68,7 +69,7 @@ def evaluated(shards: Path) -> TrainSettings:
 
 
 def losses(folder: Path) -> dict[int, Any]:
-    """Return what every logging step said, without speeds."""
+    """Return what every logging step logged, without speeds."""
     logged = read_metrics(RunFolder(folder), "train")
     return {record["update"]: (record["loss"], record["losses"], record["gradients"], record["lr"]) for record in logged}
 
@@ -90,11 +91,11 @@ def assert_same_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> N
 def finished(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of six updates that nothing disturbed, with held-out pictures."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    run(evaluated(tiny_shards), reporter=Silent(), out=out)
+    run(evaluated(tiny_shards), reporter=Reporter(), out=out)
     return out
 
 
-class _Sends(Silent):
+class _Sends(Reporter):
     """A reporter that sends this process a signal at one update."""
 
     def __init__(self, number: signal.Signals, at: int) -> None:
@@ -105,13 +106,13 @@ class _Sends(Silent):
             os.kill(os.getpid(), self.number)
 
 
-class _Hears(Silent):
-    """A reporter that keeps what it is told."""
+class _Lines(Reporter):
+    """A reporter that keeps its messages."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def said(self, line: str) -> None:
+    def message(self, line: str) -> None:
         self.lines.append(line)
 
 
@@ -163,7 +164,7 @@ def test_held_out_pictures_that_are_too_small_stop_no_run(
 ) -> None:
     picture = jpeg_bytes(np.zeros((12, 12, 3), np.uint8))
     small = make_shard(tmp_path / "small.tar", [(f"{i}", {"jpg": picture, "cls": str(i % 4).encode()}) for i in range(8)])
-    summary = run(dataclasses.replace(evaluated(tiny_shards), val=str(small)), reporter=Silent(), out=tmp_path / "run")
+    summary = run(dataclasses.replace(evaluated(tiny_shards), val=str(small)), reporter=Reporter(), out=tmp_path / "run")
     assert (summary.update, summary.stopped_by) == (6, None)
     report = json.loads(RunFolder(tmp_path / "run").evaluation.read_text())
     assert report["spatial"]["not_measured"].startswith("8 pictures, 0 pairs that count")
@@ -193,7 +194,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_it_had_not(
     assert (summary.stopped_by, summary.update) == (number.name, 4)  # the update that was under way is made and saved
     assert signal.getsignal(number) is before
     assert list(losses(out)) == [1, 2, 3, 4]
-    summary = run(tiny(tiny_shards), reporter=Silent(), out=out, resume=True)
+    summary = run(tiny(tiny_shards), reporter=Reporter(), out=out, resume=True)
     assert (summary.stopped_by, summary.update) == (None, 6)
     assert losses(out) == losses(finished)
     assert_same_weights(weights(out), weights(finished))
@@ -202,11 +203,11 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_it_had_not(
 def test_a_live_run_is_not_gone_on_with_by_a_second_process(tiny_shards: Path, tmp_path: Path) -> None:
     settings, out, refusals = tiny(tiny_shards), tmp_path / "run", []
 
-    class GoesOn(Silent):
+    class GoesOn(Reporter):
         def logged(self, record: LogRecord) -> None:
             if record.update == 3:
                 with pytest.raises(ValueError, match=f"process {os.getpid()} on .* is writing this run") as refused:
-                    run(settings, reporter=Silent(), out=out, resume=True)
+                    run(settings, reporter=Reporter(), out=out, resume=True)
                 refusals.append(refused)
 
     run(settings, reporter=GoesOn(), out=out)
@@ -214,7 +215,7 @@ def test_a_live_run_is_not_gone_on_with_by_a_second_process(tiny_shards: Path, t
     written = [(record["kind"], record["update"]) for record in read_metrics(RunFolder(out))]
     assert written == [("start", 0), *(("train", update) for update in range(1, 7))]
     (out / ".lock").write_text("left by a kill")
-    assert run(settings, reporter=Silent(), out=out, resume=True).update == 6
+    assert run(settings, reporter=Reporter(), out=out, resume=True).update == 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -241,7 +242,7 @@ def test_a_signal_in_the_last_evaluation_stops_a_saved_run_which_is_measured_whe
     assert reporter.summary == summary
     assert signal.getsignal(number) is before
     assert not RunFolder(out).evaluation.exists()
-    assert run(evaluated(tiny_shards), reporter=Silent(), out=out, resume=True).stopped_by is None
+    assert run(evaluated(tiny_shards), reporter=Reporter(), out=out, resume=True).stopped_by is None
     assert RunFolder(out).evaluation.read_bytes() == RunFolder(finished).evaluation.read_bytes()
 
 
@@ -250,11 +251,11 @@ def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_pa
     runtime = RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=5, checkpoint_every=3)
     settings = tiny(tiny_shards, updates=10, runtime=runtime)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run(settings, reporter=Silent(), out=whole)
+    run(settings, reporter=Reporter(), out=whole)
     run(settings, reporter=_Sends(signal.SIGTERM, at=5), out=parts)
     checkpoints = RunFolder(parts).checkpoints
     (checkpoints / checkpoint.LATEST).write_text("update-00000003\n")  # as if killed before the sixth update was saved
-    run(settings, reporter=Silent(), out=parts, resume=True)
+    run(settings, reporter=Reporter(), out=parts, resume=True)
     assert list(losses(whole)) == [5, 10]
     assert losses(parts) == losses(whole)
 
@@ -262,10 +263,10 @@ def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_pa
 def test_a_run_that_goes_on_with_other_micro_batches_says_so(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
     for accumulation, lines in ((1, 0), (2, 1)):
-        heard = _Hears()
+        reporter = _Lines()
         settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, accumulation=accumulation))
-        run(settings, reporter=heard, out=tmp_path / "run", resume=True)
-        assert [line.split(":")[0] for line in heard.lines if "accumulation" in line] == [
+        run(settings, reporter=reporter, out=tmp_path / "run", resume=True)
+        assert [line.split(":")[0] for line in reporter.lines if "accumulation" in line] == [
             "goes on with runtime.accumulation=2, began with 1"
         ][:lines]
 
@@ -286,14 +287,14 @@ def test_a_run_says_which_parameters_it_froze_and_which_it_left_to_learn_later(
     host, rests = SpatialPrediction(settings.spatial), _Rests(settings.spatial, name="rests")
     absent = SpatialPrediction(settings.spatial, name="absent", weight=0.0)
     monkeypatch.setattr(TrainSettings, "objectives", lambda _: (host, rests, absent))
-    heard = _Hears()
-    run(settings, reporter=heard, out=tmp_path / "run")
-    said = dict(line.split(": ", 1) for line in heard.lines)
+    reporter = _Lines()
+    run(settings, reporter=reporter, out=tmp_path / "run")
+    names_of = dict(line.split(": ", 1) for line in reporter.lines)
     for words, objective in (
         ("frozen, no objective reaches them", absent),
         ("not reached before the first update, and free to be later", rests),
     ):
-        assert said[words].split(", ") == [f"objectives.{objective.name}.{name}" for name, _ in objective.named_parameters()]
+        assert names_of[words].split(", ") == [f"objectives.{objective.name}.{name}" for name, _ in objective.named_parameters()]
 
 
 class _Tracks(GeneralTracker):
@@ -303,9 +304,9 @@ class _Tracks(GeneralTracker):
     began: ClassVar[list[dict[str, Any]]] = []
     logged: ClassVar[list[tuple[int | None, dict[str, float]]]] = []
 
-    def __init__(self, project: str, **named: Any) -> None:
+    def __init__(self, project: str, **options: Any) -> None:
         super().__init__()
-        self.began.append({"project": project} | named)
+        self.began.append({"project": project} | options)
 
     @property
     def tracker(self) -> None:
@@ -324,7 +325,7 @@ def test_curves_go_to_the_tracker_that_is_named_or_to_none(tiny_shards: Path, tm
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", _Tracks)
     for name in ("wandb", "none"):
         settings = tiny(tiny_shards, updates=2, runtime=dataclasses.replace(tiny(tiny_shards).runtime, log_with=name))
-        run(settings, reporter=Silent(), out=tmp_path / name)
+        run(settings, reporter=Reporter(), out=tmp_path / name)
         assert not (tmp_path / name / "tensorboard").exists()
     assert _Tracks.began == [{"project": "wherefrom", "name": "wandb", "seed": 0}]
     assert [step for step, _ in _Tracks.logged] == [1, 2]
@@ -337,14 +338,14 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
     monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.TENSORBOARD])
     settings = tiny(tiny_shards, runtime=RuntimeSettings(device="cpu", log_with="wandb"))
     with pytest.raises(ValueError, match=r"^runtime\.log_with='wandb': not installed; pip install wandb, or take 'tensorboard' or 'none'$"):
-        run(settings, reporter=Silent(), out=tmp_path / "run")
+        run(settings, reporter=Reporter(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_ends_a_run_with_one_line_and_with_room_it_goes_on(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    class Fills(Silent):
+    class Fills(Reporter):
         def logged(self, record: LogRecord) -> None:
             if record.update == 3:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
@@ -357,7 +358,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_with_room_it_goes_on(finished:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(refused.value)
     assert [path.name for path in sorted(RunFolder(out).checkpoints.iterdir())] == ["latest", "update-00000002"]
-    run(tiny(tiny_shards), reporter=Silent(), out=out, resume=True)
+    run(tiny(tiny_shards), reporter=Reporter(), out=out, resume=True)
     assert losses(out) == losses(finished)
     assert_same_weights(weights(out), weights(finished))
 
@@ -366,21 +367,21 @@ def test_a_run_goes_on_with_the_renderer_that_auto_took(tiny_shards: Path, tmp_p
     """The choice changes between two parts of a run, as on another machine; the control shows that it would be seen."""
 
     def going_by(name: str, *, second: str, then: str) -> tuple[dict[int, Any], list[str]]:
-        out, heard = tmp_path / name, _Hears()
-        for part, (asked, served) in enumerate((("auto", "torch"), (second, then))):
+        out, reporter = tmp_path / name, _Lines()
+        for part, (setting, served) in enumerate((("auto", "torch"), (second, then))):
             monkeypatch.setattr(
-                trainer_module, "choose_renderer", lambda asked, *_, served=served: (served if asked == "auto" else asked, "")
+                trainer_module, "choose_renderer", lambda setting, *_, served=served: (served if setting == "auto" else setting, "")
             )
-            settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, renderer=asked))
-            run(settings, reporter=heard if part else _Sends(signal.SIGTERM, at=2), out=out, resume=part == 1)
+            settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, renderer=setting))
+            run(settings, reporter=reporter if part else _Sends(signal.SIGTERM, at=2), out=out, resume=part == 1)
         written = read_settings(RunFolder(out).settings, recipe("demo")).runtime.renderer
-        return losses(out), [written, *(line for line in heard.lines if "renderer" in line)]
+        return losses(out), [written, *(line for line in reporter.lines if "renderer" in line)]
 
-    whole, said = going_by("same", second="auto", then="torch")
-    assert said == ["torch"]
+    whole, lines = going_by("same", second="auto", then="torch")
+    assert lines == ["torch"]
     assert going_by("other machine", second="auto", then="native") == (whole, ["torch"])
-    changed, said = going_by("by a flag", second="native", then="native")
-    assert said == ["native", "goes on with the native renderer, began with torch: pixels differ by rounding, records do not"]
+    changed, lines = going_by("by a flag", second="native", then="native")
+    assert lines == ["native", "goes on with the native renderer, began with torch: pixels differ by rounding, records do not"]
     assert (changed[2] == whole[2], changed[6] == whole[6]) == (True, False)
 
 
@@ -391,14 +392,14 @@ def test_a_broken_loss_changes_no_weight_and_stops_the_run_at_the_log(tiny_shard
     try:
         trainer.update()
         trainer.update()
-        sound = {name: tensor.clone() for name, tensor in trainer.step.state_dict().items()}
-        state = [tensor.clone() for held in trainer.optimizer.state.values() for tensor in held.values()]
+        weights_before = {name: tensor.clone() for name, tensor in trainer.step.state_dict().items()}
+        state = [tensor.clone() for buffers in trainer.optimizer.state.values() for tensor in buffers.values()]
         hook = trainer.step.objectives["spatial"].head.register_forward_hook(lambda _, __, out: (out[0] * math.nan, out[1]))
         trainer.update()
         hook.remove()
-        trainer.update()  # what follows is sound again, and changes nothing either
-        assert_same_weights(dict(trainer.step.state_dict()), sound)
-        assert all(map(torch.equal, state, [tensor for held in trainer.optimizer.state.values() for tensor in held.values()]))
+        trainer.update()  # what follows is finite again, and changes nothing either
+        assert_same_weights(dict(trainer.step.state_dict()), weights_before)
+        assert all(map(torch.equal, state, [tensor for buffers in trainer.optimizer.state.values() for tensor in buffers.values()]))
         with pytest.raises(FloatingPointError) as stopped:
             trainer.log()
         ids = trainer.loader.order.micro_batch(0, 2, 0).tolist()
@@ -430,17 +431,17 @@ def test_a_gated_step_is_a_step_or_nothing(name: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     optimizer = make_optimizer(model, OptimSettings(name=name, lr=0.1))
-    for sound in (True, False, True):
+    for finite in (True, False, True):
         optimizer.zero_grad()
         model(torch.ones(3, 4)).square().sum().backward()
         before = [parameter.detach().clone() for parameter in model.parameters()]
-        if not sound:
+        if not finite:
             for parameter in model.parameters():
                 assert parameter.grad is not None
                 parameter.grad.fill_(math.nan)
-        gated_step(optimizer, torch.tensor(sound))
+        gated_step(optimizer, torch.tensor(finite))
         for parameter, old in zip(model.parameters(), before, strict=True):
-            assert torch.equal(parameter, old) != sound
+            assert torch.equal(parameter, old) != finite
             assert parameter.isfinite().all()
 
 
@@ -457,16 +458,16 @@ def test_weights_decay_in_matrices_only(tiny_shards: Path) -> None:
 
 def test_runs_of_two_precisions_follow_one_another_in_a_process(tiny_shards: Path, tmp_path: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # of trainers that other tests made
-    lost = []
+    first_losses = []
     for number, precision in enumerate(("float32", "bfloat16", "float32")):
         out = tmp_path / str(number)
-        run(tiny(tiny_shards, updates=1, precision=precision), reporter=Silent(), out=out)
+        run(tiny(tiny_shards, updates=1, precision=precision), reporter=Reporter(), out=out)
         assert not is_initialized()
-        lost.append(losses(out)[1][0])
-    assert (lost[0] == lost[2], lost[0] == lost[1]) == (True, False)
+        first_losses.append(losses(out)[1][0])
+    assert (first_losses[0] == first_losses[2], first_losses[0] == first_losses[1]) == (True, False)
     # what a caller has set up is the caller's, and is not taken away
     Accelerator(cpu=True)
-    run(tiny(tiny_shards, updates=1), reporter=Silent(), out=tmp_path / "beside")
+    run(tiny(tiny_shards, updates=1), reporter=Reporter(), out=tmp_path / "beside")
     assert is_initialized()
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -480,23 +481,23 @@ def test_a_launcher_that_starts_one_process_of_several_is_told_of(
         monkeypatch.delenv("MASTER_ADDR", raising=False)
         if address is not None:
             monkeypatch.setenv("MASTER_ADDR", address)
-        heard = _Hears()
-        run(tiny(tiny_shards, updates=1), reporter=heard, out=tmp_path / str(number))
-        assert any("torchrun" in line for line in heard.lines) == (address is not None)
+        reporter = _Lines()
+        run(tiny(tiny_shards, updates=1), reporter=reporter, out=tmp_path / str(number))
+        assert any("torchrun" in line for line in reporter.lines) == (address is not None)
 
 
 def test_micro_batches_change_no_loss_and_no_update(tiny_shards: Path, tmp_path: Path) -> None:
-    found = {}
+    losses_of = {}
     for accumulation in (1, 2, 4):
         settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, accumulation=accumulation))
-        run(settings, reporter=Silent(), out=tmp_path / str(accumulation))
-        found[accumulation] = losses(tmp_path / str(accumulation))
+        run(settings, reporter=Reporter(), out=tmp_path / str(accumulation))
+        losses_of[accumulation] = losses(tmp_path / str(accumulation))
     for accumulation in (2, 4):
-        for update, (loss, _, gradients, _) in found[accumulation].items():
-            assert loss == pytest.approx(found[1][update][0], abs=1e-5)
-            assert gradients["spatial"] == pytest.approx(found[1][update][2]["spatial"], rel=1e-4)
+        for update, (loss, _, gradients, _) in losses_of[accumulation].items():
+            assert loss == pytest.approx(losses_of[1][update][0], abs=1e-5)
+            assert gradients["spatial"] == pytest.approx(losses_of[1][update][2]["spatial"], rel=1e-4)
     # control: another batch is another loss
-    assert abs(found[1][1][0] - found[1][2][0]) > 1e-4
+    assert abs(losses_of[1][1][0] - losses_of[1][2][0]) > 1e-4
 
 
 REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
@@ -512,7 +513,7 @@ REFUSED: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
 def test_what_cannot_be_run_is_refused_before_anything_is_written(case: str, tiny_shards: Path, tmp_path: Path) -> None:
     changes, message = REFUSED[case]
     with pytest.raises((ValueError, OSError), match=message) as refused:
-        run(tiny(tiny_shards, **changes(tiny_shards)), reporter=Silent(), out=tmp_path / "run")
+        run(tiny(tiny_shards, **changes(tiny_shards)), reporter=Reporter(), out=tmp_path / "run")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
@@ -523,14 +524,14 @@ def test_a_run_stops_at_the_first_line_of_its_log_if_nothing_counts(name: str, s
     usual = dataclasses.replace(usual, runtime=dataclasses.replace(usual.runtime, log_every=2))
     too_much = dataclasses.replace(getattr(usual, name), min_side_px=97)  # all pictures are smaller
     with pytest.raises(ValueError, match="counts") as stopped:
-        run(dataclasses.replace(usual, **{name: too_much}), reporter=Silent(), out=tmp_path / "run")
-    said = str(stopped.value)
-    assert said.startswith(f"{name}: not a pair of the last 16 pictures counts, ")
-    assert (f"{name}.min_side_px" in said, "train.tar" in said, "\n" in said) == (True, True, False)
+        run(dataclasses.replace(usual, **{name: too_much}), reporter=Reporter(), out=tmp_path / "run")
+    message = str(stopped.value)
+    assert message.startswith(f"{name}: not a pair of the last 16 pictures counts, ")
+    assert (f"{name}.min_side_px" in message, "train.tar" in message, "\n" in message) == (True, True, False)
     assert [record["update"] for record in read_metrics(RunFolder(tmp_path / "run"), "train")] == [2]
     # control: some pairs are enough
     some = dataclasses.replace(getattr(usual, name), min_side_px=some_px)
-    run(dataclasses.replace(usual, **{name: some}), reporter=Silent(), out=tmp_path / "some")
+    run(dataclasses.replace(usual, **{name: some}), reporter=Reporter(), out=tmp_path / "some")
     shares = [record["meters"][f"{name}/pairs_left_out"] for record in read_metrics(RunFolder(tmp_path / "some"), "train")]
     assert all(0 < share < 1 for share in shares)
 
@@ -544,7 +545,7 @@ def test_small_pictures_that_meet_by_chance_stop_no_run(
     settings = tiny(tmp_path, updates=len(sides), global_batch=1, seed=0)
     assert settings.spatial is not None
     settings = dataclasses.replace(settings, spatial=dataclasses.replace(settings.spatial, min_side_px=8))
-    reporter = _Hears()
+    reporter = _Lines()
     run(settings, reporter=reporter, out=tmp_path / "run")
     shares = [record["meters"]["spatial/pairs_left_out"] for record in read_metrics(RunFolder(tmp_path / "run"), "train")]
     assert (shares[0], sorted(shares)) == (0, [0] * 4 + [1] * 4)
@@ -555,15 +556,15 @@ def test_small_pictures_that_meet_by_chance_stop_no_run(
 def test_another_runs_folder_is_refused_unless_it_goes_on(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
     settings = tiny(tiny_shards)
     with pytest.raises(ValueError, match="holds another run; go on with it by --resume"):
-        run(settings, reporter=Silent(), out=finished)
+        run(settings, reporter=Reporter(), out=finished)
     (tmp_path / "notes.txt").write_text("mine")
     for resume in (False, True):
         with pytest.raises(ValueError, match="is not empty"):
-            run(settings, reporter=Silent(), out=tmp_path, resume=resume)
+            run(settings, reporter=Reporter(), out=tmp_path, resume=resume)
     with pytest.raises(ValueError, match="is a file"):
-        run(settings, reporter=Silent(), out=tmp_path / "notes.txt")
+        run(settings, reporter=Reporter(), out=tmp_path / "notes.txt")
     with pytest.raises(ValueError, match="resume without out"):
-        run(settings, reporter=Silent(), resume=True)
+        run(settings, reporter=Reporter(), resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -580,14 +581,14 @@ def test_a_checkpoint_of_another_run_is_refused_by_the_field_that_differs(finish
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     for field, other in others.items():
         with pytest.raises(ValueError, match=field):
-            run(other, reporter=Silent(), out=finished, resume=True)
+            run(other, reporter=Reporter(), out=finished, resume=True)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
 
 
 def test_without_out_the_next_free_number_is_taken(tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for number in range(2):
-        assert run(tiny(tiny_shards, updates=1), reporter=Silent()).folder == Path("runs") / f"demo-{number}"
+        assert run(tiny(tiny_shards, updates=1), reporter=Reporter()).folder == Path("runs") / f"demo-{number}"
 
 
 def test_only_the_newest_checkpoints_are_kept_whatever_a_kill_left(tmp_path: Path) -> None:
@@ -636,7 +637,7 @@ def test_tensors_of_a_checkpoint_are_refused_where_cut_short_or_changed(name: st
     optimizer = make_optimizer(model, OptimSettings())
     state = checkpoint.State(update=1, settings={}, position={}, unlogged=[], seconds={})
     saved = checkpoint.save(tmp_path / "checkpoints", state, model, optimizer, keep=1)
-    checkpoint.load(saved, model, optimizer)  # sound as it was saved
+    checkpoint.load(saved, model, optimizer)  # whole as it was saved
     whole = (saved / name).read_bytes()
     head_lost = bytes(len(whole) // 4) + whole[len(whole) // 4 :]
     one_bit = whole[:-1] + bytes([whole[-1] ^ 1])

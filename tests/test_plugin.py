@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import weight_norm
 
-from wherefrom.pipeline.view_recipe import Independent, ViewFamily
+from wherefrom.pipeline.laws import Independent
+from wherefrom.pipeline.view_recipe import ViewFamily
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 from wherefrom.train import objective as objective_module
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
@@ -46,11 +47,11 @@ class TeacherObjective(Objective):
     def forward(self, batch: Batch, encode: Encode) -> Terms:
         views = batch.family(self.families[0].name)
         features = encode(views)
-        said = self.head(features.detach().summary if self.stopped else features.summary)
+        predicted = self.head(features.detach().summary if self.stopped else features.summary)
         with torch.no_grad():
-            taught = self.teacher.encode(views).summary
-        loss = 1 - F.cosine_similarity(said, taught, dim=-1).mean()
-        return Terms(losses={"likeness": loss}, meters={"norm": said.norm(dim=-1).mean()})
+            teacher_summary = self.teacher.encode(views).summary
+        loss = 1 - F.cosine_similarity(predicted, teacher_summary, dim=-1).mean()
+        return Terms(losses={"likeness": loss}, meters={"norm": predicted.norm(dim=-1).mean()})
 
     def after_step(self, encoder: Encoder, progress: Progress) -> None:
         for slow, fast in zip(self.teacher.parameters(), encoder.parameters(), strict=True):
@@ -71,8 +72,8 @@ class MaskedObjective(Objective):
     def forward(self, batch: Batch, encode: Encode) -> Terms:
         views = batch.family(self.name)
         keep = torch.rand(*views.pixels.shape[:2], 16).argsort(-1)[..., :8]
-        seen = encode(views, keep=keep, positions=False).tokens.mean(-2)
-        return Terms(losses={"color": (self.head(seen) - views.pixels.mean((-2, -1))).square().sum(-1).mean()})
+        mean_token = encode(views, keep=keep, positions=False).tokens.mean(-2)
+        return Terms(losses={"color": (self.head(mean_token) - views.pixels.mean((-2, -1))).square().sum(-1).mean()})
 
 
 def batch_of(*names: str, update: int = 0) -> Batch:
@@ -104,12 +105,12 @@ def batch_of(*names: str, update: int = 0) -> Batch:
 def trained(
     settings: ModelSettings, objectives: Sequence[Objective], *, together: bool = False, steps: int = 3
 ) -> tuple[Step, list[Tensor]]:
-    """Train for some steps with clipped gradients; return the step and what the host lost."""
+    """Train for some steps with clipped gradients; return the step and the host's losses."""
     with random_scope(0, "encoder"):
         encoder = Encoder(settings)
     step = Step(encoder, objectives, seed=0).train()
     optimizer = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=1e-2)
-    lost = []
+    losses = []
     for update in range(steps):
         out = step(batch_of(*(family.name for family in step.families), update=update), update=update)
         optimizer.zero_grad(set_to_none=True)
@@ -119,12 +120,12 @@ def trained(
             nn.utils.clip_grad_norm_(group, 1e-3)
         optimizer.step()
         step.after_step(Progress(update=update + 1, updates=steps))
-        lost.append(next(iter(out.losses.values())))
-    return step, lost
+        losses.append(next(iter(out.losses.values())))
+    return step, losses
 
 
 def host_differs(with_plugin: tuple[Step, list[Tensor]], alone: tuple[Step, list[Tensor]]) -> bool:
-    """Whether anything that the host owns, or lost, differs in a single bit."""
+    """Whether anything that the host owns, or its loss, differs in a single bit."""
     ours, theirs = with_plugin[0].state_dict(), alone[0].state_dict()
     return with_plugin[1] != alone[1] or any(not torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -156,7 +157,7 @@ def test_without_random_scopes_a_plugin_of_weight_0_shows(monkeypatch: pytest.Mo
 
 def test_with_remembered_statistics_a_plugin_of_weight_0_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = trained(RESNET, [TeacherObjective("host")])
-    monkeypatch.setattr(objective_module, "statistics_kept", nothing)
+    monkeypatch.setattr(objective_module, "frozen_batch_norm_statistics", nothing)
     assert host_differs(trained(RESNET, [TeacherObjective("host"), TeacherObjective(weight=0.0)]), alone)
 
 
@@ -231,18 +232,18 @@ def test_the_teacher_follows_the_encoder_without_gradient_and_without_the_head()
 
 
 class Late(MaskedObjective):
-    """Rest before update 1, own a layer that nothing ever reaches, and keep in mind what forward has seen."""
+    """Rest before update 1, own a layer that nothing ever reaches, and keep the size of every batch."""
 
     def setup(self, encoder: Encoder) -> None:
         super().setup(encoder)
         self.spare = nn.Linear(2, 2)
         self.register_buffer("center", torch.zeros(3))
-        self.seen: list[int] = []
+        self.batch_sizes: list[int] = []
         self.awake = False
 
     def forward(self, batch: Batch, encode: Encode) -> Terms:
         terms = super().forward(batch, encode)
-        self.seen.append(len(batch.sample))
+        self.batch_sizes.append(len(batch.sample))
         self.center += 1
         return terms if self.awake else Terms(losses={"color": terms.losses["color"].detach() * 0})
 
@@ -265,7 +266,7 @@ def test_encoder_parameters_that_nobody_reaches_are_named_and_frozen_and_nothing
     assert all(parameter.grad is None for parameter in step.parameters())
     late = step.objectives["late"]
     assert isinstance(late, Late)
-    assert late.seen == []  # the dry pass was not its business
+    assert late.batch_sizes == []  # the dry pass was not its business
 
 
 def test_a_head_that_holds_a_computed_weight_is_tried_on_a_copy_too() -> None:

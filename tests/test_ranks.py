@@ -57,7 +57,7 @@ def rest(folder: Path, updates: int) -> None:
         trainer.update()
         sums.append(sum(parameter.double().sum().item() for parameter in late.parameters()))
     trainer.close()
-    (folder / f"found.{accelerator.process_index}").write_text(json.dumps({"waiting": trainer.waiting, "sums": sums}))
+    (folder / f"observed.{accelerator.process_index}").write_text(json.dumps({"unreached": trainer.unreached_parameters, "sums": sums}))
     accelerator.end_training()
 
 
@@ -67,12 +67,12 @@ def watch(folder: Path, updates: int) -> None:
     accelerator = accelerator_for(settings)
     assert settings.data is not None
     trainer = Trainer(settings, ShardIndex.open(settings.data), accelerator)
-    deliver, seen = trainer.loader.forever, []
+    deliver, batches = trainer.loader.forever, []
 
     def watched() -> Iterator[Batch]:
         for batch in deliver():
             views = batch.views[0]
-            seen.append((batch.sample.tolist(), views.geometry.boxes.tolist(), views.pixels.double().sum().item()))
+            batches.append((batch.sample.tolist(), views.geometry.boxes.tolist(), views.pixels.double().sum().item()))
             yield batch
 
     trainer.loader.forever = watched  # type: ignore[method-assign]
@@ -82,9 +82,9 @@ def watch(folder: Path, updates: int) -> None:
         rows.append(trainer.window.take())
     trainer.close()
     weights = {name: tensor.double().abs().sum().item() for name, tensor in trainer.step.state_dict().items()}
-    said = [trainer.ranks.texts(text) for text in ("", "grüße " * trainer.ranks.rank)]
-    found = {"seen": seen[: updates * settings.runtime.accumulation], "rows": rows, "weights": weights, "said": said}
-    (folder / f"found.{accelerator.process_index}").write_text(json.dumps(found))
+    texts = [trainer.ranks.texts(text) for text in ("", "grüße " * trainer.ranks.rank)]
+    observed = {"batches": batches[: updates * settings.runtime.accumulation], "rows": rows, "weights": weights, "texts": texts}
+    (folder / f"observed.{accelerator.process_index}").write_text(json.dumps(observed))
     accelerator.end_training()
 
 
@@ -101,14 +101,14 @@ def written(folder: Path, accumulation: int, shards: Path) -> Path:
     return folder
 
 
-def seen_alone(shards: Path, folder: Path, updates: int) -> dict[str, Any]:
-    """Return what one process, this one, sees."""
+def run_alone(shards: Path, folder: Path, updates: int) -> dict[str, Any]:
+    """Return what one process, this one, observes."""
     watch(written(folder, 1, shards), updates)
-    return json.loads((folder / "found.0").read_text())
+    return json.loads((folder / "observed.0").read_text())
 
 
-def seen_by(ranks: int, accumulation: int, shards: Path, folder: Path, updates: int, work: str = "watch") -> list[dict[str, Any]]:
-    """Return what every one of `ranks` processes found at `work`, each started with the environment that torchrun gives it."""
+def run_ranks(ranks: int, accumulation: int, shards: Path, folder: Path, updates: int, work: str = "watch") -> list[dict[str, Any]]:
+    """Return what every one of `ranks` processes observed at `work`, each started with the environment that torchrun gives it."""
     written(folder, accumulation, shards)
     shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
     processes = [
@@ -123,14 +123,14 @@ def seen_by(ranks: int, accumulation: int, shards: Path, folder: Path, updates: 
     for process in processes:
         _, complaint = process.communicate(timeout=300)
         assert process.returncode == 0, complaint.decode()[-2000:]
-    return [json.loads((folder / f"found.{rank}").read_text()) for rank in range(ranks)]
+    return [json.loads((folder / f"observed.{rank}").read_text()) for rank in range(ranks)]
 
 
 def assert_ranks_agree(alone: dict[str, Any], ranks: list[dict[str, Any]], *, micro: int, updates: int) -> None:
     """Compare one process that saw whole batches with ranks that saw `micro` micro-batches of each."""
     for update in range(updates):
-        samples, boxes, pixels = alone["seen"][update]
-        parts = [rank["seen"][update * micro + number] for rank in ranks for number in range(micro)]
+        samples, boxes, pixels = alone["batches"][update]
+        parts = [rank["batches"][update * micro + number] for rank in ranks for number in range(micro)]
         assert [sample for part in parts for sample in part[0]] == samples
         assert [box for part in parts for box in part[1]] == boxes
         assert sum(part[2] for part in parts) == pytest.approx(pixels, rel=1e-9, abs=1e-6)
@@ -142,13 +142,13 @@ def assert_ranks_agree(alone: dict[str, Any], ranks: list[dict[str, Any]], *, mi
         felt = [name for name in alone["weights"] if not name.endswith("qkv.bias")]
         assert [rank["weights"][name] for name in felt] == pytest.approx([alone["weights"][name] for name in felt], rel=1e-4)
         assert rank["weights"] == ranks[0]["weights"]
-        assert rank["said"] == [[""] * len(ranks), ["grüße " * number for number in range(len(ranks))]]
+        assert rank["texts"] == [[""] * len(ranks), ["grüße " * number for number in range(len(ranks))]]
 
 
 @pytest.mark.core
 def test_two_ranks_see_the_batches_of_one_and_agree_on_the_loss(tiny_shards: Path, tmp_path: Path) -> None:
-    alone = seen_alone(tiny_shards, tmp_path / "one", updates=6)
-    two = seen_by(2, 1, tiny_shards, tmp_path / "two", updates=6)
+    alone = run_alone(tiny_shards, tmp_path / "one", updates=6)
+    two = run_ranks(2, 1, tiny_shards, tmp_path / "two", updates=6)
     assert_ranks_agree(alone, two, micro=1, updates=6)
     # control: ranks in the wrong order, and another update's loss, are seen
     with pytest.raises(AssertionError):
@@ -158,9 +158,9 @@ def test_two_ranks_see_the_batches_of_one_and_agree_on_the_loss(tiny_shards: Pat
 
 @pytest.mark.slow
 def test_ranks_do_not_wait_for_the_gradient_of_what_rests(tiny_shards: Path, tmp_path: Path) -> None:
-    first, second = seen_by(2, 2, tiny_shards, tmp_path / "rests", updates=4, work="rest")
+    first, second = run_ranks(2, 2, tiny_shards, tmp_path / "rests", updates=4, work="rest")
     assert first == second
-    assert first["waiting"]
+    assert first["unreached"]
     resting, *learning = first["sums"]
     assert len({resting, *learning}) == 4
 
@@ -168,8 +168,8 @@ def test_ranks_do_not_wait_for_the_gradient_of_what_rests(tiny_shards: Path, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "accumulation"), [(2, 2), (4, 1), (4, 2)])
 def test_any_split_of_the_batch_gives_the_same_losses(ranks: int, accumulation: int, tiny_shards: Path, tmp_path: Path) -> None:
-    alone = seen_alone(tiny_shards, tmp_path / "one", updates=10)
-    split = seen_by(ranks, accumulation, tiny_shards, tmp_path / "split", updates=10)
+    alone = run_alone(tiny_shards, tmp_path / "one", updates=10)
+    split = run_ranks(ranks, accumulation, tiny_shards, tmp_path / "split", updates=10)
     assert_ranks_agree(alone, split, micro=accumulation, updates=10)
 
 

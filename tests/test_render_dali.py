@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.proof.level_errors import LevelErrors, away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
-from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, Snap, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, Snap, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, Record, ViewGeometry
 
 Mistake = Callable[[ViewGeometry, Photometric], tuple[ViewGeometry, Photometric]]

@@ -15,13 +15,14 @@ from PIL import Image
 
 from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline.decode import decode_picture
+from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
-from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record
 
 pytestmark = [pytest.mark.core, pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))]

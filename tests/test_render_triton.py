@@ -18,6 +18,7 @@ from PIL import Image
 
 pytest.importorskip("triton")
 
+from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.proof import prove as proof
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.proof.prove import MISTAKES, ProofCase, prove
@@ -27,7 +28,7 @@ from wherefrom.pipeline.render.dali_decode import DaliDecoder, dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.render.gpu_decode import TensorDecoder
 from wherefrom.pipeline.render.triton_renderer import TritonRenderer
-from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, Record, ViewGeometry
 
 Mistake = Callable[[ViewGeometry, Photometric], tuple[ViewGeometry, Photometric]]

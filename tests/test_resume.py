@@ -20,11 +20,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from wherefrom.pipeline.laws import Disjoint
 from wherefrom.train import checkpoint
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.loop import run
 from wherefrom.train.objectives.spatial import SpatialSettings
-from wherefrom.train.reporting import Silent
+from wherefrom.train.reporting import Reporter
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import RuntimeSettings, TrainSettings, write_settings
 
@@ -39,7 +40,7 @@ def tiny(shards: Path, updates: int) -> TrainSettings:
         global_batch=8,
         updates=updates,
         model=ModelSettings(view_size_px=24, patch_size_px=12, width=32, depth=2, heads=2, drop_path=0.3),
-        spatial=SpatialSettings(law="disjoint", views=3, size_px=24, area_frac=(0.06, 0.16), min_side_px=4),
+        spatial=SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, min_side_px=4),
         runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=2, checkpoint_every=3, keep=2),
     )
 
@@ -52,24 +53,24 @@ def start(settings: Path, out: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, *arguments], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def kill_when(process: subprocess.Popen[bytes], ripe: Callable[[], bool]) -> bool:
-    """Kill the process when it is ripe; return whether it lived that long.
+def kill_when(process: subprocess.Popen[bytes], is_ready: Callable[[], bool]) -> bool:
+    """Kill the process when it is ready; return whether it lived that long.
 
-    It is stopped before it is asked a second time, so that it cannot become unripe between question and kill.
+    It is stopped before it is asked a second time, so that it cannot become unready between question and kill.
     """
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until and process.poll() is None:
-        if ripe():
+        if is_ready():
             process.send_signal(signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-            if ripe():
+            if is_ready():
                 break
             process.send_signal(signal.SIGCONT)
         time.sleep(0.0002)
     process.kill()
     _, complaint = process.communicate()
     assert process.returncode in (0, -signal.SIGKILL), complaint.decode()
-    return process.returncode != 0 and ripe()
+    return process.returncode != 0 and is_ready()
 
 
 def logged_after(out: Path, update: int) -> Callable[[], bool]:
@@ -114,21 +115,21 @@ def test_a_run_that_goes_on_ends_bit_for_bit_where_it_would_have_and_not_without
     tiny_shards: Path, tmp_path: Path
 ) -> None:
     settings = tiny(tiny_shards, updates=9)
-    reference, sound, forgetful = (tmp_path / name for name in ("reference", "sound", "forgetful"))
-    run(settings, reporter=Silent(), out=reference)
-    go_on_from(reference, 6, sound)
-    run(settings, reporter=Silent(), out=sound, resume=True)
-    assert_same(sound, reference)
+    reference, resumed, forgetful = (tmp_path / name for name in ("reference", "resumed", "forgetful"))
+    run(settings, reporter=Reporter(), out=reference)
+    go_on_from(reference, 6, resumed)
+    run(settings, reporter=Reporter(), out=resumed, resume=True)
+    assert_same(resumed, reference)
 
     earlier = go_on_from(reference, 6, forgetful).checkpoints / "update-00000006"
     state = torch.load(earlier / "optimizer.pt", weights_only=True)
     for moments in state["state"].values():
         moments["exp_avg"].zero_()
     torch.save(state, earlier / "optimizer.pt")
-    told = json.loads((earlier / "state.json").read_text())
-    told["crc32"]["optimizer.pt"] = zlib.crc32((earlier / "optimizer.pt").read_bytes())
-    (earlier / "state.json").write_text(json.dumps(told))
-    run(settings, reporter=Silent(), out=forgetful, resume=True)
+    state_json = json.loads((earlier / "state.json").read_text())
+    state_json["crc32"]["optimizer.pt"] = zlib.crc32((earlier / "optimizer.pt").read_bytes())
+    (earlier / "state.json").write_text(json.dumps(state_json))
+    run(settings, reporter=Reporter(), out=forgetful, resume=True)
     with pytest.raises(AssertionError):
         assert_same(forgetful, reference)
 
@@ -137,7 +138,7 @@ def test_killed_at_a_step_and_amid_a_write_a_run_goes_on_bit_for_bit(tiny_shards
     settings = tiny(tiny_shards, updates=100)
     write_settings(tmp_path / "settings.yaml", settings)
     reference, out = tmp_path / "reference", tmp_path / "killed"
-    run(settings, reporter=Silent(), out=reference)
+    run(settings, reporter=Reporter(), out=reference)
 
     assert kill_when(start(tmp_path / "settings.yaml", out), logged_after(out, random.Random(time.time_ns()).randrange(2, 20)))
     before = len(read_metrics(RunFolder(out), "train"))
@@ -146,7 +147,7 @@ def test_killed_at_a_step_and_amid_a_write_a_run_goes_on_bit_for_bit(tiny_shards
     assert writing()
     assert 0 < len(read_metrics(RunFolder(out), "train")) < 50, "it was over before the second kill"
 
-    run(settings, reporter=Silent(), out=out, resume=True)
+    run(settings, reporter=Reporter(), out=out, resume=True)
     assert_same(out, reference)
 
 
@@ -155,17 +156,17 @@ def test_killed_again_and_again_a_run_goes_on_bit_for_bit(tiny_shards: Path, tmp
     settings = tiny(tiny_shards, updates=600)
     write_settings(tmp_path / "settings.yaml", settings)
     reference, out = tmp_path / "reference", tmp_path / "killed"
-    run(settings, reporter=Silent(), out=reference)
+    run(settings, reporter=Reporter(), out=reference)
     chance = random.Random(time.time_ns())
     amid_writes = 0
     for kill in range(12):
         before = max((record["update"] for record in read_metrics(RunFolder(out), "train")), default=0)
         later = logged_after(out, before + chance.randrange(1, 30))
         writing = amid_a_write(out)
-        ripe = (lambda later=later, writing=writing: later() and writing()) if kill % 2 else later
-        if not kill_when(start(tmp_path / "settings.yaml", out), ripe):
+        is_ready = (lambda later=later, writing=writing: later() and writing()) if kill % 2 else later
+        if not kill_when(start(tmp_path / "settings.yaml", out), is_ready):
             break
         amid_writes += writing()
     assert amid_writes >= 3
-    run(settings, reporter=Silent(), out=out, resume=True)
+    run(settings, reporter=Reporter(), out=out, resume=True)
     assert_same(out, reference)

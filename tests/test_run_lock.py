@@ -19,8 +19,8 @@ from wherefrom.train.run_lock import LOCK, locked
 def test_a_held_folder_is_refused_by_host_and_process_and_free_again_afterwards(tmp_path: Path) -> None:
     for _ in range(2):
         with locked(tmp_path):
-            said = rf"process {os.getpid()} on {socket.gethostname()} is writing this run; wait"
-            with pytest.raises(ValueError, match=said) as refused, locked(tmp_path):
+            complaint = rf"process {os.getpid()} on {socket.gethostname()} is writing this run; wait"
+            with pytest.raises(ValueError, match=complaint) as refused, locked(tmp_path):
                 raise AssertionError("two hold it")
             assert "\n" not in str(refused.value)
         assert list(tmp_path.iterdir()) == []
@@ -73,12 +73,12 @@ def test_where_the_file_system_knows_no_locks_the_words_in_the_file_decide(tmp_p
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     here = socket.gethostname()
-    for free in ("", f"{here} {gone.pid}\n", "torn"):
-        (tmp_path / LOCK).write_text(free)
+    for no_owner in ("", f"{here} {gone.pid}\n", "torn"):
+        (tmp_path / LOCK).write_text(no_owner)
         with locked(tmp_path):
             pass
-    for held in (f"{here} {os.getpid()}", f"{here} 1", f"another-{here} {gone.pid}"):
-        (tmp_path / LOCK).write_text(held)
+    for live_owner in (f"{here} {os.getpid()}", f"{here} 1", f"another-{here} {gone.pid}"):
+        (tmp_path / LOCK).write_text(live_owner)
         with pytest.raises(ValueError, match=r"is writing this run; .*delete .*\.lock if that run has ended"), locked(tmp_path):
             pass
-        assert (tmp_path / LOCK).read_text() == held
+        assert (tmp_path / LOCK).read_text() == live_owner

@@ -10,12 +10,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wherefrom.pipeline.view_recipe import Center, ColorLaw, Paired, ViewFamily
+from wherefrom.pipeline.laws import Center, Disjoint, Grid, Independent, Overlapping, Paired
+from wherefrom.pipeline.view_recipe import LAWS, ColorLaw, ViewFamily
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialSettings
 from wherefrom.train.plain_data import differences, from_plain, to_plain, unchecked
 from wherefrom.train.recipes import RECIPES, recipe
+from wherefrom.train.renames import RENAMED
 from wherefrom.train.settings import (
     OptimSettings,
     RuntimeSettings,
@@ -66,11 +68,25 @@ def test_a_file_of_some_settings_leaves_the_others_alone(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("law", [Paired(position_max=1.2), Center()])
-def test_a_field_that_may_hold_several_kinds_says_which(law: Paired | Center) -> None:
+def test_a_field_that_holds_one_of_a_table_says_which(law: Paired | Center) -> None:
     family = ViewFamily(name="views", views=2, size_px=(96, 64), law=law)
     plain = to_plain(family)
-    assert plain["law"]["kind"] == type(law).__name__
+    assert LAWS[plain["law"]["name"]] is type(law)
     assert from_plain(ViewFamily(name="other", views=1, size_px=(1, 1)), plain) == family
+    assert to_plain(unchecked(family)) == plain
+
+
+def test_a_law_keeps_its_numbers_until_another_one_is_named() -> None:
+    base = recipe("demo")
+    for plain, law in (
+        ({"min_gap_frac": 0.1}, dataclasses.replace(base.spatial.law, min_gap_frac=0.1)),
+        ({"name": "disjoint", "min_gap_frac": 0.1}, dataclasses.replace(base.spatial.law, min_gap_frac=0.1)),
+        ({"name": "independent"}, Independent()),
+        ({"name": "grid", "cols": 2}, Grid(cols=2)),
+        ({"name": "overlapping", "of": "spatial"}, Overlapping(of="spatial")),
+    ):
+        for start in (base, unchecked(base)):
+            assert settled(from_plain(start, {"spatial": {"law": plain}})).spatial.law == law
 
 
 BROKEN = {
@@ -89,6 +105,16 @@ BROKEN = {
     "seed: null": "seed=None: needs a whole number",
     "spatial: {turns: 1}": "spatial.turns=1: needs true or false",
     "spatial: {color: {hue: 0.7}}": "spatial.color: hue=0.7: needs 0 to 0.5",
+    "spatial: {law: {name: pared}}": r"spatial\.law: no law 'pared'; did you mean 'paired'\?",
+    "spatial: {law: {name: paired, area_frac: [0.1, 0.2]}}": r"spatial\.law\.area_frac: no such setting of the paired law; did you mean",
+    "spatial: {law: {aspects: [1, 1]}}": r"spatial\.law\.aspects: no such setting of the disjoint law; did you mean spatial\.law\.aspect\?",
+    "spatial: {law: {name: paired}, views: 4}": "spatial: views=4 of family 'spatial': the paired law draws 2; take views=2",
+    "spatial: {law: {name: inside, of: spatial}}": "spatial: family 'spatial' refers to 'spatial', which must come before it",
+    "spatial: {law: {name: inside}}": r"spatial\.law\.of=None: has no default, give a value",
+    "spatial: {law: {name: 3}}": r"spatial\.law\.name=3: needs a word",
+    "spatial: {law: [paired]}": r"spatial\.law=\['paired'\]: needs a law, e\.g\. {name: independent}",
+    "foreign_objectives: {sp: {}}": r"foreign_objectives\.sp: no objective 'sp'; there are spatial, dense",
+    "foreign_objectives: {dense: {}}": r"foreign_objectives\.dense=.*: needs an objective's settings under a name of its own",
     "model: {name: vit_tiny_patchx}": "model: model 'vit_tiny_patchx'",
     "val: shards.tar": "val='shards.tar' without data",
     "[1, 2]": "holds list, expected named settings",
@@ -119,7 +145,7 @@ def test_a_broken_file_is_refused_in_one_line_that_names_file_and_field(tmp_path
         (TrainSettings, "precision", "bf16"),
         (TrainSettings, "seed", True),
         (ModelSettings, "summary", "cls"),
-        (SpatialSettings, "law", "disjointed"),
+        (SpatialSettings, "law", "disjoint"),
         (SpatialSettings, "mirror", "both"),
         (SpatialSettings, "mirror", True),
         (SpatialSettings, "turns", "yes"),
@@ -197,7 +223,7 @@ def test_every_recipe_is_complete_and_known_by_its_name() -> None:
         settled = recipe(name)
         assert isinstance(settled, TrainSettings)
         assert settled.recipe == name
-    with pytest.raises(ValueError, match="did you mean imagenette_sp"):
+    with pytest.raises(ValueError, match="did you mean 'imagenette_sp'"):
         recipe("imagenete_sp")
 
 
@@ -207,3 +233,65 @@ def test_the_learning_rate_peaks_at_lr_after_the_warm_up() -> None:
     assert max(rates) == run.optim.lr
     assert rates.index(max(rates)) == int(run.optim.warmup_frac * 1000)
     assert rates[-1] == pytest.approx(run.optim.final_lr, abs=1e-12)
+
+
+OF_0_1 = Path(__file__).parent / "data" / "settings_0_1"  # as 0.1.0 wrote it: of every recipe, and other choices
+
+
+@pytest.mark.parametrize("name", ["demo", "sp_dense", "imagenette_sp", "imagenet_sp_vits16", "imagenet_sp_dense_vits16"])
+def test_settings_of_0_1_0_are_those_of_the_same_run(name: str) -> None:
+    run = recipe(name)
+    for start in (run, recipe("demo"), recipe("sp_dense")):
+        read = read_settings(OF_0_1 / f"{name}.yaml", start)
+        assert [one.families for one in read.objectives()] == [one.families for one in run.objectives()]
+        # 0.1.0 wrote down how many views there were, and which renderer served
+        written: dict[str, Any] = {"runtime": dataclasses.replace(run.runtime, renderer=read.runtime.renderer)}
+        if run.spatial is not None:
+            written["spatial"] = dataclasses.replace(run.spatial, views=read.spatial.views)
+        assert read == dataclasses.replace(run, **written)
+
+
+def test_every_choice_of_0_1_0_is_read_under_its_name_of_today() -> None:
+    read = read_settings(OF_0_1 / "other_choices.yaml", recipe("imagenet_sp_vits16"))
+    color = ColorLaw(hue=0.05, gray_prob=0.1, blur_prob=0.3, solarize_prob=0.2)
+    assert read.spatial == SpatialSettings(
+        law=Independent(area_frac=(0.1, 0.5)),
+        views=3,
+        turns=True,
+        color=color,
+        equalize_px=48,
+        standardize=False,
+        head="additive",
+        loss="smooth_l1",
+    )
+    assert read.dense == DenseSpatialSettings(size_px=96)
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("{law: disjoint, area_frac: [0.1, 0.2]}", {"law": Disjoint(area_frac=(0.1, 0.2), aspect=recipe("demo").spatial.law.aspect)}),
+        ("{min_gap_frac: 0.1}", {"law": dataclasses.replace(recipe("demo").spatial.law, min_gap_frac=0.1)}),
+        ("{law: paired, position_max: 1.2}", {"law": Paired(position_max=1.2, border_frac=0.02)}),
+        ("{law: paired, views: 6, border_frac: 0.1, aspect: [1, 1]}", {"law": Paired(border_frac=0.1)}),
+        ("{colour: {grey_prob: 0.5}, standardise: false}", {"color": ColorLaw(gray_prob=0.5), "standardize": False}),
+        ("{color: {gray_prob: 0.5}}", {"color": ColorLaw(gray_prob=0.5)}),
+    ],
+)
+def test_a_file_written_by_hand_for_0_1_0_is_read_alike(tmp_path: Path, text: str, changes: dict[str, Any]) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text(f"spatial: {text}\n")
+    base = recipe("demo")
+    assert read_settings(path, base).spatial == dataclasses.replace(base.spatial, **changes)
+
+
+def test_the_table_of_renames_leads_to_settings_that_there_are() -> None:
+    everything = {
+        law: to_plain(dataclasses.replace(recipe("demo"), spatial=SpatialSettings(law=LAWS[law]()), dense=DenseSpatialSettings()))
+        for law in ("paired", "disjoint")
+    }
+    for place in RENAMED.values():
+        held = list(everything.values())
+        for name in place.split("."):
+            held = [plain[name] for plain in held if name in plain]
+        assert held, place

@@ -1,6 +1,6 @@
 """Dense SP against what must come out: regions from their counter by hand, targets in the picture itself, pictures whose answer is known.
 
-Coordinate pictures show where each pixel lies, so a sound learner reaches R2 near 1; noise shows nothing, so it must stay at 0. Each guard
+Coordinate pictures show where each pixel lies, so a learner reaches R2 near 1; noise shows nothing, so it must stay at 0. Each guard
 of the settings (no position table, one sample a bin) has a run without it, in which noise alone is read off.
 """
 
@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from wherefrom.kernels.pair_targets import pair_targets
+from wherefrom.kernels.pair_targets_reference import PairUnits
 from wherefrom.pipeline.draws import Purpose, family_word, random_words, uniform
 from wherefrom.pipeline.geometry import map_boxes, map_points
+from wherefrom.pipeline.laws import Disjoint
 from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
@@ -32,7 +34,7 @@ from wherefrom.train.loop import run
 from wherefrom.train.objective import Encode, Objective, Step, Terms, random_scope
 from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSettings, SpatialSettings
 from wherefrom.train.objectives.pairs import r2
-from wherefrom.train.reporting import Silent
+from wherefrom.train.reporting import Reporter
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import EvaluationSettings, RuntimeSettings, TrainSettings
 
@@ -56,8 +58,10 @@ def record_of(
     """Return the records of one family, drawn for `ids`."""
     size = np.full((len(ids), 2), PICTURE_PX, np.int32)
     shown = np.array(ids if sample is None else sample)
-    (drawn,) = draw_records(ViewRecipe(families=(family,)), seed=seed, epoch=epoch, drawn_for=np.array(ids), source_size=size, sample=shown)
-    return drawn.geometry
+    (record,) = draw_records(
+        ViewRecipe(families=(family,)), seed=seed, epoch=epoch, drawn_for=np.array(ids), source_size=size, sample=shown
+    )
+    return record.geometry
 
 
 def batch_of(family: ViewFamily, ids: Sequence[int], *, epoch: int = 0, kind: str = "coordinates") -> Batch:
@@ -107,33 +111,33 @@ def trained(settings: DenseSpatialSettings, *, steps: int, kind: str) -> Step:
     return step.eval()
 
 
-def reached(step: Step, *, kind: str, permuted: bool = False) -> Tensor:
+def r2_on(step: Step, *, kind: str, permuted: bool = False) -> Tensor:
     """Return R2 of every channel on pictures that were not learned from; `permuted` compares with the next picture's targets."""
     objective, views = dense(step), batch_of(step.families[0], range(3000, 3200), kind=kind).views[0]
     with torch.no_grad():
         predicted, _ = objective.predict(objective.features(views, step.encoder.encode))
-    wanted, counted = objective.targets(views.geometry), objective.counted(views.geometry, views.valid)
-    return r2(predicted, wanted.roll(1, 0) if permuted else wanted, counted & counted.roll(1, 0) if permuted else counted)
+    targets, mask = objective.targets(views.geometry), objective.pair_mask(views.geometry, views.valid)
+    return r2(predicted, targets.roll(1, 0) if permuted else targets, mask & mask.roll(1, 0) if permuted else mask)
 
 
 def test_coordinate_pictures_are_learned_on_all_channels_and_only_in_their_own_pictures() -> None:
     step = trained(SETTINGS, steps=120, kind="coordinates")
-    assert reached(step, kind="coordinates").min() > 0.85
-    assert reached(step, kind="coordinates", permuted=True).max() <= 0
+    assert r2_on(step, kind="coordinates").min() > 0.85
+    assert r2_on(step, kind="coordinates", permuted=True).max() <= 0
 
 
 def test_noise_teaches_nothing() -> None:
-    assert reached(trained(SETTINGS, steps=120, kind="noise"), kind="noise").abs().max() < 0.03
+    assert r2_on(trained(SETTINGS, steps=120, kind="noise"), kind="noise").abs().max() < 0.03
 
 
 def test_with_the_position_table_noise_teaches_where_regions_lie() -> None:
     step = trained(replace(SETTINGS, positions=True), steps=120, kind="noise")
-    assert reached(step, kind="noise")[:2].min() > 0.8
+    assert r2_on(step, kind="noise")[:2].min() > 0.8
 
 
 @pytest.mark.parametrize("sampling", ["adaptive", "area"])
 def test_averages_over_whole_bins_tell_the_size_of_a_region_of_noise(sampling: Any) -> None:
-    x, y, scale = reached(trained(replace(SETTINGS, sampling=sampling), steps=120, kind="noise"), kind="noise").tolist()
+    x, y, scale = r2_on(trained(replace(SETTINGS, sampling=sampling), steps=120, kind="noise"), kind="noise").tolist()
     assert scale > 0.06
     assert max(abs(x), abs(y)) < 0.03
 
@@ -174,12 +178,12 @@ def test_ranks_and_micro_batches_see_the_same_regions(tiny_shards: Path) -> None
     options: dict[str, Any] = {"seed": 3, "global_batch": 8, "renderer": "torch", "threads": 1}
 
     def regions(**changes: Any) -> dict[int, Tensor]:
-        found = {}
+        boxes_of = {}
         with make_loader(str(tiny_shards / "train.tar"), ViewRecipe(families=objective.families), **options | changes) as loader:
             for _, batch in zip(range(changes.get("accumulation", 1) * 2), loader.forever(), strict=False):
                 boxes = objective.boxes(batch.views[0].geometry)
-                found |= dict(zip(batch.sample.tolist(), boxes.clone(), strict=True))
-        return found
+                boxes_of |= dict(zip(batch.sample.tolist(), boxes.clone(), strict=True))
+        return boxes_of
 
     expected = regions()
     halves = [regions(ranks=2, rank=rank, accumulation=2) for rank in (0, 1)]
@@ -213,12 +217,12 @@ def test_targets_hold_in_the_picture_that_the_view_was_cut_from(mirror: Any, sca
     record = record_of(objective.families[0], range(40))
     in_picture = map_boxes(record.view_to_source[:, 0], objective.boxes(record))
     flipped = record.flipped.expand(-1, SETTINGS.regions)
-    expected = pair_targets(in_picture, objective.pairs, flipped=flipped, position="reference", scale=scale)
-    found = objective.targets(record, standardized=False)
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    expected = pair_targets(in_picture, objective.pairs, flipped=flipped, units=PairUnits(scale=scale))
+    targets = objective.targets(record, standardized=False)
+    torch.testing.assert_close(targets, expected, atol=2e-5, rtol=1e-5)
     if mirror == "picture":
-        unmirrored = pair_targets(in_picture, objective.pairs, position="reference", scale=scale)
-        assert (found - unmirrored).abs().max() > 1
+        unmirrored = pair_targets(in_picture, objective.pairs, units=PairUnits(scale=scale))
+        assert (targets - unmirrored).abs().max() > 1
 
 
 @pytest.mark.core
@@ -226,9 +230,9 @@ def test_targets_hold_in_the_picture_that_the_view_was_cut_from(mirror: Any, sca
 def test_targets_and_which_pairs_count_are_those_by_hand(position: Any) -> None:
     objective = step_objective(replace(SETTINGS, position=position, scale="ratio", region_aspect=(0.7, 1.4)))
     record = record_of(objective.families[0], range(6))
-    found = objective.targets(record) * objective.target_std + objective.target_mean
+    targets = objective.targets(record) * objective.target_std + objective.target_mean
     valid = torch.tensor([True, True, False, True, True, True]).unsqueeze(1)
-    counted = objective.counted(record, valid)
+    mask = objective.pair_mask(record, valid)
     boxes = objective.boxes(record).double().numpy()
     for b in range(6):
         for row, (i, j) in enumerate(objective.pairs.tolist()):
@@ -236,11 +240,11 @@ def test_targets_and_which_pairs_count_are_those_by_hand(position: Any) -> None:
             sides, other = np.array([x1 - x0, y1 - y0]), np.array([u1 - u0, v1 - v0])
             unit = {"reference": sides, "picture": np.array([32, 32]), "mean": np.sqrt(sides * other)}[position]
             moved = np.array([(u0 + u1 - x0 - x1) / 2, (v0 + v1 - y0 - y1) / 2])
-            np.testing.assert_allclose(found[b, row].numpy(), np.concatenate([moved / unit, other / sides]), atol=1e-5)
+            np.testing.assert_allclose(targets[b, row].numpy(), np.concatenate([moved / unit, other / sides]), atol=1e-5)
             apart = u1 <= x0 or x1 <= u0 or v1 <= y0 or y1 <= v0
-            assert bool(counted[b, row]) == (apart and b != 2)
-    assert 0.2 < counted.float().mean() < 0.8
-    everything = step_objective(replace(SETTINGS, pairs="all")).counted(record, valid)
+            assert bool(mask[b, row]) == (apart and b != 2)
+    assert 0.2 < mask.float().mean() < 0.8
+    everything = step_objective(replace(SETTINGS, pairs="all")).pair_mask(record, valid)
     assert torch.equal(everything.all(-1), valid[:, 0])
 
 
@@ -251,10 +255,10 @@ def step_objective(settings: DenseSpatialSettings) -> DenseSpatialPrediction:
 def test_standardized_targets_of_other_draws_have_mean_0_and_variance_1() -> None:
     objective = step_objective(SETTINGS)
     record = record_of(objective.families[0], range(2000), seed=11)
-    counted = objective.counted(record, torch.ones(2000, 1, dtype=torch.bool))
-    wanted = objective.targets(record)[counted].double()
-    assert wanted.mean(0).abs().max() < 0.02
-    assert (wanted.std(0) - 1).abs().max() < 0.02
+    mask = objective.pair_mask(record, torch.ones(2000, 1, dtype=torch.bool))
+    targets = objective.targets(record)[mask].double()
+    assert targets.mean(0).abs().max() < 0.02
+    assert (targets.std(0) - 1).abs().max() < 0.02
     assert (objective.targets(record).double().flatten(0, 1).std(0) - 1).abs().max() > 0.1
 
 
@@ -267,12 +271,12 @@ def test_losses_are_mean_squared_errors_of_the_pairs_that_count() -> None:
     masked = replace(batch, views=(replace(views, valid=valid),))
     terms = objective(masked, step.encoder.encode)
     predicted, _ = objective.predict(objective.features(views, step.encoder.encode))
-    kept = objective.counted(views.geometry, valid)
-    error = (predicted - objective.targets(views.geometry))[kept].square().mean(0)
+    mask = objective.pair_mask(views.geometry, valid)
+    error = (predicted - objective.targets(views.geometry))[mask].square().mean(0)
     torch.testing.assert_close(terms.losses["position"], error[:2].sum())
     torch.testing.assert_close(terms.losses["scale"], error[2:].sum())
     assert float(terms.meters["pairs_left_out"]) == 0.25
-    assert float(terms.meters["pairs_a_picture"]) == pytest.approx(float(kept.sum()) / 4)
+    assert float(terms.meters["pairs_a_picture"]) == pytest.approx(float(mask.sum()) / 4)
     assert not torch.equal(objective(batch, step.encoder.encode).losses["position"], terms.losses["position"])
     nothing = replace(batch, views=(replace(views, valid=torch.zeros(4, 1, dtype=torch.bool)),))
     assert [float(value.detach()) for value in objective(nothing, step.encoder.encode).losses.values()] == [0, 0]
@@ -281,14 +285,14 @@ def test_losses_are_mean_squared_errors_of_the_pairs_that_count() -> None:
 @pytest.mark.core
 def test_the_encoder_is_asked_once_for_hundreds_of_pairs_and_learns_from_them() -> None:
     step = step_of(replace(SETTINGS, regions=24))
-    objective, asked = dense(step), []
+    objective, calls = dense(step), []
 
     def encode(views: Views, *, keep: Tensor | None = None, positions: bool = True) -> Features:
-        asked.append((tuple(views.pixels.shape[:2]), positions))
+        calls.append((tuple(views.pixels.shape[:2]), positions))
         return step.encoder.encode(views, keep=keep, positions=positions)
 
     terms = objective(batch_of(step.families[0], range(3)), encode)
-    assert asked == [((3, 1), False)]
+    assert calls == [((3, 1), False)]
     assert terms.meters["pairs_a_picture"] > 200
     (terms.losses["position"] + terms.losses["scale"]).backward()
     silent = {name for name, parameter in step.named_parameters() if parameter.grad is None or not parameter.grad.any()}
@@ -386,11 +390,11 @@ def test_a_run_by_the_command_line_names_its_law_and_its_controls(
     monkeypatch.chdir(tmp_path)
     shards = ["--data", str(tiny_shards / "train.tar"), "--val", str(tiny_shards / "val.tar")]
     assert main(["train", "sp_dense", *shards, *TINY]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     law = "regions apart, side 0.15 to 0.4 of a view"
-    assert len(re.findall(rf"^dense, law {law}\nR2 +x +y +scale\nheld-out pairs ", said, re.M)) == 2
-    assert re.search(rf"^dense, law {law}\n8 held-out pictures, \d+ pairs, ", said, re.M)
-    assert "no objective reaches them: encoder.model.pos_embed" in said
+    assert len(re.findall(rf"^dense, law {law}\nR2 +x +y +scale\nheld-out pairs ", output, re.M)) == 2
+    assert re.search(rf"^dense, law {law}\n8 held-out pictures, \d+ pairs, ", output, re.M)
+    assert "no objective reaches them: encoder.model.pos_embed" in output
     report = json.loads((tmp_path / "runs" / "sp_dense-0" / "evaluation.json").read_text())
     assert report["dense"]["law"] == law
     rows = [row["name"] for row in report["dense"]["rows"]]
@@ -407,13 +411,13 @@ def test_a_run_beside_sp_goes_on_from_its_checkpoint_bit_for_bit(tiny_shards: Pa
         global_batch=8,
         updates=6,
         model=replace(MODEL, depth=1, drop_path=0.3),
-        spatial=SpatialSettings(law="disjoint", views=3, size_px=24, area_frac=(0.06, 0.16), min_side_px=4),
+        spatial=SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, min_side_px=4),
         dense=replace(SETTINGS, regions=6),
         evaluation=EvaluationSettings(every=0),
         runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=1, checkpoint_every=3),
     )
     out = tmp_path / "run"
-    run(settings, reporter=Silent(), out=out)
+    run(settings, reporter=Reporter(), out=out)
     folder, logged = RunFolder(out), read_metrics(RunFolder(out), "train")
     final = latest(folder.checkpoints)
     assert final is not None
@@ -422,7 +426,7 @@ def test_a_run_beside_sp_goes_on_from_its_checkpoint_bit_for_bit(tiny_shards: Pa
 
     shutil.rmtree(final)
     (folder.checkpoints / "latest").write_text("update-00000003")
-    run(settings, reporter=Silent(), out=out, resume=True)
+    run(settings, reporter=Reporter(), out=out, resume=True)
     again = read_metrics(folder, "train")
     assert [record["losses"] for record in again] == [record["losses"] for record in logged]
     assert (final / "weights.safetensors").read_bytes() == weights

@@ -1,13 +1,32 @@
-"""Settings of views and orders: what a field is not annotated as is refused where it is set, in one line that names it."""
+"""Settings of views and orders: what a field is not annotated as is refused where it is set, in one line that names it.
 
+And who knows which crop laws there are, read from the files with ast: their table alone.
+"""
+
+import ast
 import dataclasses
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wherefrom.pipeline import Center, ColorLaw, Disjoint, Grid, Independent, Inside, Order, Overlapping, Paired, ViewFamily, ViewRecipe
+from wherefrom.pipeline import (
+    LAWS,
+    Center,
+    ColorLaw,
+    CropLaw,
+    Disjoint,
+    Grid,
+    Independent,
+    Inside,
+    Order,
+    Overlapping,
+    Paired,
+    ViewFamily,
+    ViewRecipe,
+)
 
 pytestmark = pytest.mark.core
 
@@ -68,15 +87,41 @@ def test_no_field_takes_a_thing_of_another_kind(settings: Any, name: str) -> Non
 
 @dataclasses.dataclass(frozen=True)
 class Spiral:
-    """A law from outside, whose repr is long."""
+    """Numbers, but no law: it does not draw. Its repr is long."""
 
     turns: str = "around " * 100
 
 
-@pytest.mark.parametrize("law", ["disjoint", Disjoint, None, Spiral()])
-def test_a_law_that_is_none_of_ours_is_refused_in_one_short_line(law: Any) -> None:
-    expected = r"of family 'a': needs one of Independent, .*, Grid, such as law=Disjoint\(\); others are not taken$"
-    with pytest.raises(ValueError, match=expected) as refused:
+class Loose(CropLaw):
+    """A law that is no dataclass."""
+
+    def draw(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Named(CropLaw):
+    """A law with a field that settings need for themselves."""
+
+    name: str = "spiral"
+
+    def draw(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("law", "message"),
+    [
+        *(
+            (law, r"needs a crop law, such as Disjoint\(\); one of your own derives from CropLaw$")
+            for law in ("disjoint", Disjoint, None, Spiral())
+        ),
+        (Loose(), r"settings keep and compare it; make its class a dataclass\(frozen=True\)$"),
+        (Named(), "in settings `name` tells which law it is; call its field of that name otherwise$"),
+    ],
+)
+def test_what_is_no_law_is_refused_in_one_short_line(law: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^law=.* of family 'a': {message}") as refused:
         ViewFamily(name="a", views=2, size_px=(8, 8), law=law)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 250
 
@@ -84,3 +129,50 @@ def test_a_law_that_is_none_of_ours_is_refused_in_one_short_line(law: Any) -> No
 def test_whole_numbers_serve_where_numbers_are_asked_for() -> None:
     assert ViewRecipe(families=(FAMILY,), mean=(0, 0, 0), std=(1, 1, 1)).std == (1, 1, 1)
     assert Independent(area_frac=(1, 1)).area_frac == (1, 1)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = {LAWS[name].__name__ for name in LAWS.own}
+SOURCES = [path for folder in ("pipeline", "train", "tools") for path in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES.remove(ROOT / "train" / "renames.py")  # what the laws of an earlier version were called is history
+
+
+def knowing_laws(source: str) -> list[str]:
+    """Return where a source asks which of our laws something is, or lists two of them by name."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        inner = list(ast.walk(node))
+        kinds = {each.id for each in inner if isinstance(each, ast.Name)} & KINDS
+        names = {each.value for each in inner if isinstance(each, ast.Constant) and isinstance(each.value, str)} & set(LAWS.own)
+        match node:
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass")) | ast.MatchClass() if kinds:
+                found.append(ast.unparse(node))
+            case ast.Compare() if kinds or names:
+                found.append(ast.unparse(node))
+            case ast.Dict() | ast.Subscript() | ast.List() | ast.Set() | ast.Tuple() if len(names) > 1 or len(kinds) > 1:
+                found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "isinstance(law, Paired)",
+        "isinstance(law, Overlapping | Inside)",
+        "match law:\n    case Disjoint(): pass",
+        "type(law) is Grid",
+        'settings.law == "paired"',
+        'LawName = Literal["paired", "disjoint"]',
+        'laws = {"inside": 8, "grid": 4}',
+        "Law = Union[Independent, Paired]",
+    ],
+)
+def test_asking_which_law_it_is_is_seen(source: str) -> None:
+    assert knowing_laws(source)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(path.relative_to(ROOT)) for path in SOURCES])
+def test_only_the_table_knows_which_laws_there_are(path: Path) -> None:
+    found = knowing_laws(path.read_text(encoding="utf-8"))
+    is_table = [path.name == "view_recipe.py" and all(f"'{name}'" in where for name in LAWS.own) for where in found]
+    assert [where for where, allowed in zip(found, is_table, strict=True) if not allowed] == []

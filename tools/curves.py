@@ -5,14 +5,13 @@ Not here: pictures of views (views_picture.py); what the numbers mean (train/rep
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from wherefrom.pipeline.system import write_whole
+from wherefrom.pipeline.files import write_aside
 
 Records = Sequence[Mapping[str, Any]]
 Series = tuple[list[int], list[float]]  # updates and values
@@ -35,7 +34,8 @@ def draw_curves(records: Records, path: Path) -> None:
     waiting = speed.twinx()
     waiting.plot(*_series(logged, "waiting_frac"), color="gray", linewidth=1, alpha=0.5)
     waiting.set_ylim(0, 1)
-    write_whole(path, partial(figure.savefig, format="png", dpi=90))
+    with write_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=90)
 
 
 def _draw_explained(axes: Axes, logged: Records, evaluations: Records) -> None:

@@ -13,11 +13,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from wherefrom.tools.console import ProgressLines, columns, print_line
-from wherefrom.train.reporting import Evaluated, LogRecord, RunFacts, Summary
+from wherefrom.train.reporting import EvaluationResults, LogRecord, Reporter, RunFacts, Summary
 from wherefrom.train.run_folder import RunFolder, read_metrics
 
 
-class Terminal:
+class Terminal(Reporter):
     """A reporter for eyes, or for grep."""
 
     def __init__(self, stream: TextIO | None = None, *, live: bool | None = None) -> None:
@@ -27,7 +27,7 @@ class Terminal:
         self._live_wanted = stream.isatty() if live is None else live
         self._live: Live | None = None
         self._facts: RunFacts | None = None
-        self._progress_lines = ProgressLines(self.said)
+        self._progress_lines = ProgressLines(self.message)
 
     def started(self, facts: RunFacts) -> None:
         """Print what will run; draw the views picture."""
@@ -36,32 +36,32 @@ class Terminal:
         self._facts = facts
         self._show(None)
         begun = f"goes on at update {facts.resumed_at}" if facts.resumed_at else "starts"
-        self.said(
+        self.message(
             f"{facts.recipe} {begun} of {facts.updates} in {facts.folder}: {facts.samples} pictures, {facts.global_batch} an update, "
             f"{facts.updates_per_epoch} updates an epoch, {facts.parameters / 1e6:.2f} million parameters, "
             f"{facts.ranks} x {facts.device}, {facts.loader.renderer.name} renderer"
         )
-        self.said(f"encoder: {facts.model}, {facts.model_parameters / 1e6:.2f} million parameters")
+        self.message(f"encoder: {facts.model}, {facts.model_parameters / 1e6:.2f} million parameters")
         views = RunFolder(facts.folder).views
         if not views.exists():
             save_views_picture(views, facts.loader, objectives=facts.objectives)
-            self.said(f"some of the views: {views}")
+            self.message(f"some of the views: {views}")
 
     def logged(self, record: LogRecord) -> None:
         """Show a logging step."""
         if self._live_wanted:
             self._show(self._panel(record))
         else:
-            self.said(line(record))
+            self.message(line(record))
 
-    def evaluated(self, results: Evaluated) -> None:
+    def evaluated(self, results: EvaluationResults) -> None:
         """Print the tables of results; draw the curves again."""
-        self.said(f"{'full' if results.full else 'short'} evaluation after update {results.update}")
+        self.message(f"{'full' if results.full else 'short'} evaluation after update {results.update}")
         for table in results.tables:
-            self.said(columns(table))
+            self.message(columns(table))
         self._draw_curves()
 
-    def said(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """Print a line, above the panel if there is one."""
         print_line(self._console, line)
 
@@ -80,18 +80,18 @@ class Terminal:
         self._draw_curves()
         seconds = summary.seconds
         shares = {name: seconds[name] / max(seconds["training"], 1e-9) for name in ("waiting", "writing")}
-        self.said(
+        self.message(
             f"time: training {duration(seconds['training'])} at {summary.images_per_s:.1f} pictures/s, of it waiting for data "
             f"{shares['waiting']:.1%}, logging and checkpoints {shares['writing']:.1%}; evaluating {duration(seconds['evaluating'])}"
         )
         if summary.stopped_by is not None:
             then = ", the last, before all was measured" if summary.update == summary.updates else f" of {summary.updates}"
-            self.said(
+            self.message(
                 f"stopped by {summary.stopped_by} after update {summary.update}{then}, saved; "
                 f"go on with: wherefrom train --resume --out {summary.folder}"
             )
         else:
-            self.said(f"finished after update {summary.update}: {summary.folder}")
+            self.message(f"finished after update {summary.update}: {summary.folder}")
 
     def closed(self) -> None:
         """Leave the terminal as it was."""

@@ -9,7 +9,6 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,11 @@ from wherefrom.kernels.pair_targets import pair_targets
 from wherefrom.pipeline import geometry
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.demo.shards import demo_shards
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.loader import Loader, make_loader
 from wherefrom.pipeline.proof.level_errors import levels
 from wherefrom.pipeline.shards.reader import ShardReader
-from wherefrom.pipeline.system import write_whole
-from wherefrom.pipeline.view_recipe import ViewRecipe
+from wherefrom.pipeline.view_recipe import ViewRecipe, law_name
 from wherefrom.pipeline.views import Batch, Photometric, Views
 from wherefrom.train.objective import Objective
 from wherefrom.train.objectives import DenseSpatialPrediction
@@ -148,7 +147,8 @@ def save_views_picture(path: Path, loader: Loader, samples: int = 6, *, objectiv
         _write(figure, GAP_IN, top, [_title(loader, batch[b])], size=8)
         _draw_source(_axes(figure, GAP_IN, top + TITLE_IN, *SOURCE_IN), source, drawings)
         _draw_views(figure, layout, top + TITLE_IN, drawings)
-    write_whole(path, partial(figure.savefig, format="png", dpi=DPI))
+    with write_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=DPI)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,7 +234,7 @@ def _title(loader: Loader, one: Batch) -> str:
 
 def _families_words(loader: Loader, epoch: int) -> str:
     return f"seed {loader.order.seed}, epoch {epoch}   " + "   ".join(
-        f"{family.name}: {family.views} x {family.size_px[0]} x {family.size_px[1]}, {type(family.law).__name__.lower()}"
+        f"{family.name}: {family.views} x {family.size_px[0]} x {family.size_px[1]}, {law_name(family.law)}"
         for family in loader.recipe.families
     )
 

@@ -5,11 +5,11 @@ from wherefrom.train.evaluation.labels import evaluate_labels
 from wherefrom.train.evaluation.pairs import evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.loop import run
-from wherefrom.train.objective import Encode, Objective, Progress, Step, StepOutput, Terms
+from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, Progress, Step, StepOutput, Terms
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
 from wherefrom.train.recipes import RECIPES, recipe
-from wherefrom.train.reporting import Evaluated, LogRecord, Reporter, RunFacts, Silent, Summary
+from wherefrom.train.reporting import EvaluationResults, LogRecord, Reporter, RunFacts, Summary
 from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings, write_settings
 from wherefrom.train.trainer import Trainer
@@ -30,6 +30,8 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Encoder",
     "Features",
     "Objective",
+    "ObjectiveSettings",
+    "OBJECTIVES",
     "Encode",
     "Terms",
     "Progress",
@@ -40,9 +42,8 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Trainer",
     "RunFolder",
     "Reporter",
-    "Silent",
     "LogRecord",
-    "Evaluated",
+    "EvaluationResults",
     "RunFacts",
     "Summary",
     "evaluate_pairs",

@@ -16,10 +16,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from wherefrom.pipeline.files import sync_to_disk, write_aside
 from wherefrom.train.disk import DiskFullError, save_weights, writing
 from wherefrom.train.plain_data import Plain
 
-FORMAT = 2  # of state.json; a checkpoint of another format is refused
+FORMAT = 3  # of state.json; a checkpoint of another format is refused
+WRITTEN_BY = {2: "0.1.0"}  # earlier formats
 LATEST = "latest"
 TENSORS = ("weights.safetensors", "optimizer.pt")
 WRITING = ".writing"  # the folder that a save is made in; whatever is left in it was never finished
@@ -53,11 +55,11 @@ def save(folder: Path, state: State, weights: nn.Module, optimizer: torch.optim.
         raise
     _remove(final)  # one that a kill kept out of `latest`
     os.rename(aside, final)
-    _sync(folder)
+    sync_to_disk(folder)
     _point_to(folder, final.name)
-    saved = _checkpoints(folder)
-    newest = saved.index(final) + 1
-    for other in saved[: max(0, newest - keep)] + saved[newest:]:  # later ones were kept out of `latest`, too
+    checkpoints = _checkpoints(folder)
+    newest = checkpoints.index(final) + 1
+    for other in checkpoints[: max(0, newest - keep)] + checkpoints[newest:]:  # later ones were kept out of `latest`, too
         _remove(other)
     return final
 
@@ -74,7 +76,7 @@ def _write(aside: Path, state: State, weights: nn.Module, optimizer: torch.optim
     }
     (aside / "state.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     for path in (*aside.iterdir(), aside):
-        _sync(path)
+        sync_to_disk(path)
 
 
 def latest(folder: Path) -> Path | None:
@@ -106,7 +108,9 @@ def _read(checkpoint: Path) -> tuple[State, dict[str, int]]:
         plain = json.loads(path.read_text(encoding="utf-8"))
         version = plain.pop("format")
         if version != FORMAT:
-            raise ValueError(f"{path}: is of format {version}, this wherefrom reads format {FORMAT}; use the version that wrote it")
+            writer = f"was written by wherefrom {WRITTEN_BY[version]}" if version in WRITTEN_BY else f"is of format {version}"
+            mend = "go on with the version that wrote it, or begin anew by --config with the run's settings.yaml and another --out"
+            raise ValueError(f"{path}: {writer}, this one reads format {FORMAT} alone; {mend}")
         return State(**{name: plain[name] for name in State.__slots__}), plain["crc32"]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"{path}: damaged ({problem}); {MEND}") from None
@@ -122,14 +126,14 @@ def load(checkpoint: Path, weights: nn.Module, optimizer: torch.optim.Optimizer)
         path = checkpoint / name
         if not path.is_file() or _crc32(path) != checksums[name]:
             raise ValueError(f"{path}: damaged (its checksum is not that of state.json); {MEND}")
-    stored = load_file(checkpoint / "weights.safetensors")
+    tensors_of_checkpoint = load_file(checkpoint / "weights.safetensors")
     moments = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     own = weights.state_dict()
-    for name in sorted(own.keys() | stored.keys()):
-        here, there = (_shape(tensors.get(name)) for tensors in (own, stored))
+    for name in sorted(own.keys() | tensors_of_checkpoint.keys()):
+        here, there = (_shape(tensors.get(name)) for tensors in (own, tensors_of_checkpoint))
         if here != there:
             raise ValueError(f"{name} is {here} in this model and {there} in {checkpoint.name}; the model's settings differ")
-    weights.load_state_dict(stored)
+    weights.load_state_dict(tensors_of_checkpoint)
     optimizer.load_state_dict(moments)
 
 
@@ -150,11 +154,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _point_to(folder: Path, name: str) -> None:
-    aside = folder / f".{LATEST}.writing"
-    aside.write_text(name + "\n", encoding="utf-8")
-    _sync(aside)
-    os.replace(aside, folder / LATEST)
-    _sync(folder)
+    with write_aside(folder / LATEST, fsync=True) as aside:
+        aside.write_text(name + "\n", encoding="utf-8")
 
 
 def _remove(checkpoint: Path) -> None:
@@ -164,13 +165,3 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(checkpoint, aside)
         shutil.rmtree(aside)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.views import Views
 
-Summary = Literal["auto", "class", "mean"]
+SummaryKind = Literal["auto", "class", "mean"]
 
 ARCHITECTURE = ("view_size_px", "patch_size_px", "width", "depth", "heads", "tokens_from_block")  # settings that fit one model, not another
 
@@ -35,7 +35,7 @@ class ModelSettings:
     depth: int | None = None
     heads: int | None = None
     drop_path: float = 0.0
-    summary: Summary = "auto"  # the class token where there is one, else the mean
+    summary: SummaryKind = "auto"  # the class token where there is one, else the mean
     tokens_from_block: int | None = None  # ViT only: take the tokens after this block (-2: the last but one), then the final LayerNorm
 
     def __post_init__(self) -> None:
@@ -45,9 +45,9 @@ class ModelSettings:
             raise ValueError(
                 f"model {self.name!r}: timm {timm.__version__} has no such model" + (f"; it has {', '.join(close)}, ..." if close else "")
             )
-        given = [name for name in ARCHITECTURE if getattr(self, name) is not None]
-        if given and not self.is_vit:
-            raise ValueError(f"{given[0]}={getattr(self, given[0])} of model {self.name!r}: only ViTs have it; leave it out")
+        changes = [name for name in ARCHITECTURE if getattr(self, name) is not None]
+        if changes and not self.is_vit:
+            raise ValueError(f"{changes[0]}={getattr(self, changes[0])} of model {self.name!r}: only ViTs have it; leave it out")
         if self.summary == "class" and not (self.is_vit and _has_class_token(self.name)):
             raise ValueError(f"summary='class' of model {self.name!r}: it has no class token; use 'mean'")
         if not 0 <= self.drop_path < 1:
@@ -70,8 +70,8 @@ class ModelSettings:
             mean = self.summary == "mean" or not _has_class_token(self.name)
             # fc_norm=False keeps the final LayerNorm on the tokens, wherever they are pooled
             arguments |= {"dynamic_img_size": True, "fc_norm": False, "global_pool": "avg" if mean else "token"}
-            given = {"img_size": self.view_size_px, "patch_size": self.patch_size_px, "embed_dim": self.width, "depth": self.depth}
-            arguments |= {name: value for name, value in (given | {"num_heads": self.heads}).items() if value is not None}
+            changes = {"img_size": self.view_size_px, "patch_size": self.patch_size_px, "embed_dim": self.width, "depth": self.depth}
+            arguments |= {name: value for name, value in (changes | {"num_heads": self.heads}).items() if value is not None}
         return arguments
 
 
@@ -87,7 +87,7 @@ def _is_vit(name: str) -> bool:
 
 def _near(name: str) -> list[str]:
     """Return up to four names of models that may have been meant: those that begin so, shortest first, else those that look alike."""
-    begin_so = sorted(timm.list_models(f"{name}*"), key=lambda known: (len(known), known))
+    begin_so = sorted(timm.list_models(f"{name}*"), key=lambda candidate: (len(candidate), candidate))
     return begin_so[:4] or get_close_matches(name, timm.list_models(), 4)
 
 
@@ -99,7 +99,7 @@ def _has_class_token(name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Features:
-    """What the encoder says about the views of one family."""
+    """What the encoder makes of the views of one family."""
 
     summary: Tensor  # (B, V, D)
     tokens: Tensor  # (B, V, h, w, D); (B, V, n, D) where only a subset was asked for
@@ -120,8 +120,8 @@ class Encoder(nn.Module):
         self.settings = settings
         self.model = cast(Any, timm.create_model(**settings.timm_arguments()))
         self.width = int(self.model.num_features)
-        known = get_pretrained_cfg(settings.name)
-        self.only_hw = tuple(known.input_size[1:]) if known and known.fixed_input_size and not settings.is_vit else None
+        config = get_pretrained_cfg(settings.name)
+        self.only_hw = tuple(config.input_size[1:]) if config and config.fixed_input_size and not settings.is_vit else None
         summary_width = getattr(self.model, "head_hidden_size", self.width)
         if summary_width != self.width:
             raise ValueError(f"model {settings.name!r} has tokens of width {self.width} and a summary of {summary_width}; take another")
@@ -141,8 +141,8 @@ class Encoder(nn.Module):
         if isinstance(self.model, VisionTransformer):
             return self._vit(self.model, pixels, keep, positions)
         if keep is not None or not positions:
-            asked = "keep" if keep is not None else "positions=False"
-            raise ValueError(f"{asked} with model {self.settings.name!r}: a convolutional network sees whole views; use a ViT")
+            option = "keep" if keep is not None else "positions=False"
+            raise ValueError(f"{option} with model {self.settings.name!r}: a convolutional network sees whole views; use a ViT")
         return self._feature_map(pixels)
 
     def encode(self, views: Views, *, keep: Tensor | None = None, positions: bool = True) -> Features:
@@ -177,8 +177,8 @@ class Encoder(nn.Module):
         x = vit._pos_embed(cells) if positions else self._without_positions(vit, cells.flatten(1, 2))
         prefix = vit.num_prefix_tokens
         if keep is not None:
-            kept = x[:, prefix:].gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-            x = torch.cat([x[:, :prefix], kept], 1)
+            subset = x[:, prefix:].gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+            x = torch.cat([x[:, :prefix], subset], 1)
         x = vit.norm_pre(x)
         tapped = x
         tap = range(len(vit.blocks))[-1 if self.settings.tokens_from_block is None else self.settings.tokens_from_block]

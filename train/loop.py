@@ -28,9 +28,10 @@ from wherefrom.train import checkpoint
 from wherefrom.train.disk import writing
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.report import check_held_out, evaluate_run
+from wherefrom.train.export import write_encoder
 from wherefrom.train.plain_data import Plain, from_plain, to_plain
 from wherefrom.train.ranks import Ranks
-from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Silent, Summary
+from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Summary
 from wherefrom.train.run_folder import (
     RunFolder,
     append_metrics,
@@ -38,14 +39,13 @@ from wherefrom.train.run_folder import (
     cut_metrics,
     refuse_if_absent,
     refuse_if_taken,
-    write_encoder,
     write_evaluation,
 )
 from wherefrom.train.run_lock import locked
 from wherefrom.train.settings import TrainSettings, check_same_run, read_plain_settings, write_settings
 from wherefrom.train.trainer import Trainer
 
-NOTHING = 1 - 1e-6  # share of pairs left out from which on none counted: float32 says no more of a mean
+NO_PAIRS = 1 - 1e-6  # share of pairs left out from which on none counted: float32 says no more of a mean
 
 
 def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None, resume: bool = False) -> Summary:
@@ -56,43 +56,60 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
     FloatingPointError if a loss or a gradient is not finite: the weights are kept as they were before it, and not saved.
     """
     settings.refuse_without_data()
-    goes_on = _checked_folder(settings, out, resume)
+    resumed_folder = _checked_folder(settings, out, resume)
     with contextlib.ExitStack() as stack:
         accelerator = stack.enter_context(_accelerator_of_a_run(settings))
         ranks = Ranks(accelerator.process_index, accelerator.num_processes)
-        reporter = reporter if ranks.first else Silent()
+        reporter = reporter if ranks.first else Reporter()
         stack.callback(reporter.closed)
         if _launcher_started_one_of_several(os.environ):
-            reporter.said("one process where several were asked for: accelerate launch --cpu starts one; use torchrun --nproc-per-node N")
-        if goes_on is not None:
-            _lock(goes_on, ranks, stack)
-            settings = _going_on(settings, goes_on, reporter)
+            reporter.message(
+                "one process where several were asked for: accelerate launch --cpu starts one; use torchrun --nproc-per-node N"
+            )
+        if resumed_folder is not None:
+            _lock(resumed_folder, ranks, stack)
+            settings = _going_on(settings, resumed_folder, reporter)
         train, val = _open_data(settings, accelerator, reporter)
         trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks)))
-        if trainer.frozen:
-            reporter.said(f"frozen, no objective reaches them: {', '.join(trainer.frozen)}")
-        if trainer.waiting:
-            reporter.said(f"not reached before the first update, and free to be later: {', '.join(trainer.waiting)}")
-        newest = None if goes_on is None else checkpoint.latest(goes_on.checkpoints)
-        if newest is not None:
-            trainer.restore(newest)
-        folder = goes_on or _claimed(out, settings.recipe, ranks, stack, resume=resume)
+        _report_unreached(trainer, reporter)
+        _restore_newest(trainer, resumed_folder)
+        folder = resumed_folder or _claimed(out, settings.recipe, ranks, stack, resume=resume)
         stack.enter_context(writing(folder.path))
-        if ranks.first:
-            write_settings(folder.settings, trainer.settings)
-            cut_metrics(folder, trainer.done)
-            append_metrics(folder, _circumstances(trainer))
-        _start_tracker(trainer, folder)
+        _begin_records(trainer, folder)
         stack.callback(accelerator.end_training)
         reporter.started(_facts(trainer, folder))
         if val is None:
-            reporter.said("no held-out pictures: neither R2 nor k-NN will be measured; name some shards by --val")
+            reporter.message("no held-out pictures: neither R2 nor k-NN will be measured; name some shards by --val")
         stopped_by = _train(trainer, folder, val, reporter)
         if stopped_by is None:
             stopped_by = _finish_unless_stopped(trainer, folder, val, reporter)
         summary = trainer.summary(folder.path, stopped_by)
         reporter.finished(summary)
         return summary
+
+
+def _report_unreached(trainer: Trainer, reporter: Reporter) -> None:
+    """Say which parameters no objective reaches."""
+    if trainer.frozen_parameters:
+        reporter.message(f"frozen, no objective reaches them: {', '.join(trainer.frozen_parameters)}")
+    if trainer.unreached_parameters:
+        reporter.message(f"not reached before the first update, and free to be later: {', '.join(trainer.unreached_parameters)}")
+
+
+def _restore_newest(trainer: Trainer, folder: RunFolder | None) -> None:
+    """Go on from the newest checkpoint of a resumed run's folder, if there is one."""
+    newest = None if folder is None else checkpoint.latest(folder.checkpoints)
+    if newest is not None:
+        trainer.restore(newest)
+
+
+def _begin_records(trainer: Trainer, folder: RunFolder) -> None:
+    """Write down how the run starts, forget what was logged after its checkpoint, and begin to track."""
+    if trainer.ranks.first:
+        write_settings(folder.settings, trainer.settings)
+        cut_metrics(folder, trainer.done)
+        append_metrics(folder, _circumstances(trainer))
+    _start_tracker(trainer, folder)
 
 
 def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> str | None:
@@ -130,10 +147,10 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
         append_metrics(folder, {"kind": "train"} | asdict(record))
     trainer.accelerator.log(record.curves(), step=record.update)
     reporter.logged(record)
-    _mind_what_counts(trainer, record, pictures, reporter)
+    _check_share_of_pairs(trainer, record, pictures, reporter)
 
 
-def _mind_what_counts(trainer: Trainer, record: LogRecord, pictures: int, reporter: Reporter) -> None:
+def _check_share_of_pairs(trainer: Trainer, record: LogRecord, pictures: int, reporter: Reporter) -> None:
     """Say if no pair of the record's pictures counts, or at first most do not; raise ValueError if at first none does.
 
     At first: at the first line of a run's log. Later some small pictures may come together by chance, and to stop would stop for good:
@@ -145,14 +162,14 @@ def _mind_what_counts(trainer: Trainer, record: LogRecord, pictures: int, report
         objective, _, meter = name.partition("/")
         if meter != "pairs_left_out":
             continue
-        if share > NOTHING and step.weight_of(objective) > 0:
-            nothing = f"{objective}: not a pair of the last {pictures} pictures counts, all are too small for the law"
+        if share > NO_PAIRS and step.weight_of(objective) > 0:
+            complaint = f"{objective}: not a pair of the last {pictures} pictures counts, all are too small for the law"
             if at_first:
                 data = "the demo's" if settings.data is None else f"those of data={settings.data!r}"
-                raise ValueError(f"{nothing}; lower {objective}.min_side_px, or take larger pictures than {data}")
-            reporter.said(f"{nothing}; see {objective}.min_side_px")
+                raise ValueError(f"{complaint}; lower {objective}.min_side_px, or take larger pictures than {data}")
+            reporter.message(f"{complaint}; see {objective}.min_side_px")
         elif share > 0.5 and at_first:
-            reporter.said(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see {objective}.min_side_px")
+            reporter.message(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see {objective}.min_side_px")
 
 
 def _start_tracker(trainer: Trainer, folder: RunFolder) -> None:
@@ -163,8 +180,8 @@ def _start_tracker(trainer: Trainer, folder: RunFolder) -> None:
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": trainer.done + 1}})
         return
     name = folder.path.absolute().name
-    named = {"wandb": {"name": name}, "trackio": {"name": name}, "mlflow": {"run_name": name}, "swanlab": {"experiment_name": name}}
-    accelerator.init_trackers("wherefrom", config=to_plain(trainer.settings), init_kwargs=named)
+    run_names = {"wandb": {"name": name}, "trackio": {"name": name}, "mlflow": {"run_name": name}, "swanlab": {"experiment_name": name}}
+    accelerator.init_trackers("wherefrom", config=to_plain(trainer.settings), init_kwargs=run_names)
 
 
 def _finish_unless_stopped(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> str | None:
@@ -228,24 +245,27 @@ def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> 
     if not folder.settings.is_file():
         refuse_if_taken(out)
         return None
+    newest = checkpoint.latest(folder.checkpoints)
+    if newest is not None:
+        checkpoint.read_state(newest)  # one of another version is refused before its settings are
     check_same_run(settings, read_plain_settings(folder.settings))
     return folder
 
 
 def _going_on(settings: TrainSettings, folder: RunFolder, reporter: Reporter) -> TrainSettings:
     """Return the settings with the renderer that the run began with in place of "auto", and say what makes its continuation another one."""
-    saved = read_plain_settings(folder.settings).get("runtime")
-    began = saved if isinstance(saved, dict) else {}
-    now = settings.runtime
-    renderer, accumulation = began.get("renderer", "auto"), began.get("accumulation", now.accumulation)
-    if renderer not in (now.renderer, "auto") and now.renderer != "auto":
-        reporter.said(f"goes on with the {now.renderer} renderer, began with {renderer}: pixels differ by rounding, records do not")
-    if accumulation != now.accumulation:
-        reporter.said(
-            f"goes on with runtime.accumulation={now.accumulation}, began with {accumulation}: losses differ by rounding, "
+    plain = read_plain_settings(folder.settings).get("runtime")
+    saved_runtime = plain if isinstance(plain, dict) else {}
+    runtime = settings.runtime
+    renderer, accumulation = saved_runtime.get("renderer", "auto"), saved_runtime.get("accumulation", runtime.accumulation)
+    if renderer not in (runtime.renderer, "auto") and runtime.renderer != "auto":
+        reporter.message(f"goes on with the {runtime.renderer} renderer, began with {renderer}: pixels differ by rounding, records do not")
+    if accumulation != runtime.accumulation:
+        reporter.message(
+            f"goes on with runtime.accumulation={runtime.accumulation}, began with {accumulation}: losses differ by rounding, "
             "by more with BatchNorm, drop-path or negatives in the batch"
         )
-    return from_plain(settings, {"runtime": {"renderer": renderer}}) if now.renderer == "auto" else settings
+    return from_plain(settings, {"runtime": {"renderer": renderer}}) if runtime.renderer == "auto" else settings
 
 
 def accelerator_for(settings: TrainSettings) -> Accelerator:
@@ -300,22 +320,22 @@ def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Repo
         if train is None:
             demo = demo_shards(progress=partial(reporter.progressed, "rendering demo pictures"))
             train, val = demo.train, demo.val
-        told = partial(reporter.progressed, "indexing shards")
-        learned, held_out = ShardIndex.open(train, progress=told), None if val is None else ShardIndex.open(val, progress=told)
-    if held_out is not None and len(held_out) - held_out.unsound_count < 2:
-        raise ValueError(f"val={settings.val!r}: 1 sound picture or none, R2 needs at least 2; name more shards, or leave out --val")
-    if held_out is not None:
-        check_held_out(learned, held_out)
-    return learned, held_out
+        progress = partial(reporter.progressed, "indexing shards")
+        train_index, val_index = ShardIndex.open(train, progress=progress), None if val is None else ShardIndex.open(val, progress=progress)
+    if val_index is not None and len(val_index) - val_index.invalid_count < 2:
+        raise ValueError(f"val={settings.val!r}: 1 valid picture or none, R2 needs at least 2; name more shards, or leave out --val")
+    if val_index is not None:
+        check_held_out(train_index, val_index)
+    return train_index, val_index
 
 
 def _claimed(out: Path | None, recipe: str, ranks: Ranks, stack: contextlib.ExitStack, *, resume: bool) -> RunFolder:
     """Return a new run's folder, which the first rank makes and all the others take."""
 
-    def claimed() -> str:
+    def claim_path() -> str:
         return str(claim(out, recipe, resume=resume).path)
 
-    folder = RunFolder(Path(ranks.first_does(claimed)))
+    folder = RunFolder(Path(ranks.first_does(claim_path)))
     _lock(folder, ranks, stack)
     return folder
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from wherefrom.train.ranks import Ranks
 
 # columns of the window: a prefix and a name, or one of these
-LOSS, SOUND = "loss", "sound"  # sound is 0 from the first broken update on
+LOSS, FINITE = "loss", "finite"  # finite is 0 from the first update on whose loss or gradient is not
 TERM, METER, GRADIENT = "term:", "meter:", "gradient:"
 
 
@@ -68,48 +68,48 @@ class Window:
         pending, self._pending = self._pending, []
         by_ranks = self._names_by_ranks([names for _, names, _, _ in pending])
         columns = list(dict.fromkeys(name for rows in by_ranks for names in rows for name in names))
-        own = torch.stack([_spread(names, values, columns) for _, names, values, _ in pending])
+        own = torch.stack([_in_columns(names, values, columns) for _, names, values, _ in pending])
         total = own
         if self._ranks.count > 1:
             total = own.clone()
             dist.all_reduce(total)
         for number, ((update, names, _, samples), own_row, row) in enumerate(zip(pending, own.tolist(), total.tolist(), strict=True)):
-            having = {name: sum(name in rows[number] for rows in by_ranks) for name in columns}
-            named = {name: value / having[name] for name, value in zip(columns, row, strict=True) if having[name]}
-            if named[SOUND] < 1:
-                said = dict(zip(columns, own_row, strict=True))
-                raise FloatingPointError(self._complaint(update, {name: said[name] for name in names}, samples))
-            self.rows.append(named)
+            ranks_with = {name: sum(name in rows[number] for rows in by_ranks) for name in columns}
+            means = {name: value / ranks_with[name] for name, value in zip(columns, row, strict=True) if ranks_with[name]}
+            if means[FINITE] < 1:
+                own_values = dict(zip(columns, own_row, strict=True))
+                raise FloatingPointError(self._complaint(update, {name: own_values[name] for name in names}, samples))
+            self.rows.append(means)
 
     def take(self) -> dict[str, float]:
         """Return the means over the window, each over the updates that have its name, and empty it."""
         self.settle()
         rows, self.rows = self.rows, []
-        having: dict[str, list[float]] = {}
+        values_of: dict[str, list[float]] = {}
         for row in rows:
             for name, value in row.items():
-                having.setdefault(name, []).append(value)
-        return {name: sum(values) / len(values) for name, values in having.items()}
+                values_of.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in values_of.items()}
 
     def _names_by_ranks(self, rows: list[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
         """Return the names of every rank's rows."""
         distinct = list(dict.fromkeys(rows))
-        said = self._ranks.texts(json.dumps({"distinct": distinct, "rows": [distinct.index(names) for names in rows]}))
-        heard = [json.loads(text) for text in said]
-        return [[tuple(one["distinct"][number]) for number in one["rows"]] for one in heard]
+        texts = self._ranks.texts(json.dumps({"distinct": distinct, "rows": [distinct.index(names) for names in rows]}))
+        tables = [json.loads(text) for text in texts]
+        return [[tuple(one["distinct"][number]) for number in one["rows"]] for one in tables]
 
     def _complaint(self, update: int, row: dict[str, float], samples: Tensor) -> str:
-        broken = [name for name, value in row.items() if not math.isfinite(value) and not name.startswith(METER)]
-        terms = [name for name in broken if name.startswith(TERM)] or broken
+        not_finite = [name for name, value in row.items() if not math.isfinite(value) and not name.startswith(METER)]
+        terms = [name for name in not_finite if name.startswith(TERM)] or not_finite
         ids = samples.tolist()
-        said = ", ".join(f"{name.removeprefix(TERM)} is {row[name]}" for name in terms)
+        complaint = ", ".join(f"{name.removeprefix(TERM)} is {row[name]}" for name in terms)
         more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
-        said += f" on rank {self._ranks.rank}, samples {', '.join(map(str, ids[:8]))}{more}"
-        by_ranks = [text for text in self._ranks.texts(said if terms else "") if text]
+        complaint += f" on rank {self._ranks.rank}, samples {', '.join(map(str, ids[:8]))}{more}"
+        by_ranks = [text for text in self._ranks.texts(complaint if terms else "") if text]
         return f"update {update}: {'; '.join(by_ranks)}; look at these samples, or lower optim.lr. No weight was changed by it"
 
 
-def _spread(names: Sequence[str], values: Tensor, columns: Sequence[str]) -> Tensor:
+def _in_columns(names: Sequence[str], values: Tensor, columns: Sequence[str]) -> Tensor:
     """Return `values` (n,), called `names`, as a row of all columns, 0 where there is none."""
     if list(names) == list(columns):
         return values

@@ -1,6 +1,7 @@
 """What an objective is, and the one module that computes all of them in a step.
 
-Here: the interface, the random scope that each objective runs in, and `Step`, which DDP, FSDP and compile wrap.
+Here: the interface, of objectives and of their settings; the table of those; the random scope that each objective runs in; and `Step`,
+which DDP, FSDP and compile wrap.
 Not here: any particular objective (objectives/), optimizer and loop (loop.py).
 Promise: a plug-in leaves its host, the first objective, alone; at weight 0 it is absent, bit for bit, and is only logged.
 """
@@ -11,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from wherefrom.pipeline.entry_table import EntryTable
 from wherefrom.pipeline.view_recipe import ViewFamily
 from wherefrom.pipeline.views import Batch, Views
 from wherefrom.train.encoder import Encoder, Features
@@ -72,6 +74,31 @@ class Objective(nn.Module):
         """Do what follows an update, once a step: moving averages, centers, queues."""
 
 
+@runtime_checkable
+class ObjectiveSettings(Protocol):
+    """Every choice of an objective: a frozen dataclass that makes it. No field is called `name`, which in a file tells which it is.
+
+    A package adds its own to the table OBJECTIVES by an entry point of group "wherefrom.objectives".
+    """
+
+    @property
+    def size_px(self) -> int:
+        """The side of its square views, as the encoder sees them."""
+
+    def objective(self, name: str) -> Objective:
+        """Return what is learned, not yet set up; its name is that of its family, its random streams and its state."""
+
+
+OBJECTIVES = EntryTable(
+    kind="objective",
+    group="wherefrom.objectives",
+    own={
+        "spatial": "wherefrom.train.objectives.spatial:SpatialSettings",
+        "dense": "wherefrom.train.objectives.spatial_dense:DenseSpatialSettings",
+    },
+)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StepOutput:
     """The loss to be minimized, with gradient; every term ("objective/term", as the objective gave it) and meter, without."""
@@ -98,15 +125,15 @@ def random_scope(*words: int | str, device: torch.device | str = "cpu") -> Itera
 
 
 @contextmanager
-def statistics_kept(module: nn.Module) -> Iterator[None]:
+def frozen_batch_norm_statistics(module: nn.Module) -> Iterator[None]:
     """Let BatchNorm layers in training normalize by the batch without remembering it."""
-    remembering = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-    for layer in remembering:
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    for layer in layers:
         layer.track_running_stats = False
     try:
         yield
     finally:
-        for layer in remembering:
+        for layer in layers:
             layer.track_running_stats = True
 
 
@@ -147,7 +174,7 @@ class Step(nn.Module):
         loss = torch.zeros((), device=device)
         losses: dict[str, Tensor] = {}
         meters: dict[str, Tensor] = {}
-        for number, (name, objective) in enumerate(self._named()):
+        for number, (name, objective) in enumerate(self._items()):
             learns = torch.is_grad_enabled() and objective.weight > 0
             encode = self._encode(batch, shared, host=number == 0, key=key)
             with random_scope(*key, name, device=device), torch.set_grad_enabled(learns):
@@ -162,7 +189,7 @@ class Step(nn.Module):
     def after_step(self, progress: Progress, *, rank: int = 0) -> None:
         """Let every objective follow an update."""
         device = next(self.encoder.parameters()).device
-        for name, objective in self._named():
+        for name, objective in self._items():
             with random_scope(self.seed, progress.update, rank, "after", name, device=device), torch.no_grad():
                 objective.after_step(self.encoder, progress)
 
@@ -172,14 +199,14 @@ class Step(nn.Module):
         One backward pass sums every objective's gradient into the encoder, where they cannot be told apart; so the encoder counts once,
         with the host, and a plug-in's head never enters that norm: with its gradient into the encoder stopped it leaves the host's step be.
         """
-        groups = {name: [p for p in objective.parameters() if p.requires_grad] for name, objective in self._named()}
+        groups = {name: [p for p in objective.parameters() if p.requires_grad] for name, objective in self._items()}
         host = next(iter(groups))
         groups[host] = [p for p in self.encoder.parameters() if p.requires_grad] + groups[host]
         return {name: parameters for name, parameters in groups.items() if parameters}
 
     def weight_of(self, name: str) -> float:
         """Return the weight of the objective called `name`."""
-        return dict(self._named())[name].weight
+        return dict(self._items())[name].weight
 
     def freeze_unreached(self, batch: Batch) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Find the parameters that no objective reaches on `batch`; freeze those that will not be reached later either.
@@ -192,31 +219,31 @@ class Step(nn.Module):
         candidates = {name: parameter for name, parameter in dry.named_parameters() if parameter.requires_grad}
         gradients = torch.autograd.grad(dry(batch, update=0).loss, list(candidates.values()), allow_unused=True)
         unreached = [name for name, gradient in zip(candidates, gradients, strict=True) if gradient is None]
-        learned = tuple(f"objectives.{name}." for name, objective in self._named() if objective.weight > 0)
-        frozen = tuple(name for name in unreached if not name.startswith(learned))
+        learned_prefixes = tuple(f"objectives.{name}." for name, objective in self._items() if objective.weight > 0)
+        frozen = tuple(name for name in unreached if not name.startswith(learned_prefixes))
         for name in frozen:
             self.get_parameter(name).requires_grad_(False)
         return frozen, tuple(name for name in unreached if name not in frozen)
 
-    def _named(self) -> Iterator[tuple[str, Objective]]:
+    def _items(self) -> Iterator[tuple[str, Objective]]:
         for name, objective in self.objectives.items():
             assert isinstance(objective, Objective)
             yield name, objective
 
     def _encode(self, batch: Batch, shared: dict[int, Features], *, host: bool, key: tuple[int, int, int, int]) -> Encode:
-        def computed(views: Views, keep: Tensor | None, positions: bool) -> Features:
-            with nullcontext() if host else statistics_kept(self.encoder):
+        def encode_anew(views: Views, keep: Tensor | None, positions: bool) -> Features:
+            with nullcontext() if host else frozen_batch_norm_statistics(self.encoder):
                 return self.encoder.encode(views, keep=keep, positions=positions)
 
         def encode(views: Views, *, keep: Tensor | None = None, positions: bool = True) -> Features:
             place = next((place for place, own in enumerate(batch.views) if own is views), None)
             if place is None or keep is not None or not positions:
-                return computed(views, keep, positions)
-            known = shared.get(place)
-            if known is None or (torch.is_grad_enabled() and not known.summary.requires_grad):
+                return encode_anew(views, keep, positions)
+            features = shared.get(place)
+            if features is None or (torch.is_grad_enabled() and not features.summary.requires_grad):
                 with random_scope(*key, "family", views.geometry.family, device=views.pixels.device):
-                    known = shared[place] = computed(views, None, True)
-            return known
+                    features = shared[place] = encode_anew(views, None, True)
+            return features
 
         return encode
 
@@ -226,8 +253,8 @@ def _copies_of_results(module: nn.Module) -> dict[int, Tensor]:
 
     `torch.nn.utils.weight_norm` keeps one, the weight, and computes it anew in every forward pass.
     """
-    held = (value for part in module.modules() for value in vars(part).values())
-    return {id(value): value.detach().clone() for value in held if isinstance(value, Tensor) and not value.is_leaf}
+    attributes = (value for part in module.modules() for value in vars(part).values())
+    return {id(value): value.detach().clone() for value in attributes if isinstance(value, Tensor) and not value.is_leaf}
 
 
 def _state_of(encoder: Encoder) -> dict[str, tuple[Tensor, bool]]:

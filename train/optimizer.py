@@ -47,16 +47,16 @@ def clip_gradients(groups: Mapping[str, Sequence[nn.Parameter]], largest: float 
     return norms
 
 
-def gated_step(optimizer: torch.optim.Optimizer, sound: Tensor) -> None:
-    """Take an optimizer step if `sound` (a bool scalar on the device) is true; weights and state stay as they are if it is not.
+def gated_step(optimizer: torch.optim.Optimizer, is_finite: Tensor) -> None:
+    """Take an optimizer step if `is_finite` (a bool scalar on the device) is true; weights and state stay as they are if it is not.
 
     Fused optimizers ask the device themselves; for the others the host has to, and waits for it.
     Source: `found_inf` as torch.amp.GradScaler hands it to them.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.grad_scale, optimizer.found_inf = None, (~sound).float()  # type: ignore[attr-defined]
+        optimizer.grad_scale, optimizer.found_inf = None, (~is_finite).float()  # type: ignore[attr-defined]
         optimizer.step()
-    elif bool(sound):
+    elif bool(is_finite):
         optimizer.step()
 
 

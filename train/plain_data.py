@@ -1,90 +1,126 @@
 """Settings as plain data and back: what YAML and JSON can hold, checked against the dataclasses it is for.
 
-Here: frozen dataclasses <-> mappings, lists, numbers and words; errors that name the field by its dotted path; a stage on the way to
-settings, which is not checked yet.
-Not here: which settings there are (settings.py). Nothing is ever built from a type that the data names: only from those the fields declare.
+Here: frozen dataclasses <-> mappings, lists, numbers and words; fields that hold one of a table, told by its name; errors that name the
+field by its dotted path; a stage on the way to settings, which is not checked yet.
+Not here: which settings there are (settings.py). Nothing is ever built from a type that the data names: only from those the fields declare,
+and from the tables' entries.
 """
 
 import dataclasses
 import difflib
-import functools
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from wherefrom.pipeline.entry_table import EntryTable
+from wherefrom.pipeline.view_recipe import LAWS, CropLaw
+from wherefrom.train.objective import OBJECTIVES, ObjectiveSettings
 
 Plain = Any  # None, bool, int, float, str, and lists and string-keyed mappings of these
 T = TypeVar("T")
 
-KIND = "kind"  # the key that tells which member of a union of dataclasses a mapping is
+TABLES: dict[Any, EntryTable] = {
+    CropLaw: LAWS,
+    ObjectiveSettings: OBJECTIVES,
+}  # what a field is annotated as -> the table that it holds one of
+NAME = "name"  # the key that tells which
 
 
 def to_plain(value: object) -> Plain:
-    """Return dataclasses as mappings (with `kind`, their name, if the field that holds them may hold others), tuples as lists."""
+    """Return dataclasses as mappings (with `name`, where the field holds one of a table), tuples as lists."""
     if dataclasses.is_dataclass(value):
-        hints = get_type_hints(type(value))
-        plain = {}
-        for field in dataclasses.fields(value):
-            held = getattr(value, field.name)
-            several = len(_dataclasses_among(hints[field.name])) > 1 and dataclasses.is_dataclass(held)
-            plain[field.name] = ({KIND: type(held).__name__} if several else {}) | to_plain(held) if several else to_plain(held)
-        return plain
+        hints = get_type_hints(checked_type(value))
+        return {field.name: _named(getattr(value, field.name), hints[field.name]) for field in dataclasses.fields(checked_type(value))}
     if isinstance(value, Mapping):
         return {str(key): to_plain(held) for key, held in value.items()}
     return [to_plain(held) for held in value] if isinstance(value, tuple | list) else value
 
 
+def _named(held: object, hint: Any) -> Plain:
+    return {NAME: TABLES[hint].name_of(checked_type(held))} | to_plain(held) if hint in TABLES else to_plain(held)
+
+
 def from_plain(base: T, plain: Plain, where: str = "") -> T:
     """Return dataclass `base` with the fields that `plain` gives replaced, all the way down; `where` is its dotted path.
 
+    A field that holds one of a table becomes another one where it is named, with that one's own defaults; a name alone will do.
     Raises: ValueError in one line that names the field, for unknown names, wrong types and values out of range.
     """
+    return _changed(base, plain, where)
+
+
+def _changed(base: T, plain: Plain, where: str, of: str = "") -> T:
     if not isinstance(plain, Mapping):
         raise ValueError(f"{where or 'settings'}={plain!r}: needs named fields")
-    hints = get_type_hints(type(base))
-    names = [field.name for field in dataclasses.fields(base)]  # type: ignore[arg-type]
-    given = {name: value for name, value in plain.items() if name != KIND}
-    for name in given:
+    kind = checked_type(base)
+    hints = get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name in plain:
         if name not in names:
-            raise ValueError(f"{_path(where, str(name))}: no such setting{_nearest(str(name), names, where)}")
-    restored = {name: _restored(hints[name], value, getattr(base, name), _path(where, name)) for name, value in given.items()}
+            raise ValueError(f"{_path(where, str(name))}: no such setting{of}{_nearest(str(name), names, where)}")
+    stage = kind is not type(base)
+    restored = {name: _restored(hints[name], value, getattr(base, name), _path(where, name), stage) for name, value in plain.items()}
     return _replaced(base, restored, where)
 
 
-def unchecked(value: Any) -> Any:
+def unchecked(value: Any, kind: type | None = None, *, naming: Callable[[EntryTable], Any] | None = None) -> Any:
     """Return a dataclass of dataclasses as an equal one that checks nothing: a stage on the way, whose values need not fit one another yet.
 
-    It is a subclass with the same fields; `to_plain`, then `from_plain` on the checked class, checks the result once.
+    It is a subclass with the same fields, whose annotations say what these hold; `to_plain`, then `from_plain` on the checked class, checks
+    the result once. `kind`: a dataclass with more fields, which keep their defaults, to be a stage of. `naming`: returns the annotation
+    of one more field, `name`, of what a table holds.
     """
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
-    kind = unchecked_type(type(value))
-    return kind(**{field.name: unchecked(getattr(value, field.name)) for field in dataclasses.fields(value)})
+    own = checked_type(value)
+    hints, held = get_type_hints(own), {}
+    for field in dataclasses.fields(own):
+        part = getattr(value, field.name)
+        table = TABLES.get(hints[field.name])
+        held[field.name] = unchecked(part, naming=naming) if table is None else _named_stage(part, naming, table)
+    return _stage(kind or own, {name: (type(part),) for name, part in held.items() if dataclasses.is_dataclass(part)})(**held)
 
 
-@functools.cache
-def unchecked_type(kind: type) -> type:
-    """Return the subclass of a dataclass that checks nothing, and whose dataclass fields hold such as well."""
-    hints = get_type_hints(kind, include_extras=True)
-    nested = [
-        (field.name, _unchecked_hint(hints[field.name]), _unchecked_default(field))
-        for field in dataclasses.fields(kind)
-        if _dataclasses_among(hints[field.name])
-    ]
-    namespace = {"__post_init__": lambda self: None, "__doc__": kind.__doc__, "__module__": kind.__module__}
-    return dataclasses.make_dataclass(kind.__name__, nested, bases=(kind,), namespace=namespace, frozen=True, kw_only=True)
+def unchecked_default(kind: type, *, missing: Any) -> Any:
+    """Return a stage of a dataclass with all its defaults, and `missing` where there is none."""
+    return _stage(kind, {})(**{field.name: missing for field in dataclasses.fields(kind) if _is_required(field)})
 
 
-def _unchecked_hint(hint: Any) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        return Union[tuple(map(_unchecked_hint, get_args(hint)))]  # noqa: UP007  its members are known at run time only
-    return unchecked_type(hint) if _dataclasses_among(hint) else hint
+def checked_type(value: Any) -> type:
+    """Return the class of a dataclass; of a stage, that of what it is a stage of."""
+    return getattr(type(value), "_checked", type(value))
 
 
-def _unchecked_default(field: "dataclasses.Field[Any]") -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        made = field.default_factory
-        return dataclasses.field(default_factory=lambda: unchecked(made()))
-    return dataclasses.field(default=unchecked(field.default))
+def named_fields(value: Any, where: str = "") -> Iterator[tuple[str, EntryTable]]:
+    """Yield the dotted path of every field that holds one of a table, and the table, all the way down."""
+    if dataclasses.is_dataclass(value):
+        hints = get_type_hints(checked_type(value))
+        for field in dataclasses.fields(checked_type(value)):
+            path = _path(where, field.name)
+            if hints[field.name] in TABLES:
+                yield path, TABLES[hints[field.name]]
+            yield from named_fields(getattr(value, field.name), path)
+
+
+def _named_stage(value: Any, naming: Callable[[EntryTable], Any] | None, table: EntryTable) -> Any:
+    stage = unchecked(value, naming=naming)
+    if naming is None:
+        return stage
+    name = table.name_of(checked_type(value))
+    held = {field.name: getattr(stage, field.name) for field in dataclasses.fields(checked_type(value))}
+    return _stage(type(stage), {NAME: (naming(table), dataclasses.field(default=name))})(**held)
+
+
+def _stage(kind: type, more: Mapping[str, tuple[Any, ...]]) -> type:
+    """Return the subclass of a dataclass that checks nothing, with more fields or other annotations, as `make_dataclass` takes them."""
+    own = getattr(kind, "_checked", kind)
+    namespace = {"__post_init__": lambda self: None, "__doc__": own.__doc__, "__module__": own.__module__, "_checked": own}
+    fields = [(name, *declared) for name, declared in more.items()]
+    return dataclasses.make_dataclass(own.__name__, fields, bases=(kind,), namespace=namespace, frozen=True, kw_only=True)
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def differences(ours: Plain, theirs: Plain, where: str = "") -> Iterator[tuple[str, Plain, Plain]]:
@@ -96,18 +132,22 @@ def differences(ours: Plain, theirs: Plain, where: str = "") -> Iterator[tuple[s
         yield where, ours, theirs
 
 
-def _restored(hint: Any, plain: Plain, base: object, where: str) -> Any:
+def _restored(hint: Any, plain: Plain, base: object, where: str, stage: bool = False) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
+    if hint in TABLES:
+        return _restored_entry(TABLES[hint], plain, base, where, stage)
     if origin in (Union, types.UnionType):
-        return _restored_union(arguments, plain, base, where)
+        return _restored_union(arguments, plain, base, where, stage)
     if origin is Literal:
         return _checked(plain in arguments, plain, where, "needs one of " + ", ".join(map(str, arguments)))
     if origin is tuple:
         return _restored_tuple(arguments, plain, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_plain(base if isinstance(base, hint) else _of_defaults(hint, plain, where), plain, where)
+        return from_plain(base if isinstance(base, hint) else _of_defaults(hint, plain, where, stage), plain, where)
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         _checked(isinstance(plain, Mapping), plain, where, "needs named fields")
+        if arguments[1] in TABLES:
+            return _restored_entries(TABLES[arguments[1]], plain, base, where, stage)
         return {str(key): _restored(arguments[1], value, None, _path(where, str(key))) for key, value in plain.items()}
     if hint is float:
         return _restored_float(plain, where)
@@ -118,19 +158,39 @@ def _restored(hint: Any, plain: Plain, base: object, where: str) -> Any:
     raise TypeError(f"{where}: settings of type {hint} have no plain form")
 
 
-def _restored_union(members: tuple[Any, ...], plain: Plain, base: object, where: str) -> Any:
+def _restored_entry(table: EntryTable, plain: Plain, base: object, where: str, stage: bool) -> Any:
+    """Return one of a table: that of `base`, changed, or the named one."""
+    given = {NAME: plain} if isinstance(plain, str) else plain
+    _checked(isinstance(given, Mapping), plain, where, f"needs a {table.kind}, e.g. {{{NAME}: {next(iter(table))}}}")
+    kind, fields = checked_type(base), {name: value for name, value in given.items() if name != NAME}
+    if NAME in given:
+        _checked(isinstance(given[NAME], str), given[NAME], _path(where, NAME), "needs a word")
+        try:
+            kind = table[given[NAME]]
+        except ValueError as problem:
+            raise ValueError(f"{where}: {problem}") from None
+    start = base if kind is checked_type(base) else _of_defaults(kind, fields, where, stage)
+    return _changed(start, fields, where, of=f" of the {table.name_of(kind)} {table.kind}")
+
+
+def _restored_entries(table: EntryTable, plain: Mapping[Any, Plain], base: object, where: str, stage: bool) -> dict[str, Any]:
+    """Return some of a table under their names: those of `base`, of which `plain` changes some and adds others."""
+    held = dict(base) if isinstance(base, Mapping) else {}
+    for name, fields in plain.items():
+        place = _path(where, str(name))
+        _checked(isinstance(fields, Mapping), fields, place, "needs named fields")
+        held[str(name)] = _restored_entry(table, {**fields, NAME: name}, held.get(name), place, stage)
+    return held
+
+
+def _restored_union(members: tuple[Any, ...], plain: Plain, base: object, where: str, stage: bool) -> Any:
     if plain is None:
         return _checked(type(None) in members, plain, where, "needs a value")
     others = [member for member in members if member is not type(None)]
-    kinds = {member.__name__: member for member in others if isinstance(member, type) and dataclasses.is_dataclass(member)}
-    if kinds and isinstance(plain, Mapping):
-        named = plain.get(KIND, type(base).__name__ if type(base).__name__ in kinds else next(iter(kinds)) if len(kinds) == 1 else None)
-        _checked(named in kinds, named, _path(where, KIND), "needs one of " + ", ".join(kinds))
-        return _restored(kinds[named], plain, base, where)
     problems = []
     for member in others:
         try:
-            return _restored(member, plain, base, where)
+            return _restored(member, plain, base, where, stage)
         except ValueError as problem:
             problems.append(str(problem))
     raise ValueError(problems[0])
@@ -153,15 +213,15 @@ def _restored_float(plain: Plain, where: str) -> float:
     return float(_checked(isinstance(plain, int | float) and not isinstance(plain, bool), plain, where, "needs a number"))
 
 
-def _of_defaults(kind: type, plain: Plain, where: str) -> Any:
-    """Return an instance to start from; what has no default must be in `plain`."""
+def _of_defaults(kind: type, plain: Plain, where: str, stage: bool) -> Any:
+    """Return an instance to start from, a stage if it is for one; what has no default must be in `plain`."""
     hints, required = get_type_hints(kind), {}
     for field in dataclasses.fields(kind):
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        if _is_required(field):
             held = isinstance(plain, Mapping) and field.name in plain
             _checked(held, None, _path(where, field.name), "has no default, give a value")
             required[field.name] = _restored(hints[field.name], plain[field.name], None, _path(where, field.name))
-    return kind(**required)
+    return unchecked(_stage(kind, {})(**required)) if stage else kind(**required)
 
 
 def _replaced(base: T, restored: dict[str, Any], where: str) -> T:
@@ -184,8 +244,3 @@ def _nearest(name: str, names: list[str], where: str) -> str:
 
 def _path(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
-
-
-def _dataclasses_among(hint: Any) -> list[type]:
-    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return [member for member in members if isinstance(member, type) and dataclasses.is_dataclass(member)]

@@ -31,10 +31,10 @@ class Ranks:
         """Return what every rank says, in their order."""
         if self.count == 1:
             return [text]
-        said = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        padded = torch.zeros(max(1, self.highest(len(said))), dtype=torch.uint8)  # gloo sends no nothing
-        padded[: len(said)] = said
-        lengths, parts = self._gathered(torch.tensor([len(said)])), self._gathered(padded)
+        encoded = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        padded = torch.zeros(max(1, self.highest(len(encoded))), dtype=torch.uint8)  # gloo sends no nothing
+        padded[: len(encoded)] = encoded
+        lengths, parts = self._gathered(torch.tensor([len(encoded)])), self._gathered(padded)
         return [bytes(part[: int(length)].tolist()).decode() for part, length in zip(parts, lengths, strict=True)]
 
     def highest(self, number: int) -> int:

@@ -5,11 +5,11 @@ what a settings file starts from.
 Not here: what the settings mean (settings.py, objectives/spatial.py), how they were chosen (the closing notes name the runs).
 """
 
-import difflib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from wherefrom.pipeline.entry_table import EntryTable
+from wherefrom.pipeline.laws import Disjoint
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
 from wherefrom.train.plain_data import unchecked
@@ -79,7 +79,7 @@ def imagenet_sp_vits16() -> TrainSettings:
         epochs=100,
         precision="bfloat16",
         model=ModelSettings(name="vit_small_patch16_224", view_size_px=96, drop_path=0.1),
-        spatial=SpatialSettings(law="paired", size_px=96, both_orders=True, weight_position=1.0, weight_scale=1.0),
+        spatial=SpatialSettings(size_px=96, both_orders=True, weight_position=1.0, weight_scale=1.0),
         optim=OptimSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup_frac=0.1),
         evaluation=EvaluationSettings(every=12500, knn_pictures=50000, pictures=2000),
         runtime=RuntimeSettings(log_every=50, checkpoint_every=1250, prefetch=3),
@@ -99,20 +99,25 @@ def imagenet_sp_dense_vits16() -> TrainSettings:
     )
 
 
-RECIPES: dict[str, Callable[[], TrainSettings]] = {
-    recipe.__name__: recipe for recipe in (demo, sp_dense, imagenette_sp, imagenet_sp_vits16, imagenet_sp_dense_vits16)
-}
+RECIPES = EntryTable(
+    kind="recipe",
+    group="wherefrom.recipes",
+    own={
+        name: f"wherefrom.train.recipes:{name}"
+        for name in ("demo", "sp_dense", "imagenette_sp", "imagenet_sp_vits16", "imagenet_sp_dense_vits16")
+    },
+)
 
 
 def recipe(name: str) -> TrainSettings:
     """Return the settings of the recipe called `name`.
 
-    Raises: ValueError if there is none, with the nearest name.
+    Raises: ValueError if there is none, with the nearest name; or if what another package calls so is none.
     """
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, 1)
-        raise ValueError(f"recipe {name!r}: there is none; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(RECIPES)}"))
-    return RECIPES[name]()
+    made = RECIPES[name]()
+    if not isinstance(made, TrainSettings):
+        raise ValueError(f"recipe {name!r} of {RECIPES.owner(name)} returns {made!r:.60}, expected TrainSettings")
+    return replace(made, recipe=name)
 
 
 def started(name: str, file: Path | None) -> TrainSettings:
@@ -137,11 +142,8 @@ def _small_vit() -> ModelSettings:
 
 def _six_disjoint_views(*, mirror: str) -> SpatialSettings:
     return SpatialSettings(
-        law="disjoint",
-        views=6,
+        law=Disjoint(area_frac=(0.06, 0.16), aspect=(1.15**-0.5, 1.15**0.5)),
         size_px=48,
-        area_frac=(0.06, 0.16),
-        aspect=(1.15**-0.5, 1.15**0.5),
         mirror="picture" if mirror == "picture" else "none",
         color=None,
         weight_position=1.0,  # 0.1 is for a plug-in beside a host's loss

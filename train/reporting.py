@@ -1,13 +1,12 @@
 """What a run tells whoever watches: facts at the start, one record a logging step, evaluations, a summary.
 
-Here: the Reporter protocol, the records it is handed, and a reporter that says nothing.
+Here: `Reporter`, and the records that it gets.
 Not here: terminals and pictures (tools/terminal.py, tools/curves.py); the log on disk (run_folder.py).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from wherefrom.pipeline.loader import Loader
 from wherefrom.train.objective import Objective
@@ -59,7 +58,7 @@ class LogRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluated:
+class EvaluationResults:
     """An evaluation's results."""
 
     update: int
@@ -81,8 +80,8 @@ class Summary:
     images_per_s: float
 
 
-class Reporter(Protocol):
-    """Whoever watches a run; only the first rank's is called."""
+class Reporter:
+    """Whoever watches a run: of a subclass the methods that it overrides are called, on the first rank; by itself it says nothing."""
 
     def started(self, facts: RunFacts) -> None:
         """The first update is about to be made."""
@@ -90,10 +89,10 @@ class Reporter(Protocol):
     def logged(self, record: LogRecord) -> None:
         """A logging step."""
 
-    def evaluated(self, results: Evaluated) -> None:
+    def evaluated(self, results: EvaluationResults) -> None:
         """An evaluation is done."""
 
-    def said(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """Something worth a line."""
 
     def progressed(self, what: str, done: int, total: int) -> None:
@@ -104,28 +103,3 @@ class Reporter(Protocol):
 
     def closed(self) -> None:
         """Nothing more will come, whatever happened."""
-
-
-class Silent:
-    """A reporter that says nothing: tests, and all ranks but the first."""
-
-    def started(self, facts: RunFacts) -> None:
-        """Say nothing."""
-
-    def logged(self, record: LogRecord) -> None:
-        """Say nothing."""
-
-    def evaluated(self, results: Evaluated) -> None:
-        """Say nothing."""
-
-    def said(self, line: str) -> None:
-        """Say nothing."""
-
-    def progressed(self, what: str, done: int, total: int) -> None:
-        """Say nothing."""
-
-    def finished(self, summary: Summary) -> None:
-        """Say nothing."""
-
-    def closed(self) -> None:
-        """Say nothing."""

@@ -1,24 +1,20 @@
 """A run's folder: what lies where in it, who may write into it, and its log of plain lines.
 
-Here: the names of all files, claiming a folder, metrics.jsonl, the encoder written out for others.
-Not here: checkpoints (checkpoint.py); pictures and terminals (tools).
+Here: the names of all files, claiming a folder, metrics.jsonl, evaluation.json.
+Not here: checkpoints (checkpoint.py); the encoder written out for others (export.py); pictures and terminals (tools).
 """
 
-import importlib.metadata
 import itertools
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from wherefrom.pipeline.view_recipe import ViewRecipe
-from wherefrom.train.disk import save_weights, writing
-from wherefrom.train.encoder import Encoder
+from wherefrom.pipeline.files import write_aside
+from wherefrom.train.disk import writing
 from wherefrom.train.plain_data import Plain
 from wherefrom.train.run_lock import LOCK
-from wherefrom.train.settings import TrainSettings
 
 RUNS = Path("runs")
 
@@ -82,8 +78,8 @@ def claim(out: Path | None, recipe: str, *, resume: bool) -> RunFolder:
             return RunFolder(_next_free(recipe))
         out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        wanted = out or RUNS.absolute()
-        raise OSError(f"{wanted}: the run's folder cannot be made there ({problem.strerror}); name another by --out") from problem
+        path = out or RUNS.absolute()
+        raise OSError(f"{path}: the run's folder cannot be made there ({problem.strerror}); name another by --out") from problem
     return RunFolder(out)
 
 
@@ -145,61 +141,16 @@ def read_metrics(folder: RunFolder, kind: str | None = None) -> list[dict[str, P
 
 def cut_metrics(folder: RunFolder, update: int) -> None:
     """Forget what was logged after `update`: it will be logged again."""
-    kept = [json.dumps(record) + "\n" for record in read_metrics(folder) if record["update"] <= update]
-    _replace_text(folder.metrics, "".join(kept))
+    lines = [json.dumps(record) + "\n" for record in read_metrics(folder) if record["update"] <= update]
+    replace_text(folder.metrics, "".join(lines))
 
 
 def write_evaluation(folder: RunFolder, report: Mapping[str, Plain]) -> None:
     """Write evaluation.json, whole or not at all."""
-    _replace_text(folder.evaluation, json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
+    replace_text(folder.evaluation, json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
 
 
-def _replace_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
-def write_encoder(folder: RunFolder, encoder: Encoder, recipe: ViewRecipe, *, settings: TrainSettings, data: str) -> None:
-    """Write the trained encoder for others: `timm.create_model("local-dir:RUN/encoder", pretrained=True)` loads it.
-
-    encoder.safetensors holds the same weights by themselves. What timm knows of weights of its own under the model's name is left out:
-    these are of a run, on `data` (the shards' fingerprint), of views as `recipe` hands them over.
-    """
-    folder.model.mkdir(exist_ok=True)
-    _replace_text(folder.model / "config.json", json.dumps(_described(encoder, recipe, settings, data), indent=1) + "\n")
-    weights = encoder.model.state_dict()
-    for path in (folder.model / "model.safetensors", folder.encoder):
-        aside = path.with_name(f".{path.name}.writing")
-        save_weights(aside, weights)
-        os.replace(aside, path)
-
-
-def _described(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data: str) -> dict[str, Plain]:
-    """Return what timm reads of a model folder, and where the weights come from."""
-    arguments, theirs = encoder.settings.timm_arguments(), encoder.model.pretrained_cfg
-    return {
-        "architecture": arguments.pop("model_name").partition(".")[0],  # what follows a dot names weights, and these are others
-        "num_classes": arguments.pop("num_classes"),
-        "num_features": encoder.width,
-        "model_args": arguments,
-        "pretrained_cfg": {
-            "tag": f"wherefrom_{settings.recipe}",
-            "custom_load": False,
-            "input_size": (3, settings.view_px, settings.view_px),
-            "fixed_input_size": encoder.only_hw is not None,
-            "interpolation": "bilinear",
-            "mean": recipe.mean,
-            "std": recipe.std,
-            "num_classes": 0,
-            "first_conv": theirs.get("first_conv"),  # of the architecture, as the next: timm asks for them to change channels or classes
-            "classifier": theirs.get("classifier"),
-        },
-        "wherefrom": {
-            "version": importlib.metadata.version("wherefrom"),
-            "recipe": settings.recipe,
-            "seed": settings.seed,
-            "data": data,
-            "views": recipe.fingerprint,
-        },
-    }
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with write_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")

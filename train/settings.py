@@ -4,20 +4,21 @@ Here: the settings, their checks, settings.yaml both ways, what is left of a mod
 Not here: which settings make a good run (recipes.py); views by hand (pipeline/view_recipe.py); the command line (tools/training.py).
 """
 
-import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.render.choose import check_renderer
 from wherefrom.train.encoder import ARCHITECTURE, ModelSettings
-from wherefrom.train.objective import Objective
-from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSettings, SpatialPrediction, SpatialSettings
+from wherefrom.train.objective import OBJECTIVES, Objective, ObjectiveSettings
+from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
 from wherefrom.train.plain_data import Plain, differences, from_plain, to_plain, unchecked
+from wherefrom.train.renames import current
 from wherefrom.train.schedule import Shape, warmed_up
 
 Tracker = Literal["none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
@@ -122,6 +123,7 @@ class TrainSettings:
     model: ModelSettings = field(default_factory=ModelSettings)
     spatial: SpatialSettings | None = field(default_factory=SpatialSettings)  # None: not learned, as the next
     dense: DenseSpatialSettings | None = None  # beside `spatial`, or alone
+    foreign_objectives: Mapping[str, ObjectiveSettings] = field(default_factory=dict)  # of other packages, by their names in OBJECTIVES
     optim: OptimSettings = field(default_factory=OptimSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
@@ -133,21 +135,26 @@ class TrainSettings:
             raise ValueError(f"seed={self.seed}: needs 0 <= seed < 2**64")
         if self.val is not None and self.data is None:
             raise ValueError(f"val={self.val!r} without data: give both, or neither for the embedded demo pictures")
-        if self.spatial is None and self.dense is None:
+        for name, settings in self.foreign_objectives.items():
+            if name in OBJECTIVES.own or not isinstance(settings, ObjectiveSettings):
+                raise ValueError(f"foreign_objectives.{name}={settings!r:.60}: needs an objective's settings under a name of its own")
+        if not self.objective_settings:
             raise ValueError("spatial and dense are both none: there is nothing to learn; set one of them")
+
+    @property
+    def objective_settings(self) -> dict[str, ObjectiveSettings]:
+        """The settings of all that is learned, by name; the first one is the host's."""
+        own: dict[str, ObjectiveSettings | None] = {"spatial": self.spatial, "dense": self.dense}
+        return {name: settings for name, settings in {**own, **self.foreign_objectives}.items() if settings is not None}
 
     def objectives(self) -> tuple[Objective, ...]:
         """Return what is to be learned, the host first, not yet set up; each is named as its settings are."""
-        spatial = () if self.spatial is None else (SpatialPrediction(self.spatial, name="spatial"),)
-        dense = () if self.dense is None else (DenseSpatialPrediction(self.dense, name="dense"),)
-        return (*spatial, *dense)
+        return tuple(settings.objective(name) for name, settings in self.objective_settings.items())
 
     @property
     def view_px(self) -> int:
         """The side of the host's views, as the encoder sees them."""
-        host = self.spatial or self.dense
-        assert host is not None
-        return host.size_px
+        return next(iter(self.objective_settings.values())).size_px
 
     @property
     def label_view_px(self) -> int:
@@ -174,13 +181,12 @@ class TrainSettings:
 
 def write_settings(path: Path, settings: TrainSettings) -> None:
     """Write settings.yaml, whole or not at all."""
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(yaml.safe_dump(to_plain(settings), sort_keys=False), encoding="utf-8")
-    os.replace(aside, path)
+    with write_aside(path) as aside:
+        aside.write_text(yaml.safe_dump(to_plain(settings), sort_keys=False), encoding="utf-8")
 
 
 def read_plain_settings(path: Path) -> dict[str, object]:
-    """Return what a settings file says, unchecked; `from_plain` checks it.
+    """Return what a settings file says, unchecked, under today's names; `from_plain` checks it.
 
     Raises: ValueError in one line if it is no YAML of named fields; OSError in one line if it cannot be read.
     """
@@ -192,7 +198,7 @@ def read_plain_settings(path: Path) -> dict[str, object]:
         raise ValueError(f"{path}: no settings file, {' '.join(str(problem).split())}") from None
     if not isinstance(plain, dict):
         raise ValueError(f"{path}: holds {type(plain).__name__}, expected named settings as in a run's settings.yaml")
-    return plain
+    return current(plain)
 
 
 def read_settings(path: Path, base: TrainSettings) -> TrainSettings:
@@ -222,11 +228,11 @@ def with_its_own_model(stage: TrainSettings, base: TrainSettings, *, given: Coll
 
     A width, a depth, a patch are one model's. What is `given` beside the name stays; a ViT's position table is made for the host's views.
     """
-    model, host = stage.model, stage.spatial or stage.dense
+    model = stage.model
     if model.name == base.model.name:
         return stage
     own: dict[str, Any] = dict.fromkeys(ARCHITECTURE)
-    own["view_size_px"] = host.size_px if host is not None and model.is_vit else None
+    own["view_size_px"] = stage.view_px if stage.objective_settings and model.is_vit else None
     return replace(stage, model=replace(model, **{name: value for name, value in own.items() if name not in given}))
 
 

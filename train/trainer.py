@@ -24,7 +24,7 @@ from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch
 from wherefrom.train import checkpoint
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.meters import GRADIENT, LOSS, METER, SOUND, TERM, Clock, Window
+from wherefrom.train.meters import FINITE, GRADIENT, LOSS, METER, TERM, Clock, Window
 from wherefrom.train.objective import Progress, Step, random_scope
 from wherefrom.train.optimizer import clip_gradients, gated_step, make_optimizer
 from wherefrom.train.plain_data import from_plain, to_plain
@@ -58,17 +58,17 @@ class Trainer:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.loader.close)
             self.updates = settings.updates_in_all(self.loader.updates_per_epoch)
-            self.frozen, self.waiting = self.step.freeze_unreached(self.loader.batch(range(min(2, len(index)))))
+            self.frozen_parameters, self.unreached_parameters = self.step.freeze_unreached(self.loader.batch(range(min(2, len(index)))))
             self.optimizer = make_optimizer(self.step, settings.optim)
             on_failure.pop_all()
         self._groups = self.step.clip_groups()
         if settings.runtime.compile:
             encoder.compile()  # the part whose shapes never change; random scopes stay outside
-        if self.waiting:  # DDP would else wait for their gradients
+        if self.unreached_parameters:  # DDP would else wait for their gradients
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._model: nn.Module = accelerator.prepare_model(self.step)
         self.batches: Iterator[Batch] | None = None  # None: the loader's, from the position, once the first is asked for
-        self._sound = torch.ones((), dtype=torch.bool, device=accelerator.device)
+        self._is_finite = torch.ones((), dtype=torch.bool, device=accelerator.device)
         self._events: deque[torch.cuda.Event] = deque()
         self._stand_at_log()
 
@@ -82,15 +82,15 @@ class Trainer:
             self._do_not_run_ahead()
             values, samples = self._backward()
             norms = clip_gradients(self._groups, self.settings.optim.clip_norm)
-            self._sound = self._sound & self._all_finite(values[LOSS], *norms.values())
+            self._is_finite = self._is_finite & self._all_finite(values[LOSS], *norms.values())
             rate = self.settings.learning_rate(self.done, self.updates)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
-            gated_step(self.optimizer, self._sound)
+            gated_step(self.optimizer, self._is_finite)
             self.optimizer.zero_grad()
             self.done += 1
             self.step.after_step(Progress(update=self.done, updates=self.updates), rank=self.ranks.rank)
-            values |= {f"{GRADIENT}{name}": norm for name, norm in norms.items()} | {SOUND: self._sound}
+            values |= {f"{GRADIENT}{name}": norm for name, norm in norms.items()} | {FINITE: self._is_finite}
             self.window.add(self.done, values, samples)
 
     def settle(self) -> None:
@@ -115,9 +115,9 @@ class Trainer:
             updates=self.updates,
             epoch=self.done / self.loader.updates_per_epoch,
             loss=means[LOSS],
-            losses=_named(means, TERM),
-            meters=_named(means, METER),
-            gradients=_named(means, GRADIENT),
+            losses=_with_prefix(means, TERM),
+            meters=_with_prefix(means, METER),
+            gradients=_with_prefix(means, GRADIENT),
             lr=self.settings.learning_rate(self.done - 1, self.updates),
             images_per_s=updates * self.settings.global_batch / training,
             waiting_frac=waited / training,
@@ -143,18 +143,18 @@ class Trainer:
 
         self.ranks.first_does(write)
 
-    def restore(self, saved: Path) -> None:
+    def restore(self, path: Path) -> None:
         """Stand where a checkpoint was saved.
 
         Raises: ValueError that names what differs, if it is one of another run.
         """
-        state = checkpoint.read_state(saved)
+        state = checkpoint.read_state(path)
         check_same_run(self.settings, state.settings)
         try:
             self.loader.resume(state.position)
         except ValueError as problem:
-            raise ValueError(f"{saved}: {problem}") from None
-        checkpoint.load(saved, self.step, self.optimizer)
+            raise ValueError(f"{path}: {problem}") from None
+        checkpoint.load(path, self.step, self.optimizer)
         self.done = state.update
         self.window.rows = list(state.unlogged)
         self.clock.seconds = dict(state.seconds)
@@ -178,7 +178,7 @@ class Trainer:
         """
         count = self.settings.runtime.accumulation
         values: dict[str, Tensor] = {}
-        having: Counter[str] = Counter()
+        micro_batches_with: Counter[str] = Counter()
         samples = []
         for micro in range(count):
             batch = self._next_batch()
@@ -190,8 +190,8 @@ class Trainer:
             meters = {f"{METER}{name}": value for name, value in output.meters.items()}
             for name, value in ({LOSS: output.loss.detach()} | terms | meters).items():
                 values[name] = values[name] + value / count if name in values else value / count
-                having[name] += 1
-        values |= {name: value * (count / having[name]) for name, value in values.items() if having[name] < count}
+                micro_batches_with[name] += 1
+        values |= {name: value * (count / micro_batches_with[name]) for name, value in values.items() if micro_batches_with[name] < count}
         return values, torch.cat(samples).clone()  # a view of them would hold a slot of the loader
 
     def _next_batch(self) -> Batch:
@@ -227,8 +227,8 @@ class Trainer:
         runtime = self.settings.runtime
         name, why = choose_renderer(runtime.renderer, self.accelerator.device)
         log.info("renderer %s: %s", name, why)
-        plain = {"runtime": {"renderer": self.ranks.texts(name)[0]}}
-        self.settings = from_plain(self.settings, plain)
+        change = {"runtime": {"renderer": self.ranks.texts(name)[0]}}
+        self.settings = from_plain(self.settings, change)
 
     def _make_loader(self, index: ShardIndex) -> Loader:
         runtime = self.settings.runtime
@@ -248,5 +248,5 @@ class Trainer:
         )
 
 
-def _named(means: dict[str, float], prefix: str) -> dict[str, float]:
+def _with_prefix(means: dict[str, float], prefix: str) -> dict[str, float]:
     return {name.removeprefix(prefix): value for name, value in means.items() if name.startswith(prefix)}

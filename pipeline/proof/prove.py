@@ -6,7 +6,7 @@ Not here: the pictures and how they are read (coordinate_pictures.py), printing 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,20 +18,7 @@ from wherefrom.pipeline.proof.coordinate_pictures import SIGNALS, Format, coordi
 from wherefrom.pipeline.proof.level_errors import levels
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.renderer import Renderer
-from wherefrom.pipeline.view_recipe import (
-    Center,
-    Disjoint,
-    Grid,
-    Independent,
-    Inside,
-    Law,
-    Overlapping,
-    Paired,
-    PixelType,
-    Snap,
-    ViewFamily,
-    ViewRecipe,
-)
+from wherefrom.pipeline.view_recipe import LAWS, CropLaw, PixelType, Snap, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record, ViewGeometry
 
 LEAST_READ = 0.05  # a row of which fewer points can be read proves nothing
@@ -41,17 +28,7 @@ ROUNDED_WORST_PX, ROUNDED_MEAN_PX = 0.16, 0.05
 
 MISTAKES = ("half a pixel aside", "axes swapped", "turned the wrong way", "mirror forgotten")
 
-WAYS = 8  # mirrored or not, times four turns: each law shows each way in each picture
-LAWS: dict[str, tuple[int, Law]] = {  # views a family; there are as many families as it takes to show every way
-    "independent": (WAYS, Independent()),
-    "paired": (2, Paired()),
-    "disjoint": (WAYS, Disjoint()),
-    "overlapping": (WAYS, Overlapping(of="independent/0")),
-    "inside": (WAYS, Inside(of="independent/0")),
-    "whole": (WAYS, Center()),
-    "center": (WAYS, Center(resize_px=256, crop_px=224)),
-    "grid": (WAYS, Grid(rows=2, cols=4)),
-}
+WAYS = 8  # mirrored or not, times four turns: each law shows each way in each picture, in as many families as it takes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +46,20 @@ class ProofCase:
     def recipe(self) -> ViewRecipe:
         """The laws, as families of one recipe."""
         families = tuple(
-            ViewFamily(name=f"{name}/{copy}", views=views, size_px=self.size_px, law=law, turns=True, snap=self.snap)
-            for name, (views, law) in LAWS.items()
-            if not self.laws or name in self.laws
-            for copy in range(WAYS // views)
+            ViewFamily(name=f"{shown}/{copy}", views=views, size_px=self.size_px, law=law, turns=True, snap=self.snap)
+            for shown, law in _examples(self.laws)
+            for views in [law.fixed_views or WAYS]
+            for copy in range(math.ceil(WAYS / views))
         )
         return ViewRecipe(families=families, pixels=self.pixels)
+
+
+def _examples(names: Sequence[str]) -> Iterator[tuple[str, CropLaw]]:
+    """Yield the laws of the table with what to call them; those that refer to a family take the first one of the table's first law."""
+    anchor = f"{next(iter(LAWS))}/0"
+    for name in names or LAWS:
+        for word, law in LAWS[name].examples(anchor).items():
+            yield f"{name}, {word}" if word else name, law
 
 
 def proof_cases(snaps: Sequence[Snap] = ("pixel", "none"), *, quick: bool = False) -> tuple[ProofCase, ...]:

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.geometry import map_points
+from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
-from wherefrom.pipeline.view_recipe import ColorLaw, Independent, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record, ViewGeometry
 
 COLOR = ColorLaw(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_prob=0.8, gray_prob=0.2, blur_prob=0.5, solarize_prob=0.2)
@@ -72,10 +73,10 @@ def draw_bench_records(recipe: ViewRecipe, index: ShardIndex, ids: NDArray[np.in
 
 
 def ids_to_check(index: ShardIndex) -> NDArray[np.int64]:
-    """Return a few sound pictures that lie upright in their files: the usual loaders leave EXIF turns alone."""
-    fine = np.flatnonzero(index.sound & (index.orientation == 1))
+    """Return a few valid pictures that lie upright in their files: the usual loaders leave EXIF turns alone."""
+    fine = np.flatnonzero(index.valid & (index.orientation == 1))
     if not len(fine):
-        raise ValueError(f"{index.paths[0]}: no picture that is sound and upright, nothing to check against; take other --data")
+        raise ValueError(f"{index.paths[0]}: no picture that is valid and upright, nothing to check against; take other --data")
     return fine[np.unique(np.linspace(0, len(fine) - 1, CHECKED_PICTURES).astype(int))]
 
 
@@ -92,15 +93,15 @@ def bilinear_levels(picture: Tensor, geometry: ViewGeometry) -> Tensor:
     def row(y: Tensor) -> Tensor:
         return picture[y, near[..., 0]].double() * (1 - x) + picture[y, far[..., 0]].double() * x
 
-    shown = row(near[..., 1]) * (1 - y) + row(far[..., 1]) * y  # (V, h * w, 3)
-    return shown.transpose(1, 2).unflatten(-1, (height, width))
+    views = row(near[..., 1]) * (1 - y) + row(far[..., 1]) * y  # (V, h * w, 3)
+    return views.transpose(1, 2).unflatten(-1, (height, width))
 
 
 def endless_ids(index: ShardIndex, batch: int) -> Iterator[list[int]]:
-    """Yield the sound pictures in batches, again and again."""
-    sound = np.flatnonzero(index.sound)
+    """Yield the valid pictures in batches, again and again."""
+    valid = np.flatnonzero(index.valid)
     for start in itertools.count(0, batch):
-        yield sound[np.arange(start, start + batch) % len(sound)].tolist()
+        yield valid[np.arange(start, start + batch) % len(valid)].tolist()
 
 
 def mean_level_error(pixels: Tensor, picture: NDArray[np.uint8], record: Record, *, antialias: bool = True) -> float:

@@ -22,9 +22,10 @@ import torch
 from rich.console import Console
 
 from wherefrom.pipeline.demo.shards import demo_shards
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.render.choose import choose_renderer
 from wherefrom.pipeline.shards.index import ShardIndex
-from wherefrom.pipeline.system import available_cores, write_whole
+from wherefrom.pipeline.system import available_cores
 from wherefrom.tools.bench_loader.checks import FAMILIES
 from wherefrom.tools.bench_loader.contenders import ON_GPU, OURS, TITLES, ContenderName, LoaderJob, why_missing
 from wherefrom.tools.bench_loader.peers import FFCV_MISSING
@@ -94,18 +95,12 @@ def bench_loader_command(
     with tempfile.TemporaryDirectory(prefix="wherefrom-bench-") as scratch:
         shards = {size: str(enlarged_shard(index, size, Path(scratch))) if size else pattern for size in dict.fromkeys(megapixels)}
         pictures = {size: picture_facts(ShardIndex.open(path), size) for size, path in shards.items()}
-
-        def job(case: LoaderCase, name: ContenderName) -> LoaderJob:
-            shown, photometrics = shards[case.megapixels], case.mode == "photometrics"
-            return LoaderJob(
-                contender=name, data=shown, seconds=seconds, threads=case.threads, batch=batch, photometrics=photometrics, plant=plant
-            )
-
+        general = LoaderJob(contender="torch", data=pattern, seconds=seconds, threads=threads[0], batch=batch, plant=plant)
+        jobs = _jobs(general, cases, runnable, shards)
         try:
             if memory:
-                ours: ContenderName = next((name for name in runnable if name in OURS), "torch")
-                return _watch_memory(console, replace(job(cases[0], ours), memory=True))
-            rates_by_case = _measure({case: [job(case, name) for name in runnable] for case in cases}, rounds, console)
+                return _watch_memory(console, next((job for job in jobs[cases[0]] if job.contender in OURS), general))
+            rates_by_case = _measure(jobs, rounds, console)
         except WrongDeliveryError as problem:
             print_line(console, f"wrong, so no speed is told: {problem}")
             return 1
@@ -118,9 +113,7 @@ def bench_loader_command(
         "contenders": {name: {"title": TITLES[name], "role": role(name), "on_gpu": name in ON_GPU} for name in runnable},
         "cases": [as_data(case, pictures[case.megapixels], rates, feed) for case, rates in rates_by_case.items()],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "bench.json", lambda aside: aside.write_text(json.dumps(result, indent=1), encoding="utf-8"))
-    write_whole(out / "bench.png", lambda aside: draw_rates(result, aside))
+    _write(out, result)
     for case, rates in rates_by_case.items():
         print_case(console, case, rates, feed)
     print_line(console, f"every delivery was checked; all numbers: {out / 'bench.json'}, {out / 'bench.png'}")
@@ -157,6 +150,17 @@ def _runnable(contenders: Sequence[ContenderName]) -> tuple[list[ContenderName],
     if not runnable:
         raise ValueError(f"contenders: nobody to measure; {'; '.join(lines) or 'name some'}")
     return runnable, [*lines, *([FFCV_MISSING] if set(contenders) == set(get_args(ContenderName)) else [])]
+
+
+def _jobs(
+    general: LoaderJob, cases: Sequence[LoaderCase], names: Sequence[ContenderName], shards: Mapping[float, str]
+) -> dict[LoaderCase, list[LoaderJob]]:
+    """Return every case's job for each contender; shards: by the size of their pictures in megapixels, as cases name it."""
+    jobs = {}
+    for case in cases:
+        of_case = replace(general, data=shards[case.megapixels], threads=case.threads, photometrics=case.mode == "photometrics")
+        jobs[case] = [replace(of_case, contender=name) for name in names]
+    return jobs
 
 
 def _measure(jobs: Mapping[LoaderCase, Sequence[LoaderJob]], rounds: int, console: Console) -> dict[LoaderCase, dict[ContenderName, Rate]]:
@@ -198,7 +202,7 @@ def _run(job: LoaderJob) -> dict[str, Any]:
 
 def _watch_memory(console: Console, job: LoaderJob) -> int:
     """Print our loader's memory epoch by epoch; return 1 if it grows."""
-    memory = _run(job)["memory_mib"]
+    memory = _run(replace(job, memory=True))["memory_mib"]
     steady = max(memory[3:]) <= memory[2] * STEADY_FACTOR + STEADY_MIB
     numbers = " ".join(f"{value:.0f}" for value in memory)
     print_line(console, f"{TITLES[job.contender]}: memory after each of {len(memory)} epochs, MiB: {numbers}")
@@ -206,3 +210,12 @@ def _watch_memory(console: Console, job: LoaderJob) -> int:
         console, "steady" if steady else f"grows by more than {STEADY_FACTOR - 1:.0%} and {STEADY_MIB:.0f} MiB after the third epoch"
     )
     return 0 if steady else 1
+
+
+def _write(out: Path, result: Mapping[str, Any]) -> None:
+    """Write bench.json and bench.png, each whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    with write_aside(out / "bench.json") as aside:
+        aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    with write_aside(out / "bench.png") as aside:
+        draw_rates(result, aside)

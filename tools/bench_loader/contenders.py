@@ -145,8 +145,8 @@ class OurTransform:
         self.loader: Any = DataLoader(dataset, batch_sampler=self._endless_keys(), num_workers=job.threads, collate_fn=collate)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Transformed:
-        shown = self.index.replacement(np.array([sample for _, sample in keys]))
-        return self.transform.batch([peers.decode_with_torchvision(self.reader.read(int(sample))) for sample in shown], keys=keys)
+        samples = self.index.replacement(np.array([sample for _, sample in keys]))
+        return self.transform.batch([peers.decode_with_torchvision(self.reader.read(int(sample))) for sample in samples], keys=keys)
 
     def _endless_keys(self) -> Any:
         while True:  # each pass is the next epoch

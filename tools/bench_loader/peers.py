@@ -65,16 +65,16 @@ class UsualLoader:
         self.index = index
         self.library = library
         self.reader = ShardReader(index)
-        self.sound = np.flatnonzero(index.sound)
+        self.valid = np.flatnonzero(index.valid)
         dataset: Any = self  # it has the two methods that a dataset needs
-        endless = RandomSampler(range(len(self.sound)), replacement=True, num_samples=1 << 40)
+        endless = RandomSampler(range(len(self.valid)), replacement=True, num_samples=1 << 40)
         self.loader: Any = DataLoader(dataset, batch_size=batch, sampler=endless, num_workers=threads)
 
     def __len__(self) -> int:
-        return len(self.sound)
+        return len(self.valid)
 
     def __getitem__(self, number: int) -> list[Tensor]:
-        picture = self.library.decode(self.reader.read(int(self.sound[number])))
+        picture = self.library.decode(self.reader.read(int(self.valid[number])))
         return [rest(crop(picture)) for crop, rest in self.library.views]
 
     def check(self, plant: bool) -> list[DeliveryCheck]:
@@ -195,31 +195,37 @@ class DaliCrops:
         def graph() -> Any:
             encoded = fn.external_source(source=files, batch=True, dtype=types.UINT8, ndim=1)
             pictures = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu")
-            views = []
-            for number, side, area in FAMILIES:
-                for _ in range(number):
-                    crop = fn.random_resized_crop(
-                        pictures,
-                        size=[side, side],
-                        random_area=(1.0, 1.0) if whole else area,
-                        random_aspect_ratio=(whole, whole) if whole else ASPECT,
-                        antialias=True,
-                    )
-                    views.append(
-                        fn.crop_mirror_normalize(
-                            colors(crop),
-                            mirror=0 if whole else fn.random.coin_flip(),
-                            mean=[255 * value for value in IMAGENET_MEAN],
-                            std=[255 * value for value in IMAGENET_STD],
-                            dtype=types.FLOAT,
-                            output_layout="CHW",
-                        )
-                    )
-            return tuple(views)
+            return _dali_views(pictures, colors, whole)
 
         pipeline = graph()
         pipeline.build()
         return pipeline
+
+
+def _dali_views(pictures: Any, colors: Callable[[Any], Any], whole: float | None) -> tuple[Any, ...]:
+    """Return every view of a graph's pictures, normalized; `whole` as for `DaliCrops._graph`."""
+    from nvidia.dali import fn, types
+
+    views = []
+    for number, side, area in FAMILIES:
+        for _ in range(number):
+            crop = fn.random_resized_crop(
+                pictures,
+                size=[side, side],
+                random_area=(1.0, 1.0) if whole else area,
+                random_aspect_ratio=(whole, whole) if whole else ASPECT,
+                antialias=True,
+            )
+            view = fn.crop_mirror_normalize(
+                colors(crop),
+                mirror=0 if whole else fn.random.coin_flip(),
+                mean=[255 * value for value in IMAGENET_MEAN],
+                std=[255 * value for value in IMAGENET_STD],
+                dtype=types.FLOAT,
+                output_layout="CHW",
+            )
+            views.append(view)
+    return tuple(views)
 
 
 def _as_tensor(views: Any) -> Tensor:

@@ -42,14 +42,14 @@ def picture_facts(index: ShardIndex, megapixels: float) -> PictureFacts:
 
 
 def enlarged_shard(index: ShardIndex, megapixels: float, folder: Path) -> Path:
-    """Write some of an index's sound pictures, upright and enlarged to so many megapixels, into a shard and return its path.
+    """Write some of an index's valid pictures, upright and enlarged to so many megapixels, into a shard and return its path.
 
     A picture that has as many pixels already keeps its size and is only encoded anew.
     """
     from webdataset import TarWriter
 
-    sound = np.flatnonzero(index.sound)
-    chosen = sound[np.unique(np.linspace(0, len(sound) - 1, ENLARGED_PICTURES).astype(int))]
+    valid = np.flatnonzero(index.valid)
+    chosen = valid[np.unique(np.linspace(0, len(valid) - 1, ENLARGED_PICTURES).astype(int))]
     path = folder / f"enlarged-{megapixels:g}.tar"
     with ShardReader(index) as reader, path.open("wb") as file, TarWriter(file, mtime=0.0) as tar:
         for sample in chosen.tolist():

@@ -35,12 +35,12 @@ def draw_rates(result: Mapping[str, Any], path: Path) -> None:
     columns = min(COLUMNS, len(kinds))
     figure = Figure(figsize=(3.2 + 5.2 * columns, 0.6 + sum(heights)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for row, (unit, names, shown) in zip(grid, rows, strict=True):
+    for row, (unit, names, cases_of_row) in zip(grid, rows, strict=True):
         for column, axes in enumerate(row):
-            if column >= len(shown):
+            if column >= len(cases_of_row):
                 axes.set_axis_off()
                 continue
-            _draw_panel(axes, shown[column], unit, {name: contenders[name]["role"] for name in names})
+            _draw_panel(axes, cases_of_row[column], unit, {name: contenders[name]["role"] for name in names})
             axes.set_yticks(
                 range(len(names)), [contenders[name]["title"] for name in names] if column == 0 else [""] * len(names), fontsize=9
             )

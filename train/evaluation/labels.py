@@ -1,10 +1,10 @@
 """How good an encoder is by labels: neighbors and a linear probe, each beside what needs no learning.
 
-Here: the pictures that evaluations draw and cut views of, protocols by name and version, the report as plain data and as tables.
-Not here: pair geometry (pairs.py), when to evaluate (loop.py). Nothing here changes a weight.
+Here: which pictures evaluations draw, protocols by name and version, the report as plain data and as tables.
+Not here: where pictures come from (pictures.py), pair geometry (pairs.py), when to evaluate (loop.py). Nothing here changes a weight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wherefrom.pipeline.laws import Center, Grid
 from wherefrom.pipeline.order import Order
-from wherefrom.pipeline.view_recipe import Center, Grid, ViewFamily, ViewRecipe
+from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.evaluation.pictures import Pictures, Progress, Table, blocks, judged
+from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, blocks, evaluation_mode
 from wherefrom.train.objective import random_scope
 
 GRID = Grid(rows=3, cols=3, side_frac=0.4)
@@ -30,15 +31,15 @@ DRAW_SEED = int.from_bytes(b"evaluate")  # a number that no run takes for its ow
 RIDGE = tuple(10.0**power for power in range(-4, 3))  # times the number of samples
 
 
-def drawn_ids(pictures: Pictures, number: int | None) -> NDArray[np.int64]:
+def draw_ids(pictures: PictureSource, number: int | None) -> NDArray[np.int64]:
     """Return the ids of `number` pictures, the first of a permutation that only the size of the set decides; None: of all.
 
-    So every run on the same data is judged by the same pictures, and fewer are the first of more. Never a stride: classes come sorted
+    So every run on the same data is evaluated on the same pictures, and fewer are the first of more. Never a stride: classes come sorted
     in some sets and in turn in others, where a stride meets a part of them.
     """
     total = len(pictures)
-    chosen = total if number is None else min(number, total)
-    return Order(samples=total, global_batch=1, seed=DRAW_SEED).ids(0, np.arange(chosen))
+    number = total if number is None else min(number, total)
+    return Order(samples=total, global_batch=1, seed=DRAW_SEED).ids(0, np.arange(number))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +53,7 @@ class LabelScore:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelReport:
-    """What labels say, by protocol: the encoder, and two floors beside it."""
+    """Accuracies by labels, by protocol: the encoder, and two floors beside it."""
 
     train: int
     held_out: int
@@ -66,15 +67,15 @@ class LabelReport:
         return asdict(self)
 
     def tables(self) -> tuple[Table, ...]:
-        """Return what was looked at, the accuracies with their heading first, and notes: rows of text within 80 columns."""
+        """Return how many pictures there were, the accuracies with their heading first, and notes: rows of text within 80 columns."""
         names = tuple(dict.fromkeys(score.features for score in self.scores))
         protocols = tuple(dict.fromkeys(score.protocol for score in self.scores))
         rows = [(PROTOCOL_NAMES[protocol], *(f"{self.accuracy(protocol, name):.3f}" for name in names)) for protocol in protocols]
         notes = [(f"{PROTOCOL_NAMES[protocol]}: {protocol}",) for protocol in protocols]
         if self.missing:
             notes.append((f"classes without a training picture here: {self.missing}; at most {self.ceiling:.3f} can be right",))
-        looked_at = f"labels: {self.train} training, {self.held_out} held-out pictures, {self.classes} classes"
-        return ((looked_at,),), (("accuracy", *names), *rows), tuple(notes)
+        numbers = f"labels: {self.train} training, {self.held_out} held-out pictures, {self.classes} classes"
+        return ((numbers,),), (("accuracy", *names), *rows), tuple(notes)
 
     def accuracy(self, protocol: str, features: str = "encoder") -> float:
         """Return one score."""
@@ -83,72 +84,85 @@ class LabelReport:
 
 def evaluate_labels(
     encoder: Encoder,
-    train: Pictures,
-    held_out: Pictures,
+    train: PictureSource,
+    held_out: PictureSource,
     *,
     view_px: int,
     limit: int | None = None,
     held_out_limit: int | None = None,
     probe: bool = True,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> LabelReport | None:
-    """Judge features by labels; None where the pictures have none.
+    """Evaluate features by labels; None where the pictures have none.
 
     Features are the mean tokens of 3 x 3 local views (0.4 of each side, `view_px`), side by side; raw pixels, the whole picture at 32 px;
-    the random encoder has the same architecture. limits: how many pictures, drawn by `drawn_ids`; without `probe`, k-NN alone.
+    the random encoder has the same architecture. limits: how many pictures, drawn by `draw_ids`; without `probe`, k-NN alone.
     """
     with random_scope(seed, "random encoder"):
         random = Encoder(encoder.settings).to(next(encoder.parameters()).device)
     encoders = {"encoder": encoder, "random encoder": random}
-    asked, asked_labels = _described(encoders, held_out, view_px, held_out_limit, "features for labels: held out", progress)
-    if not len(asked_labels):
+    held_out_set = _encode_labeled(encoders, held_out, view_px, held_out_limit, "features for labels: held out", progress)
+    if not len(held_out_set.labels):
         return None
-    known, known_labels = _described(encoders, train, view_px, limit, "features for labels: train", progress)
-    if not len(known_labels):
+    train_set = _encode_labeled(encoders, train, view_px, limit, "features for labels: train", progress)
+    if not len(train_set.labels):
         return None
-    named, ordinals = torch.cat([known_labels, asked_labels]).unique(return_inverse=True)  # labels need not be 0, 1, 2, ...
-    known_labels, asked_labels = ordinals.split([len(known_labels), len(asked_labels)])
-    answerable = torch.isin(asked_labels, known_labels)
-    scores = []
-    protocols = {KNN_PROTOCOL: nearest_neighbors, PROBE_PROTOCOL: ridge_probe} if probe else {KNN_PROTOCOL: nearest_neighbors}
-    for protocol, predict in protocols.items():
-        for name in known:
-            said = predict(known[name], known_labels, asked[name], classes=len(named))
-            scores.append(LabelScore(protocol=protocol, features=name, accuracy=float((said == asked_labels).double().mean())))
-    return LabelReport(
-        train=len(known_labels),
-        held_out=len(asked_labels),
-        classes=len(named),
-        missing=len(asked_labels[~answerable].unique()),
-        ceiling=float(answerable.double().mean()),
-        scores=tuple(scores),
-    )
+    return _label_report(train_set, held_out_set, [KNN_PROTOCOL, PROBE_PROTOCOL] if probe else [KNN_PROTOCOL])
 
 
-def _described(
-    encoders: Mapping[str, Encoder], pictures: Pictures, view_px: int, limit: int | None, what: str, progress: Progress | None
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Return every kind of features, (N, D) each, and the labels (N,), of the pictures that have one."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _LabeledFeatures:
+    """Pictures that have a label, as every kind of features."""
+
+    features: dict[str, Tensor]  # (N, D) each
+    labels: Tensor  # (N,) int64
+
+
+def _encode_labeled(
+    encoders: Mapping[str, Encoder], pictures: PictureSource, view_px: int, limit: int | None, what: str, progress: ReportProgress | None
+) -> _LabeledFeatures:
+    """Encode the pictures, and leave out those without a label."""
     grid = ViewFamily(name="grid", views=GRID.rows * GRID.cols, size_px=(view_px, view_px), law=GRID)
     whole = ViewFamily(name="whole", views=1, size_px=(RAW_PX, RAW_PX), law=Center())
     recipe = ViewRecipe(families=(grid, whole))
-    chosen = drawn_ids(pictures, limit)
-    found: dict[str, list[Tensor]] = {name: [] for name in (*encoders, "raw pixels")}
-    named: list[Tensor] = []
-    with judged(*encoders.values()):
-        for ids in blocks(chosen):
+    all_ids = draw_ids(pictures, limit)
+    features: dict[str, list[Tensor]] = {name: [] for name in (*encoders, "raw pixels")}
+    label_blocks: list[Tensor] = []
+    with evaluation_mode(*encoders.values()):
+        for ids in blocks(all_ids):
             batch = pictures.views(recipe, ids)
             for name, encoder in encoders.items():
                 tokens = encoder.encode(batch.family("grid")).tokens
-                found[name].append(tokens.float().flatten(2, -2).mean(2).flatten(1))
-            found["raw pixels"].append(batch.family("whole").pixels.float().flatten(1))
-            named.append(batch.label)
+                features[name].append(tokens.float().flatten(2, -2).mean(2).flatten(1))
+            features["raw pixels"].append(batch.family("whole").pixels.float().flatten(1))
+            label_blocks.append(batch.label)
             if progress is not None:
-                progress(what, sum(map(len, named)), len(chosen))
-    label = torch.cat(named)
-    kept = label >= 0
-    return {name: torch.cat(parts)[kept] for name, parts in found.items()}, label[kept]
+                progress(what, sum(map(len, label_blocks)), len(all_ids))
+    labels = torch.cat(label_blocks)
+    has_label = labels >= 0
+    return _LabeledFeatures(features={name: torch.cat(parts)[has_label] for name, parts in features.items()}, labels=labels[has_label])
+
+
+def _label_report(train: _LabeledFeatures, held_out: _LabeledFeatures, protocols: Sequence[str]) -> LabelReport:
+    """Return the accuracy of every kind of features by every protocol."""
+    classes, ordinals = torch.cat([train.labels, held_out.labels]).unique(return_inverse=True)  # labels need not be 0, 1, 2, ...
+    train_labels, held_out_labels = ordinals.split([len(train.labels), len(held_out.labels)])
+    answerable = torch.isin(held_out_labels, train_labels)
+    scores = []
+    for protocol in protocols:
+        predict = nearest_neighbors if protocol == KNN_PROTOCOL else ridge_probe
+        for name, features in train.features.items():
+            predicted = predict(features, train_labels, held_out.features[name], classes=len(classes))
+            scores.append(LabelScore(protocol=protocol, features=name, accuracy=float((predicted == held_out_labels).double().mean())))
+    return LabelReport(
+        train=len(train_labels),
+        held_out=len(held_out_labels),
+        classes=len(classes),
+        missing=len(held_out_labels[~answerable].unique()),
+        ceiling=float(answerable.double().mean()),
+        scores=tuple(scores),
+    )
 
 
 def nearest_neighbors(
@@ -159,45 +173,45 @@ def nearest_neighbors(
     Shapes: train (N, D), train_labels (N,) int64, held_out (M, D) -> (M,) int64.
     Source: DINO's protocol, arXiv 2104.14294; features as they are, not centered.
     """
-    known = F.normalize(train, dim=-1)
-    said = []
+    bank = F.normalize(train, dim=-1)
+    predicted = []
     for block in F.normalize(held_out, dim=-1).split(1024):
-        similarity, nearest = (block @ known.mT).topk(min(k, len(known)), dim=-1)
+        similarity, nearest = (block @ bank.mT).topk(min(k, len(bank)), dim=-1)
         weight = (similarity / temperature).exp()
-        said.append(weight.new_zeros(len(block), classes).scatter_add_(1, train_labels[nearest], weight).argmax(-1))
-    return torch.cat(said)
+        predicted.append(weight.new_zeros(len(block), classes).scatter_add_(1, train_labels[nearest], weight).argmax(-1))
+    return torch.cat(predicted)
 
 
 def ridge_probe(train: Tensor, train_labels: Tensor, held_out: Tensor, *, classes: int) -> Tensor:
-    """Return the labels that a linear map says: one-vs-rest ridge regression on standardized features, in closed form, float64.
+    """Return the labels that a linear map predicts: one-vs-rest ridge regression on standardized features, in closed form, float64.
 
     The penalty is the one of RIDGE that does best on a fifth of the training pictures when fitted to the others.
     Shapes: train (N, D), train_labels (N,) int64, held_out (M, D) -> (M,) int64.
     """
     mean, std = train.double().mean(0), train.double().std(0).clamp(min=1e-6)
-    known, asked = (train.double() - mean) / std, (held_out.double() - mean) / std
-    wanted = F.one_hot(train_labels, classes).double()
+    train, held_out = (train.double() - mean) / std, (held_out.double() - mean) / std
+    targets = F.one_hot(train_labels, classes).double()
     with random_scope("ridge"):  # drawn: classes may come in turn, so that every fifth picture is of the same
-        fifth = (torch.randperm(len(known)) % 5 == 0).to(known.device)
-    tried = ridge_weights(known[~fifth], wanted[~fifth], RIDGE)
-    right = [(_affine(known[fifth], weights).argmax(-1) == train_labels[fifth]).sum() for weights in tried]
-    best = RIDGE[int(torch.stack(right).argmax())]
-    return _affine(asked, ridge_weights(known, wanted, (best,))[0]).argmax(-1)
+        fifth = (torch.randperm(len(train)) % 5 == 0).to(train.device)
+    candidates = ridge_weights(train[~fifth], targets[~fifth], RIDGE)
+    correct = [(_affine(train[fifth], weights).argmax(-1) == train_labels[fifth]).sum() for weights in candidates]
+    best = RIDGE[int(torch.stack(correct).argmax())]
+    return _affine(held_out, ridge_weights(train, targets, (best,))[0]).argmax(-1)
 
 
-def ridge_weights(features: Tensor, wanted: Tensor, penalties: tuple[float, ...]) -> list[Tensor]:
+def ridge_weights(features: Tensor, targets: Tensor, penalties: tuple[float, ...]) -> list[Tensor]:
     """Return the minimizers of |x W + c - y|^2 / N + penalty |W|^2, one a penalty, as (D + 1, C) with c last.
 
-    Shapes: features (N, D), wanted (N, C), float64.
+    Shapes: features (N, D), targets (N, C), float64.
     """
-    mean, level = features.mean(0), wanted.mean(0)
+    mean, target_mean = features.mean(0), targets.mean(0)
     centered = features - mean
     dual = len(features) < features.shape[1]  # (X'X + p)^-1 X'y = X'(XX' + p)^-1 y: the smaller matrix is taken apart
     values, vectors = torch.linalg.eigh((centered @ centered.mT if dual else centered.mT @ centered) / len(features))
-    asked = (wanted - level if dual else centered.mT @ (wanted - level)) / len(features)
-    solved = (vectors @ (vectors.mT @ asked / (values.clamp(min=0) + penalty).unsqueeze(-1)) for penalty in penalties)
-    maps = (centered.mT @ solution if dual else solution for solution in solved)
-    return [torch.cat([weights, (level - mean @ weights).unsqueeze(0)]) for weights in maps]
+    right_side = (targets - target_mean if dual else centered.mT @ (targets - target_mean)) / len(features)
+    solutions = (vectors @ (vectors.mT @ right_side / (values.clamp(min=0) + penalty).unsqueeze(-1)) for penalty in penalties)
+    maps = (centered.mT @ solution if dual else solution for solution in solutions)
+    return [torch.cat([weights, (target_mean - mean @ weights).unsqueeze(0)]) for weights in maps]
 
 
 def _affine(features: Tensor, weights: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What a number of pair geometry is worth: statistics of R2, and the controls that need no picture.
 
 Here: R2 with its bootstrap, heads trained on frozen features, the one-view oracle, structure gates; plain tensors and features.
-Not here: which views are cut for them, and the report (pairs.py).
+Not here: which views are cut for them, and the report (pairs.py). Where pairs are of regions of one view, read "region" for "view".
 """
 
 import math
@@ -13,10 +13,7 @@ from torch import Tensor, nn
 
 from wherefrom.train.encoder import Features
 from wherefrom.train.objective import random_scope
-from wherefrom.train.objectives import DenseSpatialPrediction, SpatialPrediction
-from wherefrom.train.objectives.pairs import drawn_records, ordered_pairs
-
-PairObjective = SpatialPrediction | DenseSpatialPrediction  # of the latter, read "region" for "view" below
+from wherefrom.train.objectives.pairs import PairObjective, law_records, ordered_pairs
 
 BOOTSTRAPS = 1000
 ORACLE_PAIRS = 200_000
@@ -36,29 +33,30 @@ class R2:
     high: tuple[float, ...]
 
 
-def r2_with_interval(predicted: Tensor, wanted: Tensor, counted: Tensor, *, seed: int = 0) -> R2:
+def r2_with_interval(predicted: Tensor, targets: Tensor, mask: Tensor, *, seed: int = 0) -> R2:
     """Return R2 = 1 - squared error / variance of the targets, and its percentile bootstrap over whole pictures.
 
-    Shapes: predicted and wanted (B, P, C), counted (B, P) bool: pairs of pictures.
+    Shapes: predicted and targets (B, P, C), mask (B, P) bool: the pairs of pictures that count.
     Raises: NoPairsError if no pair counts, or fewer than 2 pictures.
     """
-    if len(wanted) < 2 or not bool(counted.any()):
+    if len(targets) < 2 or not bool(mask.any()):
         raise NoPairsError(
-            f"{len(wanted)} pictures, {int(counted.sum())} pairs that count: R2 needs 2 and 1; are the pictures too small for the law?"
+            f"{len(targets)} pictures, {int(mask.sum())} pairs that count: R2 needs 2 and 1; are the pictures too small for the law?"
         )
-    weight = counted.double().unsqueeze(-1)
-    error = ((predicted.double() - wanted.double()).square() * weight).sum(1)
-    first, second = ((wanted.double() ** power * weight).sum(1) for power in (1, 2))
+    weight = mask.double().unsqueeze(-1)
+    error = ((predicted.double() - targets.double()).square() * weight).sum(1)
+    first, second = ((targets.double() ** power * weight).sum(1) for power in (1, 2))
     sums = torch.stack([error, first, second, weight.sum(1).expand_as(error)]).cpu()  # (4, B, C)
     with random_scope(seed, "bootstrap"):
-        chosen = torch.randint(len(wanted), (BOOTSTRAPS, len(wanted)))
-    times = torch.zeros(BOOTSTRAPS, len(wanted), dtype=torch.float64).scatter_add_(1, chosen, torch.ones_like(chosen, dtype=torch.float64))
+        rows = torch.randint(len(targets), (BOOTSTRAPS, len(targets)))
+    times = torch.zeros(BOOTSTRAPS, len(targets), dtype=torch.float64).scatter_add_(1, rows, torch.ones_like(rows, dtype=torch.float64))
     low, high = _r2_of_sums(torch.einsum("rb,sbc->src", times, sums)).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
     value = _r2_of_sums(sums.sum(1))
     return R2(value=tuple(value.tolist()), low=tuple(low.tolist()), high=tuple(high.tolist()))
 
 
 def _r2_of_sums(sums: Tensor) -> Tensor:
+    """Return R2 of sums over pairs (error, target, its square, 1): pictures are weighed without their pairs; float32 would cancel."""
     error, first, second, number = sums
     return 1 - error / (second - first.square() / number)
 
@@ -73,8 +71,8 @@ class OneView(nn.Module):
 
     def forward(self, features: Features, pairs: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Predict pairs (P, 2) -> (B, P, C), from [summary; mean token]."""
-        seen = torch.cat([features.summary, features.tokens.flatten(2, -2).mean(2)], -1)
-        return self.mlp(seen)[:, pairs[:, self.side]], {}
+        views = torch.cat([features.summary, features.tokens.flatten(2, -2).mean(2)], -1)
+        return self.mlp(views)[:, pairs[:, self.side]], {}
 
 
 class Separate(nn.Module):
@@ -94,12 +92,12 @@ def control_heads(objective: PairObjective, features: Features, *, seed: int) ->
     """Return the heads that are trained alike on such frozen features, by their row's name in the report."""
     width = features.tokens.shape[-1]
     hidden, channels = objective.settings.hidden or width, len(objective.channels)
-    seen = features.summary.shape[-1] + width
+    width_of_view = features.summary.shape[-1] + width
     with random_scope(seed, "control heads"):
         return {
-            "reference-only head": OneView(seen, hidden, channels, side=0),
-            "target-only head": OneView(seen, hidden, channels, side=1),
-            "additive head f(r) + g(t)": Separate(seen, hidden, channels),
+            "reference-only head": OneView(width_of_view, hidden, channels, side=0),
+            "target-only head": OneView(width_of_view, hidden, channels, side=1),
+            "additive head f(r) + g(t)": Separate(width_of_view, hidden, channels),
             "fresh full head": objective.new_head(width),
         }
 
@@ -107,8 +105,8 @@ def control_heads(objective: PairObjective, features: Features, *, seed: int) ->
 def train_heads(
     heads: Sequence[nn.Module],
     features: Features,
-    wanted: Tensor,
-    counted: Tensor,
+    targets: Tensor,
+    mask: Tensor,
     pairs: Tensor,
     *,
     steps: int,
@@ -117,17 +115,17 @@ def train_heads(
 ) -> None:
     """Train heads on the same frozen features, with the same batches in the same order: AdamW at 1e-3, cosine to 0, squared error.
 
-    Shapes: features of B pictures, wanted (B, P, C), counted (B, P) bool, pairs (P, 2).
+    Shapes: features of B pictures, targets (B, P, C), mask (B, P) bool, pairs (P, 2).
     """
     optimizer = torch.optim.AdamW([p for head in heads for p in head.parameters()], lr=1e-3, weight_decay=0.05)
     with random_scope(seed, "control batches"):
-        rows = torch.cat([torch.randperm(len(wanted)) for _ in range(1 + steps * batch // len(wanted))])[: steps * batch]
-    for step, row in enumerate(rows.to(wanted.device).chunk(steps)):
+        rows = torch.cat([torch.randperm(len(targets)) for _ in range(1 + steps * batch // len(targets))])[: steps * batch]
+    for step, row in enumerate(rows.to(targets.device).chunk(steps)):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * (1 + math.cos(math.pi * step / steps)) / 2
-        seen = Features(summary=features.summary[row].float(), tokens=features.tokens[row].float())
-        weight = counted[row].unsqueeze(-1)
-        errors = [((head(seen, pairs)[0].float() - wanted[row]).square() * weight).sum() for head in heads]
+        batch_features = Features(summary=features.summary[row].float(), tokens=features.tokens[row].float())
+        weight = mask[row].unsqueeze(-1)
+        errors = [((head(batch_features, pairs)[0].float() - targets[row]).square() * weight).sum() for head in heads]
         optimizer.zero_grad(set_to_none=True)
         (torch.stack(errors).sum() / weight.sum().clamp(min=1)).backward()
         optimizer.step()
@@ -140,17 +138,17 @@ def one_view_oracle(objective: PairObjective) -> dict[str, tuple[float, ...]]:
     """
     family = objective.evaluation_family()
     pairs = objective.pairs.cpu()
-    record = drawn_records(family, pictures=math.ceil(ORACLE_PAIRS / len(pairs)))
-    boxes, counted = objective.boxes(record), objective.counted(record, torch.ones(record.boxes.shape[:2], dtype=torch.bool))
-    wanted = objective.targets(record, pairs, standardized=False)[counted]
+    record = law_records(family, pictures=math.ceil(ORACLE_PAIRS / len(pairs)))
+    boxes, mask = objective.boxes(record), objective.pair_mask(record, torch.ones(record.boxes.shape[:2], dtype=torch.bool))
+    targets = objective.targets(record, pairs, standardized=False)[mask]
     center = (boxes[..., :2] + boxes[..., 2:]).double() / 2
     side = (boxes[..., 2:] - boxes[..., :2]).double()
     ceilings = {}
     for number, name in enumerate(("reference", "target")):
-        bins = [_bins(value[:, pairs[:, number], axis][counted]) for value in (center, side) for axis in (0, 1)]
+        bins = [_bins(value[:, pairs[:, number], axis][mask]) for value in (center, side) for axis in (0, 1)]
         x, y, width, height = bins
-        known = [(x, width), (y, height)] + [(width, height)] * (wanted.shape[-1] - 2)
-        ceilings[name] = tuple(_explained(wanted[:, c].double(), a * ORACLE_BINS + b) for c, (a, b) in enumerate(known))
+        conditions = [(x, width), (y, height)] + [(width, height)] * (targets.shape[-1] - 2)
+        ceilings[name] = tuple(_explained(targets[:, c].double(), a * ORACLE_BINS + b) for c, (a, b) in enumerate(conditions))
     return ceilings
 
 
@@ -161,16 +159,16 @@ def _bins(values: Tensor) -> Tensor:
     return torch.bucketize(values, edges, right=True)
 
 
-def _explained(wanted: Tensor, bins: Tensor) -> float:
+def _explained(targets: Tensor, bins: Tensor) -> float:
     """Return the share of variance that lies between bins."""
-    total = torch.zeros(ORACLE_BINS**2, dtype=torch.float64).index_add_(0, bins, wanted)
+    total = torch.zeros(ORACLE_BINS**2, dtype=torch.float64).index_add_(0, bins, targets)
     number = torch.bincount(bins, minlength=ORACLE_BINS**2)
     means = total / number.clamp(min=1)
-    return float(1 - (wanted - means[bins]).square().mean() / wanted.var(unbiased=False))
+    return float(1 - (targets - means[bins]).square().mean() / targets.var(unbiased=False))
 
 
 def structure_gates(objective: PairObjective, features: Features) -> dict[str, float]:
-    """Return how far predictions are from hanging together; all are 0 for a sound head, and for some unsound ones.
+    """Return how far predictions are from hanging together; all are 0 for a right head, and for some wrong ones.
 
     identity_position, identity_scale: root mean square for a view paired with itself, in the targets' units (scale in nats).
     symmetry: sqrt(sum |p_ij + p_ji s_ij|^2 / sum |p_ij|^2).

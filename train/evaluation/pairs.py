@@ -4,20 +4,19 @@ Here: which views are cut for which row, and the report as plain data and as tab
 Not here: statistics and the controls that need no picture (pair_controls.py), labels (labels.py), when to evaluate (loop.py).
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Views
 from wherefrom.train.encoder import Encoder, Features
-from wherefrom.train.evaluation.labels import drawn_ids
+from wherefrom.train.evaluation.labels import draw_ids
 from wherefrom.train.evaluation.pair_controls import (
-    R2,
-    PairObjective,
     control_heads,
     one_view_oracle,
     parts_of,
@@ -25,9 +24,9 @@ from wherefrom.train.evaluation.pair_controls import (
     structure_gates,
     train_heads,
 )
-from wherefrom.train.evaluation.pictures import Pictures, Progress, Table, blocks, judged
+from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, blocks, evaluation_mode
 from wherefrom.train.objective import random_scope
-from wherefrom.train.objectives import SpatialPrediction
+from wherefrom.train.objectives.pairs import PairObjective
 
 PAIRS_PROTOCOL = "pairs-r2@2"
 GATE_NAMES = {
@@ -76,13 +75,13 @@ class PairReport:
         return asdict(self)
 
     def tables(self) -> tuple[Table, ...]:
-        """Return what was looked at, R2, how to read it, errors and contradictions: rows of text within 80 columns."""
+        """Return how many pictures and pairs there were, R2, how to read it, errors and contradictions: rows of text within 80 columns."""
         first, *others = self.rows
-        looked_at = ((f"{self.pictures} held-out pictures, {self.pairs} pairs, {self.left_out} left out",),)
-        explained = [("R2", *self.channels, "expected"), (first.name, *map(r2_text, first.r2), first.expected)]
+        numbers = ((f"{self.pictures} held-out pictures, {self.pairs} pairs, {self.left_out} left out",),)
+        r2_rows = [("R2", *self.channels, "expected"), (first.name, *map(r2_text, first.r2), first.expected)]
         if first.low is not None and first.high is not None:
-            explained += [(f"  95 % interval, {side}", *map(r2_text, end), "") for side, end in (("from", first.low), ("to", first.high))]
-        explained += [(row.name, *map(r2_text, row.r2), row.expected) for row in others]
+            r2_rows += [(f"  95 % interval, {side}", *map(r2_text, end), "") for side, end in (("from", first.low), ("to", first.high))]
+        r2_rows += [(row.name, *map(r2_text, row.r2), row.expected) for row in others]
         errors = (
             ("error", "model", "mean", "expected"),
             ("loss", f"{self.loss:.4f}", f"{self.constant_loss:.4f}", "model lower"),
@@ -90,7 +89,7 @@ class PairReport:
         )
         gates = [(GATE_NAMES[name], f"{value:.3f}", "near 0") for name, value in self.gates.items()]
         notes = tuple((note,) for note in NOTES)
-        return looked_at, tuple(explained), notes, errors, (("contradictions", "error", "expected"), *gates)
+        return numbers, tuple(r2_rows), notes, errors, (("contradictions", "error", "expected"), *gates)
 
     def row(self, name: str) -> PairRow:
         """Return one row by its name."""
@@ -98,12 +97,12 @@ class PairReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Seen:
-    """A set of pictures as the encoder saw it: features in half precision, what was to be predicted, and which pairs count."""
+class _Pairs:
+    """Pairs of a set of pictures: features of their views in half precision, what is to be predicted, and which pairs count."""
 
     features: Features
-    wanted: Tensor  # (B, P, C) standardized
-    counted: Tensor  # (B, P) bool
+    targets: Tensor  # (B, P, C) standardized
+    mask: Tensor  # (B, P) bool: those that count
 
 
 def r2_text(r2: float) -> str:
@@ -111,89 +110,87 @@ def r2_text(r2: float) -> str:
     return f"{r2:.3f}" if r2 > -9.9995 else f"{r2:.0f}"
 
 
-def pair_r2(encoder: Encoder, objective: PairObjective, held_out: Pictures, *, pictures: int) -> PairRow:
+def pair_r2(encoder: Encoder, objective: PairObjective, held_out: PictureSource, *, pictures: int) -> PairRow:
     """Return the R2 of the objective's own head on held-out pairs; the short form, for during a run.
 
     Raises: NoPairsError, as evaluate_pairs.
     """
-    seen = _seen(encoder, objective, held_out, pictures)
-    return _row("held-out pairs", _predicted(objective, seen.features), seen.wanted, seen.counted, "")
+    pairs = _encode_pairs(encoder, objective, held_out, pictures)
+    return _row("held-out pairs", _predict(objective, pairs.features), pairs, "")
 
 
 def evaluate_pairs(
     encoder: Encoder,
     objective: PairObjective,
-    train: Pictures,
-    held_out: Pictures,
+    train: PictureSource,
+    held_out: PictureSource,
     *,
     pictures: int = 500,
     train_pictures: int = 3000,
     head_steps: int = 400,
     equalize_px: int = 24,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ReportProgress | None = None,
 ) -> PairReport:
-    """Judge the prediction of pairs by R2, beside every control.
+    """Evaluate the prediction of pairs by R2, beside every control.
 
     Heads of the controls are trained alike on frozen features of `train_pictures` training pictures, `head_steps` steps.
     Raises: NoPairsError if no pair counts, or there are fewer than 2 pictures.
     """
 
-    def told(done: int) -> None:
+    def report_progress(done: int) -> None:
         if progress is not None:
             progress("pair geometry", done, 6)
 
-    pairs = objective.pairs
-    seen = _seen(encoder, objective, held_out, pictures)
-    predicted = _predicted(objective, seen.features)
-    told(1)
+    pairs = _encode_pairs(encoder, objective, held_out, pictures)
+    predicted = _predict(objective, pairs.features)
+    report_progress(1)
+    next_pairs = replace(pairs, targets=pairs.targets.roll(1, 0), mask=pairs.mask & pairs.mask.roll(1, 0))
     rows = [
-        _row("held-out pairs", predicted, seen.wanted, seen.counted, "1 is perfect"),
-        _row("targets of the next picture", predicted, seen.wanted.roll(1, 0), seen.counted & seen.counted.roll(1, 0), "at most 0"),
+        _row("held-out pairs", predicted, pairs, "1 is perfect"),
+        _row("targets of the next picture", predicted, next_pairs, "at most 0"),
     ]
-
-    across = _across(encoder, objective, held_out, pictures)
-    rows.append(_row("pairs across pictures", across, seen.wanted, seen.counted, "lower"))
-    told(2)
-    taught = _seen(encoder, objective, train, train_pictures)
-    told(3)
-    heads = {name: head.to(pairs.device) for name, head in control_heads(objective, taught.features, seed=seed).items()}
-    train_heads(list(heads.values()), taught.features, taught.wanted, taught.counted, pairs, steps=head_steps, seed=seed)
-    told(4)
-    for name, head in heads.items():
-        with judged(head):
-            said = torch.cat([head(part, pairs)[0].float() for part in parts_of(seen.features)])
-        rows.append(_row(name, said, seen.wanted, seen.counted, "as held-out pairs" if name == "fresh full head" else "lower than fresh"))
-
-    if isinstance(objective, SpatialPrediction):  # regions of one view are equally sharp as they are
-        blurred = _seen(encoder, objective, held_out, pictures, equalize_px=equalize_px)
-        said = _predicted(objective, blurred.features)
-        rows.append(_row(f"sharpness equalized at {equalize_px} px", said, blurred.wanted, blurred.counted, "as held-out pairs"))
-    told(5)
-    empty = _seen(encoder, objective, held_out, pictures, content=False, seed=seed)
-    rows.append(_row("content-free pictures", _predicted(objective, empty.features), empty.wanted, empty.counted, "at most 0"))
+    rows.append(_row("pairs across pictures", _predict_across_pictures(encoder, objective, held_out, pictures), pairs, "lower"))
+    report_progress(2)
+    train_pairs = _encode_pairs(encoder, objective, train, train_pictures)
+    report_progress(3)
+    heads = _trained_control_heads(objective, train_pairs, steps=head_steps, seed=seed)
+    report_progress(4)
+    rows += _control_head_rows(heads, objective, pairs)
+    if objective.evaluation_family().views > 1:  # regions of one view are equally sharp as they are
+        equalized = _encode_pairs(encoder, objective, held_out, pictures, equalize_px=equalize_px)
+        name = f"sharpness equalized at {equalize_px} px"
+        rows.append(_row(name, _predict(objective, equalized.features), equalized, "as held-out pairs"))
+    report_progress(5)
+    content_free = _encode_pairs(encoder, objective, held_out, pictures, content=False, seed=seed)
+    rows.append(_row("content-free pictures", _predict(objective, content_free.features), content_free, "at most 0"))
     for name, ceiling in one_view_oracle(objective).items():
         rows.append(PairRow(name=f"oracle: {name} box known", r2=ceiling, low=None, high=None, expected="ceiling of 1 view"))
-    told(6)
+    report_progress(6)
+    with evaluation_mode(encoder, objective):
+        gates = structure_gates(objective, pairs.features)
+    return _report(objective, predicted, pairs, rows=tuple(rows), gates=gates)
 
-    weights = torch.tensor(
-        [objective.weights["position"]] * 2 + [objective.weights["scale"]] * (len(objective.channels) - 2), device=pairs.device
-    )
-    distance, constant_distance = (_position_distance(objective, said, seen) for said in (predicted, torch.zeros_like(predicted)))
-    with judged(encoder, objective):
-        gates = structure_gates(objective, seen.features)
+
+def _report(
+    objective: PairObjective, predicted: Tensor, pairs: _Pairs, *, rows: tuple[PairRow, ...], gates: dict[str, float]
+) -> PairReport:
+    """Put rows and gates beside the loss and the distance of positions, of the predictions and of the law's mean."""
+    weight = {term: objective.weights.get(term, 1.0) for term in ("position", "scale")}
+    channel_weights = [weight["position"]] * 2 + [weight["scale"]] * (len(objective.channels) - 2)
+    weights = torch.tensor(channel_weights, device=pairs.targets.device)
     return PairReport(
         protocol=PAIRS_PROTOCOL,
-        law=objective.settings.law,
+        law=objective.settings.law_name,
         channels=objective.channels,
-        pictures=len(seen.wanted),
-        pairs=int(seen.counted.sum()),
-        left_out=int((~seen.counted).sum()),
-        loss=_mean((predicted - seen.wanted).square() @ weights, seen.counted),
-        constant_loss=_mean(seen.wanted.square() @ weights, seen.counted),
-        position_distance=distance,
-        constant_position_distance=constant_distance,
-        rows=tuple(rows),
+        pictures=len(pairs.targets),
+        pairs=int(pairs.mask.sum()),
+        left_out=int((~pairs.mask).sum()),
+        loss=_mean((predicted - pairs.targets).square() @ weights, pairs.mask),
+        constant_loss=_mean(pairs.targets.square() @ weights, pairs.mask),
+        position_distance=_position_distance(objective, predicted, pairs),
+        constant_position_distance=_position_distance(objective, torch.zeros_like(predicted), pairs),
+        rows=rows,
         gates=gates,
     )
 
@@ -204,29 +201,35 @@ def _recipe(objective: PairObjective, side_px: int | None = None) -> ViewRecipe:
     return ViewRecipe(families=(family if side_px is None else replace(family, size_px=(side_px, side_px)),))
 
 
-def _seen(
+def _encode_pairs(
     encoder: Encoder,
     objective: PairObjective,
-    pictures: Pictures,
+    pictures: PictureSource,
     number: int,
     *,
     equalize_px: int | None = None,
     content: bool = True,
     seed: int = 0,
-) -> _Seen:
+) -> _Pairs:
     """Encode `number` pictures; without `content`, pictures of one color with noise on every view."""
     recipe = _recipe(objective, equalize_px)
-    found: list[Features] = []
-    wanted, counted = [], []
-    with judged(encoder, objective):
-        for ids in blocks(drawn_ids(pictures, number)):
-            cut = pictures.views(recipe, ids) if content else pictures.plain_views(recipe, ids)
-            views = cut.views[0] if content else _with_noise(cut.views[0], seed, int(ids[0]))
+    parts: list[_Pairs] = []
+    with evaluation_mode(encoder, objective):
+        for ids in blocks(draw_ids(pictures, number)):
+            batch = pictures.views(recipe, ids) if content else pictures.one_color_views(recipe, ids)
+            views = batch.views[0] if content else _with_noise(batch.views[0], seed, int(ids[0]))
             features = objective.features(views, encoder.encode)
-            found.append(Features(summary=features.summary.float(), tokens=features.tokens.half()))
-            wanted.append(objective.targets(views.geometry))
-            counted.append(objective.counted(views.geometry, views.valid))
-    return _Seen(features=_joined(found, dim=0), wanted=torch.cat(wanted), counted=torch.cat(counted))
+            part = _Pairs(
+                features=Features(summary=features.summary.float(), tokens=features.tokens.half()),
+                targets=objective.targets(views.geometry),
+                mask=objective.pair_mask(views.geometry, views.valid),
+            )
+            parts.append(part)
+    return _Pairs(
+        features=_concatenate([part.features for part in parts], dim=0),
+        targets=torch.cat([part.targets for part in parts]),
+        mask=torch.cat([part.mask for part in parts]),
+    )
 
 
 def _with_noise(views: Views, seed: int, first: int) -> Views:
@@ -235,39 +238,57 @@ def _with_noise(views: Views, seed: int, first: int) -> Views:
         return replace(views, pixels=views.pixels + 0.3 * torch.randn_like(views.pixels))
 
 
-def _across(encoder: Encoder, objective: PairObjective, pictures: Pictures, number: int) -> Tensor:
+def _predict_across_pictures(encoder: Encoder, objective: PairObjective, pictures: PictureSource, number: int) -> Tensor:
     """Predict pairs whose target view is cut from the next picture, by the same draws."""
     recipe = _recipe(objective)
-    chosen = drawn_ids(pictures, number)
-    said = []
-    with judged(encoder, objective):
-        for ids, next_ids in zip(blocks(chosen), blocks(np.roll(chosen, -1)), strict=True):
+    all_ids = draw_ids(pictures, number)
+    predicted = []
+    with evaluation_mode(encoder, objective):
+        for ids, next_ids in zip(blocks(all_ids), blocks(np.roll(all_ids, -1)), strict=True):
             own = objective.features(pictures.views(recipe, ids).views[0], encoder.encode)
             other = objective.features(pictures.views(recipe, next_ids, ids).views[0], encoder.encode)
             views = own.summary.shape[1]
             pairs = objective.pairs + torch.tensor([0, views], device=objective.pairs.device)
-            said.append(objective.predict(_joined([own, other], dim=1), pairs)[0].float())
-    return torch.cat(said)
+            predicted.append(objective.predict(_concatenate([own, other], dim=1), pairs)[0].float())
+    return torch.cat(predicted)
 
 
-def _joined(parts: list[Features], *, dim: int) -> Features:
+def _trained_control_heads(objective: PairObjective, pairs: _Pairs, *, steps: int, seed: int) -> dict[str, nn.Module]:
+    """Return the control heads, trained on frozen features of pairs, by their row's name."""
+    heads = control_heads(objective, pairs.features, seed=seed)
+    heads = {name: head.to(objective.pairs.device) for name, head in heads.items()}
+    train_heads(list(heads.values()), pairs.features, pairs.targets, pairs.mask, objective.pairs, steps=steps, seed=seed)
+    return heads
+
+
+def _control_head_rows(heads: Mapping[str, nn.Module], objective: PairObjective, pairs: _Pairs) -> list[PairRow]:
+    """Return the rows of control heads on held-out pairs."""
+    rows = []
+    for name, head in heads.items():
+        with evaluation_mode(head):
+            predicted = torch.cat([head(part, objective.pairs)[0].float() for part in parts_of(pairs.features)])
+        rows.append(_row(name, predicted, pairs, "as held-out pairs" if name == "fresh full head" else "lower than fresh"))
+    return rows
+
+
+def _concatenate(parts: list[Features], *, dim: int) -> Features:
     return Features(summary=torch.cat([part.summary for part in parts], dim), tokens=torch.cat([part.tokens for part in parts], dim))
 
 
-def _predicted(objective: PairObjective, features: Features) -> Tensor:
-    with judged(objective):
+def _predict(objective: PairObjective, features: Features) -> Tensor:
+    with evaluation_mode(objective):
         return torch.cat([objective.predict(part)[0].float() for part in parts_of(features)])
 
 
-def _row(name: str, predicted: Tensor, wanted: Tensor, counted: Tensor, expected: str) -> PairRow:
-    found: R2 = r2_with_interval(predicted, wanted, counted)
-    return PairRow(name=name, r2=found.value, low=found.low, high=found.high, expected=expected)
+def _row(name: str, predicted: Tensor, pairs: _Pairs, expected: str) -> PairRow:
+    r2 = r2_with_interval(predicted, pairs.targets, pairs.mask)
+    return PairRow(name=name, r2=r2.value, low=r2.low, high=r2.high, expected=expected)
 
 
-def _mean(values: Tensor, counted: Tensor) -> float:
-    return float((values * counted).sum() / counted.sum())
+def _mean(values: Tensor, mask: Tensor) -> float:
+    return float((values * mask).sum() / mask.sum())
 
 
-def _position_distance(objective: PairObjective, predicted: Tensor, seen: _Seen) -> float:
-    apart = (predicted - seen.wanted)[..., :2] * objective.target_std[:2]
-    return _mean(apart.norm(dim=-1), seen.counted)
+def _position_distance(objective: PairObjective, predicted: Tensor, pairs: _Pairs) -> float:
+    error = (predicted - pairs.targets)[..., :2] * objective.target_std[:2]
+    return _mean(error.norm(dim=-1), pairs.mask)

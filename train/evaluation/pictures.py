@@ -20,14 +20,13 @@ from wherefrom.pipeline.loader import Loader, make_loader
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Record
+from wherefrom.train.objectives.pairs import PairObjective
 
 Table = tuple[tuple[str, ...], ...]
+ReportProgress = Callable[[str, int, int], None]  # what is done, so far, in all
 
 
-Progress = Callable[[str, int, int], None]
-
-
-class Pictures(Protocol):
+class PictureSource(Protocol):
     """A set of pictures, numbered from 0, of which views can be cut by any recipe."""
 
     def __len__(self) -> int: ...
@@ -36,7 +35,7 @@ class Pictures(Protocol):
         """Return the views of these pictures by the draws of `drawn_for` (default: their own)."""
         ...
 
-    def plain_views(self, recipe: ViewRecipe, sample: NDArray[np.int64]) -> Batch:
+    def one_color_views(self, recipe: ViewRecipe, sample: NDArray[np.int64]) -> Batch:
         """Return the same views of pictures that have the same sizes and show one color each."""
         ...
 
@@ -58,21 +57,21 @@ class ShardPictures:
         """Return the views of these pictures by the draws of `drawn_for` (default: their own)."""
         return self._loader(recipe).batch(sample, drawn_for, epoch)
 
-    def plain_views(self, recipe: ViewRecipe, sample: NDArray[np.int64]) -> Batch:
+    def one_color_views(self, recipe: ViewRecipe, sample: NDArray[np.int64]) -> Batch:
         """Return the same views, through the same renderer, of JPEGs that have the same sizes and show one color each."""
         loader = self._loader(recipe)
         batch = loader.batch(sample).to("cpu")
         upright = torch.ones(len(batch), dtype=torch.uint8)
         records = [Record.of(replace(views.geometry, stored_orientation=upright), views.photometric) for views in batch.views]
         sizes = batch.source_size.tolist()
-        rendered = loader.renderer.render([_plain_jpeg(i, hw) for i, hw in zip(batch.sample.tolist(), sizes, strict=True)], records)
+        rendered = loader.renderer.render([_one_color_jpeg(i, hw) for i, hw in zip(batch.sample.tolist(), sizes, strict=True)], records)
         views = (replace(views, pixels=pixels.cpu()) for views, pixels in zip(batch.views, rendered.pixels, strict=True))
         return replace(batch, views=tuple(views)).to(loader.device)
 
     def _loader(self, recipe: ViewRecipe) -> Loader:
         if recipe.fingerprint not in self._loaders:
-            made = make_loader(self.index, recipe, seed=0, global_batch=1, order="sequential", prefetch=1, **self._options)
-            self._loaders[recipe.fingerprint] = made
+            loader = make_loader(self.index, recipe, seed=0, global_batch=1, order="sequential", prefetch=1, **self._options)
+            self._loaders[recipe.fingerprint] = loader
         return self._loaders[recipe.fingerprint]
 
     def close(self) -> None:
@@ -87,7 +86,7 @@ class ShardPictures:
         self.close()
 
 
-def _plain_jpeg(sample: int, hw: tuple[int, int]) -> NDArray[np.uint8]:
+def _one_color_jpeg(sample: int, hw: tuple[int, int]) -> NDArray[np.uint8]:
     """Return the bytes of a JPEG of one color, which belongs to the sample."""
     color = tuple(np.random.Generator(np.random.Philox(key=sample)).integers(0, 256, 3).tolist())
     encoded = io.BytesIO()
@@ -96,11 +95,11 @@ def _plain_jpeg(sample: int, hw: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def judged(*modules: nn.Module) -> Iterator[None]:
+def evaluation_mode(*modules: nn.Module | PairObjective) -> Iterator[None]:
     """Put modules into evaluation mode without gradients, and back."""
     modes = [module.training for module in modules]
     for module in modules:
-        module.eval()
+        module.train(False)
     try:
         with torch.no_grad():
             yield

@@ -1,103 +1,152 @@
 """What a run measures of itself: a short evaluation now and then and at its end, where the full one with every control follows.
 
-Here: how many pictures are looked at, both evaluations as one report, tables and curves, and that held-out shards are not learned from.
+Here: how many pictures are taken, both evaluations as one report, tables and curves, and that held-out shards are not learned from.
 Not here: how anything is measured (pairs.py, labels.py), when (loop.py).
 """
 
 import filecmp
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation.labels import PROTOCOL_NAMES, evaluate_labels
-from wherefrom.train.evaluation.pair_controls import NoPairsError, PairObjective
+from wherefrom.train.evaluation.pair_controls import NoPairsError
 from wherefrom.train.evaluation.pairs import PAIRS_PROTOCOL, PairRow, evaluate_pairs, pair_r2, r2_text
-from wherefrom.train.evaluation.pictures import Pictures, Progress, Table
+from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table
 from wherefrom.train.objective import Step
+from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.plain_data import Plain
-from wherefrom.train.reporting import Evaluated
+from wherefrom.train.reporting import EvaluationResults
 from wherefrom.train.settings import EvaluationSettings
 
 
-def check_held_out(learned: ShardIndex, held_out: ShardIndex) -> None:
+def check_held_out(train: ShardIndex, held_out: ShardIndex) -> None:
     """Refuse held-out shards that are learned from; pictures that two different shards share are not looked for.
 
     Raises: ValueError that names the first shard that is a training shard too, or has the very bytes of one.
     """
-    alike: dict[tuple[int, int], list[str]] = {}
-    for path, contents in zip(learned.paths, _contents(learned), strict=True):
-        alike.setdefault(contents, []).append(path)
-    for path, contents in zip(held_out.paths, _contents(held_out), strict=True):
-        pictures, _ = contents
-        for training in alike.get(contents, ()) if pictures else ():
+    by_numbers: dict[tuple[int, int], list[str]] = {}
+    for path, numbers in zip(train.paths, _numbers(train), strict=True):
+        by_numbers.setdefault(numbers, []).append(path)
+    for path, numbers in zip(held_out.paths, _numbers(held_out), strict=True):
+        pictures, _ = numbers
+        for training in by_numbers.get(numbers, ()) if pictures else ():
             if os.path.samefile(path, training) or filecmp.cmp(path, training, shallow=False):
                 same = "is a training shard too" if path == training else f"holds the same bytes as the training shard {training}"
                 raise ValueError(f"val: {path} {same}; hold out shards that are not learned from, or leave out --val")
 
 
-def _contents(index: ShardIndex) -> Iterator[tuple[int, int]]:
+def _numbers(index: ShardIndex) -> Iterator[tuple[int, int]]:
     """Yield the number of pictures and of bytes of every shard."""
     yield from zip(index.shard_lengths.tolist(), index.shard_stamps[:, 1].tolist(), strict=True)
 
 
 def evaluate_run(
     step: Step,
-    train: Pictures,
-    held_out: Pictures,
+    train: PictureSource,
+    held_out: PictureSource,
     settings: EvaluationSettings,
     *,
     view_px: int,
     update: int,
     full: bool,
-    progress: Progress | None = None,
-) -> Evaluated:
+    progress: ReportProgress | None = None,
+) -> EvaluationResults:
     """Measure a run after `update` updates: pairs of held-out pictures, and labels, by views of side `view_px`, where there are any.
 
-    The short form looks at fewer pictures and at no control. It alone gives curves: k-NN from another number of pictures is another number.
+    Pairs: of every objective that `is_pair_objective`. The short form takes fewer pictures and no control. It alone gives curves: k-NN from
+    another number of pictures is another number.
     """
-    report: dict[str, Plain] = {"update": update, "full": full}
-    curves: dict[str, float] = {}
-    tables: list[Table] = []
+    sections: dict[str, _Section] = {}
     for name, objective in step.objectives.items():
-        if not isinstance(objective, PairObjective):
-            continue
-        law = objective.settings.law
-        heading = f"{name}, law {law}"
-        try:
-            if full:
-                pairs = evaluate_pairs(
-                    step.encoder,
-                    objective,
-                    train,
-                    held_out,
-                    pictures=settings.pictures,
-                    train_pictures=settings.head_pictures,
-                    head_steps=settings.head_steps,
-                    progress=progress,
+        if is_pair_objective(objective):
+            try:
+                sections[name] = (
+                    _full_pairs(name, step.encoder, objective, train, held_out, settings, progress)
+                    if full
+                    else _short_pairs(name, step.encoder, objective, held_out, settings)
                 )
-                report[name] = pairs.as_dict()
-                tables += [((heading,),), *pairs.tables()]
-            else:
-                row = pair_r2(step.encoder, objective, held_out, pictures=settings.short_pictures)
-                report[name] = {"protocol": PAIRS_PROTOCOL, "law": law, "r2": dict(zip(objective.channels, row.r2, strict=True))}
-                tables += [((heading,),), _short_table(objective.channels, row)]
-                curves |= {f"{name}/r2_{channel}": value for channel, value in zip(objective.channels, row.r2, strict=True)}
-        except NoPairsError as problem:  # held-out pictures may be smaller than those learned from; that is no reason to stop
-            report[name] = {"protocol": PAIRS_PROTOCOL, "law": law, "not_measured": str(problem)}
-            tables.append(((f"{heading}: not measured, {problem}",),))
-    bank, asked = (settings.knn_pictures, settings.knn_held_out) if full else (settings.short_knn_pictures, settings.short_pictures)
-    if bank:
-        labels = evaluate_labels(
-            step.encoder, train, held_out, view_px=view_px, limit=bank, held_out_limit=asked, probe=full, progress=progress
-        )
-        if labels is None:
-            tables.append((("labels: the pictures have none, so there is neither k-NN nor linear probe",),))
-        else:
-            report["labels"] = labels.as_dict()
-            tables += labels.tables()
-            if not full:
-                curves |= {f"{PROTOCOL_NAMES[score.protocol]} {score.features}": score.accuracy for score in labels.scores}
-    return Evaluated(update=update, full=full, report=report, curves=curves, tables=tuple(tables))
+            except NoPairsError as problem:  # held-out pictures may be smaller than those learned from; that is no reason to stop
+                plain: Plain = {"protocol": PAIRS_PROTOCOL, "law": objective.settings.law_name, "not_measured": str(problem)}
+                sections[name] = _Section(plain=plain, tables=(((f"{_heading(name, objective)}: not measured, {problem}",),),))
+    sections["labels"] = _labels(step.encoder, train, held_out, settings, view_px=view_px, full=full, progress=progress)
+    return EvaluationResults(
+        update=update,
+        full=full,
+        report={"update": update, "full": full} | {name: section.plain for name, section in sections.items() if section.plain is not None},
+        curves={name: value for section in sections.values() for name, value in section.curves.items()},
+        tables=tuple(table for section in sections.values() for table in section.tables),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Section:
+    """What one objective, or the labels, add to a report."""
+
+    plain: Plain = None  # None: nothing to write down
+    curves: Mapping[str, float] = field(default_factory=dict)
+    tables: tuple[Table, ...] = ()
+
+
+def _full_pairs(
+    name: str,
+    encoder: Encoder,
+    objective: PairObjective,
+    train: PictureSource,
+    held_out: PictureSource,
+    settings: EvaluationSettings,
+    progress: ReportProgress | None,
+) -> _Section:
+    pairs = evaluate_pairs(
+        encoder,
+        objective,
+        train,
+        held_out,
+        pictures=settings.pictures,
+        train_pictures=settings.head_pictures,
+        head_steps=settings.head_steps,
+        progress=progress,
+    )
+    return _Section(plain=pairs.as_dict(), tables=(((_heading(name, objective),),), *pairs.tables()))
+
+
+def _short_pairs(name: str, encoder: Encoder, objective: PairObjective, held_out: PictureSource, settings: EvaluationSettings) -> _Section:
+    row = pair_r2(encoder, objective, held_out, pictures=settings.short_pictures)
+    r2 = dict(zip(objective.channels, row.r2, strict=True))
+    return _Section(
+        plain={"protocol": PAIRS_PROTOCOL, "law": objective.settings.law_name, "r2": r2},
+        curves={f"{name}/r2_{channel}": value for channel, value in r2.items()},
+        tables=(((_heading(name, objective),),), _short_table(objective.channels, row)),
+    )
+
+
+def _labels(
+    encoder: Encoder,
+    train: PictureSource,
+    held_out: PictureSource,
+    settings: EvaluationSettings,
+    *,
+    view_px: int,
+    full: bool,
+    progress: ReportProgress | None,
+) -> _Section:
+    limit = settings.knn_pictures if full else settings.short_knn_pictures
+    held_out_limit = settings.knn_held_out if full else settings.short_pictures
+    if not limit:
+        return _Section()
+    labels = evaluate_labels(
+        encoder, train, held_out, view_px=view_px, limit=limit, held_out_limit=held_out_limit, probe=full, progress=progress
+    )
+    if labels is None:
+        return _Section(tables=((("labels: the pictures have none, so there is neither k-NN nor linear probe",),),))
+    curves = {f"{PROTOCOL_NAMES[score.protocol]} {score.features}": score.accuracy for score in labels.scores}
+    return _Section(plain=labels.as_dict(), curves={} if full else curves, tables=labels.tables())
+
+
+def _heading(name: str, objective: PairObjective) -> str:
+    return f"{name}, law {objective.settings.law_name}"
 
 
 def _short_table(channels: Sequence[str], row: PairRow) -> Table:

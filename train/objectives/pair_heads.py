@@ -1,4 +1,4 @@
-"""Heads that say something about every pair of a picture's views.
+"""Heads that predict something of every pair of a picture's views.
 
 Here: modules from `Features` and pairs to C channels a pair, all pairs in a few products.
 Not here: what the channels mean (spatial.py), heads that serve as controls (wherefrom.train.evaluation.pair_controls).
@@ -16,7 +16,7 @@ from wherefrom.train.encoder import Features
 
 
 class AttendHead(nn.Module):
-    """The reference's summary looks at the tokens of both views; what it finds in each goes through a two-layer MLP.
+    """The reference's summary looks at the tokens of both views; what it reads in each goes through a two-layer MLP.
 
     h_v = softmax(z_r Z_v' / t) Z_v for v = r and t, with logits in float32; output = MLP([h_r; h_t]).
     """
@@ -38,10 +38,10 @@ class AttendHead(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             logits = query.float().unsqueeze(1) @ key.float().mT / self.temperature  # (B, V looked at, V that look, N)
             attention = logits.softmax(-1)
-            found = attention @ value.float()
+            looked_up = attention @ value.float()
         reference, target = pairs.unbind(-1)
-        own = found[:, reference, reference]
-        output = self.mlp(torch.cat([own.detach() if stop_reference else own, found[:, target, reference]], -1))
+        own = looked_up[:, reference, reference]
+        output = self.mlp(torch.cat([own.detach() if stop_reference else own, looked_up[:, target, reference]], -1))
         with torch.no_grad():
             uniform = math.log(max(2, tokens.shape[2]))
             meters = {"logit_max": logits.abs().max(), "attention_entropy": torch.special.entr(attention).sum(-1).mean() / uniform}
@@ -71,4 +71,4 @@ class AdditiveHead(nn.Module):
         """Return the loss of what `forward` predicts, without storing the pairs; boxes (B, V, 4) and options as `pair_loss` takes them."""
         summary = features.summary
         of_reference = self.of_reference(summary.detach() if stop_reference else summary)
-        return pair_loss(of_reference, self.of_target(summary), boxes, weight=self.out.weight, offset=self.out.bias, **options)
+        return pair_loss(of_reference, self.of_target(summary), boxes, weight=self.out.weight, output_bias=self.out.bias, **options)

@@ -5,43 +5,114 @@ Not here: heads (pair_heads.py), the objectives (spatial.py, spatial_dense.py).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Protocol, TypeGuard
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from wherefrom.kernels.pair_loss import PairLoss
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import ViewGeometry
-from wherefrom.train.objective import Terms
+from wherefrom.pipeline.views import ViewGeometry, Views
+from wherefrom.train.encoder import Features
+from wherefrom.train.objective import Encode, Terms
 
 Loss = Literal["squared", "smooth_l1"]
 
 
-def pair_terms(predicted: Tensor, wanted: Tensor, counted: Tensor, channels: Sequence[str], *, loss: Loss, beta: float) -> Terms:
+class PairSettings(Protocol):
+    """What evaluation reads of the settings of an objective on pairs."""
+
+    @property
+    def law_name(self) -> str:
+        """The law by its name: R2 does not compare across laws."""
+
+    @property
+    def position(self) -> str:
+        """The unit of positions, as `pair_targets` takes it."""
+
+    @property
+    def scale(self) -> str:
+        """The unit of sizes, as `pair_targets` takes it."""
+
+    @property
+    def hidden(self) -> int | None:
+        """Hidden units of the heads that serve as controls; None: as many as the encoder's width."""
+
+
+class PairObjective(Protocol):
+    """What evaluation asks of an objective, whoever wrote it, to report how well it predicts pairs of boxes.
+
+    Shapes: B pictures, V boxes of each, P pairs, C channels: x, y, then one of scale or two of width and height.
+    The boxes are those of V views, or regions of a single view; R2 of several views is measured with equalized sharpness, too.
+    """
+
+    training: bool
+    channels: tuple[str, ...]
+    weights: Mapping[str, float]  # of the terms "position" and "scale", 1 where not named
+    pairs: Tensor  # (P, 2) int64, (reference, target): those that are learned
+    target_mean: Tensor  # (C,), as the next: standardized = (target - mean) / std
+    target_std: Tensor
+
+    @property
+    def settings(self) -> PairSettings:
+        """The choices that the report names, and the gates depend on."""
+
+    def train(self, mode: bool = True) -> object:
+        """Switch between training and evaluation mode, as any module."""
+
+    def evaluation_family(self) -> ViewFamily:
+        """Return the views to evaluate on: the same boxes, neither colored, mirrored nor turned."""
+
+    def boxes(self, record: ViewGeometry) -> Tensor:
+        """Return the boxes that pairs are made of, (B, V, 4)."""
+
+    def pair_mask(self, record: ViewGeometry, valid: Tensor) -> Tensor:
+        """Return which pairs count, (B, P) bool, where `valid` says which views do."""
+
+    def targets(self, record: ViewGeometry, pairs: Tensor | None = None, *, standardized: bool = True) -> Tensor:
+        """Return what is to be predicted of `pairs`, by default its own, (B, P, C) float32."""
+
+    def features(self, views: Views, encode: Encode) -> Features:
+        """Return what the head sees of every box, of views of any side."""
+
+    def predict(self, features: Features, pairs: Tensor | None = None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return standardized predictions (B, P, C) and meters."""
+
+    def new_head(self, width: int) -> nn.Module:
+        """Return a fresh head, for (features of `width`, pairs) -> (predictions, meters)."""
+
+
+def is_pair_objective(objective: object) -> TypeGuard[PairObjective]:
+    """Return whether an objective has, once it is set up, all that evaluation asks of one on pairs."""
+    # not isinstance with a runtime protocol: from Python 3.12 on it does not see a module's buffers
+    others = [name for name in vars(PairObjective) if not name.startswith("_")]
+    return all(hasattr(objective, name) for name in (*PairObjective.__annotations__, *others))
+
+
+def pair_terms(predicted: Tensor, targets: Tensor, mask: Tensor, channels: Sequence[str], *, loss: Loss, beta: float) -> Terms:
     """Return both terms, means over the pairs that count (0 where none does) summed over their channels, and R2 of every channel.
 
-    Shapes: predicted and wanted (B, P, C), counted (B, P) bool, C channels.
+    Shapes: predicted and targets (B, P, C), mask (B, P) bool, true for pairs that count; C channels.
     """
-    said = predicted.float()
-    error = (said - wanted).square() if loss == "squared" else F.smooth_l1_loss(said, wanted, reduction="none", beta=beta)
-    each = (error * counted.unsqueeze(-1)).sum((0, 1)) / counted.sum().clamp(min=1)
+    predicted = predicted.float()
+    error = (predicted - targets).square() if loss == "squared" else F.smooth_l1_loss(predicted, targets, reduction="none", beta=beta)
+    channel_loss = (error * mask.unsqueeze(-1)).sum((0, 1)) / mask.sum().clamp(min=1)
     with torch.no_grad():
-        meters = {f"r2_{name}": value for name, value in zip(channels, r2(said, wanted, counted), strict=True)}
-    return Terms(losses={"position": each[:2].sum(), "scale": each[2:].sum()}, meters=meters)
+        meters = {f"r2_{name}": value for name, value in zip(channels, r2(predicted, targets, mask), strict=True)}
+    return Terms(losses={"position": channel_loss[:2].sum(), "scale": channel_loss[2:].sum()}, meters=meters)
 
 
-def position_and_scale(found: PairLoss, weights: Mapping[str, float]) -> dict[str, Tensor]:
+def position_and_scale(pair_loss: PairLoss, weights: Mapping[str, float]) -> dict[str, Tensor]:
     """Return both terms of a pair loss whose channels were weighted by `weights`.
 
     One pass gives one gradient, that of the weighted sum, and only that sum may be differentiated: each term carries the share of the
     gradient by which it comes out.
     """
-    values = {"position": found.channel_loss[:2].sum(), "scale": found.channel_loss[2:].sum()}
-    gradient = (found.loss - found.loss.detach()) / (sum(weights[term] ** 2 for term in values) or 1)
+    values = {"position": pair_loss.channel_loss[:2].sum(), "scale": pair_loss.channel_loss[2:].sum()}
+    gradient = (pair_loss.loss - pair_loss.loss.detach()) / (sum(weights[term] ** 2 for term in values) or 1)
     return {term: value + weights[term] * gradient for term, value in values.items()}
 
 
@@ -52,20 +123,20 @@ def ordered_pairs(views: int) -> Tensor:
     return pairs[pairs[:, 0] != pairs[:, 1]]
 
 
-def drawn_records(family: ViewFamily, *, pictures: int, side_px: int = 1024, seed: int = 0) -> ViewGeometry:
+def law_records(family: ViewFamily, *, pictures: int, seed: int = 0) -> ViewGeometry:
     """Return the records that a family's law gives for square pictures 0, 1, ...; pixels are not needed for what the law alone knows."""
-    size = np.full((pictures, 2), side_px, np.int32)
-    (drawn,) = draw_records(ViewRecipe(families=(family,)), seed=seed, epoch=0, drawn_for=np.arange(pictures), source_size=size)
-    return drawn.geometry
+    size = np.full((pictures, 2), 1024, np.int32)
+    (record,) = draw_records(ViewRecipe(families=(family,)), seed=seed, epoch=0, drawn_for=np.arange(pictures), source_size=size)
+    return record.geometry
 
 
-def r2(predicted: Tensor, wanted: Tensor, counted: Tensor) -> Tensor:
+def r2(predicted: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Return 1 - squared error / variance of the targets, over the pairs that count; not finite where the targets do not vary.
 
-    Shapes: predicted and wanted (B, P, C), counted (B, P) bool -> (C,).
+    Shapes: predicted and targets (B, P, C), mask (B, P) bool, true for pairs that count -> (C,).
     """
-    weight = counted.to(wanted.dtype).unsqueeze(-1)
+    weight = mask.to(targets.dtype).unsqueeze(-1)
     total = weight.sum((0, 1))
-    mean = (wanted * weight).sum((0, 1)) / total
-    residual = ((predicted - wanted).square() * weight).sum((0, 1))
-    return 1 - residual / ((wanted - mean).square() * weight).sum((0, 1))
+    mean = (targets * weight).sum((0, 1)) / total
+    residual = ((predicted - targets).square() * weight).sum((0, 1))
+    return 1 - residual / ((targets - mean).square() * weight).sum((0, 1))

@@ -5,7 +5,6 @@ Not here: the heads (pair_heads.py), the targets (wherefrom.kernels.pair_targets
 Source: re-implemented from secondary descriptions of arXiv 2605.09963; what they do not say is our choice.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -13,40 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wherefrom.kernels.pair_targets import Axes, Position, Scale, pair_targets
+from wherefrom.kernels.pair_targets import pair_targets
+from wherefrom.kernels.pair_targets_reference import CHANNELS, Axes, PairUnits, Position, Scale
+from wherefrom.pipeline.laws import Paired
 from wherefrom.pipeline.literals import check_literals
-from wherefrom.pipeline.view_recipe import ColorLaw, Disjoint, Independent, Law, Mirror, Paired, ViewFamily
+from wherefrom.pipeline.view_recipe import ColorLaw, CropLaw, Mirror, ViewFamily, check_law, law_name
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Terms
 from wherefrom.train.objectives.pair_heads import AdditiveHead, AttendHead
-from wherefrom.train.objectives.pairs import Loss, drawn_records, ordered_pairs, pair_terms, position_and_scale
+from wherefrom.train.objectives.pairs import Loss, law_records, ordered_pairs, pair_terms, position_and_scale
 
-LawName = Literal["paired", "disjoint", "independent"]
+PAIRED = Paired(border_frac=0.02)  # frames and watermarks tell the place
 HeadName = Literal["attend", "additive"]
 Stop = Literal["none", "reference", "encoder"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpatialSettings:
-    """Every choice of SP. `paired` cuts one pair a picture, the others `views` views, all ordered pairs of which count.
+    """Every choice of SP. A law that draws pairs cuts one a picture, the others `views` views, all ordered pairs of which count.
 
     Raises: ValueError if upright axes are asked for while views are mirrored or turned: the network cannot see which way is up.
     """
 
-    law: LawName = "paired"
-    views: int = 6  # disjoint and independent
+    law: CropLaw = PAIRED  # how views are cut
+    views: int | None = None  # None: as many as the law draws, 6 if it draws any number
     size_px: int = 96  # side of the finished, square view
-    position_max: float = 1.5  # paired, as the next five: p uniform on +-this, in reference sides, ...
-    position_min: float = 0.5  # ... less the center of this half side
-    log_scale_max: float = math.log(2)  # ln s uniform in +-this
-    side_frac: tuple[float, float] | None = None  # reference side over the picture's short side; None: (0.10, the largest that always fits)
-    aspect_jitter: float = 1.0
-    border_frac: float = 0.02  # of the short side, kept free: frames and watermarks tell the place
-    both_orders: bool = False  # count each pair from both sides; the other laws always do
-    area_frac: tuple[float, float] = (0.05, 0.12)  # disjoint and independent, as the next
-    aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    min_gap_frac: float = 0.0  # disjoint, of the short side
+    both_orders: bool = False  # of a law that draws pairs: count each from both sides, as is always done of more views
     min_side_px: int = 16
     mirror: Mirror = "picture"
     turns: bool = False
@@ -69,51 +61,47 @@ class SpatialSettings:
     stop: Stop = "none"  # where no gradient goes: into the reference view, or into the encoder at all
 
     def __post_init__(self) -> None:
+        check_law(self.law)
         check_literals(self)
         if self.axes == "source" and (self.mirror != "none" or self.turns):
             raise ValueError(
                 f"axes='source' with mirror={self.mirror!r}, turns={self.turns}: no view shows which way is up; use axes='view'"
             )
-        if self.law != "paired" and self.views < 2:
-            raise ValueError(f"views={self.views}: a pair needs 2")
         if self.equalize_px is not None and not 0 < self.equalize_px <= self.size_px:
             raise ValueError(f"equalize_px={self.equalize_px}: needs 1 to size_px={self.size_px}")
         if min(self.weight_position, self.weight_scale) < 0:
             raise ValueError(f"weight_position={self.weight_position}, weight_scale={self.weight_scale}: weights cannot be negative")
-        _ = self.family("spatial")  # the law checks its own numbers
+        views = self.family("spatial").views  # the law checks whether it can draw them
+        if views < 2:
+            raise ValueError(f"views={views}: a pair needs 2")
+
+    @property
+    def law_name(self) -> str:
+        """What R2 is named by: it does not compare across laws."""
+        return law_name(self.law)
 
     def family(self, name: str) -> ViewFamily:
         """Return the views that these settings ask the loader for."""
         side = self.equalize_px or self.size_px
-        views = 2 if self.law == "paired" else self.views
+        views = self.law.fixed_views or 6 if self.views is None else self.views
         return ViewFamily(
             name=name,
             views=views,
             size_px=(side, side),
-            law=self._law(),
+            law=self.law,
             mirror=self.mirror,
             turns=self.turns,
             color=self.color,
             min_side_px=self.min_side_px,
         )
 
+    def objective(self, name: str) -> "SpatialPrediction":
+        """Return what is learned by these settings, under a name."""
+        return SpatialPrediction(self, name=name)
+
     def channels(self) -> tuple[str, ...]:
         """Return the names of what is predicted, in order."""
-        return ("x", "y", "scale") if self.scale == "log_area" else ("x", "y", "width", "height")
-
-    def _law(self) -> Law:
-        if self.law == "disjoint":
-            return Disjoint(area_frac=self.area_frac, aspect=self.aspect, min_gap_frac=self.min_gap_frac)
-        if self.law == "independent":
-            return Independent(area_frac=self.area_frac, aspect=self.aspect)
-        return Paired(
-            position_max=self.position_max,
-            position_min=self.position_min,
-            log_scale_max=self.log_scale_max,
-            side_frac=self.side_frac,
-            aspect_jitter=self.aspect_jitter,
-            border_frac=self.border_frac,
-        )
+        return CHANNELS[self.scale]
 
 
 class SpatialPrediction(Objective):
@@ -134,7 +122,7 @@ class SpatialPrediction(Objective):
         self.channels = settings.channels()
         per_channel = [settings.weight_position] * 2 + [settings.weight_scale] * (len(self.channels) - 2)
         self.register_buffer("channel_weights", torch.tensor(per_channel), persistent=False)
-        one_way = settings.law == "paired" and not settings.both_orders
+        one_way = settings.law.fixed_views == 2 and not settings.both_orders
         self.register_buffer("pairs", torch.tensor([[0, 1]]) if one_way else ordered_pairs(self.families[0].views), persistent=False)
 
     def setup(self, encoder: Encoder) -> None:
@@ -158,7 +146,7 @@ class SpatialPrediction(Objective):
         if isinstance(self.head, AdditiveHead):
             return self._terms_without_pairs(self.head, features, views)
         predicted, meters = self.predict(features)
-        wanted, counted = self.targets(views.geometry), self.counted(views.geometry, views.valid)
+        wanted, counted = self.targets(views.geometry), self.pair_mask(views.geometry, views.valid)
         terms = pair_terms(predicted, wanted, counted, self.channels, loss=self.settings.loss, beta=self.settings.smooth_l1_beta)
         return Terms(losses=terms.losses, meters={**meters, **terms.meters, "pairs_left_out": 1 - counted.float().mean()})
 
@@ -180,24 +168,19 @@ class SpatialPrediction(Objective):
         """Return the boxes that pairs are made of, (B, N, 4): those of the views."""
         return record.boxes
 
-    def counted(self, record: ViewGeometry, valid: Tensor) -> Tensor:
+    def pair_mask(self, record: ViewGeometry, valid: Tensor) -> Tensor:
         """Return which pairs count, (B, P) bool: those of two valid (B, V) views."""
         return valid[:, self.pairs.to(valid.device)].all(-1)
 
     def targets(self, record: ViewGeometry, pairs: Tensor | None = None, *, standardized: bool = True) -> Tensor:
         """Return what is to be predicted, (B, P, C) float32, of the boxes as cut."""
-        settings = self.settings
         return pair_targets(
             record.boxes,
             self.pairs if pairs is None else pairs,
+            units=self._units(standardized=standardized),
             flipped=record.flipped,
             quarter_turns=record.quarter_turns,
-            position=settings.position,
-            scale=settings.scale,
-            axes=settings.axes,
             picture_hw=record.source_size,
-            mean=self.target_mean if standardized else None,
-            std=self.target_std if standardized else None,
         )
 
     def standardization(self) -> tuple[Tensor, Tensor]:
@@ -206,15 +189,22 @@ class SpatialPrediction(Objective):
         In closed form where the law has one, else from 8192 pictures' draws on a square of 1024 pixels, always the same.
         """
         settings, channels = self.settings, len(self.channels)
-        law = self.families[0].law
         if not settings.standardize:
             return torch.zeros(channels), torch.ones(channels)
-        plain = not settings.both_orders and settings.position == "reference" and settings.scale != "ratio"
-        if isinstance(law, Paired) and law.aspect_jitter == 1 and law.log_scale_max > 0 and plain:
-            return torch.zeros(channels), torch.tensor([law.position_std] * 2 + [law.log_scale_std] * (channels - 2))
-        record = drawn_records(self.families[0], pictures=8192)
+        as_moments_are = not settings.both_orders and settings.position == "reference" and settings.scale != "ratio"
+        moments = settings.law.target_moments() if as_moments_are else None
+        if moments is not None:
+            mean = [0.0] * 2 + [moments.log_scale_mean] * (channels - 2)
+            return torch.tensor(mean), torch.tensor([moments.position_std] * 2 + [moments.log_scale_std] * (channels - 2))
+        record = law_records(self.families[0], pictures=8192)
         drawn = self.targets(record, self.pairs.cpu(), standardized=False).flatten(0, 1).double()
         return drawn.mean(0).float(), drawn.std(0).clamp(min=1e-6).float()
+
+    def _units(self, *, standardized: bool = True) -> PairUnits:
+        """Return the units of targets, standardized unless told not to."""
+        settings = self.settings
+        mean, std = (self.target_mean, self.target_std) if standardized else (None, None)
+        return PairUnits(position=settings.position, scale=settings.scale, axes=settings.axes, mean=mean, std=std)
 
     def _seen(self, features: Features) -> Features:
         return features.detach() if self.settings.stop == "encoder" else features
@@ -228,14 +218,10 @@ class SpatialPrediction(Objective):
             stop_reference=settings.stop == "reference",
             pairs=self.pairs if len(self.pairs) == 1 else "others",
             valid=views.valid,
+            units=self._units(),
             flipped=record.flipped,
             quarter_turns=record.quarter_turns,
-            position=settings.position,
-            scale=settings.scale,
-            axes=settings.axes,
             picture_hw=record.source_size,
-            mean=self.target_mean,
-            std=self.target_std,
             loss=settings.loss,
             beta=settings.smooth_l1_beta,
             channel_weights=self.channel_weights,

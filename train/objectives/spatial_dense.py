@@ -13,19 +13,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from wherefrom.kernels.pair_targets import Position, Scale, pair_targets
+from wherefrom.kernels.pair_targets import pair_targets
+from wherefrom.kernels.pair_targets_reference import CHANNELS, PairUnits, Position, Scale
 from wherefrom.kernels.roi_align import roi_align
 from wherefrom.kernels.roi_align_pairs import roi_align_pairs
 from wherefrom.pipeline.crops import SUBPIXELS
 from wherefrom.pipeline.draws import Purpose, family_word, random_words_of_tensors
 from wherefrom.pipeline.geometry import overlap_area
+from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.literals import check_literals
-from wherefrom.pipeline.view_recipe import ColorLaw, Independent, Mirror, ViewFamily
+from wherefrom.pipeline.view_recipe import ColorLaw, Mirror, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Terms
 from wherefrom.train.objectives.pair_heads import AdditiveHead
-from wherefrom.train.objectives.pairs import Loss, drawn_records, ordered_pairs, pair_terms
+from wherefrom.train.objectives.pairs import Loss, law_records, ordered_pairs, pair_terms
 
 STANDARDIZED_ON = 2048  # pictures
 
@@ -91,7 +93,7 @@ class DenseSpatialSettings:
         _ = self.family("dense")  # it checks its own numbers
 
     @property
-    def law(self) -> str:
+    def law_name(self) -> str:
         """What R2 is named by: it does not compare across laws."""
         return f"regions {self.pairs}, side {self.side_frac[0]:g} to {self.side_frac[1]:g} of a view"
 
@@ -107,9 +109,13 @@ class DenseSpatialSettings:
             min_side_px=self.min_side_px,
         )
 
+    def objective(self, name: str) -> "DenseSpatialPrediction":
+        """Return what is learned by these settings, under a name."""
+        return DenseSpatialPrediction(self, name=name)
+
     def channels(self) -> tuple[str, ...]:
         """Return the names of what is predicted, in order."""
-        return ("x", "y", "scale") if self.scale == "log_area" else ("x", "y", "width", "height")
+        return CHANNELS[self.scale]
 
 
 class DenseSpatialPrediction(Objective):
@@ -156,10 +162,9 @@ class DenseSpatialPrediction(Objective):
             self._tokens(views, encode),
             boxes,
             pairs=self.pairs,
-            mean=self.target_mean,
-            std=self.target_std,
+            units=self._units(),
+            picture_hw=settings.size_px,
             **self._pooling(),
-            **self._units(boxes),
         )
         predicted, _ = self.predict(_regions(pooled))
         counted = self._counted(boxes, views.valid)
@@ -185,22 +190,21 @@ class DenseSpatialPrediction(Objective):
             record, regions=self.settings.regions, side_frac=self.settings.side_frac, region_aspect=self.settings.region_aspect
         )
 
-    def counted(self, record: ViewGeometry, valid: Tensor) -> Tensor:
+    def pair_mask(self, record: ViewGeometry, valid: Tensor) -> Tensor:
         """Return which pairs count, (B, P) bool: those of a valid (B, 1) view, and, if so set, only regions that lie apart."""
         return self._counted(self.boxes(record), valid)
 
     def targets(self, record: ViewGeometry, pairs: Tensor | None = None, *, standardized: bool = True) -> Tensor:
         """Return what is to be predicted, (B, P, C) float32, as the view shows it: regions are drawn in its own, mirrored, pixels."""
-        boxes = self.boxes(record)
-        mean, std = (self.target_mean, self.target_std) if standardized else (None, None)
-        return pair_targets(boxes, self.pairs if pairs is None else pairs, mean=mean, std=std, **self._units(boxes))
+        pairs = self.pairs if pairs is None else pairs
+        return pair_targets(self.boxes(record), pairs, units=self._units(standardized=standardized), picture_hw=self.settings.size_px)
 
     def standardization(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of every channel over the pairs that count, (C,) float32, by the same draws always."""
         if not self.settings.standardize:
             return torch.zeros(len(self.channels)), torch.ones(len(self.channels))
-        record = drawn_records(self.families[0], pictures=STANDARDIZED_ON)
-        counted = self.counted(record, torch.ones(len(record), 1, dtype=torch.bool))
+        record = law_records(self.families[0], pictures=STANDARDIZED_ON)
+        counted = self.pair_mask(record, torch.ones(len(record), 1, dtype=torch.bool))
         drawn = self.targets(record, self.pairs.cpu(), standardized=False)[counted].double()
         return drawn.mean(0).float(), drawn.std(0).clamp(min=1e-6).float()
 
@@ -211,13 +215,12 @@ class DenseSpatialPrediction(Objective):
     def _pooling(self) -> dict[str, Any]:
         """Return how regions are pooled, as arguments."""
         settings = self.settings
-        return {"frame_hw": (settings.size_px,) * 2, "out_hw": settings.bins, "sampling": settings.sampling}
+        return {"frame_hw": settings.size_px, "out_hw": settings.bins, "sampling": settings.sampling}
 
-    def _units(self, boxes: Tensor) -> dict[str, Any]:
-        """Return in what units targets are told, as arguments."""
-        settings = self.settings
-        view_hw = boxes.new_full((len(boxes), 2), settings.size_px)
-        return {"position": settings.position, "scale": settings.scale, "picture_hw": view_hw}
+    def _units(self, *, standardized: bool = True) -> PairUnits:
+        """Return the units of targets, standardized unless told not to."""
+        mean, std = (self.target_mean, self.target_std) if standardized else (None, None)
+        return PairUnits(position=self.settings.position, scale=self.settings.scale, mean=mean, std=std)
 
     def _counted(self, boxes: Tensor, valid: Tensor) -> Tensor:
         reference, target = self.pairs.to(valid.device).unbind(-1)
