@@ -26,7 +26,7 @@ from PIL import Image
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.order import KeyedSampler, Order
-from wherefrom.pipeline.render.choose import RENDERERS, renderer_entry
+from wherefrom.pipeline.render.choose import RENDERERS, auto_preference, renderer_entry
 from wherefrom.pipeline.render.renderer import RenderDevice
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
@@ -171,7 +171,7 @@ def _check_records(batch: Batch, job: LoaderJob, index: ShardIndex, plant: bool)
     delivered = [Record.of(views.geometry, views.photometric) for views in batch.views]
     error = worst_level_error(index, delivered, lambda family, b: batch.views[family].pixels[b], plant)
     # the torch renderer rounds between its steps, GPUs decode their own way
-    limit = 0.1 if job.contender == "native" else 1.0 if job.photometrics or job.contender in ON_GPU else 0.5
+    limit = 0.1 if job.contender == auto_preference("cpu")[0] else 1.0 if job.photometrics or job.contender in ON_GPU else 0.5
     return [
         DeliveryCheck(name="levels off the float64 reference", value=error, limit=limit),
         DeliveryCheck(name="recorded numbers other than drawn", value=strangers, limit=0),

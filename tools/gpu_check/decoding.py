@@ -21,14 +21,12 @@ from wherefrom.pipeline.proof.level_errors import levels
 from wherefrom.pipeline.proof.prove import proof_cases, prove
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.decoder import Decoded
-from wherefrom.pipeline.render.gpu_decode import DecodeJpegs, TensorDecoder, decode_by_torchvision, is_for_nvjpeg, jpeg_libraries
+from wherefrom.pipeline.render.gpu_decode import Bytes, DecodeJpegs, TensorDecoder, decode_by_torchvision, is_for_nvjpeg, jpeg_libraries
 from wherefrom.pipeline.render.triton_renderer import TritonRenderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily, ViewRecipe
 from wherefrom.tools.gpu_check.stages import Options, Report
-
-Bytes = NDArray[np.uint8]
 
 # Levels, mean over a picture. nvJPEG repeats chroma where libjpeg-turbo interpolates it: 0.5 on most photographs of 4:2:0, 2.3 on the worst
 # of 250. Another picture is off by 30 and more.
