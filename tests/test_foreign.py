@@ -171,6 +171,22 @@ def test_a_foreign_recipe_with_a_foreign_objective_runs_and_goes_on(
     assert read_metrics(folder, "train")[-1]["losses"] == line["losses"]
 
 
+def test_what_another_package_declares_wrongly_is_named_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = tmp_path / "wrong" / "wrong_views-0.1.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: wrong-views\nVersion: 0.1\n")
+    (metadata / "entry_points.txt").write_text("[wherefrom.laws]\npi = math:pi\n[wherefrom.recipes]\nnone = builtins:dict\n")
+    monkeypatch.syspath_prepend(str(metadata.parent))
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match=r"recipe 'none' of wrong-views 0\.1 returns {}, expected TrainSettings; mend or uninstall it"):
+        recipe("none")
+    message = r"spatial\.law: law 'pi' of wrong-views 0\.1 is 3\.14.*, expected a dataclass; mend or uninstall it"
+    with pytest.raises(ValueError, match=message):
+        from_plain(recipe("demo"), {"spatial": {"law": {"name": "pi"}}})
+    with pytest.raises(ValueError, match=message.replace("spatial", "--spatial", 1)):
+        training.train_command(["--spatial.law", "pi"])
+
+
 def test_a_file_adds_a_foreign_objective_to_any_recipe(tmp_path: Path) -> None:
     path, base = tmp_path / "some.yaml", recipe("demo")
     path.write_text("foreign_objectives: {brightness: {views: 3, law: {radius_frac: 0.1}}}\n")

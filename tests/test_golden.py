@@ -64,7 +64,7 @@ from wherefrom.train import (
 HERE = Path(__file__).resolve().parent
 STORED = HERE / "golden.json"
 
-# ---------------------------------------------------------------------------------------------------------------------- The library
+# The library
 
 
 def drawn(views: ViewRecipe, *, orientation: NDArray, **where: Any) -> list[dict[str, Tensor]]:
@@ -278,7 +278,7 @@ def order(samples: int, mode: Any, *, seed: int = 0, global_batch: int = 1, **pa
     return Order(samples=samples, mode=mode, seed=seed, global_batch=global_batch, **blocks, **parts)
 
 
-# --------------------------------------------------------------------------------------------------------------- Numbers and pictures
+# Numbers and pictures
 
 
 def philox(key: int, *shape: int) -> NDArray[np.float64]:
@@ -322,7 +322,7 @@ def digest(*tensors: Tensor | NDArray) -> str:
     return hashed.hexdigest()
 
 
-# ------------------------------------------------------------------------------------------------------------------------- 1. Records
+# Records
 
 SIZES = [(375, 500), (500, 333), (1, 1), (1, 300), (7, 5), (15, 15), (16, 16), (17, 64), (63, 257), (128, 128), (40, 2000), (3000, 4000)]
 DRAWN_AT = ((0, 0), (7, 3), (2**64 - 1, 2**24 - 1))  # seed, epoch
@@ -419,7 +419,7 @@ def test_records_are_the_same_bit_for_bit(tmp_path: Path) -> None:
     assert_equal(take_records(tmp_path), stored()["records"], "records")
 
 
-# -------------------------------------------------------------------------------------------------------------------------- 2. Pixels
+# Pixels
 
 SPOTS = 48  # values of a case that are kept, scattered over it
 PIXEL_FILES = (((61, 83), 1), ((120, 90), 6), ((48, 48), 1), ((200, 150), 4))  # size, orientation
@@ -499,7 +499,7 @@ def test_pixels_are_the_same_and_those_of_pictures_shifted_by_half_a_pixel_are_n
     assert sorted(outside(pixels(tmp_path / "shifted", shift_px=0.5), golden)) == sorted(measured)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- 3. Kernels
+# Kernels
 
 # of the largest value of a case; taken from the definition in float64, of which 9 digits are kept. Float32 came within 3e-7
 KERNEL_TOLERANCES = {"reference": 1e-8, "torch": 3e-6, "auto": 3e-6}
@@ -608,7 +608,7 @@ def test_kernels_are_the_same_and_those_of_boxes_half_a_pixel_larger_are_not(bac
     assert all("l1" in name and "gradients" in name for name in missed)  # signs alone
 
 
-# -------------------------------------------------------------------------------------------------------------------------- 4. Losses
+# Losses
 
 UPDATES = 20
 QUICK = ("demo", "sp_dense")
@@ -700,7 +700,7 @@ def test_losses_at_a_rate_one_percent_off_are_not_the_same(name: str, tmp_path: 
     assert apart(losses_of(short_run(name, tmp_path, rate=1.01)), golden[name], max(golden["tolerance"].values()))
 
 
-# --------------------------------------------------------------------------------------------------- 5. Checkpoints, a run's folder
+# Checkpoints, a run's folder
 
 SETTINGS_0_1 = HERE / "data" / "settings_0_1"  # settings.yaml as 0.1.0 wrote it, of every recipe
 
@@ -774,7 +774,7 @@ def test_settings_that_0_1_wrote_are_read_as_what_they_were() -> None:
         assert read_settings(SETTINGS_0_1 / f"{name}.yaml", base) == settings, name
 
 
-# ------------------------------------------------------------------------------------------------------------------------- 6. Order
+# Order
 
 LENGTHS = (1, 7, 100, 4096, 1_281_167, 2**40)
 
@@ -797,7 +797,7 @@ def test_orders_are_the_same(tmp_path: Path) -> None:
     assert_equal(take_order(tmp_path), stored()["order"], "order")
 
 
-# ------------------------------------------------------------------------------------------------------------------- Taking, comparing
+# Taking, comparing
 
 
 def stored() -> dict[str, Any]:

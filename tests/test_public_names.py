@@ -37,9 +37,14 @@ def _descriptions(module: Any) -> Iterator[tuple[str, str]]:
             yield name, "value"
         elif getattr(thing, "_is_protocol", False):
             members = sorted(member for member in vars(thing) if member == "__call__" or not member.startswith("_"))
-            yield name, "protocol: " + ", ".join(f"{member}({', '.join(_parameters(getattr(thing, member)))})" for member in members)
+            yield name, "protocol: " + ", ".join(_member(thing, member) for member in members)
         else:
             yield name, f"{'class' if inspect.isclass(thing) else 'function'}({', '.join(_parameters(thing))})"
+
+
+def _member(protocol: Any, name: str) -> str:
+    member = getattr(protocol, name)
+    return f"{name}({', '.join(_parameters(member))})" if inspect.isroutine(member) else name
 
 
 def _parameters(callable: Callable[..., Any]) -> Iterator[str]:

@@ -143,7 +143,7 @@ def test_the_command_draws_the_views_of_a_settings_file(shard: Path, tmp_path: P
     [
         ("samples=0, epoch=0: needs samples >= 1", {"samples": 0}),
         ("samples=6, epoch=-1: needs", {"epoch": -1}),
-        ("recipe 'deom': there is none; did you mean demo?", {"recipe": "deom"}),
+        ("no recipe 'deom'; did you mean 'demo'?", {"recipe": "deom"}),
         ("there is no folder .*nowhere; make it", {"out": Path("nowhere/views.png")}),
     ],
 )

@@ -18,7 +18,7 @@ from wherefrom.tools.terminal import Terminal
 from wherefrom.train.loop import run
 from wherefrom.train.objective import ObjectiveSettings
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
-from wherefrom.train.plain_data import checked_type, named_fields, unchecked, unchecked_default
+from wherefrom.train.plain_data import checked_type, entry_class, named_fields, unchecked, unchecked_default
 from wherefrom.train.recipes import DEFAULT, RECIPES, recipe, started
 from wherefrom.train.run_folder import RunFolder, refuse_if_absent
 from wherefrom.train.settings import TrainSettings, settled, with_its_own_model
@@ -103,10 +103,7 @@ def _with_entry(base: TrainSettings, path: str, table: EntryTable, words: Sequen
         chain.append(getattr(chain[-1], parent))
     if not named or named[-1] == table.name_of(checked_type(getattr(chain[-1], last))):
         return base
-    try:
-        changed = unchecked_default(table[named[-1]], missing=tyro.MISSING)
-    except ValueError as problem:
-        raise ValueError(f"{option}: {problem}") from None
+    changed = unchecked_default(entry_class(table, named[-1], option), missing=tyro.MISSING)
     for held, name in zip(reversed(chain), [last, *reversed(parents)], strict=True):
         changed = replace(held, **{name: changed})
     return changed

@@ -19,10 +19,8 @@ from wherefrom.train.objective import OBJECTIVES, ObjectiveSettings
 Plain = Any  # None, bool, int, float, str, and lists and string-keyed mappings of these
 T = TypeVar("T")
 
-TABLES: dict[Any, EntryTable] = {
-    CropLaw: LAWS,
-    ObjectiveSettings: OBJECTIVES,
-}  # what a field is annotated as -> the table that it holds one of
+# what a field is annotated as -> the table that it holds one of
+TABLES: dict[Any, EntryTable] = {CropLaw: LAWS, ObjectiveSettings: OBJECTIVES}
 NAME = "name"  # the key that tells which
 
 
@@ -89,6 +87,22 @@ def unchecked_default(kind: type, *, missing: Any) -> Any:
 def checked_type(value: Any) -> type:
     """Return the class of a dataclass; of a stage, that of what it is a stage of."""
     return getattr(type(value), "_checked", type(value))
+
+
+def entry_class(table: EntryTable, name: str, where: str) -> type:
+    """Return the dataclass that a table has under a name.
+
+    Raises: ValueError in one line that begins with `where`, if there is none, or another package declares what is none.
+    """
+    try:
+        kind = table[name]
+    except ValueError as problem:
+        raise ValueError(f"{where}: {problem}") from None
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ValueError(
+            f"{where}: {table.kind} {name!r} of {table.owner(name)} is {kind!r:.60}, expected a dataclass; mend or uninstall it"
+        )
+    return kind
 
 
 def named_fields(value: Any, where: str = "") -> Iterator[tuple[str, EntryTable]]:
@@ -165,10 +179,7 @@ def _restored_entry(table: EntryTable, plain: Plain, base: object, where: str, s
     kind, fields = checked_type(base), {name: value for name, value in given.items() if name != NAME}
     if NAME in given:
         _checked(isinstance(given[NAME], str), given[NAME], _path(where, NAME), "needs a word")
-        try:
-            kind = table[given[NAME]]
-        except ValueError as problem:
-            raise ValueError(f"{where}: {problem}") from None
+        kind = entry_class(table, given[NAME], where)
     start = base if kind is checked_type(base) else _of_defaults(kind, fields, where, stage)
     return _changed(start, fields, where, of=f" of the {table.name_of(kind)} {table.kind}")
 

@@ -116,7 +116,7 @@ def recipe(name: str) -> TrainSettings:
     """
     made = RECIPES[name]()
     if not isinstance(made, TrainSettings):
-        raise ValueError(f"recipe {name!r} of {RECIPES.owner(name)} returns {made!r:.60}, expected TrainSettings")
+        raise ValueError(f"recipe {name!r} of {RECIPES.owner(name)} returns {made!r:.60}, expected TrainSettings; mend or uninstall it")
     return replace(made, recipe=name)
 
 

@@ -40,14 +40,14 @@ def current(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _leave_to_the_law(spatial: dict[str, Any]) -> None:
-    """Take out what 0.1.0 wrote down of other laws than the named one, and the number of views where that law has its own."""
+    """Take out what 0.1.0 wrote down of other laws than the named one, and the number of views where it is the law's or the default."""
     law, flat = spatial["law"], [name for name in FLAT if name in spatial]
     for name in set(flat) - set(LAW_FIELDS[law]):
         del spatial[name]
     if law == "paired":
         spatial.setdefault("border_frac", 0.02)  # the default of 0.1.0; the law's own is 0
-        if flat:
-            spatial.pop("views", None)
+    if flat and (law == "paired" or spatial.get("views") == 6):
+        spatial["views"] = None
 
 
 def _move(names: dict[str, Any], old: list[str], new: list[str]) -> None:
