@@ -25,8 +25,8 @@ from numpy.typing import ArrayLike, NDArray
 from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order, OrderMode
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.render.choose import check_runtime, make_renderer
-from wherefrom.pipeline.render.renderer import Renderer, RendererName
+from wherefrom.pipeline.render.choose import check_renderer, check_runtime, make_renderer
+from wherefrom.pipeline.render.renderer import Renderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.system import single_threaded_pool
@@ -77,6 +77,7 @@ class Position:
     dataset: str  # the index's fingerprint
     invalid: str  # digest of the samples that were invalid when the index was opened; if strict, without those that its audit found
     decoding: Literal["strict", "lenient"]
+    renderer: str  # what served; another may go on, for its pixels differ by rounding, and it is said
     recipe: str  # the recipe's fingerprint
     seed: int
     global_batch: int
@@ -174,6 +175,7 @@ class Loader:
             dataset=self.index.fingerprint,
             invalid=self.index.invalid_digest(audit=self._decoding == "lenient"),
             decoding=self._decoding,
+            renderer=self.renderer.name,
             recipe=self.recipe.fingerprint,
             seed=self.order.seed,
             global_batch=self.order.global_batch,
@@ -197,7 +199,9 @@ class Loader:
         for name in here:
             if name not in position:
                 raise ValueError(f"position lacks {name!r}; it was not written by this version of the library")
-            if name != "updates" and position[name] != here[name]:
+            if name == "renderer" and position[name] != here[name]:
+                log.info("goes on with renderer %s, began with %s: pixels differ by rounding", here[name], position[name])
+            elif name != "updates" and position[name] != here[name]:
                 mend = mends.get(name, f"the same {name}")
                 raise ValueError(f"position has {name}={position[name]!r}, this loader has {here[name]!r}; resume with {mend}")
         if not isinstance(position["updates"], int):
@@ -410,7 +414,7 @@ def make_loader(
     ranks: int = 1,
     accumulation: int = 1,
     order: OrderMode = "shuffled",
-    renderer: RendererName = "auto",
+    renderer: str = "auto",
     threads: int | None = None,
     prefetch: int = 2,
     device: str | torch.device = "cpu",
@@ -420,10 +424,12 @@ def make_loader(
 
     global_batch: samples of one optimizer step over all ranks; each rank takes a contiguous slice, in `accumulation` micro-batches.
     order:        "shuffled", "block" (for media that want sequential reads) or "sequential" (evaluation: every sample once).
+    renderer:     "auto", or a name of the table of renderers, which other packages add to (`wherefrom.renderers`).
     threads:      that decode and render; None: one a core; 0: everything in the caller's thread.
     """
-    for name, value, annotation in (("recipe", recipe, ViewRecipe), ("order", order, OrderMode), ("renderer", renderer, RendererName)):
+    for name, value, annotation in (("recipe", recipe, ViewRecipe), ("order", order, OrderMode)):
         check_literal(name, value, annotation)  # now: to build an index may take minutes
+    check_renderer(renderer)
     check_runtime(threads=threads, prefetch=prefetch)
     opened = index if isinstance(index, ShardIndex) else ShardIndex.open(index)
     plan = Order(

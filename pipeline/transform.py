@@ -22,7 +22,7 @@ from wherefrom.pipeline.decode import nearest_byte
 from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import make_cutter
-from wherefrom.pipeline.render.renderer import CutterName, view_shapes
+from wherefrom.pipeline.render.renderer import view_shapes
 from wherefrom.pipeline.shards.picture_headers import exif_orientation
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Views
@@ -65,7 +65,7 @@ class ViewTransform:
     Raises: ValueError if a setting is none that there is, or a family has snap="none" and "torch" cuts: stock resizing cuts whole pixels.
     """
 
-    def __init__(self, recipe: ViewRecipe, *, seed: int = 0, renderer: CutterName = "auto") -> None:
+    def __init__(self, recipe: ViewRecipe, *, seed: int = 0, renderer: str = "auto") -> None:
         check_literal("recipe", recipe, ViewRecipe)
         check_literal("seed", seed, int)
         if not 0 <= seed < 2**64:

@@ -52,6 +52,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{len(SKIPPED_FOR_PHOTOGRAPHS)} tests need real photographs and were skipped; set WHEREFROM_TEST_DATA")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes `cpu_renderer` or `cutter` with every renderer of ours that renders or cuts on the CPU, by name."""
+    for argument in {"cpu_renderer", "cutter"} & set(metafunc.fixturenames):
+        from wherefrom.pipeline.render.choose import RENDERERS, renderer_entry  # not above: kernels are tested where no pipeline can be
+
+        entries = {name: renderer_entry(name) for name in RENDERERS.own}
+        serving = {name: entry for name, entry in entries.items() if (entry.cutter if argument == "cutter" else "cpu" in entry.devices)}
+        skips = {name: pytest.mark.skipif(entry.missing() is not None, reason=f"{entry.missing()}") for name, entry in serving.items()}
+        metafunc.parametrize(argument, [pytest.param(name, marks=skip) for name, skip in skips.items()])
+
+
 def write_shard(path: Path, samples: Sequence[tuple[str, Mapping[str, bytes]]]) -> Path:
     """Write a tar at `path` whose members are `key.extension` for every (key, {extension: bytes}), in that order; return `path`."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:

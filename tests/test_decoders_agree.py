@@ -19,7 +19,7 @@ from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
 from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import make_renderer
-from wherefrom.pipeline.render.dali_decode import DaliDecoder, installed
+from wherefrom.pipeline.render.dali_decode import DaliDecoder, dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.render.renderer import Rendered, Renderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
@@ -108,7 +108,7 @@ def renderers() -> dict[str, Renderer]:
     made: dict[str, Renderer] = {"torch": make_renderer(RECIPE, "torch", threads=2)}
     if native_missing() is None:
         made["native"] = make_renderer(RECIPE, "native", threads=2)
-    if installed():
+    if dali_missing() is None:
         made["dali"] = DaliRenderer(RECIPE, threads=2)
     return made
 
@@ -168,7 +168,7 @@ def test_the_bar_sees_another_picture_of_the_same_size() -> None:
 
 
 @pytest.mark.core
-@pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
+@pytest.mark.skipif(dali_missing() is not None, reason="NVIDIA DALI is not installed")
 def test_where_dali_decodes_jpegs_itself_everything_else_is_judged_strictly_all_the_same() -> None:
     """As on a GPU: of damaged JPEGs some may be shown, valid ones never refused; PNG and WebP are as everywhere."""
     files = mutations(90)

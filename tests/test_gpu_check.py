@@ -21,9 +21,12 @@ import torch
 pytest.importorskip("triton")
 
 from wherefrom.kernels.render_views import native_missing
+from wherefrom.pipeline.render.choose import RENDERERS
+from wherefrom.pipeline.render.gpu_decode import decode_by_torchvision
+from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.tools import machine
 from wherefrom.tools.bench_kernels.cases import CASES
-from wherefrom.tools.gpu_check import chosen_tests, command, kernels, loading, sharing, sweep, views
+from wherefrom.tools.gpu_check import chosen_tests, command, decoding, kernels, loading, sharing, sweep, views
 from wherefrom.tools.gpu_check.command import run_stages
 from wherefrom.tools.gpu_check.stages import STAGES, Options, Report, Stage
 
@@ -89,11 +92,14 @@ def test_every_stage_is_rehearsed_without_a_gpu_as_on_a_lent_machine(
     assert figures["facts"]["versions"]["wherefrom"] is None and figures["facts"]["there"]["nvidia.dali"] is False
     assert set(figures["kernel_tests"]["outcomes"].values()) == {"passed"}
     assert figures["render_views"]["proof"]["passed"]
+    decoding_figures = figures["decoding"]
+    assert decoding_figures["torchvision, pictures"] == {"compared": 4, "of": 4, "by_library": 4, "worst_levels": pytest.approx(0, abs=0.1)}
+    assert decoding_figures["torchvision, renderer"]["proven"] and decoding_figures["torchvision, pictures decoded a second"] > 0
     assert len(figures["render_views"]) == (4 if native_missing() else 5)
     assert all(case["seconds"] for stage in ("roi_align", "pair_loss") for case in figures[stage].values())
     assert figures["sweep"].pop("not_usable") == []
     assert [len(trials) for trials in figures["sweep"].values()] == ([3, 3] if native_missing() else [3, 3, 2])
-    assert figures["training"]["training demo"]["pictures_per_s"] > 0
+    assert figures["training"]["training demo"]["pictures_per_s"] > 0 and figures["training"]["renderer"] in RENDERERS
     assert all(f"== {stage.name}, " in log for stage in STAGES)
     assert all(f"{stages[stage.name]['status']:9} {stage.name}" in done.stdout for stage in STAGES)
 
@@ -322,6 +328,58 @@ def test_one_kernel_that_breaks_leaves_the_others_alone(report: Report, monkeypa
     kernels.roi_align_stage(Options(seconds=60), report)
     red = content_of(report)["red"]
     assert len(red) == 1 + sum(case.cuda and case.kernel in ("roi_align", "roi_align_pairs") for case in CASES)
+
+
+@pytest.mark.core
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("spoil", "red"),
+    [
+        (lambda picture: picture, []),
+        (lambda picture: picture // 2, ["levels off, at most 4 is right"]),
+        (lambda picture: picture[:, 1:], ["has size"]),
+        (None, ["it decoded 0 of 4 JPEGs that it should; the CPU had to"]),
+    ],
+)
+def test_a_decoder_that_shows_other_pictures_or_none_is_red(
+    spoil: Callable[[torch.Tensor], torch.Tensor] | None,
+    red: list[str],
+    report: Report,
+    tmp_path: Path,
+    make_shard: Callable[..., Path],
+    jpeg_bytes: Callable[..., bytes],
+) -> None:
+    def decode(files: Sequence[Any], device: torch.device) -> list[torch.Tensor]:
+        if spoil is None:
+            raise RuntimeError("planted")
+        return [spoil(picture) for picture in decode_by_torchvision(files, device)]
+
+    index = ShardIndex.open(shards(tmp_path, make_shard, jpeg_bytes))
+    assert decoding.check_pictures("planted", decode, index, DRY, report) == (not red)
+    assert len(content_of(report)["red"]) == (4 if red and spoil else len(red))
+    assert all(words in content_of(report)["red"][0] for words in red)
+
+
+@pytest.mark.core
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+def test_damaged_files_may_be_shown_but_not_as_one_color(
+    report: Report, tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]
+) -> None:
+    index = ShardIndex.open(shards(tmp_path, make_shard, jpeg_bytes))
+    assert decoding.check_damaged_files("library", decode_by_torchvision, index, DRY, report)
+    assert set(content_of(report)["figures"]["library, damaged files"]) == set(decoding.DAMAGES)
+
+    def gray_instead(files: Sequence[Any], device: torch.device) -> list[torch.Tensor]:
+        pictures = []
+        for file in files:
+            try:
+                pictures += decode_by_torchvision([file], device)
+            except RuntimeError:
+                pictures.append(torch.full((3, 60, 80), 128, dtype=torch.uint8))
+        return pictures
+
+    assert not decoding.check_damaged_files("planted", gray_instead, index, DRY, report)
+    assert "planted: a JPEG cut in half is shown as one color" in content_of(report)["red"]
 
 
 def test_wrong_views_are_red_and_not_timed(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:

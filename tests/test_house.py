@@ -364,7 +364,7 @@ NAMED = {
         names={"native", "torch", "triton", "dali"},
         elsewhere={"torch", "triton"},
         classes=set(),
-        exceptions={"pipeline/render/renderer.py", "tools/bench_loader/contenders.py", "tools/prove.py"},
+        exceptions=set(),
     ),
     "law": Named(
         table="pipeline/view_recipe.py",

@@ -21,9 +21,10 @@ from wherefrom.pipeline.laws import Disjoint, Independent, Paired
 from wherefrom.pipeline.loader import Loader, TooManyBadError, make_loader
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.render import dali_renderer, slots
+from wherefrom.pipeline.render import slots
 from wherefrom.pipeline.render.choose import make_renderer
-from wherefrom.pipeline.render.renderer import Rendered, RendererName
+from wherefrom.pipeline.render.dali_decode import dali_missing
+from wherefrom.pipeline.render.renderer import Rendered
 from wherefrom.pipeline.render.slots import SlotRing
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily, ViewRecipe
@@ -139,7 +140,7 @@ def test_the_batch_size_changes_no_view(build: Callable[..., Loader], order: str
 
 
 @pytest.mark.core
-@pytest.mark.skipif(not dali_renderer.installed(), reason="DALI is not installed")
+@pytest.mark.skipif(dali_missing() is not None, reason="DALI is not installed")
 def test_both_renderers_are_handed_the_same_records(build: Callable[..., Loader]) -> None:
     torch_batches = list(build())
     dali = [build(renderer="dali", rank=rank, ranks=2, threads=1) for rank in range(2)]
@@ -351,17 +352,14 @@ STANDS_IN = {3: 5, 4: 5, 7: 8, 11: 12, 19: 0}
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("renderer", ["torch", "native", "dali"])
 @pytest.mark.parametrize("threads", [0, 2])
 def test_what_will_not_decode_is_replaced_by_the_next_valid_picture(
-    with_bad: Path, renderer: RendererName, threads: int, caplog: pytest.LogCaptureFixture
+    with_bad: Path, cpu_renderer: str, threads: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if renderer == "dali" and not dali_renderer.installed():
-        pytest.skip("DALI is not installed")
     index = ShardIndex.open(str(with_bad))
     assert index.invalid_count == 1  # the header tells no more
     clean = ViewRecipe(families=(replace(LOCAL, color=None),))
-    with make_loader(index, clean, global_batch=5, order="sequential", renderer=renderer, threads=threads) as loader:
+    with make_loader(index, clean, global_batch=5, order="sequential", renderer=cpu_renderer, threads=threads) as loader:
         batches = [clone(batch) for batch in loader]
         shown = {int(d): int(s) for batch in batches for s, d in zip(batch.sample, batch.drawn_for, strict=True)}
         assert shown == {i: STANDS_IN.get(i, i) for i in range(20)}
@@ -535,11 +533,8 @@ def test_a_drawn_record_is_its_own() -> None:
         assert geometry.source_size.tolist() == [[60, 80], [90, 70]] and geometry.stored_orientation.tolist() == [6, 1]
 
 
-@pytest.mark.parametrize("renderer", ["torch", "native", "dali"])
-def test_sequential_ranks_together_see_everything_once(build: Callable[..., Loader], renderer: RendererName) -> None:
-    if renderer == "dali" and not dali_renderer.installed():
-        pytest.skip("DALI is not installed")
-    parts = [list(build(order="sequential", rank=rank, ranks=4, renderer=renderer, global_batch=24)) for rank in range(4)]
+def test_sequential_ranks_together_see_everything_once(build: Callable[..., Loader], cpu_renderer: str) -> None:
+    parts = [list(build(order="sequential", rank=rank, ranks=4, renderer=cpu_renderer, global_batch=24)) for rank in range(4)]
     assert [[len(batch) for batch in part] for part in parts] == [[6, 6, 6], [6, 6, 2], [6, 6, 0], [6, 6, 0]]
     assert sorted(i for part in parts for batch in part for i in batch.sample.tolist()) == list(range(56))
     assert parts[3][2].family("pair").pixels.shape == (0, 2, 3, 24, 24)
@@ -620,13 +615,11 @@ def test_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: Path) -> Non
 @pytest.mark.slow
 @needs_proc
 # a DALI pipeline that stays takes 10 MB
-@pytest.mark.parametrize(("renderer", "allowed_bytes"), [("torch", 10e6), ("native", 10e6), ("dali", 100e6)])
-def test_two_hundred_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: Path, renderer: RendererName, allowed_bytes: float) -> None:
-    if renderer == "dali" and not dali_renderer.installed():
-        pytest.skip("DALI is not installed")
+def test_two_hundred_dropped_loaders_leave_no_thread_and_no_growth(tiny_shards: Path, cpu_renderer: str) -> None:
+    allowed_bytes = 100e6 if cpu_renderer == "dali" else 10e6
     index = ShardIndex.open(str(tiny_shards))
     assert_dropped_loaders_leave_nothing(
-        lambda: make_loader(index, RECIPE, global_batch=BATCH, renderer=renderer, threads=2), 200, allowed_bytes
+        lambda: make_loader(index, RECIPE, global_batch=BATCH, renderer=cpu_renderer, threads=2), 200, allowed_bytes
     )
 
 

@@ -16,16 +16,15 @@ from PIL import Image, ImageOps
 from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline.proof.coordinate_pictures import coordinate_pictures, is_clear, ramp_level, read_coordinate, wave_level
 from wherefrom.pipeline.proof.prove import MISTAKES, ProofReport, proof_cases, prove
-from wherefrom.pipeline.render.choose import make_renderer
-from wherefrom.pipeline.render.dali_decode import installed
+from wherefrom.pipeline.render.choose import make_renderer, renderer_entry
+from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.render.renderer import Rendered, Renderer
-from wherefrom.pipeline.render.torch_cutter import TorchRenderer
 from wherefrom.pipeline.view_recipe import Snap, ViewRecipe
 from wherefrom.pipeline.views import Record, ViewGeometry
 from wherefrom.tools import prove as command
 
-dali_only = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
+dali_only = pytest.mark.skipif(dali_missing() is not None, reason="NVIDIA DALI is not installed")
 native_only = pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
 RENDERERS = [
     pytest.param(partial(make_renderer, name="torch"), ("pixel",), {True}, id="torch"),
@@ -71,7 +70,7 @@ class Erring:
     def __init__(
         self, recipe: ViewRecipe, before: Callable[[ViewGeometry], ViewGeometry], after: Callable[[torch.Tensor], torch.Tensor]
     ) -> None:
-        self.inner, self.before, self.after = TorchRenderer(recipe), before, after
+        self.inner, self.before, self.after = make_renderer(recipe, "torch"), before, after
 
     def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record]) -> Rendered:
         rendered = self.inner.render(encoded, [replace(record, geometry=self.before(record.geometry)) for record in records])
@@ -206,18 +205,18 @@ def test_the_command_says_who_serves_and_why_who_is_left_out(monkeypatch: pytest
         command, "prove", lambda factory, cases, progress: ProofReport(renderer=factory(TINY.recipe).name, rows=(), controls=())
     )
     monkeypatch.setattr(command, "make_renderer", make)
-    monkeypatch.setattr(command, "native_missing", lambda: "it was not built")
-    monkeypatch.setattr(command.dali_renderer, "installed", lambda: False)
+    reasons = {"native": "it was not built", "dali": "NVIDIA DALI is not installed"}
+    monkeypatch.setattr(command, "renderer_entry", lambda name: replace(renderer_entry(name), missing=lambda: reasons.get(name)))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command.prove_command() == 0
     said = capsys.readouterr().out
     assert 'renderer="auto" takes ' in said and proven == ["torch"]
-    assert "native is left out: it was not built" in said
-    assert "triton is left out: it is proven on a CUDA GPU" in said
-    assert "dali is left out: NVIDIA DALI is not installed here" in said
-    for name, why in (("native", "it was not built"), ("triton", "it is proven on a CUDA GPU"), ("dali", "NVIDIA DALI is not installed")):
-        with pytest.raises(ValueError, match=f"renderer '{name}': {why}"):
-            command.prove_command(name)  # type: ignore[arg-type]
+    for name, why in (*reasons.items(), ("triton", "it renders on cuda, which is not here or not asked for")):
+        assert f"left out: renderer {name!r}: {why}" in said
+        with pytest.raises(ValueError, match=f"^renderer '{name}': {why}$"):
+            command.prove_command(name)
+    with pytest.raises(ValueError, match=r"^renderer='natvie': take one of all, native, torch, triton, dali; did you mean 'native'\?$"):
+        command.prove_command("natvie")
 
 
 def test_a_device_that_is_not_here_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

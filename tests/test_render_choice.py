@@ -2,15 +2,22 @@
 
 import inspect
 import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from wherefrom.pipeline import Independent, Order, ViewFamily, ViewRecipe, ViewTransform, make_loader
+from wherefrom.pipeline import Independent, Loader, Order, ViewFamily, ViewRecipe, ViewTransform, make_loader
 from wherefrom.pipeline.render import choose
-from wherefrom.pipeline.render.choose import choose_renderer, make_cutter, make_renderer
-from wherefrom.pipeline.render.renderer import RendererName
+from wherefrom.pipeline.render.choose import RENDERERS, auto_preference, choose_renderer, make_cutter, make_renderer, renderer_entry
+from wherefrom.train.settings import RuntimeSettings
 
 pytestmark = pytest.mark.core
 
@@ -18,62 +25,85 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 RECIPE = ViewRecipe(families=(ViewFamily(name="one", views=2, size_px=(16, 16), law=Independent()),), pixels="uint8")
 
 
+Missing = Callable[..., None]
+
+
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`machine(dali=True, triton=True, native=True)` says what is there."""
+def missing(monkeypatch: pytest.MonkeyPatch) -> Missing:
+    """`missing("dali", native="it was not built")` says what is not there; everything else is."""
 
-    def has(*, dali: bool = True, triton: bool = True, native: bool = True) -> None:
-        monkeypatch.setattr("wherefrom.pipeline.render.dali_decode.installed", lambda: dali)
-        monkeypatch.setattr(choose, "triton_missing", lambda: None if triton else "Triton is not installed")
-        for module in ("choose", "native_cutter"):
-            monkeypatch.setattr(f"wherefrom.pipeline.render.{module}.native_missing", lambda: None if native else "it was not built")
+    def say(*names: str, **reasons: str) -> None:
+        absent = dict.fromkeys(names, "it is not installed; pip install it") | reasons
+        monkeypatch.setattr(choose, "renderer_entry", lambda name: replace(renderer_entry(name), missing=lambda: absent.get(name)))
 
-    return has
+    return say
 
 
 @pytest.mark.parametrize(
-    ("there", "on_gpu", "on_cpu"),
+    ("absent", "on_gpu", "on_cpu"),
     [
-        ({}, "dali", "native"),
-        ({"triton": False}, "dali", "native"),
-        ({"native": False}, "dali", "torch"),
-        ({"dali": False}, "native", "native"),  # triton too has its pictures decoded by DALI
-        ({"dali": False, "native": False}, "torch", "torch"),
+        ([], "dali", "native"),
+        (["triton"], "dali", "native"),
+        (["native"], "dali", "torch"),
+        (["dali"], "triton", "native"),
+        (["dali", "triton"], "native", "native"),
+        (["dali", "triton", "native"], "torch", "torch"),
     ],
 )
-def test_auto_takes_the_first_of_a_fixed_list_that_can_run(
-    machine: Any, there: dict[str, bool], on_gpu: RendererName, on_cpu: RendererName
-) -> None:
-    machine(**there)
+def test_auto_takes_the_first_of_a_fixed_list_that_can_run(missing: Missing, absent: list[str], on_gpu: str, on_cpu: str) -> None:
+    missing(*absent)
     assert choose_renderer("auto", GPU)[0] == on_gpu
     assert choose_renderer("auto", CPU)[0] == on_cpu
     assert choose_renderer("triton", GPU) == ("triton", "as asked")
 
 
-def test_triton_serves_before_the_cpu_once_it_can_run_and_dali_is_passed_over(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine()
-    monkeypatch.setattr(choose, "GPU_PREFERENCE", ("triton", *(name for name in choose.GPU_PREFERENCE if name != "triton")))
-    assert choose_renderer("auto", GPU)[0] == "triton"
-    machine(triton=False)
-    assert choose_renderer("auto", GPU) == ("dali", "decodes and resizes on the GPU; triton cannot run: Triton is not installed")
+def test_the_preference_is_fixed_and_no_other_package_has_a_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = EntryPoint(name="theirs", value="wherefrom.pipeline.render.torch_cutter:ENTRY", group=choose.RENDERERS.group)
+    monkeypatch.setattr("wherefrom.pipeline.entry_table.entry_points", lambda group: [foreign])
+    assert "theirs" in RENDERERS and renderer_entry("theirs").auto
+    assert auto_preference("cuda") == ["dali", "triton", "native", "torch"]
+    assert auto_preference("cpu") == ["native", "torch"]
 
 
-def test_the_choice_says_what_was_passed_over_and_how_to_get_it(machine: Any, caplog: pytest.LogCaptureFixture) -> None:
-    machine(dali=False)
+def test_the_choice_says_what_was_passed_over_and_how_to_get_it(missing: Missing, caplog: pytest.LogCaptureFixture) -> None:
+    missing(dali="NVIDIA DALI is not installed; pip install nvidia-dali-cuda130", triton="Triton is not installed")
     assert choose_renderer("auto", CPU) == ("native", "the fastest on CPUs")
     why = choose_renderer("auto", GPU)[1]
-    assert why.startswith("the fastest on CPUs; dali cannot run: NVIDIA DALI is not installed; pip install nvidia-dali-cuda130")
-    machine(native=False)
+    assert why == (
+        "the fastest on CPUs; dali cannot run: NVIDIA DALI is not installed; pip install nvidia-dali-cuda130; "
+        "triton cannot run: Triton is not installed"
+    )
+    missing(native="it was not built")
     with caplog.at_level(logging.INFO, "wherefrom.pipeline.render.choose"):
         assert make_renderer(RECIPE, threads=0).name == "torch" and make_cutter(RECIPE).name == "torch"
     assert "renderer torch: runs everywhere; native cannot run: it was not built" in caplog.text
     assert "views are cut by torch: runs everywhere; native cannot run: it was not built" in caplog.text
-    with pytest.raises(ValueError, match='renderer "native" cannot run: it was not built; or use renderer="torch"'):
-        make_renderer(RECIPE, "native")
+    for make in (make_renderer, make_cutter):
+        with pytest.raises(ValueError, match=r'^renderer "native" cannot run: it was not built; or use renderer="auto"$'):
+            make(RECIPE, "native")
 
 
 def test_no_clock_has_a_say() -> None:
     assert "time" not in vars(choose) and "perf_counter" not in inspect.getsource(choose)
+
+
+def test_the_table_imports_no_library_that_need_not_be_there() -> None:
+    code = (
+        "import sys; from wherefrom.pipeline.render.choose import auto_preference\n"
+        "assert auto_preference('cuda')\n"  # reads every entry
+        "sys.exit(', '.join({'nvidia.dali', 'triton', 'torchcodec', 'torchvision'} & set(sys.modules)) or 0)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], check=False, cwd="/", env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_no_entry_is_refused_with_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = EntryPoint(name="theirs", value="math:pi", group=choose.RENDERERS.group)
+    monkeypatch.setattr("wherefrom.pipeline.entry_table.entry_points", lambda group: [foreign])
+    with pytest.raises(ValueError, match=r"^renderer 'theirs' of math:pi is 3\.14\d*: needs a RendererEntry$"):
+        make_renderer(RECIPE, "theirs")
+    assert make_renderer(RECIPE, "torch", threads=0).name == "torch"  # and ours are none the worse
 
 
 @pytest.mark.parametrize("name", ["natvie", "pil", True, None])
@@ -88,7 +118,23 @@ def test_a_misspelled_renderer_is_refused_wherever_one_is_named(name: Any, tmp_p
         with pytest.raises(ValueError, match=f"^renderer={name!r}: take one of auto, native, torch"):
             build()
     with pytest.raises(ValueError, match="renderer='dali': take one of auto, native, torch"):
-        ViewTransform(RECIPE, renderer="dali")  # type: ignore[arg-type]
+        ViewTransform(RECIPE, renderer="dali")
+    with pytest.raises(ValueError, match=r"^renderer='natvie': take one of auto, native, torch, triton, dali; did you mean 'native'\?$"):
+        RuntimeSettings(renderer="natvie")
+
+
+def test_a_position_names_who_served_and_another_who_goes_on_is_said(tiny_shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def loader(renderer: str) -> Loader:
+        return make_loader(tiny_shards / "train.tar", RECIPE, global_batch=4, renderer=renderer, threads=0)
+
+    with loader("auto") as began, loader("torch") as other:
+        position = began.position(3)
+        assert position["renderer"] == began.renderer.name != "auto"
+        with caplog.at_level(logging.INFO, "wherefrom.pipeline.loader"):
+            began.resume(position)
+            assert "goes on with renderer" not in caplog.text
+            other.resume(position | {"renderer": "theirs"})
+        assert other.updates == 3 and "goes on with renderer torch, began with theirs: pixels differ by rounding" in caplog.text
 
 
 @pytest.mark.parametrize(

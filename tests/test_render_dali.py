@@ -20,7 +20,7 @@ from PIL import Image
 from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.proof.level_errors import LevelErrors, away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.render.dali_decode import installed
+from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, Snap, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, Record, ViewGeometry
@@ -29,7 +29,7 @@ Mistake = Callable[[ViewGeometry, Photometric], tuple[ViewGeometry, Photometric]
 
 pytestmark = pytest.mark.core
 
-needs_dali = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
+needs_dali = pytest.mark.skipif(dali_missing() is not None, reason="NVIDIA DALI is not installed")
 Bytes = NDArray[np.uint8]
 ALL_COLOR = ColorLaw(blur_prob=0.5, solarize_prob=0.3)
 MEAN_BAR = 0.02  # levels of 255
@@ -404,8 +404,9 @@ def test_closing_twice_leaves_no_thread(noisy: list[Bytes]) -> None:
 
 def test_without_dali_there_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    assert not installed()
-    with pytest.raises(ValueError, match='needs NVIDIA DALI, not installed here; pip install nvidia-dali-cuda130, or use renderer="torch"'):
+    with pytest.raises(
+        ValueError, match='cannot run: NVIDIA DALI is not installed; pip install nvidia-dali-cuda130; or use renderer="auto"'
+    ):
         DaliRenderer(recipe_of())
 
 

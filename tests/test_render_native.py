@@ -18,10 +18,9 @@ from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.render.dali_decode import installed
+from wherefrom.pipeline.render.choose import make_renderer
+from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
-from wherefrom.pipeline.render.native_cutter import NativeRenderer
-from wherefrom.pipeline.render.torch_cutter import TorchRenderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
 from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record
@@ -68,7 +67,7 @@ def records_for(recipe: ViewRecipe, files: Sequence[Bytes]) -> Records:
 
 def render(recipe: ViewRecipe, files: Sequence[Bytes], records: Records, threads: int = 0) -> tuple[torch.Tensor, ...]:
     """All pixels of files that decode, in memory of their own."""
-    renderer = NativeRenderer(recipe, threads=threads)
+    renderer = make_renderer(recipe, "native", threads=threads)
     rendered = renderer.render(files, records)
     renderer.close()
     assert rendered.failed == {}
@@ -95,7 +94,7 @@ def test_every_pixel_is_the_references_borders_and_exif_included(pixels: PixelTy
     assert worst_off(recipe, files, wrong, shown) > bar  # half a source pixel is seen
 
 
-@pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
+@pytest.mark.skipif(dali_missing() is not None, reason="NVIDIA DALI is not installed")
 @pytest.mark.parametrize("color", [None, LAW], ids=["geometry", "all photometrics"])
 def test_photographs_are_dalis_float_pixels(photographs: Path, color: ColorLaw | None) -> None:
     with tarfile.open(photographs / "imagenet-sample" / "imagenet-sample-000000.tar") as tar:
@@ -107,7 +106,9 @@ def test_photographs_are_dalis_float_pixels(photographs: Path, color: ColorLaw |
     for ours, theirs, record in both:
         error = level_errors(levels(ours, recipe), levels(theirs, recipe), away_from_borders(record))
         assert error.inside_mean <= DALI_MEAN_BAR and not error.border_mean > DALI_MEAN_BAR
-    stock = TorchRenderer(dataclasses.replace(recipe, families=tuple(dataclasses.replace(f, snap="pixel") for f in recipe.families)))
+    stock = make_renderer(
+        dataclasses.replace(recipe, families=tuple(dataclasses.replace(f, snap="pixel") for f in recipe.families)), "torch"
+    )
     eight_bits = stock.render(
         files,
         [dataclasses.replace(each, geometry=dataclasses.replace(each.geometry, boxes=each.geometry.boxes.round())) for each in records],
@@ -145,7 +146,7 @@ def test_threads_that_share_a_renderer_get_their_own_pixels() -> None:
     files = [file_of(noise(50, 60, seed)) for seed in range(8)]
     records = records_for(recipe, files)
     expected = render(recipe, files, records)
-    renderer = NativeRenderer(recipe, threads=2)
+    renderer = make_renderer(recipe, "native", threads=2)
     with ThreadPoolExecutor(4) as pool:
         kept = list(pool.map(lambda _: renderer.render(files, records).pixels, range(12)))
     for pixels in kept:
@@ -161,7 +162,7 @@ def test_undecodable_pictures_are_named_and_the_rest_is_what_it_was(threads: int
     records = records_for(recipe, files)
     expected = render(recipe, files, records)
     for bad in (b"", b"garbage" * 40, files[1].tobytes()[:300], file_of(noise(60, 50)).tobytes()):
-        renderer = NativeRenderer(recipe, threads=threads)
+        renderer = make_renderer(recipe, "native", threads=threads)
         rendered = renderer.render([files[0], np.frombuffer(bad, np.uint8), *files[2:]], records)
         assert list(rendered.failed) == [1] and rendered.failed[1] and "\n" not in rendered.failed[1]
         for pixels, others in zip(rendered.pixels, expected, strict=True):
@@ -177,6 +178,6 @@ def test_a_hostile_record_is_refused_before_a_pixel_moves(number: float) -> None
     boxes = first.geometry.boxes.clone()
     boxes[0, 1, 2] = number
     with pytest.raises(ValueError, match="box"):
-        NativeRenderer(recipe, threads=0).render(
+        make_renderer(recipe, "native", threads=0).render(
             files, [Record.of(dataclasses.replace(first.geometry, boxes=boxes), first.photometric), *rest]
         )

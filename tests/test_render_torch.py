@@ -18,7 +18,7 @@ from scipy import ndimage
 from wherefrom.pipeline.color import color_matrix
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.render.torch_cutter import TorchRenderer
+from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
 from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, Record, ViewGeometry
@@ -66,7 +66,7 @@ def render(
     recipe: ViewRecipe, files: Sequence[NDArray[np.uint8]], records: Records | None = None, threads: int = 0
 ) -> tuple[torch.Tensor, ...]:
     """All pixels of files that decode, in memory of their own."""
-    renderer = TorchRenderer(recipe, threads=threads)
+    renderer = make_renderer(recipe, "torch", threads=threads)
     rendered = renderer.render(files, records_for(recipe, files) if records is None else records)
     renderer.close()
     assert rendered.failed == {}
@@ -242,7 +242,7 @@ def test_batch_size_slot_and_threads_change_no_bit(threads: int) -> None:
 def test_threads_that_share_a_renderer_get_their_own_pixels() -> None:
     files = [png(noise(50, 60, seed)) for seed in range(8)]
     expected = render(LEVELS, files)
-    renderer = TorchRenderer(LEVELS, threads=2)
+    renderer = make_renderer(LEVELS, "torch", threads=2)
     records = records_for(LEVELS, files)
     with ThreadPoolExecutor(4) as pool:
         kept = list(pool.map(lambda _: renderer.render(files, records).pixels, range(12)))
@@ -260,7 +260,7 @@ def test_undecodable_pictures_are_named_and_the_rest_is_what_it_was(threads: int
     jpeg = encode(Image.fromarray(noise(50, 60, 1)), "JPEG").tobytes()
     without_table = jpeg.replace(b"\xff\xdb\x00\x43\x00", b"\xff\xdb\x00\x43\x03")
     for bad in (b"", b"garbage" * 40, files[1].tobytes()[:300], without_table, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 60 50\n"):
-        renderer = TorchRenderer(LEVELS, threads=threads)
+        renderer = make_renderer(LEVELS, "torch", threads=threads)
         rendered = renderer.render([files[0], np.frombuffer(bad, np.uint8), *files[2:]], records)
         assert list(rendered.failed) == [1] and rendered.failed[1] and "\n" not in rendered.failed[1]
         for pixels, others in zip(rendered.pixels, expected, strict=True):
@@ -271,7 +271,7 @@ def test_undecodable_pictures_are_named_and_the_rest_is_what_it_was(threads: int
 def test_a_picture_of_another_size_than_its_record_is_named() -> None:
     jpegs = [encode(Image.fromarray(noise(*size)), "JPEG") for size in ((60, 50), (500, 600))]
     for other, reason in ((png(noise(50, 61)), "says 60 x 50 .* are 61 x 50"), (jpegs[0], "are 50 x 60"), (jpegs[1], r"\(500, 600, 3\)")):
-        renderer = TorchRenderer(LEVELS, threads=0)
+        renderer = make_renderer(LEVELS, "torch", threads=0)
         failed = renderer.render([other], records_for(LEVELS, [png(noise(50, 60))])).failed
         assert list(failed) == [0] and re.search(reason, failed[0])
 
@@ -291,7 +291,7 @@ def test_a_batch_of_no_pictures_has_no_pixels() -> None:
 def test_parts_of_pixels_are_refused_with_the_mend() -> None:
     family = dataclasses.replace(SMALL, snap="none")
     with pytest.raises(ValueError, match=r"""family 'small' has snap='none', .*use snap="pixel" or renderer="native" or "dali"$"""):
-        TorchRenderer(ViewRecipe(families=(LARGE, family)))
+        make_renderer(ViewRecipe(families=(LARGE, family)), "torch")
 
 
 @pytest.mark.parametrize(
@@ -314,8 +314,8 @@ def test_a_box_that_cannot_be_cut_as_it_stands_is_refused_by_name(box: tuple[flo
     boxes = geometry.boxes.clone()
     boxes[0, 1] = torch.tensor([0.0, 0, 60, 50])
     edges = dataclasses.replace(geometry, boxes=boxes.clone())
-    TorchRenderer(recipe, threads=0).render(files, [Record.of(edges)])  # the whole picture
+    make_renderer(recipe, "torch", threads=0).render(files, [Record.of(edges)])  # the whole picture
     boxes[0, 1] = torch.tensor(box)
     with pytest.raises(ValueError, match=r"^box \[.*\] of family 'one', sample 0, view 1: the torch renderer cuts whole pixels") as refused:
-        TorchRenderer(recipe, threads=0).render(files, [Record.of(dataclasses.replace(geometry, boxes=boxes))])
+        make_renderer(recipe, "torch", threads=0).render(files, [Record.of(dataclasses.replace(geometry, boxes=boxes))])
     assert "\n" not in str(refused.value)

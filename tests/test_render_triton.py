@@ -23,9 +23,10 @@ from wherefrom.pipeline.proof import prove as proof
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.proof.prove import MISTAKES, ProofCase, prove
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.render import dali_decode, triton_renderer
-from wherefrom.pipeline.render.dali_decode import DaliDecoder, StockDecoder, installed
+from wherefrom.pipeline.render import triton_renderer
+from wherefrom.pipeline.render.dali_decode import DaliDecoder, dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
+from wherefrom.pipeline.render.gpu_decode import TensorDecoder
 from wherefrom.pipeline.render.triton_renderer import TritonRenderer
 from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, Record, ViewGeometry
@@ -33,7 +34,8 @@ from wherefrom.pipeline.views import Photometric, Record, ViewGeometry
 Mistake = Callable[[ViewGeometry, Photometric], tuple[ViewGeometry, Photometric]]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_dali = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
+CPU = torch.device("cpu")
+needs_dali = pytest.mark.skipif(dali_missing() is not None, reason="NVIDIA DALI is not installed")
 Bytes = NDArray[np.uint8]
 ALL_COLOR = ColorLaw(blur_prob=0.5, solarize_prob=0.3)
 SIZES = ((40, 53), (31, 24), (24, 60))
@@ -261,10 +263,10 @@ def addressed(address: int, size: NDArray[np.int32]) -> Bytes:
 
 @pytest.mark.core
 @needs_dali
-def test_dali_decodes_what_the_stock_decoder_does_and_leaves_it_as_stored(files: list[Bytes]) -> None:
-    dali, stock = DaliDecoder(device=torch.device("cpu"), threads=2), StockDecoder()
+def test_dali_decodes_what_the_cpu_does_and_leaves_it_as_stored(files: list[Bytes]) -> None:
+    dali, cpu = DaliDecoder(device=CPU, threads=2), TensorDecoder(device=CPU, threads=1)
     for batch in (files[:1], files, files[1:]):  # the second needs a larger pipeline
-        one, other = dali.decode(batch), stock.decode(batch)
+        one, other = dali.decode(batch), cpu.decode(batch)
         assert one.failed == other.failed == {}
         np.testing.assert_array_equal(one.sizes, other.sizes)
         for place in range(len(batch)):
@@ -277,11 +279,11 @@ def test_dali_decodes_what_the_stock_decoder_does_and_leaves_it_as_stored(files:
 
 @pytest.mark.core
 @needs_dali
-def test_dali_and_the_stock_decoder_refuse_the_same_files_and_go_on(files: list[Bytes]) -> None:
-    dali = DaliDecoder(device=torch.device("cpu"), threads=2)
+def test_dali_and_the_cpu_refuse_the_same_files_and_go_on(files: list[Bytes]) -> None:
+    dali = DaliDecoder(device=CPU, threads=2)
     mixed = [files[0], np.frombuffer(b"no picture at all", np.uint8), files[1]]
     decoded = dali.decode(mixed)
-    assert sorted(decoded.failed) == sorted(StockDecoder().decode(mixed).failed) == [1]
+    assert sorted(decoded.failed) == sorted(TensorDecoder(device=CPU, threads=1).decode(mixed).failed) == [1]
     assert decoded.sizes[1].tolist() == [1, 1]
     np.testing.assert_array_equal(addressed(decoded.addresses[2], decoded.sizes[2]), stored_pixels(files[1]))
     assert dali.decode(files).failed == {}
@@ -297,15 +299,8 @@ def test_without_the_interpreter_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.core
 def test_without_triton_there_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_renderer, "triton_missing", lambda: "Triton is not installed")
-    with pytest.raises(ValueError, match=r"""renderer "triton" cannot run: Triton is not installed; or use renderer="dali\""""):
+    with pytest.raises(ValueError, match=r"""renderer "triton" cannot run: Triton is not installed; or use renderer="auto\""""):
         TritonRenderer(recipe_of(), device=DEVICE)
-
-
-@pytest.mark.core
-def test_without_dali_there_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dali_decode, "installed", lambda: False)
-    with pytest.raises(ValueError, match="needs NVIDIA DALI to decode, not installed here; pip install nvidia-dali-cuda130"):
-        DaliDecoder(device=torch.device("cpu"))
 
 
 def test_importing_the_module_leaves_dali_and_triton_out() -> None:

@@ -18,16 +18,16 @@ from PIL import Image
 from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.proof.level_errors import LevelErrors, away_from_borders, level_errors, levels
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.render.dali_decode import installed
+from wherefrom.pipeline.render.choose import make_renderer
+from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
-from wherefrom.pipeline.render.torch_cutter import TorchRenderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
 from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, Record, ViewGeometry
 
 Mistake = Callable[[ViewGeometry, Photometric], tuple[ViewGeometry, Photometric]]
 
-pytestmark = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
+pytestmark = pytest.mark.skipif(dali_missing() is not None, reason="NVIDIA DALI is not installed")
 Bytes = NDArray[np.uint8]
 ALL_COLOR = ColorLaw(blur_prob=0.3, solarize_prob=0.2)
 INSIDE_MEAN = {False: 0.5, True: 1.0}  # levels of 255, without and with photometrics
@@ -57,7 +57,7 @@ def differences(folder: Path, color: ColorLaw | None, count: int) -> Iterator[li
         members = [member for member in tar if member.name.endswith(".jpg")][:count]
         photographs = [np.frombuffer(tar.extractfile(member).read(), np.uint8) for member in members]  # type: ignore[union-attr]
     recipe = recipe_of(color)
-    dali, stock = DaliRenderer(recipe, threads=2), TorchRenderer(recipe, threads=2)
+    dali, stock = DaliRenderer(recipe, threads=2), make_renderer(recipe, "torch", threads=2)
     for start in range(0, len(photographs), 10):
         files = photographs[start : start + 10]
         records = records_for(recipe, files)
@@ -99,7 +99,9 @@ def test_the_bars_between_renderers_see_small_mistakes(photographs: Path, mistak
     recipe = recipe_of(ALL_COLOR)
     records = records_for(recipe, files)
     wrong = [Record.of(*mistake(record.geometry, record.photometric)) for record in records]
-    both = zip(DaliRenderer(recipe).render(files, wrong).pixels, TorchRenderer(recipe).render(files, records).pixels, records, strict=True)
+    both = zip(
+        DaliRenderer(recipe).render(files, wrong).pixels, make_renderer(recipe, "torch").render(files, records).pixels, records, strict=True
+    )
     errors = [level_errors(levels(a, recipe), levels(b, recipe), away_from_borders(record)).inside_mean for a, b, record in both]
     assert max(errors) > INSIDE_MEAN[True]
 
@@ -137,7 +139,7 @@ def test_the_same_damaged_files_fail_in_both_renderers(format: str) -> None:
     records = records_for(recipe, files)
     dali, stock = (
         DaliRenderer(recipe, threads=2).render(files, records).failed,
-        TorchRenderer(recipe, threads=2).render(files, records).failed,
+        make_renderer(recipe, "torch", threads=2).render(files, records).failed,
     )
     assert len(files) >= 10
     assert sorted(dali) == sorted(stock)

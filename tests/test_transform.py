@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import convert_bounding_box_format
 
-from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline import (
     Batch,
     ColorLaw,
@@ -45,7 +44,6 @@ from wherefrom.pipeline import (
 )
 from wherefrom.pipeline.annotations import carry
 from wherefrom.pipeline.order import KeyedSampler, Order
-from wherefrom.pipeline.render.renderer import CutterName
 from wherefrom.pipeline.transform import Transformed, ViewTransform, collate
 
 MUCH_COLOR = ColorLaw(jitter_prob=0.5, gray_prob=0.3, blur_prob=0.5, solarize_prob=0.3)
@@ -57,7 +55,6 @@ RECIPE = ViewRecipe(
         ),
     )
 )
-CUTTERS: list[CutterName] = ["torch"] if native_missing() else ["native", "torch"]
 SIZES = [(120, 160), (90, 64), (64, 64), (33, 200), (150, 101), (80, 80), (70, 90)]
 
 
@@ -92,7 +89,7 @@ def open_loader(files: list[tuple[str, bytes]], make_shard: Callable[..., Path],
     """`open_loader(seed=5, global_batch=3, renderer="auto") -> Loader` over those files, the sample id being the number in the list."""
     shard = make_shard(tmp_path / "pictures-000000.tar", [(f"{n:04d}", {kind: data}) for n, (kind, data) in enumerate(files)])
 
-    def opened(*, seed: int = 5, global_batch: int = 3, renderer: CutterName = "auto") -> Loader:
+    def opened(*, seed: int = 5, global_batch: int = 3, renderer: str = "auto") -> Loader:
         return make_loader(str(shard), RECIPE, seed=seed, global_batch=global_batch, renderer=renderer, threads=0)
 
     return opened
@@ -129,9 +126,8 @@ def annotations(sample: int, source_hw: tuple[int, int]) -> dict[str, Any]:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("renderer", CUTTERS)
-def test_a_batch_is_its_pictures_one_by_one_in_any_order(files: list[tuple[str, bytes]], renderer: CutterName) -> None:
-    transform = ViewTransform(RECIPE, seed=5, renderer=renderer)
+def test_a_batch_is_its_pictures_one_by_one_in_any_order(files: list[tuple[str, bytes]], cutter: str) -> None:
+    transform = ViewTransform(RECIPE, seed=5, renderer=cutter)
     upright = [size[::-1] if n in (1, 4) else size for n, size in enumerate(SIZES)]  # two lie on their side
     given_with = [annotations(n, source_hw) for n, source_hw in enumerate(upright)]
     singles = [
@@ -151,12 +147,9 @@ def test_a_batch_is_its_pictures_one_by_one_in_any_order(files: list[tuple[str, 
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("renderer", CUTTERS)
-def test_views_are_the_loaders_for_the_same_key(
-    files: list[tuple[str, bytes]], open_loader: Callable[..., Loader], renderer: CutterName
-) -> None:
-    transform = ViewTransform(RECIPE, seed=5, renderer=renderer)
-    with open_loader(seed=5, renderer=renderer) as loader, open_loader(seed=6, renderer=renderer) as other_seed:
+def test_views_are_the_loaders_for_the_same_key(files: list[tuple[str, bytes]], open_loader: Callable[..., Loader], cutter: str) -> None:
+    transform = ViewTransform(RECIPE, seed=5, renderer=cutter)
+    with open_loader(seed=5, renderer=cutter) as loader, open_loader(seed=6, renderer=cutter) as other_seed:
         for number, file in enumerate(files):
             for epoch in (0, 3):
                 made = transform(opened(file), sample=number, epoch=epoch).batch
@@ -521,9 +514,8 @@ def without_labels(transformed: Transformed) -> Transformed:
     return replace(transformed, batch=replace(transformed.batch, label=torch.full_like(transformed.batch.label, -1)))
 
 
-@pytest.mark.parametrize("renderer", CUTTERS)
-def test_workers_hand_over_what_this_process_makes_and_use_their_memory_again(files: list[tuple[str, bytes]], renderer: CutterName) -> None:
-    transform = ViewTransform(RECIPE, seed=5, renderer=renderer)
+def test_workers_hand_over_what_this_process_makes_and_use_their_memory_again(files: list[tuple[str, bytes]], cutter: str) -> None:
+    transform = ViewTransform(RECIPE, seed=5, renderer=cutter)
     epochs = [[[(epoch, n) for n in order] for order in ([0, 1, 2], [3, 4], [5, 6, 0], [2, 6])] for epoch in range(6)]
     batches = list(chain.from_iterable(epochs))
     here = [without_labels(Batches(files, transform).__getitems__(keys)) for keys in batches]

@@ -6,97 +6,96 @@ Not here: the proof itself (pipeline/proof/prove.py), parsing the command line (
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 from rich.console import Console
 
-from wherefrom.kernels.dispatch import triton_missing
-from wherefrom.kernels.render_views import native_missing
+from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.proof.prove import FLOAT_WORST_PX, ROUNDED_MEAN_PX, ROUNDED_WORST_PX, ProofReport, ProofRow, proof_cases, prove
-from wherefrom.pipeline.render import dali_renderer
-from wherefrom.pipeline.render.choose import choose_renderer, make_renderer
-from wherefrom.pipeline.render.renderer import Renderer
+from wherefrom.pipeline.render.choose import RENDERERS, choose_renderer, make_renderer, renderer_entry
+from wherefrom.pipeline.render.renderer import RenderDevice, Renderer
 from wherefrom.pipeline.view_recipe import Snap, ViewRecipe
 from wherefrom.tools.console import print_line, print_table, progress
 
 __all__ = ["prove_command"]
 
-Name = Literal["native", "torch", "triton", "dali"]
-Device = Literal["cpu", "cuda"]
-SNAPS: dict[Name, tuple[Snap, ...]] = {  # the boxes that each renderer can cut
-    "native": ("pixel", "none"),
-    "torch": ("pixel",),
-    "triton": ("pixel", "none"),
-    "dali": ("pixel", "none"),
-}
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Candidate:
+    """A renderer as it is proven."""
+
+    title: str
+    snaps: tuple[Snap, ...]  # the boxes that it can cut
+    make: Callable[[ViewRecipe], Renderer]
 
 
-def prove_command(
-    renderer: Literal["all", "native", "torch", "triton", "dali"] = "all", *, device: Device | None = None, quick: bool = False
-) -> int:
+RendererChoice = Annotated[str, tyro.conf.arg(metavar="|".join(["all", *RENDERERS]))]  # checked against the table when it is asked for
+
+
+def prove_command(renderer: RendererChoice = "all", *, device: RenderDevice | None = None, quick: bool = False) -> int:
     """Prove by pixels that the records of the renderers here are true; return 0 if all is proven, else 1.
 
     Args:
-        renderer: which renderer; all: every one that is installed.
+        renderer: which renderer, by its name; all: every one that is installed, those of other packages too.
         device: cpu or cuda; default: both, where there is a GPU.
         quick: a short cut through the cases.
     Raises: ValueError of one line for a device or renderer that is not here.
     """
     console = Console()
     proven = True
-    for name, title, factory in _contenders(console, renderer, device):
-        cases = proof_cases(SNAPS[name], quick=quick)
+    for candidate in _candidates(console, renderer, device):
         started = time.perf_counter()
-        with progress(console, f"{title}, cases") as show:
-            report = prove(factory, cases=cases, progress=show)
-        _print_report(console, report, title, time.perf_counter() - started)
+        with progress(console, f"{candidate.title}, cases") as show:
+            report = prove(candidate.make, cases=proof_cases(candidate.snaps, quick=quick), progress=show)
+        _print_report(console, report, candidate.title, time.perf_counter() - started)
         proven &= report.passed
     print_line(console, "proven" if proven else "NOT proven: see the rows marked RED", "bold green" if proven else "bold red")
     return 0 if proven else 1
 
 
-def _contenders(
-    console: Console, renderer: Literal["all", "native", "torch", "triton", "dali"], device: Device | None
-) -> list[tuple[Name, str, Callable[[ViewRecipe], Renderer]]]:
-    """Return every (renderer, title, factory) to prove, each as the loader makes it; say what serves by default, what is left out, why."""
+def _candidates(console: Console, renderer: str, device: RenderDevice | None) -> list[_Candidate]:
+    """Return what to prove, each renderer as the loader makes it; say what serves by default, what is left out, why."""
+    check_literal("renderer", renderer, Literal[("all", *RENDERERS)])
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: torch sees no CUDA GPU here; use --device cpu")
-    places: list[Device] = [place for place in ("cpu", "cuda") if device in (None, place) and (place == "cpu" or torch.cuda.is_available())]
-    for place in places:
-        chosen, why = choose_renderer("auto", torch.device(place))
-        print_line(console, f'renderer="auto" takes {chosen} on {place}: {why}')
-    found: list[tuple[Name, str, Callable[[ViewRecipe], Renderer]]] = []
-    for name in SNAPS:
-        if renderer not in ("all", name):
-            continue
-        runs_on, missing = _places(name, places)
-        if missing is None:
-            found += [(name, f"{name} on {place}", partial(make_renderer, name=name, device=place)) for place in runs_on]
-            if name == "dali" and "cpu" in runs_on:
-                found.append((name, "dali on cpu, exact=True", partial(dali_renderer.DaliRenderer, exact=True)))
-        elif renderer == name:
-            raise ValueError(f"renderer {name!r}: {missing}")
-        else:
-            print_line(console, f"{name} is left out: {missing}")
-    if not found:
+    here: list[RenderDevice] = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    devices = [each for each in here if device in (None, each)]
+    for each in devices:
+        chosen, why = choose_renderer("auto", torch.device(each))
+        print_line(console, f'renderer="auto" takes {chosen} on {each}: {why}')
+    candidates: list[_Candidate] = []
+    for name in RENDERERS if renderer == "all" else [renderer]:
+        try:
+            candidates += _candidates_of(name, devices)
+        except ValueError as reason:
+            if renderer != "all":
+                raise
+            print_line(console, f"left out: {reason}")
+    if not candidates:
         raise ValueError(f"device={device!r}: no renderer runs there; leave out --device")
-    return found
+    return candidates
 
 
-def _places(name: Name, places: Sequence[Device]) -> tuple[list[Device], str | None]:
-    """Return where, of these places, a renderer is proven, and why it is not proven here, or None."""
-    no_dali = None if dali_renderer.installed() else "NVIDIA DALI is not installed here; pip install nvidia-dali-cuda130"
-    if name == "dali":
-        return list(places), no_dali
-    if name == "triton":
-        if "cuda" not in places:
-            return [], "it is proven on a CUDA GPU, and none is here or asked for"
-        return ["cuda"], triton_missing() or no_dali  # DALI decodes for it
-    if "cpu" not in places:
-        return [], "it renders on the CPU whatever the device; leave out --device"
-    return ["cpu"], native_missing() if name == "native" else None
+def _candidates_of(name: str, devices: Sequence[RenderDevice]) -> list[_Candidate]:
+    """Return a renderer on those of the devices where it renders, and its variants.
+
+    Raises: ValueError saying why it is not proven here.
+    """
+    entry = renderer_entry(name)
+    renders_on = [each for each in devices if each in entry.devices]
+    if not renders_on:
+        raise ValueError(f"renderer {name!r}: it renders on {' and '.join(entry.devices)}, which is not here or not asked for")
+    if missing := entry.missing():
+        raise ValueError(f"renderer {name!r}: {missing}")
+    makers: dict[str, Callable[[ViewRecipe], Renderer]] = {
+        f"{name} on {each}": partial(make_renderer, name=name, device=each) for each in renders_on
+    }
+    makers |= {f"{name} on {each}, {options}": make for (each, options), make in entry.variants.items() if each in renders_on}
+    return [_Candidate(title=title, snaps=entry.snaps, make=make) for title, make in makers.items()]
 
 
 def _print_report(console: Console, report: ProofReport, title: str, seconds: float) -> None:

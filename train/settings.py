@@ -13,7 +13,7 @@ import yaml
 
 from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.literals import check_literals
-from wherefrom.pipeline.render.renderer import RendererName
+from wherefrom.pipeline.render.choose import check_renderer
 from wherefrom.train.encoder import ARCHITECTURE, ModelSettings
 from wherefrom.train.objective import OBJECTIVES, Objective, ObjectiveSettings
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
@@ -90,7 +90,7 @@ class RuntimeSettings:
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    renderer: RendererName = "auto"  # a run writes down what served, and goes on with it
+    renderer: str = "auto"  # or one that `wherefrom prove --help` names; a run writes down what served, and goes on with it
     threads: int | None = None  # that read and render; None: the loader's choice
     prefetch: int = 2  # micro-batches ready in advance
     accumulation: int = 1  # micro-batches of one update on every rank
@@ -102,6 +102,7 @@ class RuntimeSettings:
 
     def __post_init__(self) -> None:
         check_literals(self)
+        check_renderer(self.renderer)
         _at_least(self, 1, "threads", "prefetch", "accumulation", "log_every", "checkpoint_every", "keep")
 
 

@@ -1,66 +1,76 @@
-"""What a renderer is, and which one serves.
+"""The table of renderers, and which of them serves.
 
-Here: the protocol that every renderer follows, and the choice behind renderer="auto".
-Not here: pixels (render_native, render_torch, render_triton, render_dali; the definition is wherefrom.kernels.render_views_reference).
+Here: the one place where a renderer is known by name; the choice behind renderer="auto"; making renderers and cutters.
+Not here: what a renderer is (renderer.py), each one's entry and pixels (a file each; the definition is
+wherefrom.kernels.render_views_reference). Nothing is imported before it is asked for.
 """
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 
-from wherefrom.kernels.dispatch import triton_missing
-from wherefrom.kernels.render_views import native_missing
+from wherefrom.pipeline.entry_table import EntryTable
 from wherefrom.pipeline.literals import check_literal
-from wherefrom.pipeline.render.renderer import CutterName, Renderer, RendererName
+from wherefrom.pipeline.render.renderer import Cutter, RenderDevice, Renderer, RendererEntry
 from wherefrom.pipeline.view_recipe import ViewRecipe
-
-if TYPE_CHECKING:
-    from wherefrom.pipeline.render.renderer import Cutter
 
 log = logging.getLogger(__name__)
 
+RENDERERS = EntryTable(
+    kind="renderer",
+    group="wherefrom.renderers",
+    own={
+        "native": "wherefrom.pipeline.render.native_cutter:ENTRY",
+        "torch": "wherefrom.pipeline.render.torch_cutter:ENTRY",
+        "triton": "wherefrom.pipeline.render.triton_renderer:ENTRY",
+        "dali": "wherefrom.pipeline.render.dali_renderer:ENTRY",
+    },
+)
 
-# What renderer="auto" takes: the first that can run. TODO: triton before dali once the proof has passed with it on a GPU.
-GPU_PREFERENCE: tuple[RendererName, ...] = ("dali", "triton", "native", "torch")
-CPU_PREFERENCE: tuple[RendererName, ...] = ("native", "torch")
-WHY: dict[RendererName, str] = {
-    "dali": "decodes and resizes on the GPU",
-    "triton": "decodes and renders on the GPU",
-    "native": "the fastest on CPUs",
-    "torch": "runs everywhere",
-}
+
+def check_renderer(name: object) -> None:
+    """Refuse what is neither "auto" nor a name of the table; nothing is imported for it.
+
+    Raises: ValueError in one line, with the nearest name.
+    """
+    check_literal("renderer", name, Literal[("auto", *RENDERERS)])
 
 
-def choose_renderer(name: RendererName, device: torch.device) -> tuple[RendererName, str]:
+def renderer_entry(name: str) -> RendererEntry:
+    """Return what the table knows of a renderer.
+
+    Raises: ValueError in one line if there is none of that name, or the package that declares it is at fault.
+    """
+    entry = RENDERERS[name]
+    if not isinstance(entry, RendererEntry):
+        raise ValueError(f"renderer {name!r} of {RENDERERS.owner(name)} is {entry!r}: needs a RendererEntry")
+    return entry
+
+
+def choose_renderer(name: str, device: torch.device) -> tuple[str, str]:
     """Return which renderer serves on a device, and why: the one named, or the first of a fixed list that can run here.
 
-    Nothing is timed, so that ranks and resumed runs on machines of one kind choose alike.
+    Nothing is timed and no other package has a say, so that ranks and resumed runs on machines of one kind choose alike.
     Raises: ValueError if there is no renderer of that name.
     """
-    check_literal("renderer", name, RendererName)
+    check_renderer(name)
     if name != "auto":
         return name, "as asked"
     passed_over: list[str] = []
-    for candidate in GPU_PREFERENCE if device.type == "cuda" else CPU_PREFERENCE:
-        missing = _missing(candidate)
+    for candidate in auto_preference("cuda" if device.type == "cuda" else "cpu"):
+        entry = renderer_entry(candidate)
+        missing = entry.missing()
         if missing is None:
-            return candidate, "; ".join([WHY[candidate], *passed_over])
+            return candidate, "; ".join([entry.why, *passed_over])
         passed_over.append(f"{candidate} cannot run: {missing}")
-    raise AssertionError("torch runs everywhere")
+    raise AssertionError("the last of the list runs everywhere")
 
 
-def _missing(name: RendererName) -> str | None:
-    """Return why a renderer cannot run on this machine, or None."""
-    if name == "native":
-        return native_missing()
-    if name == "torch":
-        return None
-    from wherefrom.pipeline.render.dali_decode import installed
-
-    if not installed():  # it decodes for triton too
-        return "NVIDIA DALI is not installed; pip install nvidia-dali-cuda130"
-    return triton_missing() if name == "triton" else None
+def auto_preference(device: RenderDevice) -> list[str]:
+    """Return the renderers of which renderer="auto" takes the first that can run, for loaders on a device."""
+    ranks = {name: renderer_entry(name).auto.get(device) for name in RENDERERS.own}
+    return [name for _, name in sorted((rank, name) for name, rank in ranks.items() if rank is not None)]
 
 
 def check_runtime(*, threads: int | None, prefetch: int) -> None:
@@ -73,25 +83,23 @@ def check_runtime(*, threads: int | None, prefetch: int) -> None:
         raise ValueError(f"prefetch={prefetch}: needs at least 1 batch")
 
 
-def make_cutter(recipe: ViewRecipe, name: CutterName = "auto") -> "Cutter":
+def make_cutter(recipe: ViewRecipe, name: str = "auto") -> Cutter:
     """Build what cuts views of decoded pictures, and say which one and why.
 
-    Raises: ValueError if there is none of that name, "native" is asked for and not there, or "torch" cannot serve the recipe.
+    Raises: ValueError if there is none of that name, it cannot run here, or it cannot serve the recipe.
     """
-    check_literal("renderer", name, CutterName)
+    eligible = [each for each in RENDERERS if each in RENDERERS.own or each == name]  # no other package is imported unasked
+    check_literal("renderer", name, Literal[("auto", *(each for each in eligible if renderer_entry(each).cutter))])
     chosen, why = choose_renderer(name, torch.device("cpu"))
+    cutter = renderer_entry(chosen).cutter
+    assert cutter is not None, "who serves a CPU unasked cuts"
+    _check_runs(chosen)
     log.info("views are cut by %s: %s", chosen, why)
-    if chosen == "native":
-        from wherefrom.pipeline.render.native_cutter import NativeCutter
-
-        return NativeCutter(recipe)
-    from wherefrom.pipeline.render.torch_cutter import TorchCutter
-
-    return TorchCutter(recipe)
+    return cutter(recipe)
 
 
 def make_renderer(
-    recipe: ViewRecipe, name: RendererName = "auto", *, device: str | torch.device = "cpu", threads: int | None = None, prefetch: int = 2
+    recipe: ViewRecipe, name: str = "auto", *, device: str | torch.device = "cpu", threads: int | None = None, prefetch: int = 2
 ) -> Renderer:
     """Build the renderer called `name` and say which one serves and why.
 
@@ -99,16 +107,12 @@ def make_renderer(
     """
     check_runtime(threads=threads, prefetch=prefetch)
     chosen, why = choose_renderer(name, torch.device(device))
+    _check_runs(chosen)
     log.info("renderer %s: %s", chosen, why)
-    if chosen == "dali":
-        from wherefrom.pipeline.render.dali_renderer import DaliRenderer
+    return renderer_entry(chosen).make(recipe, device=device, threads=threads, prefetch=prefetch)
 
-        # on a CPU, 8 bits after the resize make the whole a quarter faster; on a GPU floats are not what takes the time
-        return DaliRenderer(recipe, device=device, threads=threads, exact=torch.device(device).type == "cuda")
-    if chosen == "triton":
-        from wherefrom.pipeline.render.triton_renderer import TritonRenderer
 
-        return TritonRenderer(recipe, device=device, threads=threads)
-    from wherefrom.pipeline.render.threads import ThreadedRenderer
-
-    return ThreadedRenderer(make_cutter(recipe, chosen), device=device, threads=threads, prefetch=prefetch)
+def _check_runs(name: str) -> None:
+    """Raise ValueError if a renderer cannot run on this machine."""
+    if missing := renderer_entry(name).missing():
+        raise ValueError(f'renderer "{name}" cannot run: {missing}; or use renderer="auto"')

@@ -1,26 +1,28 @@
-"""Decoding for renderers that cut on a GPU: what DALI is given, and the decoders behind one protocol.
+"""Decoding by NVIDIA DALI, for renderers that cut on a GPU.
 
-Here: whether DALI is there, the files that it may be given, decoders. DALI is imported when one is made, not before.
-Not here: cutting views (dali_renderer.py, triton_renderer.py), strict decoding on a CPU (decode.py).
+Here: whether DALI is there, the files that it may be given, its decoder. DALI is imported when one is made, not before.
+Not here: cutting views (dali_renderer.py, triton_renderer.py), decoders without DALI (gpu_decode.py), strict decoding on a CPU (decode.py).
 """
 
 import importlib.util
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from wherefrom.pipeline.decode import decode_or_stand_in, is_jpeg
+from wherefrom.pipeline.render.decoder import Decoded
 from wherefrom.pipeline.system import available_cores
 
 
-def installed() -> bool:
-    """Return whether DALI is there, without importing it."""
-    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+def dali_missing() -> str | None:
+    """Return why DALI is not there, or None; it is not imported."""
+    if importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None:
+        return None
+    return "NVIDIA DALI is not installed; pip install nvidia-dali-cuda130"
 
 
 def decoded_pictures(encoded: Sequence[NDArray[np.uint8]], pool: ThreadPoolExecutor) -> tuple[list[NDArray[np.uint8]], dict[int, str]]:
@@ -55,44 +57,12 @@ def decoded_by_dali(name: str, gpu: bool, hw_decoder_load: float) -> Any:
     return fn.decoders.image(file, jpeg_fancy_upsampling=True, adjust_orientation=False, **decoding)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
-    """Pictures as stored (EXIF not undone), where they lie and how large they are."""
-
-    owner: object  # of the memory: they stay where they are while it lives
-    addresses: list[int]  # of contiguous (H, W, 3) uint8
-    sizes: NDArray[np.int32]  # (B, 2), (height, width)
-    failed: dict[int, str]  # position -> reason; one gray pixel stands in
-
-
-class Decoder(Protocol):
-    """Encoded files in, decoded pictures out."""
-
-    strict: bool  # whether a damaged picture is always refused
-
-    def decode(self, encoded: Sequence[NDArray[np.uint8]]) -> Decoded:
-        """Decode a batch of at least one file."""
-        ...
-
-    def close(self) -> None:
-        """Free threads and memory; twice is fine."""
-        ...
-
-
 class DaliDecoder:
-    """Decodes JPEGs with NVIDIA DALI, to the GPU or, for tests, to the CPU; pictures keep their stored orientation.
-
-    Raises: ValueError if DALI is not installed.
-    """
+    """Decodes JPEGs with NVIDIA DALI, to the GPU or, for tests, to the CPU; pictures keep their stored orientation."""
 
     strict = False
 
     def __init__(self, *, device: torch.device, threads: int | None = None, hw_decoder_load: float = 0.65) -> None:
-        if not installed():
-            raise ValueError(
-                'renderer "triton" needs NVIDIA DALI to decode, not installed here; pip install nvidia-dali-cuda130, '
-                'or use renderer="torch"'
-            )
         self.device = device
         self.threads = available_cores() if threads is None else max(1, threads)
         self.hw_decoder_load = hw_decoder_load
@@ -147,22 +117,3 @@ class DaliDecoder:
         pipeline = graph()
         pipeline.build()
         return pipeline
-
-
-class StockDecoder:
-    """Decodes as the torch renderer does, in the caller's thread."""
-
-    strict = True
-
-    def decode(self, encoded: Sequence[NDArray[np.uint8]]) -> Decoded:
-        """Decode a batch on the CPU."""
-        pictures, reasons = zip(*map(decode_or_stand_in, encoded), strict=True)
-        return Decoded(
-            owner=pictures,
-            addresses=[picture.ctypes.data for picture in pictures],
-            sizes=np.array([picture.shape[:2] for picture in pictures], np.int32),
-            failed={i: reason for i, reason in enumerate(reasons) if reason},
-        )
-
-    def close(self) -> None:
-        """Nothing is held."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wherefrom.pipeline.color import color_matrix
-from wherefrom.pipeline.render.dali_decode import decoded_by_dali, decoded_pictures, installed, readable_files
-from wherefrom.pipeline.render.renderer import Rendered, leaves_picture, wrong_sizes
+from wherefrom.pipeline.render.dali_decode import dali_missing, decoded_by_dali, decoded_pictures, readable_files
+from wherefrom.pipeline.render.renderer import Rendered, Renderer, RendererEntry, leaves_picture, wrong_sizes
 from wherefrom.pipeline.system import available_cores
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, Record
@@ -87,10 +88,8 @@ class DaliRenderer:
         strict: bool | None = None,  # None: on a CPU; True decodes JPEGs on the CPU for a GPU too
         exact: bool = True,  # False keeps 8 bits after the resize: 1.25 times as fast on a CPU, where make_renderer asks for it
     ) -> None:
-        if not installed():
-            raise ValueError(
-                'renderer "dali" needs NVIDIA DALI, not installed here; pip install nvidia-dali-cuda130, or use renderer="torch"'
-            )
+        if missing := dali_missing():
+            raise ValueError(f'renderer "dali" cannot run: {missing}; or use renderer="auto"')
         self.recipe = recipe
         self.device = torch.device(device)
         if self.device.type not in ("cpu", "cuda"):
@@ -118,7 +117,7 @@ class DaliRenderer:
             nothing = [torch.empty(0, f.views, 3, *f.size_px, dtype=getattr(torch, self.recipe.pixels)) for f in self.recipe.families]
             return Rendered(pixels=tuple(pixels.to(self.device) for pixels in nothing), failed={})
         source_size, lying = records[0].geometry.source_size.numpy(), records[0].geometry.stored_orientation.numpy() >= 5
-        fed = [_fed(record) for record in records]
+        arrays = [_input_arrays(record) for record in records]
         started = time.perf_counter()
         pool = self._decoding_pool()
         pictures, failed = decoded_pictures(encoded, pool) if self.strict else readable_files(encoded, pool, decode_jpegs=False)
@@ -130,13 +129,13 @@ class DaliRenderer:
                 self._steps, self._max_batch, self._pipeline = steps, max(len(encoded), self._max_batch), None
                 self._lying |= bool(lying.any())
             try:
-                upright_size, pixels = self._run(pictures, source_size, lying, fed)
+                upright_size, pixels = self._run(pictures, source_size, lying, arrays)
             except RuntimeError:
                 self._pipeline = None  # one undecodable picture ends a DALI pipeline
                 if self.strict:
                     raise
                 pictures, failed = readable_files(encoded, pool, decode_jpegs=True)
-                upright_size, pixels = self._run(pictures, source_size, lying, fed)
+                upright_size, pixels = self._run(pictures, source_size, lying, arrays)
             render_s = decode_s + time.perf_counter() - started
         return Rendered(pixels=pixels, failed=wrong_sizes(upright_size, source_size) | failed, render_s=render_s)
 
@@ -159,7 +158,7 @@ class DaliRenderer:
         pictures: Sequence[NDArray[np.uint8]],
         source_size: NDArray[np.int32],
         lying: NDArray[np.bool_],
-        fed: list[dict[str, NDArray[Any]]],
+        arrays: list[dict[str, NDArray[Any]]],
     ) -> tuple[NDArray[np.int32], tuple[Tensor, ...]]:
         """Return the pictures' upright sizes (B, 2) and one (B, V, 3, H, W) a family. `pictures` are decoded if strict, files if not."""
         if self._pipeline is None:
@@ -168,9 +167,9 @@ class DaliRenderer:
         self._pipeline.feed_input("source_size", source_size)
         if self._lying:
             self._pipeline.feed_input("lying", lying.astype(np.int32))
-        for number, (steps, arrays) in enumerate(zip(self._steps, fed, strict=True)):
+        for number, (steps, of_family) in enumerate(zip(self._steps, arrays, strict=True)):
             for name in _inputs(steps):
-                self._pipeline.feed_input(f"{name}{number}", arrays[name])
+                self._pipeline.feed_input(f"{name}{number}", of_family[name])
         stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
         upright_size, *pixels = self._pipeline.run(stream)
         return np.array(upright_size.as_array()), tuple(torch.from_dlpack(views.as_tensor()) for views in pixels)
@@ -179,10 +178,7 @@ class DaliRenderer:
         """Return the pipeline: pictures decoded once or given, each family's views cut, then treated together as frames of one sequence."""
         from nvidia.dali import fn, pipeline_def, types
 
-        recipe, gpu = self.recipe, self.device.type == "cuda"
-        plan = list(enumerate(zip(recipe.families, self._steps, strict=True)))
-        output_type = {"uint8": types.UINT8, "float16": types.FLOAT16, "float32": types.FLOAT}[recipe.pixels]
-        scaling = {} if recipe.pixels == "uint8" else {"mean": [255 * m for m in recipe.mean], "std": [255 * s for s in recipe.std]}
+        cuts = list(enumerate(zip(self.recipe.families, self._steps, strict=True)))
 
         @pipeline_def(
             batch_size=self._max_batch,
@@ -192,58 +188,87 @@ class DaliRenderer:
             enable_conditionals=self._lying or any(steps.turn for steps in self._steps),
         )
         def graph() -> Any:
-            if self.strict:
-                picture = fn.external_source(name="pictures", dtype=types.UINT8, ndim=3)
-                picture = picture.gpu() if gpu else picture
-            else:
-                picture = decoded_by_dali("pictures", gpu, self.hw_decoder_load)
+            picture = self._picture()
             if self._lying:  # noqa: SIM102 - asked once, while the graph is built; the next is asked for every sample
                 if fn.external_source(name="lying", dtype=types.INT32, ndim=0) > 0:
                     picture = fn.transpose(picture, perm=[1, 0, 2], transpose_layout=False)
             extent = fn.cast(picture.shape()[0:2], dtype=types.INT32)
-            told = fn.external_source(name="source_size", dtype=types.INT32, ndim=1)
-            # another size than the record's is found out after the run; until then no region may lead far outside: DALI 2.4 crashes there
-            fits = fn.cast((extent[0] == told[0]) & (extent[1] == told[1]), dtype=types.FLOAT)
-            whole = fn.cast(fn.cat(extent * 0, extent), dtype=types.FLOAT)
+            fits, whole = _fit_of_record(extent)
             finished = []
-            for number, (family, steps) in plan:
-                fed = {
+            for number, (family, steps) in cuts:
+                inputs = {
                     name: fn.external_source(name=f"{name}{number}", dtype=types.INT32 if integer else types.FLOAT, ndim=ndim)
                     for name, (ndim, integer) in _inputs(steps).items()
                 }
-                eight_bits = not self.exact or (recipe.pixels == "uint8" and family.color is None)  # then nothing is rounded twice
-                resized = types.UINT8 if eight_bits else types.FLOAT
-                region = fed["region"] * fits + whole * (1 - fits)
-                views = []
-                for v in range(family.views):
-                    size = fed["size"][v] if steps.turn else family.size_px
-                    view = fn.resize(picture, roi_start=region[v, 0:2], roi_end=region[v, 2:4], size=size, dtype=resized)
-                    if steps.turn:  # noqa: SIM102 - asked once, while the graph is built; the next is asked for every sample
-                        if fed["transposed"][v] > 0:
-                            view = fn.transpose(view, perm=[1, 0, 2], transpose_layout=False)
-                    views.append(view)
-                frames = fn.stack(*views, axis=0, axis_name="F")
-                frames = _recolor(frames, fed, steps, gpu)
-                finished.append(fn.crop_mirror_normalize(frames, dtype=output_type, output_layout="FCHW", **scaling))
+                region = inputs["region"] * fits + whole * (1 - fits)
+                frames = self._cut(picture, region, inputs, family, steps)
+                finished.append(self._finished(_recolor(frames, inputs, steps, self.device.type == "cuda")))
             return extent, *finished
 
         pipeline = graph()
         pipeline.build()
         return pipeline
 
+    def _picture(self) -> Any:
+        """Add to the graph: the picture, fed decoded if strict, else decoded here."""
+        from nvidia.dali import fn, types
 
-def _recolor(frames: Any, fed: dict[str, Any], steps: _Steps, gpu: bool) -> Any:
+        on_gpu = self.device.type == "cuda"
+        if not self.strict:
+            return decoded_by_dali("pictures", on_gpu, self.hw_decoder_load)
+        picture = fn.external_source(name="pictures", dtype=types.UINT8, ndim=3)
+        return picture.gpu() if on_gpu else picture
+
+    def _cut(self, picture: Any, region: Any, inputs: dict[str, Any], family: ViewFamily, steps: _Steps) -> Any:
+        """Add to the graph: one family's views of a picture, cut by `region` (V, 4), resized and turned, as frames (V, h, w, 3)."""
+        from nvidia.dali import fn, types
+
+        eight_bits = not self.exact or (self.recipe.pixels == "uint8" and family.color is None)  # then nothing is rounded twice
+        resized = types.UINT8 if eight_bits else types.FLOAT
+        views = []
+        for v in range(family.views):
+            size = inputs["size"][v] if steps.turn else family.size_px
+            view = fn.resize(picture, roi_start=region[v, 0:2], roi_end=region[v, 2:4], size=size, dtype=resized)
+            if steps.turn:  # noqa: SIM102 - asked once, while the graph is built; the next is asked for every sample
+                if inputs["transposed"][v] > 0:
+                    view = fn.transpose(view, perm=[1, 0, 2], transpose_layout=False)
+            views.append(view)
+        return fn.stack(*views, axis=0, axis_name="F")
+
+    def _finished(self, frames: Any) -> Any:
+        """Add to the graph: frames normalized, cast and planar."""
+        from nvidia.dali import fn, types
+
+        recipe = self.recipe
+        output_type = {"uint8": types.UINT8, "float16": types.FLOAT16, "float32": types.FLOAT}[recipe.pixels]
+        scaling = {} if recipe.pixels == "uint8" else {"mean": [255 * m for m in recipe.mean], "std": [255 * s for s in recipe.std]}
+        return fn.crop_mirror_normalize(frames, dtype=output_type, output_layout="FCHW", **scaling)
+
+
+def _fit_of_record(extent: Any) -> tuple[Any, Any]:
+    """Add to the graph: 1.0 if a picture has its record's size, else 0.0; and the region that is the whole picture.
+
+    Another size is found out after the run; until then no region may lead far outside: DALI 2.4 crashes there.
+    """
+    from nvidia.dali import fn, types
+
+    recorded = fn.external_source(name="source_size", dtype=types.INT32, ndim=1)
+    fits = fn.cast((extent[0] == recorded[0]) & (extent[1] == recorded[1]), dtype=types.FLOAT)
+    return fits, fn.cast(fn.cat(extent * 0, extent), dtype=types.FLOAT)
+
+
+def _recolor(frames: Any, inputs: dict[str, Any], steps: _Steps, on_gpu: bool) -> Any:
     """Add one family's color to the graph: matrix and clip, blur, solarize; frames are its views, (V, h, w, 3)."""
     from nvidia.dali import fn, math, types
 
     if steps.color:
-        frames = fn.coord_transform(frames, MT=fn.per_frame(fed["matrix"]), dtype=types.FLOAT)
+        frames = fn.coord_transform(frames, MT=fn.per_frame(inputs["matrix"]), dtype=types.FLOAT)
         frames = math.min(math.max(frames, 0.0), 255.0)
     if steps.blur:
-        sigma, window = fn.per_frame(fed["sigma"]), fn.per_frame(fed["window"])
+        sigma, window = fn.per_frame(inputs["sigma"]), fn.per_frame(inputs["window"])
         frames = fn.gaussian_blur(frames, sigma=sigma, window_size=window, dtype=types.FLOAT)
     if steps.solarize:
-        top = fed["top"].gpu() if gpu else fed["top"]
+        top = inputs["top"].gpu() if on_gpu else inputs["top"]
         frames = math.min(frames, math.abs(frames - top))  # top is 255, or 0: min(x, |x|) is x
     return frames
 
@@ -262,7 +287,7 @@ def _inputs(steps: _Steps) -> dict[str, tuple[int, bool]]:
     return names
 
 
-def _fed(record: Record) -> dict[str, NDArray[Any]]:
+def _input_arrays(record: Record) -> dict[str, NDArray[Any]]:
     """Return a record as the arrays of `_inputs`, the first axis B.
 
     A view is cut by a region that mirrors either axis, then transposed if its turn is odd: a mirror and four turns are no more than that.
@@ -299,3 +324,19 @@ def _fed(record: Record) -> dict[str, NDArray[Any]]:
         "window": (2 * np.ceil(3 * sigma.astype(np.float64)) + 1).astype(np.int32),
         "top": np.where(photometric.solarized.numpy(), np.float32(255), np.float32(0))[..., None, None, None],
     }
+
+
+def _make(recipe: ViewRecipe, *, device: str | torch.device, threads: int | None, prefetch: int) -> Renderer:
+    # on a CPU, 8 bits after the resize make the whole a quarter faster; on a GPU floats are not what takes the time
+    return DaliRenderer(recipe, device=device, threads=threads, exact=torch.device(device).type == "cuda")
+
+
+ENTRY = RendererEntry(
+    devices=("cpu", "cuda"),
+    snaps=("pixel", "none"),
+    make=_make,
+    missing=dali_missing,
+    variants={("cpu", "exact=True"): partial(DaliRenderer, device="cpu", exact=True)},
+    auto={"cuda": 1},
+    why="decodes and resizes on the GPU",
+)

@@ -13,22 +13,18 @@ from torch import Tensor
 
 from wherefrom.kernels.render_views import ViewPlan, ViewRequest, native_missing
 from wherefrom.pipeline.color import color_matrix
-from wherefrom.pipeline.render.threads import ThreadedRenderer
+from wherefrom.pipeline.render.renderer import RendererEntry
+from wherefrom.pipeline.render.threads import in_threads
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Record
 
 
 class NativeCutter:
-    """Cuts views with the compiled kernel; its pixels equal the float64 reference's to 2e-3 levels before they are cast.
-
-    Raises: ValueError if the kernel is not there.
-    """
+    """Cuts views with the compiled kernel; its pixels equal the float64 reference's to 2e-3 levels before they are cast."""
 
     name = "native"
 
     def __init__(self, recipe: ViewRecipe) -> None:
-        if missing := native_missing():
-            raise ValueError(f'renderer "native" cannot run: {missing}; or use renderer="torch"')
         self.recipe = recipe
         normalized = recipe.pixels != "uint8"
         self._mean = torch.tensor(recipe.mean, dtype=torch.float64) if normalized else None
@@ -62,11 +58,12 @@ class NativeCutter:
         plan.render_picture(position, stored)
 
 
-class NativeRenderer(ThreadedRenderer):
-    """`ThreadedRenderer` that cuts with the compiled kernel.
-
-    Raises: ValueError if the kernel is not there.
-    """
-
-    def __init__(self, recipe: ViewRecipe, *, device: str | torch.device = "cpu", threads: int | None = None, prefetch: int = 2) -> None:
-        super().__init__(NativeCutter(recipe), device=device, threads=threads, prefetch=prefetch)
+ENTRY = RendererEntry(
+    devices=("cpu",),
+    snaps=("pixel", "none"),
+    make=in_threads(NativeCutter),
+    missing=native_missing,
+    cutter=NativeCutter,
+    auto={"cpu": 1, "cuda": 3},
+    why="the fastest on CPUs",
+)

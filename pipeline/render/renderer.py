@@ -1,22 +1,24 @@
 """What a renderer is: records and encoded pictures in, pixels out.
 
-Here: the protocols that every renderer and every cutter follows, and what they say of a picture or record that is wrong.
-Not here: which one serves (choose.py), pixels (one file a renderer; the definition is wherefrom.kernels.render_views_reference).
+Here: the protocols that every renderer and every cutter follows, what the table of renderers knows of one, and what they say of a picture
+or record that is wrong.
+Not here: the table and which one serves (choose.py), pixels (one file a renderer; the definition is
+wherefrom.kernels.render_views_reference).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wherefrom.pipeline.view_recipe import ViewRecipe
+from wherefrom.pipeline.view_recipe import Snap, ViewRecipe
 from wherefrom.pipeline.views import Record, ViewGeometry
 
-RendererName = Literal["auto", "native", "torch", "triton", "dali"]
-CutterName = Literal["auto", "native", "torch"]
+RenderDevice = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,17 +61,49 @@ class Cutter(Protocol):
         ...
 
 
+class RendererMaker(Protocol):
+    """What builds a renderer; raises ValueError in one line if it cannot serve the recipe or the device."""
+
+    def __call__(self, recipe: ViewRecipe, *, device: str | torch.device, threads: int | None, prefetch: int) -> Renderer:
+        """Build it for a loader on `device`, to render in `threads` threads (None: its own choice), `prefetch` batches ahead of use."""
+        ...
+
+
+def nothing_missing() -> str | None:
+    """Return None: the renderer runs wherever this library does."""
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RendererEntry:
+    """What the table of renderers knows of one. A package adds its own by an entry point `NAME = "module:ENTRY"` of `wherefrom.renderers`.
+
+    To make an entry, or to import the module that holds it, must import no library that need not be there.
+    """
+
+    devices: tuple[RenderDevice, ...]  # on which it renders, its main one first; from the CPU it serves loaders of every device
+    snaps: tuple[Snap, ...]  # the boxes that it can cut: of whole pixels ("pixel"), of parts of them ("none")
+    make: RendererMaker
+    missing: Callable[[], str | None] = nothing_missing  # what this machine lacks, in one line, or None
+    cutter: Callable[[ViewRecipe], Cutter] | None = None  # cuts views of decoded pictures in the caller's thread, where it can
+    variants: Mapping[tuple[RenderDevice, str], Callable[[ViewRecipe], Renderer]] = field(
+        default_factory=dict
+    )  # (device, options) -> what makes it otherwise than `make`; it is proven too
+    auto: Mapping[RenderDevice, int] = field(default_factory=dict)  # a loader's device -> rank among those served unasked; ours alone
+    why: str = ""  # what is said when it serves unasked
+
+
 def view_shapes(recipe: ViewRecipe, samples: int) -> list[tuple[int, ...]]:
     """Return the shape of every family's pixels, (B, V, 3, H, W)."""
     return [(samples, family.views, 3, *family.size_px) for family in recipe.families]
 
 
-def wrong_sizes(upright_size: NDArray[np.int32], told_size: NDArray[np.int32]) -> dict[int, str]:
-    """Return which pictures have not the size that their record tells, position -> reason; both sizes (B, 2), (height, width)."""
+def wrong_sizes(upright_size: NDArray[np.int32], recorded_size: NDArray[np.int32]) -> dict[int, str]:
+    """Return which pictures have not the size that their record says, position -> reason; both sizes (B, 2), (height, width)."""
     reasons = {}
-    for i in np.flatnonzero((upright_size != told_size).any(1)).tolist():
-        found, told = tuple(upright_size[i].tolist()), tuple(told_size[i].tolist())
-        reasons[i] = f"decodes to (height, width) {found}, its record says {told}; build the index again"
+    for i in np.flatnonzero((upright_size != recorded_size).any(1)).tolist():
+        decoded, recorded = tuple(upright_size[i].tolist()), tuple(recorded_size[i].tolist())
+        reasons[i] = f"decodes to (height, width) {decoded}, its record says {recorded}; build the index again"
     return reasons
 
 

@@ -25,7 +25,7 @@ class SlotRing:
         self.slots = 0  # in existence
         self._free: deque[Tensor] = deque()  # appending and popping are atomic: a finalizer may run anywhere
         self._lock = threading.Lock()
-        self._said = False
+        self._growth_logged = False
 
     def take(self, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
         """Return tensors of these shapes over one slot; their contents are undefined."""
@@ -54,7 +54,7 @@ class SlotRing:
                 self.slots -= 1  # too small for this batch: let it go
         with self._lock:
             self.slots += 1
-            if self.slots > self.expected and not self._said:
-                self._said = True
+            if self.slots > self.expected and not self._growth_logged:
+                self._growth_logged = True
                 log.info("all %d batch slots are held; the ring grows: each batch that you keep keeps its memory", self.expected)
         return torch.empty(max(needed, 1), dtype=torch.uint8, pin_memory=self.pinned)

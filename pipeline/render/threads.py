@@ -6,16 +6,17 @@ Not here: pixels (torch_cutter.py and native_cutter.py hold the cutters), drawin
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
-from wherefrom.pipeline.render.renderer import Cutter, Rendered, view_shapes
+from wherefrom.pipeline.render.renderer import Cutter, Rendered, Renderer, RendererMaker, view_shapes
 from wherefrom.pipeline.render.slots import SlotRing
 from wherefrom.pipeline.system import available_cores, single_threaded_pool
+from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Record
 
 
@@ -68,14 +69,14 @@ class ThreadedRenderer:
             return decode_s, render_s
 
         if self._pool is None:
-            spent = [work()]
+            seconds = [work()]
         else:
-            spent = [future.result() for future in [self._pool.submit(work) for _ in range(min(self.threads, len(encoded)))]]
+            seconds = [future.result() for future in [self._pool.submit(work) for _ in range(min(self.threads, len(encoded)))]]
         return Rendered(
             pixels=tuple(pixels),
             failed=dict(sorted(failed.items())),
-            decode_s=sum(decode_s for decode_s, _ in spent),
-            render_s=sum(render_s for _, render_s in spent),
+            decode_s=sum(decode_s for decode_s, _ in seconds),
+            render_s=sum(render_s for _, render_s in seconds),
         )
 
     def _decode(self, encoded: NDArray[np.uint8], upright_size: list[int], orientation: int) -> NDArray[np.uint8]:
@@ -88,3 +89,12 @@ class ThreadedRenderer:
         if picture.shape[:2] != (height, width):
             raise ValueError(f"the header says {width} x {height} pixels, decoded are {picture.shape[1]} x {picture.shape[0]}")
         return np.ascontiguousarray(picture) if picture.flags.writeable else picture.copy()
+
+
+def in_threads(cutter: Callable[[ViewRecipe], Cutter]) -> RendererMaker:
+    """Return what builds a renderer that cuts with these cutters in threads."""
+
+    def make(recipe: ViewRecipe, *, device: str | torch.device, threads: int | None, prefetch: int) -> Renderer:
+        return ThreadedRenderer(cutter(recipe), device=device, threads=threads, prefetch=prefetch)
+
+    return make

@@ -16,13 +16,14 @@ from torch.nn.functional import interpolate, pad
 
 from wherefrom.pipeline.color import color_matrix
 from wherefrom.pipeline.decode import upright
-from wherefrom.pipeline.render.threads import ThreadedRenderer
+from wherefrom.pipeline.render.renderer import RendererEntry
+from wherefrom.pipeline.render.threads import in_threads
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Record, ViewGeometry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class FamilyCuts:
     """One family's record as plain Python numbers, cheap to read from many threads, and where its views go."""
 
     orientations: list[int]  # [B], of the stored picture
@@ -31,7 +32,7 @@ class Plan:
     quarter_turns: list[list[int]]
     size_px: tuple[int, int]
     matrix: Tensor | None  # (B, V, 3, 4) float32; None: no view changes color
-    plain: list[list[bool]]  # [B][V]: color is left alone
+    recolored: list[list[bool]]  # [B][V]
     sigma_px: list[list[float]]
     solarized: list[list[bool]]
     pixels: Tensor  # (B, V, 3, h, w)
@@ -57,35 +58,35 @@ class TorchCutter:
         self._scale = (1 / std).view(3, 1, 1)
         self._shift = (-255 * torch.tensor(recipe.mean) / std).view(3, 1, 1)
 
-    def plan(self, records: Sequence[Record], pixels: Sequence[Tensor]) -> list[Plan]:
+    def plan(self, records: Sequence[Record], pixels: Sequence[Tensor]) -> list[FamilyCuts]:
         """Return a batch's records, one a family, as the plain numbers that `cut` reads."""
-        return [_plan(record, out) for record, out in zip(records, pixels, strict=True)]
+        return [_family_cuts(record, out) for record, out in zip(records, pixels, strict=True)]
 
-    def cut(self, plan: list[Plan], position: int, stored: NDArray[np.uint8]) -> None:
+    def cut(self, plan: list[FamilyCuts], position: int, stored: NDArray[np.uint8]) -> None:
         """Write all views of the batch's picture number `position`, (H, W, 3) as stored."""
         picture = torch.from_numpy(np.ascontiguousarray(upright(stored, plan[0].orientations[position])))
         for family in plan:
             self._cut_family(picture, family, position, family.pixels[position])
 
-    def _cut_family(self, picture: Tensor, plan: Plan, position: int, out: Tensor) -> None:
+    def _cut_family(self, picture: Tensor, cuts: FamilyCuts, position: int, out: Tensor) -> None:
         """Render all views of one family from an upright (H, W, 3) uint8 picture into out (V, 3, h, w)."""
-        height, width = plan.size_px
-        for view, (x0, y0, x1, y1) in enumerate(plan.boxes[position]):
-            turns = plan.quarter_turns[position][view]
+        height, width = cuts.size_px
+        for view, (x0, y0, x1, y1) in enumerate(cuts.boxes[position]):
+            turns = cuts.quarter_turns[position][view]
             crop = picture[y0:y1, x0:x1].permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
             size = (width, height) if turns % 2 else (height, width)
             resized = interpolate(crop, size, mode="bilinear", antialias=True, align_corners=False)[0]
-            if plan.flipped[position][view]:
+            if cuts.flipped[position][view]:
                 resized = resized.flip(-1)
             if turns:
                 resized = torch.rot90(resized, turns, (-2, -1))
-            self._store(resized, plan, position, view, out[view])
+            self._store(resized, cuts, position, view, out[view])
 
-    def _store(self, resized: Tensor, plan: Plan, position: int, view: int, out: Tensor) -> None:
+    def _store(self, resized: Tensor, cuts: FamilyCuts, position: int, view: int, out: Tensor) -> None:
         """Color, normalize and cast one resized view (3, h, w) uint8 into its place."""
         levels = resized
-        if plan.matrix is not None and not plan.plain[position][view]:
-            levels = _recolor(resized, plan.matrix[position, view], plan.sigma_px[position][view], plan.solarized[position][view])
+        if cuts.matrix is not None and cuts.recolored[position][view]:
+            levels = _recolor(resized, cuts.matrix[position, view], cuts.sigma_px[position][view], cuts.solarized[position][view])
         if out.dtype == torch.uint8:
             out.copy_(levels.round_() if levels.is_floating_point() else levels)
         elif out.dtype == torch.float32:
@@ -95,27 +96,17 @@ class TorchCutter:
             out.copy_(levels.float().mul_(self._scale).add_(self._shift))
 
 
-class TorchRenderer(ThreadedRenderer):
-    """`ThreadedRenderer` that cuts with PyTorch.
-
-    Raises: ValueError if a family has snap="none": this renderer cuts whole pixels.
-    """
-
-    def __init__(self, recipe: ViewRecipe, *, device: str | torch.device = "cpu", threads: int | None = None, prefetch: int = 2) -> None:
-        super().__init__(TorchCutter(recipe), device=device, threads=threads, prefetch=prefetch)
-
-
-def _plan(record: Record, pixels: Tensor) -> Plan:
+def _family_cuts(record: Record, pixels: Tensor) -> FamilyCuts:
     geometry, photometric = record.geometry, record.photometric
     changed = photometric.changed
-    return Plan(
+    return FamilyCuts(
         orientations=geometry.stored_orientation.tolist(),
         boxes=_whole_boxes(geometry).tolist(),
         flipped=geometry.flipped.tolist(),
         quarter_turns=geometry.quarter_turns.tolist(),
         size_px=geometry.size_px,
         matrix=color_matrix(photometric).float() if changed.any() else None,
-        plain=(~changed).tolist(),
+        recolored=changed.tolist(),
         sigma_px=photometric.blur_sigma_px.tolist(),
         solarized=photometric.solarized.tolist(),
         pixels=pixels,
@@ -170,3 +161,13 @@ def _mirrored_border(levels: Tensor, axis: int, radius: int) -> Tensor:
     period = max(2 * (length - 1), 1)
     index = torch.arange(-radius, length + radius).remainder(period)
     return levels.index_select(axis, torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index))
+
+
+ENTRY = RendererEntry(
+    devices=("cpu",),
+    snaps=("pixel",),
+    make=in_threads(TorchCutter),
+    cutter=TorchCutter,
+    auto={"cpu": 2, "cuda": 4},
+    why="runs everywhere",
+)

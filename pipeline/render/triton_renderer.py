@@ -1,7 +1,7 @@
-"""The `triton` renderer: DALI decodes on the GPU, one Triton launch a family renders every view of the batch from the decoded pictures.
+"""The `triton` renderer: the GPU decodes, one Triton launch a family renders every view of the batch from the decoded pictures.
 
-Here: decoding, handing records and addresses to the kernel without waiting for the GPU, what will not decode.
-Not here: the kernel (wherefrom.kernels.render_views_triton), drawing, reading.
+Here: handing records and addresses to the kernel without waiting for it, what will not decode.
+Not here: the kernel (wherefrom.kernels.render_views_triton), decoders (gpu_decode.py), drawing, reading.
 On the CPU it serves tests only: pictures are decoded by decode.py and Triton's interpreter runs the kernel, slowly.
 """
 
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from wherefrom.kernels.dispatch import interpreted, triton_missing
 from wherefrom.pipeline.color import color_matrix
-from wherefrom.pipeline.render.dali_decode import DaliDecoder, Decoded, Decoder, StockDecoder
-from wherefrom.pipeline.render.renderer import Rendered, leaves_picture, wrong_sizes
+from wherefrom.pipeline.render.decoder import Decoded, Decoder
+from wherefrom.pipeline.render.gpu_decode import gpu_decoder_missing, make_decoder
+from wherefrom.pipeline.render.renderer import Rendered, Renderer, RendererEntry, leaves_picture, wrong_sizes
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Record
 
@@ -29,7 +30,8 @@ class TritonRenderer:
     """Renders batches on a CUDA device; its pixels equal the float64 reference's to 2e-3 levels before they are cast.
 
     Every view goes through the same arithmetic, whatever else is in its batch: neither the batch's size nor its order changes a bit.
-    Raises: ValueError if Triton or DALI is missing, or for a device that is not cuda (but in Triton's interpreter the CPU will do).
+    Raises: ValueError if Triton or what decodes on the GPU is missing, or for a device that is not cuda (but in Triton's interpreter the
+            CPU will do).
     """
 
     name = "triton"
@@ -40,21 +42,18 @@ class TritonRenderer:
         *,
         device: str | torch.device = "cuda",
         threads: int | None = None,
-        hw_decoder_load: float = 0.65,  # share of JPEGs that a GPU's hardware decoder takes, where it has one
+        decoder: Decoder | None = None,  # None: the best that is here
     ) -> None:
         self.device = torch.device(device)
         if missing := triton_missing():
-            raise ValueError(f'renderer "triton" cannot run: {missing}; or use renderer="dali"')
+            raise ValueError(f'renderer "triton" cannot run: {missing}; or use renderer="auto"')
         if self.device.type != "cuda" and not (self.device.type == "cpu" and interpreted()):
             raise ValueError(f'device={str(device)!r}: renderer "triton" runs on "cuda"; use renderer="torch"')
         self.recipe = recipe
         self.dtype: torch.dtype = getattr(torch, recipe.pixels)
-        self._decoder: Decoder
         if self.device.type == "cuda":
             self.device = torch.device("cuda", torch.cuda.current_device() if self.device.index is None else self.device.index)
-            self._decoder = DaliDecoder(device=self.device, threads=threads, hw_decoder_load=hw_decoder_load)
-        else:
-            self._decoder = StockDecoder()
+        self._decoder = make_decoder(self.device, threads) if decoder is None else decoder
         self.strict = self._decoder.strict
         self._rendering: deque[tuple[torch.cuda.Event, Decoded]] = deque()  # pictures that the GPU may still read
         self._lock = threading.Lock()
@@ -100,15 +99,15 @@ class TritonRenderer:
         shared = [torch.tensor(decoded.addresses), torch.from_numpy(decoded.sizes), orientation]
         shared += [torch.tensor(self.recipe.mean), torch.tensor(self.recipe.std)]
         tables = [_tables(record) for record in records]
-        moved = iter(_moved_together([*shared, *(tensor for table in tables for tensor in table.values())], self.device))
-        addresses, sizes, orientation, mean, std = (next(moved) for _ in shared)
+        numbers = iter(_on_device([*shared, *(tensor for table in tables for tensor in table.values())], self.device))
+        addresses, sizes, orientation, mean, std = (next(numbers) for _ in shared)
         normalized = self.dtype.is_floating_point
         for family, table, out in zip(self.recipe.families, tables, pixels, strict=True):
             render_views_triton(
                 addresses,
                 sizes,
                 orientation=orientation,
-                **{name: next(moved) for name in table},
+                **{name: next(numbers) for name in table},
                 mean=mean if normalized else None,
                 std=std if normalized else None,
                 size_px=family.size_px,
@@ -134,9 +133,9 @@ def _check_record(record: Record) -> None:
     inside = ((start >= 0) & (start <= stop) & (stop <= geometry.source_size.flip(-1)[:, None])).all(-1)  # false for NaN
     if not inside.all():
         raise leaves_picture(geometry, *(~inside).nonzero()[0].tolist())
-    known = (geometry.stored_orientation >= 1) & (geometry.stored_orientation <= 8)
-    if not known.all():
-        b = int((~known).nonzero()[0])
+    in_exif = (geometry.stored_orientation >= 1) & (geometry.stored_orientation <= 8)
+    if not in_exif.all():
+        b = int((~in_exif).nonzero()[0])
         raise ValueError(f"stored_orientation of sample {geometry.sample[b]} is {geometry.stored_orientation[b]}: EXIF knows 1 to 8")
     sigma = photometric.blur_sigma_px
     blurs = (sigma >= 0) & (sigma <= WIDEST_SIGMA_PX)
@@ -162,7 +161,7 @@ def _tables(record: Record) -> dict[str, Tensor]:
     }
 
 
-def _moved_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+def _on_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Return small CPU tensors on a device: one copy out of pinned memory, for which nobody waits."""
     starts, total = [], 0
     for tensor in tensors:
@@ -171,7 +170,21 @@ def _moved_together(tensors: Sequence[Tensor], device: torch.device) -> list[Ten
     packed = torch.empty(total, dtype=torch.uint8, pin_memory=device.type == "cuda")
     for tensor, start in zip(tensors, starts, strict=True):
         packed[start : start + tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
-    moved = packed.to(device, non_blocking=True)
+    copy = packed.to(device, non_blocking=True)
     return [
-        moved[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape) for tensor, start in zip(tensors, starts, strict=True)
+        copy[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape) for tensor, start in zip(tensors, starts, strict=True)
     ]
+
+
+def _make(recipe: ViewRecipe, *, device: str | torch.device, threads: int | None, prefetch: int) -> Renderer:
+    return TritonRenderer(recipe, device=device, threads=threads)
+
+
+ENTRY = RendererEntry(
+    devices=("cuda",),
+    snaps=("pixel", "none"),
+    make=_make,
+    missing=lambda: triton_missing() or gpu_decoder_missing(),
+    auto={"cuda": 2},  # TODO: before dali once the proof has passed with it on a GPU
+    why="decodes and renders on the GPU",
+)

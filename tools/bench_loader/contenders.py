@@ -16,19 +16,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from wherefrom.kernels.dispatch import triton_missing
-from wherefrom.kernels.render_views import native_missing
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.order import KeyedSampler, Order
-from wherefrom.pipeline.render.renderer import RendererName
+from wherefrom.pipeline.render.choose import RENDERERS, auto_preference, renderer_entry
+from wherefrom.pipeline.render.renderer import RenderDevice
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.transform import Transformed, ViewTransform, collate
@@ -46,30 +45,14 @@ from wherefrom.tools.bench_loader.checks import (
 )
 from wherefrom.tools.bench_loader.process_tree import tree_cpu_s, tree_memory_mib
 
-ContenderName = Literal[
-    "native",
-    "torch",
-    "dali",
-    "dataset",
-    "triton",
-    "dali_cuda",
-    "pil",
-    "tv2",
-    "spdl",
-    "kornia",
-    "dali_own",
-    "kornia_cuda",
-    "dali_own_cuda",
-    "decode_dali",
-    "decode_threads",
-]
-TITLES: dict[ContenderName, str] = {
-    "native": "wherefrom, native renderer",
-    "torch": "wherefrom, torch renderer",
-    "dali": "wherefrom, DALI renderer on the CPU",
+OURS: dict[str, tuple[str, RenderDevice]] = {  # our loaders: renderer and device, which is in the name unless it is the main one
+    name if device == devices[0] else f"{name}_{device}": (name, device)
+    for name, devices in ((name, renderer_entry(name).devices) for name in RENDERERS.own)
+    for device in devices
+}
+TITLES: dict[str, str] = {
+    **{name: f"wherefrom, {renderer} renderer" + " on the GPU" * (device == "cuda") for name, (renderer, device) in OURS.items()},
     "dataset": "DataLoader, our ViewTransform",
-    "triton": "wherefrom, Triton renderer on the GPU",
-    "dali_cuda": "wherefrom, DALI renderer on the GPU",
     "pil": f"DataLoader, {peers.PILLOW} and torchvision v1",
     "tv2": "DataLoader, torchvision v2 on tensors",
     "spdl": "SPDL threads, torchvision v2 on tensors",
@@ -80,17 +63,14 @@ TITLES: dict[ContenderName, str] = {
     "decode_dali": "decoding alone, DALI",
     "decode_threads": "decoding alone, simplejpeg in threads",
 }
-OURS: dict[ContenderName, tuple[RendererName, str]] = {  # our loaders: renderer and device
-    "native": ("native", "cpu"),
-    "torch": ("torch", "cpu"),
-    "dali": ("dali", "cpu"),
-    "triton": ("triton", "cuda"),
-    "dali_cuda": ("dali", "cuda"),
-}
-ON_GPU: tuple[ContenderName, ...] = ("triton", "dali_cuda", "kornia_cuda", "dali_own_cuda")
+if TYPE_CHECKING:
+    ContenderName = str
+else:
+    ContenderName = Literal[tuple(TITLES)]  # what the command line offers
+ON_GPU: tuple[ContenderName, ...] = (*(name for name, (_, device) in OURS.items() if device == "cuda"), "kornia_cuda", "dali_own_cuda")
 DECODERS: tuple[ContenderName, ...] = ("decode_dali", "decode_threads")
-LIBRARIES: dict[str, tuple[str, tuple[ContenderName, ...]]] = {  # that need not be there: module, who uses it
-    "NVIDIA DALI": ("nvidia.dali", ("dali", "triton", "dali_cuda", "dali_own", "dali_own_cuda", "decode_dali")),
+LIBRARIES: dict[str, tuple[str, tuple[ContenderName, ...]]] = {  # of others, that need not be there: module, who uses it
+    "NVIDIA DALI": ("nvidia.dali", ("dali_own", "dali_own_cuda", "decode_dali")),
     "kornia": ("kornia.augmentation", ("kornia", "kornia_cuda")),
     "SPDL": ("spdl.pipeline", ("spdl",)),
 }
@@ -117,10 +97,8 @@ def why_missing(name: ContenderName) -> str | None:
     """Return why a contender cannot run on this machine, or None."""
     if name in ON_GPU and not torch.cuda.is_available():
         return "torch sees no CUDA GPU here"
-    if name == "native":
-        return native_missing()
-    if name == "triton" and (missing := triton_missing()):
-        return missing
+    if name in OURS:
+        return renderer_entry(OURS[name][0]).missing()
     needed = (library for library, (module, users) in LIBRARIES.items() if name in users and not peers.is_installed(module))
     return next((f"{library} is not installed" for library in needed), None)
 
@@ -193,7 +171,7 @@ def _check_records(batch: Batch, job: LoaderJob, index: ShardIndex, plant: bool)
     delivered = [Record.of(views.geometry, views.photometric) for views in batch.views]
     error = worst_level_error(index, delivered, lambda family, b: batch.views[family].pixels[b], plant)
     # the torch renderer rounds between its steps, GPUs decode their own way
-    limit = 0.1 if job.contender == "native" else 1.0 if job.photometrics or job.contender in ON_GPU else 0.5
+    limit = 0.1 if job.contender == auto_preference("cpu")[0] else 1.0 if job.photometrics or job.contender in ON_GPU else 0.5
     return [
         DeliveryCheck(name="levels off the float64 reference", value=error, limit=limit),
         DeliveryCheck(name="recorded numbers other than drawn", value=strangers, limit=0),

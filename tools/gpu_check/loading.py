@@ -32,8 +32,10 @@ from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.proof.prove import proof_cases, prove
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.render.dali_decode import installed
+from wherefrom.pipeline.render.choose import choose_renderer
+from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
+from wherefrom.pipeline.render.gpu_decode import jpeg_libraries
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, ViewFamily, ViewRecipe
@@ -69,8 +71,8 @@ def dali(options: Options, report: Report) -> None:
     if not options.shards:
         report.leave_out("the dali renderer: no SHARDS were given")
         return
-    if not installed():
-        report.leave_out("the dali renderer: NVIDIA DALI is not installed here")
+    if missing := dali_missing():
+        report.leave_out(f"the dali renderer: {missing}")
         return
     index = ShardIndex.open(options.shards)
     checks = []
@@ -111,6 +113,9 @@ def training(options: Options, report: Report) -> None:
     batch, seconds = min(options.batch, len(index)), 0.1 if options.dry_run else ROUND_S
     report.add("recipe", base.recipe)
     accelerator = accelerator_for(base)
+    renderer, why = choose_renderer(base.runtime.renderer, accelerator.device)
+    report.add("renderer", renderer)
+    report.say(f"renderer {renderer}: {why}; JPEGs on a GPU by {next(iter(jpeg_libraries()), 'nothing') if dali_missing() else 'DALI'}")
     for compiled, synthetic in kinds:
         name = f"training {base.recipe}{', compiled' if compiled else ''}{', one batch again and again' if synthetic else ''}"
         if compiled and report.seconds_left < COMPILING_S:
@@ -217,7 +222,7 @@ def _speeds(index: ShardIndex, options: Options) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(3):
         for name, recipe in contenders.items():
-            with make_loader(index, recipe, global_batch=batch, renderer="dali", device=options.device) as loader:
+            with make_loader(index, recipe, global_batch=batch, renderer=DaliRenderer.name, device=options.device) as loader:
                 batches = loader.forever()
                 for _ in islice(batches, 3):  # until everything is built
                     wait()

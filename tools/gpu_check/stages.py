@@ -29,10 +29,11 @@ STAGES = (  # the most important first: together they may take longer than there
     Stage(name="facts", seconds=45, target="wherefrom.tools.gpu_check.kernels:facts"),
     Stage(name="kernel_tests", seconds=120, target="wherefrom.tools.gpu_check.chosen_tests:kernel_tests"),
     Stage(name="render_views", seconds=75, target="wherefrom.tools.gpu_check.views:render_views_stage"),
+    Stage(name="decoding", seconds=75, target="wherefrom.tools.gpu_check.decoding:without_dali"),
+    Stage(name="training", seconds=75, target="wherefrom.tools.gpu_check.loading:training"),
     Stage(name="roi_align", seconds=70, target="wherefrom.tools.gpu_check.kernels:roi_align_stage"),
     Stage(name="pair_loss", seconds=110, target="wherefrom.tools.gpu_check.kernels:pair_loss_stage"),
     Stage(name="sweep", seconds=120, target="wherefrom.tools.gpu_check.sweep:sweep"),
-    Stage(name="training", seconds=75, target="wherefrom.tools.gpu_check.loading:training"),
     Stage(name="dali", seconds=75, target="wherefrom.tools.gpu_check.loading:dali"),
 )
 

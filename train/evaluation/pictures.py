@@ -17,7 +17,6 @@ from PIL import Image
 from torch import nn
 
 from wherefrom.pipeline.loader import Loader, make_loader
-from wherefrom.pipeline.render.renderer import RendererName
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Record
@@ -45,7 +44,7 @@ class ShardPictures:
     """The pictures of an index, cut by the same loader as in training, always from seed 0."""
 
     def __init__(
-        self, index: ShardIndex, *, renderer: RendererName = "auto", threads: int | None = None, device: torch.device | str = "cpu"
+        self, index: ShardIndex, *, renderer: str = "auto", threads: int | None = None, device: torch.device | str = "cpu"
     ) -> None:
         self.index = index
         self._options: dict[str, Any] = {"renderer": renderer, "threads": threads, "device": device}

@@ -1,0 +1,101 @@
+"""A renderer that another package brings, with its metadata on the path as pip leaves it: it works by name wherever ours do."""
+
+import importlib
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wherefrom.pipeline import Independent, ViewFamily, ViewRecipe, ViewTransform, make_loader
+from wherefrom.pipeline.proof.prove import proof_cases
+from wherefrom.pipeline.render.choose import RENDERERS, choose_renderer, make_renderer
+from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.tools import prove as command
+from wherefrom.train.loop import accelerator_for
+from wherefrom.train.plain_data import from_plain, to_plain
+from wherefrom.train.recipes import RECIPES
+from wherefrom.train.settings import RuntimeSettings
+from wherefrom.train.trainer import Trainer
+
+pytestmark = pytest.mark.core
+
+PACKAGE = Path(__file__).resolve().parent / "foreign_package"
+RECIPE = ViewRecipe(families=(ViewFamily(name="one", views=2, size_px=(16, 16), law=Independent(), snap="none"),))
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    metadata = tmp_path / "bilinear_views-1.2.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: bilinear-views\nVersion: 1.2\n")
+    (metadata / "entry_points.txt").write_text("[wherefrom.renderers]\nbilinear = foreign_renderer:ENTRY\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(PACKAGE))
+    importlib.invalidate_caches()
+    yield
+    sys.modules.pop("foreign_renderer", None)
+
+
+def test_it_is_imported_when_it_is_asked_for_and_serves_nobody_unasked() -> None:
+    assert list(RENDERERS) == [*RENDERERS.own, "bilinear"] and RENDERERS.owner("bilinear") == "bilinear-views 1.2"
+    assert choose_renderer("auto", torch.device("cpu"))[0] in RENDERERS.own
+    with pytest.raises(ValueError, match=r"renderer='bilinaer': take one of .*, bilinear; did you mean 'bilinear'\?"):
+        make_renderer(RECIPE, "bilinaer")
+    assert "foreign_renderer" not in sys.modules
+
+
+def test_a_loader_and_a_transform_cut_with_it(tiny_shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), make_loader(tiny_shards / "train.tar", RECIPE, global_batch=4, renderer="bilinear") as loader:
+        batch = next(iter(loader))
+        assert loader.position()["renderer"] == "bilinear" and "renderer bilinear: as asked" in caplog.text
+    assert batch.views[0].pixels.shape == (4, 2, 3, 16, 16) and batch.views[0].pixels.isfinite().all()
+    picture = torch.randint(256, (3, 50, 60), dtype=torch.uint8)
+    ours, theirs = (ViewTransform(RECIPE, renderer=name)(picture, sample=3, epoch=0).batch for name in ("auto", "bilinear"))
+    assert torch.equal(ours.views[0].geometry.boxes, theirs.views[0].geometry.boxes)
+
+
+def test_a_run_trains_with_it_and_writes_it_down(tiny_shards: Path) -> None:
+    settings = RECIPES["demo"]()
+    runtime = replace(settings.runtime, renderer="bilinear", device="cpu", threads=1, log_with="none")
+    settings = replace(settings, runtime=runtime, global_batch=4, updates=1, model=replace(settings.model, depth=1))
+    assert from_plain(RECIPES["demo"](), to_plain(settings)) == settings
+    trainer = Trainer(settings, ShardIndex.open(str(tiny_shards / "train.tar")), accelerator_for(settings))
+    try:
+        trainer.update()
+        assert trainer.settings.runtime.renderer == trainer.loader.renderer.name == "bilinear"
+    finally:
+        trainer.close()
+    with pytest.raises(ValueError, match=r"renderer='bilinaer': .*did you mean 'bilinear'\?"):
+        RuntimeSettings(renderer="bilinaer")
+
+
+def test_it_is_proven_like_ours(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[Any] = []
+
+    def cases(snaps: Any, quick: bool) -> Any:
+        asked.append(snaps)
+        return (replace(proof_cases(quick=True)[0], laws=("grid", "independent"), snap="none"),)
+
+    monkeypatch.setattr(command, "proof_cases", cases)
+    assert command.prove_command("bilinear") == 0
+    printed = capsys.readouterr().out
+    assert asked == [("pixel", "none")] and re.search(r"bilinear on cpu: errors in source pixels", printed) and "proven" in printed
+
+
+def test_one_that_cannot_be_imported_leaves_the_others_to_be_proven(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bilinear_views-1.2.dist-info" / "entry_points.txt").write_text("[wherefrom.renderers]\nbilinear = no_such:ENTRY\n")
+    reason = "renderer 'bilinear' of bilinear-views 1.2 cannot be imported: No module named 'no_such'; mend or uninstall it"
+    with pytest.raises(ValueError, match=f"^{reason}$"):
+        command.prove_command("bilinear")
+    monkeypatch.setattr(command, "prove", lambda make, cases, progress: command.ProofReport(renderer="", rows=(), controls=()))
+    command.prove_command()
+    printed = capsys.readouterr().out
+    assert f"left out: {reason}" in printed and "torch on cpu: errors" in printed
