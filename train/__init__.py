@@ -54,12 +54,12 @@ _HOMES = {
     "Evaluated": "reporting",
     "RunFacts": "reporting",
     "Summary": "reporting",
-    "evaluate_pairs": "pair_geometry",
-    "pair_r2": "pair_geometry",
-    "evaluate_labels": "evaluate",
-    "ShardPictures": "evaluate",
-    "DemoShards": "demo_data",
-    "demo_shards": "demo_data",
+    "evaluate_pairs": "evaluation.pairs",
+    "pair_r2": "evaluation.pairs",
+    "evaluate_labels": "evaluation.labels",
+    "ShardPictures": "evaluation.pictures",
+    "DemoShards": "wherefrom.pipeline.demo.shards",
+    "demo_shards": "wherefrom.pipeline.demo.shards",
 }
 
 __all__ = list(_HOMES)
@@ -68,4 +68,5 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"wherefrom.train has no {name!r}; it has {', '.join(_HOMES)}")
-    return getattr(importlib.import_module(f"wherefrom.train.{_HOMES[name]}"), name)
+    home = _HOMES[name]
+    return getattr(importlib.import_module(home if home.startswith("wherefrom.") else f"wherefrom.train.{home}"), name)
