@@ -1,0 +1,102 @@
+"""Sphinx reads the docstrings of this project: plain text under headings such as "Shapes:", and comments behind fields.
+
+Here: docstrings as reStructuredText, a dataclass's fields with their comments, signatures without what a list of fields says better.
+Not here: which names are documented (docs/api/), how the site looks (conf.py, _static/).
+"""
+
+import ast
+import dataclasses
+import inspect
+import io
+import re
+import textwrap
+import tokenize
+from collections.abc import Iterator
+from typing import Any
+
+HEADING = re.compile(r"(?P<title>Not here|[A-Z][A-Za-z]*|[a-z_]+(?:, [a-z_]+)*):\s+(?P<text>\S.*)")
+SPECIAL = re.compile(r"([*|\\]|(?<=\w)_(?!\w))")  # what reStructuredText would read as markup
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Register with Sphinx."""
+    app.connect("autodoc-process-docstring", _process_docstring)
+    app.connect("autodoc-process-signature", _process_signature)
+    return {"version": "1", "parallel_read_safe": True}
+
+
+def as_restructured_text(docstring: str) -> list[str]:
+    """Return the lines of a docstring in which headings are terms of a definition list, and nothing but backticks is markup."""
+    lines: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", docstring.strip("\n")):
+        for title, text in _parts(paragraph):
+            if title is None:
+                lines += ["", escaped(text), ""]
+            else:
+                term = f"``{title}``" if title[0].islower() else title
+                lines += [term, f"   {escaped(text)}"]
+        lines.append("")
+    return lines
+
+
+def escaped(text: str) -> str:
+    """Return text in which reStructuredText finds no markup but what stands in backticks."""
+    parts = re.split(r"(`[^`]+`)", text)
+    return "".join(part if part.startswith("`") else SPECIAL.sub(r"\\\1", part) for part in parts)
+
+
+def field_comments(kind: type) -> list[tuple[str, str]]:
+    """Return what the source says of a dataclass's own fields, in order: `name: type = default`, and the comment behind it, or "".
+
+    Returns nothing where there is no source.
+    """
+    try:
+        source = textwrap.dedent(inspect.getsource(kind))
+    except OSError:
+        return []
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token.string.removeprefix("#").strip() for token in tokens if token.type == tokenize.COMMENT}
+    body = ast.parse(source).body[0]
+    assert isinstance(body, ast.ClassDef)
+    fields = [node for node in body.body if isinstance(node, ast.AnnAssign)]
+    return [(_declared(node), comments.get(node.end_lineno or node.lineno, "")) for node in fields]
+
+
+def _declared(node: ast.AnnAssign) -> str:
+    """Return a field as its class declares it; `field(default_factory=X)` is X()."""
+    text = f"{ast.unparse(node.target)}: {ast.unparse(node.annotation)}"
+    value = node.value
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
+        factories = [keyword.value for keyword in value.keywords if keyword.arg == "default_factory"]
+        return f"{text} = {ast.unparse(factories[0])}()" if factories else text
+    return text if value is None else f"{text} = {ast.unparse(value)}"
+
+
+def _parts(paragraph: str) -> Iterator[tuple[str | None, str]]:
+    """Yield the sentences before any heading, with None, then every heading with its text; broken lines are joined."""
+    title, words = None, []
+    for line in paragraph.splitlines():
+        heading = HEADING.match(line)
+        if heading is not None:
+            if words:
+                yield title, " ".join(words)
+            title, words = heading["title"], [heading["text"].strip()]
+        elif line.strip():
+            words.append(line.strip())
+    if words:
+        yield title, " ".join(words)
+
+
+def _process_docstring(app: object, what: str, name: str, documented: Any, options: object, lines: list[str]) -> None:
+    """Rewrite a docstring in place, for Sphinx."""
+    lines[:] = as_restructured_text("\n".join(lines))
+    if what == "class" and dataclasses.is_dataclass(documented):
+        fields = field_comments(documented if isinstance(documented, type) else type(documented))
+        lines += ["", ".. rst-class:: fields", ""]
+        lines += [f"- ``{declared}``" + (f" {escaped(comment)}" if comment else "") for declared, comment in fields]
+        lines.append("")
+
+
+def _process_signature(app: object, what: str, name: str, documented: Any, options: object, signature: str | None, returned: str | None) -> Any:
+    """Leave out the signature of a dataclass, whose fields are listed."""
+    return ("", None) if what == "class" and dataclasses.is_dataclass(documented) else (signature, returned)
