@@ -97,6 +97,8 @@ def _process_docstring(app: object, what: str, name: str, documented: Any, optio
         lines.append("")
 
 
-def _process_signature(app: object, what: str, name: str, documented: Any, options: object, signature: str | None, returned: str | None) -> Any:
+def _process_signature(
+    app: object, what: str, name: str, documented: Any, options: object, signature: str | None, returned: str | None
+) -> Any:
     """Leave out the signature of a dataclass, whose fields are listed."""
     return ("", None) if what == "class" and dataclasses.is_dataclass(documented) else (signature, returned)
