@@ -22,7 +22,8 @@ autosummary_generate = True
 autodoc_default_options = {"members": True, "member-order": "bysource", "exclude-members": "__init__, __new__"}
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
-maximum_signature_line_length = 72
+maximum_signature_line_length = 96
+smartquotes = False  # quotation marks are code's, as a rule
 default_role = "py:obj"  # what stands in backticks is a name of ours, or else just code
 
 html_theme = "furo"
@@ -30,5 +31,6 @@ html_title = f"wherefrom {release}"
 html_static_path = ["_static"]
 html_css_files = ["wherefrom.css"]
 html_copy_source = False
+html_show_copyright = False
 html_show_sourcelink = False
 pygments_style = "friendly"

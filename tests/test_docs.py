@@ -29,6 +29,7 @@ import pytest
 from PIL import Image
 
 from wherefrom.pipeline.demo.shards import demo_shards
+from wherefrom.pipeline.view_recipe import Snap
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -349,19 +350,21 @@ def test_headings_of_docstrings_become_terms_and_nothing_else_is_markup(plain_do
 
     mode:   a word,
             or two
+    Nothing more is asked.
     Shapes: tokens (B, H) -> (B, *out_hw)
     Raises: ValueError if weight_ is wrong, or
-    another thing is.
+    later: never mind.
     """
     lines = plain_docstrings.as_restructured_text("\n".join(line.removeprefix("    ") for line in docstring.splitlines()))
     assert [line for line in lines if line] == [
         r"Pool \*boxes into \|e\| bins of `out_hw`.",
         "``mode``",
         "   a word, or two",
+        "Nothing more is asked.",
         "Shapes",
         r"   tokens (B, H) -> (B, \*out_hw)",
         "Raises",
-        r"   ValueError if weight\_ is wrong, or another thing is.",
+        r"   ValueError if weight\_ is wrong, or later: never mind.",
     ]
 
 
@@ -371,6 +374,7 @@ class _Planted:
 
     views: int  # V of this family
     size_px: tuple[int, int] = (1, 2)
+    snap: Snap = "none"  # of boxes
     notes: list[str] = field(default_factory=list)  # in order
 
 
@@ -379,6 +383,7 @@ def test_fields_are_documented_by_their_comments(plain_docstrings: ModuleType) -
     assert plain_docstrings.field_comments(_Planted) == [
         ("views: int", "V of this family"),
         ("size_px: tuple[int, int] = (1, 2)", ""),
+        ("snap: 'pixel' | 'none' = 'none'", "of boxes"),
         ("notes: list[str] = list()", "in order"),
     ]
 

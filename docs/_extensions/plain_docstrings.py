@@ -12,7 +12,7 @@ import re
 import textwrap
 import tokenize
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 HEADING = re.compile(r"(?P<title>Not here|[A-Z][A-Za-z]*|[a-z_]+(?:, [a-z_]+)*):\s+(?P<text>\S.*)")
 SPECIAL = re.compile(r"([*|\\]|(?<=\w)_(?!\w))")  # what reStructuredText would read as markup
@@ -59,13 +59,16 @@ def field_comments(kind: type) -> list[tuple[str, str]]:
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
     fields = [node for node in body.body if isinstance(node, ast.AnnAssign)]
-    return [(_declared(node), comments.get(node.end_lineno or node.lineno, "")) for node in fields]
+    hints = get_type_hints(kind)
+    return [(_declared(node, hints), comments.get(node.end_lineno or node.lineno, "")) for node in fields]
 
 
-def _declared(node: ast.AnnAssign) -> str:
-    """Return a field as its class declares it; `field(default_factory=X)` is X()."""
-    text = f"{ast.unparse(node.target)}: {ast.unparse(node.annotation)}"
-    value = node.value
+def _declared(node: ast.AnnAssign, hints: dict[str, Any]) -> str:
+    """Return a field as its class declares it; `field(default_factory=X)` is X(), and a name for some words is these words."""
+    name, annotation, value = ast.unparse(node.target), ast.unparse(node.annotation), node.value
+    if isinstance(node.annotation, ast.Name) and get_origin(hints.get(name)) is Literal:
+        annotation = " | ".join(map(repr, get_args(hints[name])))
+    text = f"{name}: {annotation}"
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
         factories = [keyword.value for keyword in value.keywords if keyword.arg == "default_factory"]
         return f"{text} = {ast.unparse(factories[0])}()" if factories else text
@@ -74,15 +77,19 @@ def _declared(node: ast.AnnAssign) -> str:
 
 def _parts(paragraph: str) -> Iterator[tuple[str | None, str]]:
     """Yield the sentences before any heading, with None, then every heading with its text; broken lines are joined."""
-    title, words = None, []
+    title, words, hangs = None, [], False
     for line in paragraph.splitlines():
         heading = HEADING.match(line)
-        if heading is not None:
+        if heading is not None and heading["title"][0].islower() and words and not words[-1].endswith("."):
+            heading = None  # a word of a sentence that goes on
+        indented = line.startswith("  ")
+        if heading is not None or (hangs and not indented):  # after lines that hang under a heading, one that does not is no part of it
             if words:
                 yield title, " ".join(words)
-            title, words = heading["title"], [heading["text"].strip()]
+            title, words, hangs = (heading["title"], [heading["text"].strip()], False) if heading else (None, [line.strip()], False)
         elif line.strip():
             words.append(line.strip())
+            hangs = title is not None and indented
     if words:
         yield title, " ".join(words)
 
