@@ -32,7 +32,7 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
 
 
 def train(
-    data: str, *, updates: int, batch: int, side_px: int, lr: float = 3e-4, temperature: float = 0.2, device: str = "cpu"
+    data: str, *, updates: int, batch: int, side_px: int, lr: float = 1e-3, temperature: float = 0.2, device: str = "cpu"
 ) -> list[float]:
     """Train a ResNet-18 and its projector; return the loss of every update."""
     encoder = timm.create_model("resnet18", num_classes=0)

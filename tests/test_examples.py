@@ -74,8 +74,8 @@ def test_simclr_is_a_program(tiny_shards: Path, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.slow
 def test_simclr_learns_to_find_partners(simclr: ModuleType, tmp_path: Path) -> None:
-    """On drawn scenes: clearly below ln(2 B - 1), the loss where every other view is as likely."""
+    """On drawn scenes: clearly below ln(2 B - 1), the loss where every other view is as likely; 3.20 where that is 3.43, when written."""
     torch.manual_seed(0)
     shards = demo_shards(tmp_path, train=128, val=1, workers=1)
-    losses = simclr.train(shards.train, updates=80, batch=32, side_px=32)
-    assert sum(losses[-10:]) / 10 < math.log(63) - 0.1
+    losses = simclr.train(shards.train, updates=60, batch=16, side_px=64)
+    assert sum(losses[-10:]) / 10 < math.log(31) - 0.1
