@@ -19,7 +19,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autosummary_generate = True
-autodoc_default_options = {"members": True, "member-order": "bysource", "exclude-members": "__init__, __new__"}
+autodoc_default_options = {"members": True, "member-order": "bysource", "special-members": "__call__"}
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 96

@@ -1,10 +1,11 @@
 """Sphinx reads the docstrings of this project: plain text under headings such as "Shapes:", and comments behind fields.
 
-Here: docstrings as reStructuredText, a dataclass's fields with their comments, signatures without what a list of fields says better.
+Here: docstrings as reStructuredText, a class's fields with their comments, signatures without what a list of fields says better.
 Not here: which names are documented (docs/api/), how the site looks (conf.py, _static/).
 """
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import io
@@ -18,10 +19,16 @@ HEADING = re.compile(r"(?P<title>Not here|[A-Z][A-Za-z]*|[a-z_]+(?:, [a-z_]+)*):
 SPECIAL = re.compile(r"([*|\\]|(?<=\w)_(?!\w))")  # what reStructuredText would read as markup
 
 
+with contextlib.suppress(ImportError):  # the tests read docstrings where there is no Sphinx
+    from sphinx.util.inspect import signature as signature_of
+    from sphinx.util.inspect import stringify_signature
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Register with Sphinx."""
     app.connect("autodoc-process-docstring", _process_docstring)
     app.connect("autodoc-process-signature", _process_signature)
+    app.connect("autodoc-skip-member", _skip_member)
     return {"version": "1", "parallel_read_safe": True}
 
 
@@ -46,7 +53,7 @@ def escaped(text: str) -> str:
 
 
 def field_comments(kind: type) -> list[tuple[str, str]]:
-    """Return what the source says of a dataclass's own fields, in order: `name: type = default`, and the comment behind it, or "".
+    """Return what the source says of a class's own fields, in order: `name: type = default`, and the comment behind it, or "".
 
     Returns nothing where there is no source.
     """
@@ -95,11 +102,13 @@ def _parts(paragraph: str) -> Iterator[tuple[str | None, str]]:
 
 
 def _process_docstring(app: object, what: str, name: str, documented: Any, options: object, lines: list[str]) -> None:
-    """Rewrite a docstring in place, for Sphinx."""
+    """Rewrite a docstring in place, for Sphinx, and list a class's own fields after it."""
     lines[:] = as_restructured_text("\n".join(lines))
-    if what == "class" and dataclasses.is_dataclass(documented):
-        fields = field_comments(documented if isinstance(documented, type) else type(documented))
-        lines += ["", ".. rst-class:: fields", ""]
+    if what == "class" and isinstance(documented, type):
+        fields = [
+            (declared, comment) for declared, comment in field_comments(documented) if comment or dataclasses.is_dataclass(documented)
+        ]
+        lines += ["", ".. rst-class:: fields", ""] if fields else []
         lines += [f"- ``{declared}``" + (f" {escaped(comment)}" if comment else "") for declared, comment in fields]
         lines.append("")
 
@@ -107,5 +116,21 @@ def _process_docstring(app: object, what: str, name: str, documented: Any, optio
 def _process_signature(
     app: object, what: str, name: str, documented: Any, options: object, signature: str | None, returned: str | None
 ) -> Any:
-    """Leave out the signature of a dataclass, whose fields are listed."""
-    return ("", None) if what == "class" and dataclasses.is_dataclass(documented) else (signature, returned)
+    """Leave out what a class's list of fields says better, or says nothing; give a protocol that is called the signature of its call."""
+    if what != "class":
+        return signature, returned
+    if getattr(documented, "_is_protocol", False):
+        call = vars(documented).get("__call__")
+        return (stringify_signature(signature_of(call, bound_method=True), unqualified_typehints=True) if call else ""), None
+    anything = signature is not None and signature.startswith("(*args")
+    return ("", None) if anything or dataclasses.is_dataclass(documented) or _is_named_tuple(documented) else (signature, returned)
+
+
+def _skip_member(app: object, what: str, name: str, documented: Any, skip: bool, options: object) -> bool | None:
+    """Leave out a named tuple's own accessors, which are listed as fields, and calls that say nothing of their own."""
+    silent = name == "__call__" and not documented.__doc__
+    return True if silent or type(documented).__name__ == "_tuplegetter" else None
+
+
+def _is_named_tuple(documented: Any) -> bool:
+    return isinstance(documented, type) and issubclass(documented, tuple) and hasattr(documented, "_fields")
