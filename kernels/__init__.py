@@ -5,6 +5,7 @@ Each has a plain definition (*_reference.py), a fast path on the CPU, and Triton
 
 from wherefrom.kernels.pair_loss import PairLoss, pair_loss
 from wherefrom.kernels.pair_targets import pair_targets
+from wherefrom.kernels.pair_targets_reference import PairUnits
 from wherefrom.kernels.render_views import ViewPlan, ViewRequest, render_views
 from wherefrom.kernels.render_views_reference import render_views_reference
 from wherefrom.kernels.roi_align import roi_align
@@ -12,6 +13,7 @@ from wherefrom.kernels.roi_align_pairs import roi_align_pairs
 
 __all__ = [  # in reading order  # noqa: RUF022
     "pair_targets",
+    "PairUnits",
     "pair_loss",
     "PairLoss",
     "roi_align",

@@ -30,7 +30,7 @@ Backend = Literal["auto", "triton", "torch", "reference"]
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
-ALONE = 2**17  # numbers up to which a processor's problem stays in the calling thread: 1 to 2 ms of its time
+ONE_THREAD_BELOW = 2**17  # numbers up to which a processor's problem stays in the calling thread: 1 to 2 ms of its time
 
 LIBRARY = torch.library.Library("wherefrom", "FRAGMENT")
 
@@ -57,7 +57,7 @@ def check_backend(backend: str) -> None:
 
 
 def choose_path(backend: str, tensor: Tensor) -> Literal["triton", "torch"]:
-    """Return which path serves a call on the device of `tensor`.
+    """Return which path serves a call on the device of `tensor`, of any shape.
 
     Raises: ValueError if backend="triton" cannot serve there.
     """
@@ -70,7 +70,7 @@ def choose_path(backend: str, tensor: Tensor) -> Literal["triton", "torch"]:
         missing = f'tensors are on {tensor.device.type}, backend="triton" needs cuda'
     if backend == "triton":
         raise ValueError(f'{missing}; use backend="auto"')
-    _say_once(f"kernels take the torch path: {missing}")
+    _warn_once(f"kernels take the torch path: {missing}")
     return "torch"
 
 
@@ -93,18 +93,18 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def _say_once(words: str) -> None:
+def _warn_once(words: str) -> None:
     log.warning(words)
 
 
 @contextlib.contextmanager
-def alone(tensor: Tensor, numbers: int) -> Iterator[None]:
-    """Keep a small problem, of so many numbers on the device of `tensor`, in the calling thread, whatever others do.
+def in_one_thread(tensor: Tensor, numbers: int) -> Iterator[None]:
+    """Keep a small problem, of so many numbers on the device of `tensor`, of any shape, in the calling thread, whatever others do.
 
     Waking OpenMP's other threads costs more than they would spare, and where another process holds their core each of PyTorch's small
     parallel regions waits for a slice of time: 30 ms in the place of 1. Both numbers set here belong to the calling thread.
     """
-    if tensor.device.type != "cpu" or numbers > ALONE:
+    if tensor.device.type != "cpu" or numbers > ONE_THREAD_BELOW:
         yield
         return
     torch.get_num_threads()  # a thread takes PyTorch's number when it first needs one: now, not over ours
@@ -132,7 +132,7 @@ def _mkl_limit() -> Callable[[int], int]:
 
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str], mend: str = "") -> None:
-    """Raise ValueError unless a tensor has the expected shape; a str stands for any length and is shown as the axis's letter."""
+    """Raise ValueError unless a tensor of any shape has the expected one; a str is an axis of any length, shown as its letter."""
     shape = tuple(tensor.shape)
     if len(shape) != len(expected) or any(isinstance(want, int) and want != have for have, want in zip(shape, expected, strict=True)):
         letters = ", ".join(str(want) for want in expected) + ("," if len(expected) == 1 else "")
@@ -140,14 +140,14 @@ def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str], mend: 
 
 
 def check_dtype(name: str, tensor: Tensor, allowed: Sequence[torch.dtype]) -> None:
-    """Raise ValueError unless a tensor has one of the dtypes."""
+    """Raise ValueError unless a tensor, of any shape, has one of the dtypes."""
     if tensor.dtype not in allowed:
         words = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         raise ValueError(f"{name} is {str(tensor.dtype).removeprefix('torch.')}, expected {words}")
 
 
 def check_device(name: str, tensor: Tensor, like: str, other: Tensor) -> None:
-    """Raise ValueError unless two tensors lie on one device."""
+    """Raise ValueError unless two tensors, of any shape, lie on one device."""
     if tensor.device != other.device:
         raise ValueError(f"{name} is on {tensor.device}, {like} on {other.device}; move one of them")
 
@@ -166,17 +166,24 @@ def sides_of(name: str, value: Any, words: str, *, whole: bool) -> tuple[Any, An
 
 
 def _is_side(value: Any, whole: bool) -> bool:
-    known = isinstance(value, int) and not isinstance(value, bool) if whole else isinstance(value, int | float)
-    return known and 0 < value < math.inf
+    right_kind = isinstance(value, int) and not isinstance(value, bool) if whole else isinstance(value, int | float)
+    return right_kind and 0 < value < math.inf
+
+
+def contiguous_or(value: Tensor | None, unread: Tensor) -> Tensor:
+    """Return a tensor, of any shape, contiguous; for None one to point at that a kernel does not read."""
+    return unread if value is None else value.contiguous()
 
 
 def needs_gradient(*values: Tensor | None) -> bool:
-    """Say whether reverse mode follows what is made of any of these tensors."""
+    """Say whether reverse mode follows what is made of any of these tensors, of any shape."""
     return torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
 
 
-def transformed(*values: Tensor | None) -> bool:
-    """Say whether forward mode or a transform of torch.func is at work: neither sees into an operator that is not called by a Function.
+def is_transformed(*values: Tensor | None) -> bool:
+    """Say whether forward mode or a transform of torch.func is at work on tensors, of any shape.
+
+    Neither sees into an operator that is not called by a Function.
 
     Raises: RuntimeError inside torch.compile if it traces a transform, as what it makes of our Functions then may have no derivative.
             Without fullgraph=True it then leaves the call to eager PyTorch, where all is right.
@@ -199,24 +206,25 @@ transforms_active._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def check_no_tangent(*values: Tensor | None) -> None:
-    """Raise RuntimeError if an operator was called past its Function in forward mode, as where torch.compile gives up half way."""
+    """Raise RuntimeError if an operator was called past its Function in forward mode, as where torch.compile gives up; any shapes."""
     if not torch._C._is_fwd_grad_enabled():  # as inside of a Function
         return
     try:
-        seen = any(unpack_dual(value).tangent is not None for value in values if value is not None)
+        has_tangent = any(unpack_dual(value).tangent is not None for value in values if value is not None)
     except RuntimeError:  # in forward mode, where compiled code hides whether there are tangents
-        seen = True
-    if seen:
+        has_tangent = True
+    if has_tangent:
         raise RuntimeError("an operator of wherefrom was called in forward mode by itself or by torch.compile; call it uncompiled")
 
 
 def check_no_derivative(name: str, value: Tensor | None, words: str) -> None:
-    """Raise ValueError if a derivative of a tensor is asked for; where torch.func hides that, `without_derivative` finds out."""
+    """Raise ValueError if a tensor, of any shape, is to have a derivative; where torch.func hides that, `without_derivative` finds out."""
     if value is not None and (value.requires_grad or _has_tangent(value)):
         raise ValueError(f"{name} requires a gradient, {words}; pass {name}.detach()")
 
 
 def _has_tangent(value: Tensor) -> bool:
+    """Say whether a tensor, of any shape, is followed in forward mode, as far as can be seen here."""
     return not (torch.compiler.is_compiling() or transforms_active()) and unpack_dual(value).tangent is not None
 
 

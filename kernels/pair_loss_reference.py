@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wherefrom.kernels.pair_targets_reference import pair_targets_reference
+from wherefrom.kernels.pair_targets_reference import DEFAULT_UNITS, PairUnits, pair_targets_reference
 
 
 class PairLoss(NamedTuple):
@@ -37,32 +37,30 @@ def pair_loss_reference(
     boxes: Tensor,
     *,
     weight: Tensor,
-    offset: Tensor,
-    bias: Tensor | None = None,
+    output_bias: Tensor,
+    hidden_bias: Tensor | None = None,
     pairs: str | Tensor = "all",
     valid: Tensor | None = None,
+    units: PairUnits = DEFAULT_UNITS,
     flipped: Tensor | None = None,
     quarter_turns: Tensor | None = None,
-    position: str = "reference",
-    scale: str = "log_area",
-    axes: str = "view",
     picture_hw: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
     activation: str = "gelu",
     loss: str = "squared",
     beta: float = 1.0,
     channel_weights: Tensor | None = None,
     per_sample: bool = False,
 ) -> PairLoss:
-    """Return the loss of act(a_r + b_t + bias) W + c against the targets of boxes r and t; words, shapes and units as `pair_loss`.
+    """Return the loss of W act(a_r + b_t + hidden_bias) + output_bias against the targets of boxes r and t; words as `pair_loss`.
 
+    Shapes: a and b (B, N, H), boxes (B, N, 4), weight (C, H), output_bias (C,), hidden_bias (H,), pairs (P, 2) or a word, valid,
+            flipped and quarter_turns (B, N), picture_hw (B, 2), channel_weights (C,) -> PairLoss.
     Raises: nothing; arguments are trusted.
     """
     if valid is not None:  # what is hidden there, NaN even, reaches nothing
         a, b = (torch.where(valid.unsqueeze(-1), value, 0) for value in (a, b))
-    if bias is not None:  # before there are pairs of them
-        a = a + bias
+    if hidden_bias is not None:  # before there are pairs of them
+        a = a + hidden_bias
     if isinstance(pairs, Tensor):
         chosen = pairs
         hidden = a.index_select(1, pairs[:, 0]) + b.index_select(1, pairs[:, 1])
@@ -71,23 +69,25 @@ def pair_loss_reference(
         chosen = torch.cartesian_prod(each, each)
         hidden = (a.unsqueeze(2) + b.unsqueeze(1)).flatten(1, 2)
     hidden = F.relu(hidden) if activation == "relu" else F.gelu(hidden, approximate="tanh" if activation == "gelu_tanh" else "none")
-    output = F.linear(hidden, weight.to(hidden.dtype), offset.to(hidden.dtype))  # (B, P, C or 2 C)
+    output = F.linear(hidden, weight.to(hidden.dtype), output_bias.to(hidden.dtype))  # (B, P, C or 2 C)
     exact = torch.float64 if output.dtype == torch.float64 else torch.float32
     output = output.to(exact)
     targets = pair_targets_reference(
         boxes.to(exact),
         chosen,
+        units=units,
         flipped=flipped,
         quarter_turns=quarter_turns,
-        position=position,
-        scale=scale,
-        axes=axes,
         picture_hw=picture_hw,
-        mean=mean,
-        std=std,
     )
+    counts = counted_pairs(boxes, chosen, pairs, valid)
+    return _means(output, targets, counts, loss, beta, channel_weights, per_sample)
 
-    counts = counted_pairs(boxes, chosen, pairs, valid)  # (B, P)
+
+def _means(
+    output: Tensor, targets: Tensor, counts: Tensor, loss: str, beta: float, channel_weights: Tensor | None, per_sample: bool
+) -> PairLoss:
+    """Return means over the pairs that count: output (B, P, C or 2 C), targets (B, P, C), counts (B, P) bool, channel_weights (C,)."""
     counted, weighed = counts.sum(1), counts.unsqueeze(-1)
     total = counted.sum().clamp(min=1)
     channels = targets.shape[-1]
@@ -103,7 +103,7 @@ def pair_loss_reference(
 
 
 def counted_pairs(boxes: Tensor, chosen: Tensor, pairs: str | Tensor, valid: Tensor | None) -> Tensor:
-    """Return which of the `chosen` pairs (P, 2) count, (B, P) bool: both members valid, and what the word `pairs` asks of them."""
+    """Return which of the `chosen` pairs (P, 2) of boxes (B, N, 4) count, (B, P) bool: both `valid` (B, N), and as `pairs` asks of them."""
     reference, target = chosen.unbind(-1)
     counts = torch.ones(boxes.shape[0], len(chosen), dtype=torch.bool, device=boxes.device)
     if valid is not None:

@@ -1,6 +1,6 @@
 """The pair loss in plain torch: tile by tile, in buffers that fit a cache and are used again and again.
 
-Here: what every path is given and returns (`Problem`, `Sums`), and the path that serves processors and machines without Triton.
+Here: what every path takes and returns (`PairLossProblem`, `PairLossSums`), and the path for processors and machines without Triton.
 Not here: the definition (pair_loss_reference.py), checks, means and the operator (pair_loss.py).
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wherefrom.kernels.pair_loss_reference import counted_pairs
-from wherefrom.kernels.pair_targets_reference import pair_targets_reference
+from wherefrom.kernels.pair_targets_reference import PairUnits, pair_targets_reference
 
 TILE = 784 * 512  # elements of one tile's hidden activations: with their gradients they stay in the cache
 TARGETS_AT_ONCE = 4096  # pairs whose targets are made in one go, for several tiles
@@ -20,27 +20,23 @@ APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}  # as PyTorch calls them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
+class PairLossProblem:
     """What a path is given, checked."""
 
     a: Tensor  # (B, N, H) as given: read through `inputs`
     b: Tensor  # (B, N, H)
     weight: Tensor  # (K, H) float32, K = C or 2 C
-    offset: Tensor  # (K,) float32
-    bias: Tensor | None
+    output_bias: Tensor  # (K,) float32
+    hidden_bias: Tensor | None  # (H,)
     boxes: Tensor  # (B, N, 4) float32
-    chosen: Tensor | None  # (P, 2), with pairs="given"
-    valid: Tensor | None
+    chosen: Tensor | None  # (P, 2), with pairs="list"
+    valid: Tensor | None  # (B, N), as the next two
+    units: PairUnits
     flipped: Tensor | None
     quarter_turns: Tensor | None
-    picture_hw: Tensor | None
-    mean: Tensor | None
-    std: Tensor | None
-    channel_weights: Tensor | None
+    picture_hw: Tensor | None  # (B, 2)
+    channel_weights: Tensor | None  # (C,)
     pairs: str
-    position: str
-    scale: str
-    axes: str
     activation: str
     loss: str
     beta: float
@@ -50,20 +46,20 @@ class Problem:
     @property
     def channels(self) -> int:
         """C: the targets of a pair."""
-        return 3 if self.scale == "log_area" else 4
+        return len(self.units.channels)
 
     def inputs(self, samples: slice) -> tuple[Tensor, Tensor]:
-        """Return a, with the bias, and b of some samples in float32, 0 where they are not valid."""
+        """Return a, with the hidden bias, and b of some samples, (b, N, H) float32, 0 where they are not valid."""
         a, b = self.a[samples].float(), self.b[samples].float()
-        if self.bias is not None:
-            a = a + self.bias.float()
+        if self.hidden_bias is not None:
+            a = a + self.hidden_bias.float()
         if self.valid is not None:
             a, b = (torch.where(self.valid[samples].unsqueeze(-1), value, 0) for value in (a, b))
         return a, b
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sums:
+class PairLossSums:
     """What a path returns: sums over the counted pairs, not divided by anything; gradients are those of the weighted loss."""
 
     loss: Tensor  # (B, C) float64, each channel's loss, not weighted
@@ -74,10 +70,10 @@ class Sums:
     a: Tensor  # (B, N, H), as the next three empty without gradients
     b: Tensor  # (B, N, H)
     weight: Tensor  # (B or 1, K, H): per sample, else of all
-    offset: Tensor  # (B or 1, K) float64
+    output_bias: Tensor  # (B or 1, K) float64
 
     @classmethod
-    def zeros(cls, problem: Problem) -> "Sums":
+    def zeros(cls, problem: PairLossProblem) -> "PairLossSums":
         """Return sums over nothing."""
         batch, channels = len(problem.a), problem.channels
         groups = (batch if problem.per_sample else 1) if problem.grads else 0
@@ -93,24 +89,24 @@ class Sums:
             a=floats.new_zeros(shape),
             b=floats.new_zeros(shape),
             weight=floats.new_zeros(groups, *problem.weight.shape),
-            offset=floats.new_zeros(groups, *problem.offset.shape, dtype=torch.float64),
+            output_bias=floats.new_zeros(groups, *problem.output_bias.shape, dtype=torch.float64),
         )
 
 
 Tile = tuple[slice, slice, slice]  # samples, references (or pairs of the list), targets
 
 
-def pair_loss_torch(problem: Problem) -> Sums:
+def pair_loss_torch(problem: PairLossProblem) -> PairLossSums:
     """Go through the pairs in tiles that fit a cache, in buffers used again and again."""
-    sums = Sums.zeros(problem)
+    sums = PairLossSums.zeros(problem)
     batch, boxes, hidden = problem.a.shape
     rows, columns = (boxes, boxes) if problem.chosen is None else (len(problem.chosen), 1)
     at_once = max(1, (TILE if problem.a.device.type == "cpu" else 64 * TILE) // max(1, hidden))
     buffers = problem.weight.new_empty(2, min(at_once, batch * rows * columns) * hidden)
-    held = None
+    samples = None
     for block in _tiles((0, 0, 0), (batch, rows, columns), max(1, TARGETS_AT_ONCE // at_once) * at_once):
-        if block[0] != held:
-            held, inputs = block[0], problem.inputs(block[0])
+        if block[0] != samples:
+            samples, inputs = block[0], problem.inputs(block[0])
         targets, counts = _targets(problem, block, _pairs_of(problem, block), sums)
         starts, lengths = tuple(part.start for part in block), tuple(part.stop - part.start for part in block)
         targets = targets.view(*lengths, -1)
@@ -132,7 +128,7 @@ def _tiles(starts: tuple[int, ...], lengths: tuple[int, ...], at_once: int) -> I
     yield from product(*cuts)
 
 
-def _pairs_of(problem: Problem, block: Tile) -> Tensor:
+def _pairs_of(problem: PairLossProblem, block: Tile) -> Tensor:
     """Return the pairs of a block, (P, 2) of (reference, target), targets fastest."""
     _, rows, columns = block
     if problem.chosen is not None:
@@ -143,26 +139,22 @@ def _pairs_of(problem: Problem, block: Tile) -> Tensor:
     )
 
 
-def _targets(problem: Problem, block: Tile, chosen: Tensor, sums: Sums) -> tuple[Tensor, Tensor | None]:
+def _targets(problem: PairLossProblem, block: Tile, chosen: Tensor, sums: PairLossSums) -> tuple[Tensor, Tensor | None]:
     """Return targets (B, P, C) and which pairs count (B, P), None for all, of a block's samples and pairs; add them to the sums."""
     samples = block[0]
 
-    def own(value: Tensor | None) -> Tensor | None:
+    def own(value: Tensor | None) -> Tensor | None:  # (B, ...) -> (b, ...)
         return None if value is None else value[samples]
 
     targets = pair_targets_reference(
         problem.boxes[samples],
         chosen,
+        units=problem.units,
         flipped=own(problem.flipped),
         quarter_turns=own(problem.quarter_turns),
-        position=problem.position,
-        scale=problem.scale,
-        axes=problem.axes,
         picture_hw=own(problem.picture_hw),
-        mean=problem.mean,
-        std=problem.std,
     )
-    if problem.valid is None and problem.pairs in ("all", "given"):
+    if problem.valid is None and problem.pairs in ("all", "list"):
         counts = None
         sums.counted[samples] += len(chosen)
         exact = targets.double()
@@ -176,7 +168,7 @@ def _targets(problem: Problem, block: Tile, chosen: Tensor, sums: Sums) -> tuple
 
 
 def _add_tile(
-    problem: Problem, sums: Sums, buffers: Tensor, tile: Tile, a: Tensor, b: Tensor, targets: Tensor, counts: Tensor | None
+    problem: PairLossProblem, sums: PairLossSums, buffers: Tensor, tile: Tile, a: Tensor, b: Tensor, targets: Tensor, counts: Tensor | None
 ) -> None:
     """Add the loss of one tile of pairs, and its gradients, to the sums.
 
@@ -198,7 +190,7 @@ def _add_tile(
         torch.index_select(b, 1, target, out=active.view(by_pair))
         inputs += active
     _activate(problem.activation, inputs, active)
-    output = torch.addmm(problem.offset, active, problem.weight.t())
+    output = torch.addmm(problem.output_bias, active, problem.weight.t())
     residual = output[:, :channels] - targets.reshape(count, channels)
     uncounted = None if counts is None else ~counts.reshape(count, 1)
     if uncounted is not None:
@@ -216,7 +208,7 @@ def _add_tile(
         slope.view(count, -1, channels).mul_(problem.channel_weights)
     own, groups = (samples, lengths[0]) if problem.per_sample else (slice(None), 1)
     by_group = slope.view(groups, -1, outputs)
-    sums.offset[own] += by_group.sum(1, dtype=torch.float64)
+    sums.output_bias[own] += by_group.sum(1, dtype=torch.float64)
     sums.weight[own].baddbmm_(by_group.mT, active.view(groups, -1, hidden))
     torch.mm(slope, problem.weight, out=active)
     _through_activation(problem.activation, inputs, active)
@@ -230,7 +222,7 @@ def _add_tile(
 
 
 def _activate(activation: str, inputs: Tensor, out: Tensor) -> None:
-    """Write act(inputs) into `out`."""
+    """Write act(inputs) into `out`, of the same shape, (pairs, H)."""
     if activation == "relu":
         torch.clamp_min(inputs, 0, out=out)
     else:
@@ -238,7 +230,7 @@ def _activate(activation: str, inputs: Tensor, out: Tensor) -> None:
 
 
 def _through_activation(activation: str, inputs: Tensor, gradient: Tensor) -> None:
-    """Multiply a gradient by act'(inputs), in place."""
+    """Multiply a gradient by act'(inputs), in place; both (pairs, H)."""
     if activation == "relu":
         torch.ops.aten.threshold_backward.grad_input(gradient, inputs, 0, grad_input=gradient)
     else:

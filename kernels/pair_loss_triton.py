@@ -16,14 +16,14 @@ import triton.language as tl
 from torch import Tensor
 
 from wherefrom.kernels.dispatch import Launch, interpreted
-from wherefrom.kernels.pair_loss_torch import Problem, Sums
+from wherefrom.kernels.pair_loss_torch import PairLossProblem, PairLossSums
 from wherefrom.kernels.pair_targets_triton import load_boxes, pair_target_tile
 
 SAMPLES_AT_ONCE = 64  # bounds the slopes in memory ...
 SLOPES_AT_ONCE = 2**25  # ... as this does, where N is large
 PAIRS = 256  # of a program of forward, four a lane: more would spill on some architectures
 UNITS = 64  # hidden units of a program of backward, which is one warp
-WARPS_WANTED = 1024  # of backward: about eight on each processor of a large GPU
+BACKWARD_WARPS = 1024  # at the least: about eight on each processor of a large GPU
 
 PTX = tl.constexpr(not interpreted() and torch.version.hip is None)
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -33,7 +33,7 @@ SQRT_2_PI = tl.constexpr(math.sqrt(2 / math.pi))
 
 @triton.jit
 def exp2(x):
-    """2^x to 2 units in the last place, as the hardware has it."""
+    """2^x, of any shape, to 2 units in the last place, as the hardware has it."""
     if PTX:
         return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
@@ -42,7 +42,7 @@ def exp2(x):
 
 @triton.jit
 def reciprocal(x):
-    """1 / x to 1 unit in the last place, as the hardware has it."""
+    """1 / x, of any shape, to 1 unit in the last place, as the hardware has it."""
     if PTX:
         return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
     else:
@@ -51,7 +51,7 @@ def reciprocal(x):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """Return act(x) and act'(x); what is not used costs nothing.
+    """Return act(x) and act'(x), x of any shape; what is not used costs nothing.
 
     gelu: x Phi(x), with Phi(-|x|) = exp(-x^2 / 2) P(t), t = 1 / (1 + q |x|), P of degree 5, |error| < 1.1e-8 before rounding; act' needs
           that exponential anyway. The form is Abramowitz and Stegun's 7.1.26; q and P are a minimax fit of ours, with a constant term,
@@ -82,13 +82,13 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def wide(number):
-    """Return int64 of a number that may be a constant: products with it do not overflow."""
+    """Return int64 of a number, of any shape, that may be a constant: products with it do not overflow."""
     return tl.zeros((), tl.int64) + number
 
 
 @triton.jit
 def zeros_each(COUNT: tl.constexpr, SIZE: tl.constexpr):
-    """Return COUNT vectors of zeros, as a tuple: each stays in registers."""
+    """Return COUNT vectors of zeros, (SIZE,) each, as a tuple: each stays in registers."""
     each = ()
     for _ in tl.static_range(COUNT):
         each += (tl.zeros((SIZE,), tl.float32),)
@@ -97,7 +97,7 @@ def zeros_each(COUNT: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def load_each(base_ptr, step, index, mask, COUNT: tl.constexpr):
-    """Return the tuple of COUNT loads at base + c * step + index, 0 where masked."""
+    """Return the tuple of COUNT loads at base + c * step + index, each of the shape of index, (units,) or (rows,); 0 where masked."""
     each = ()
     for c in tl.static_range(COUNT):
         each += (tl.load(base_ptr + c * step + index, mask=mask, other=0.0),)
@@ -124,7 +124,7 @@ def add_four_units(output, inputs, weight_ptr, H, ACTIVATION: tl.constexpr, K: t
 
 @triton.jit
 def loss_and_slope(residual, log_variance, beta, LOSS: tl.constexpr):
-    """Return the loss of a residual, its slope by the output, and by the log-variance."""
+    """Return the loss of a residual, its slope by the output, and by the log-variance; all of one shape, (PAIRS,)."""
     if LOSS == "gaussian_nll":
         precision = tl.exp(-log_variance)
         slope = residual * precision
@@ -151,7 +151,7 @@ def pair_loss_forward_kernel(
     a_ptr,
     b_ptr,
     weight_ptr,
-    offset_ptr,
+    output_bias_ptr,
     boxes_ptr,
     facts_ptr,
     picture_ptr,
@@ -182,14 +182,14 @@ def pair_loss_forward_kernel(
     sample = tl.program_id(1).to(tl.int64)
     pair = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     inside = pair < P
-    if WHICH == "given":
+    if WHICH == "list":
         r = tl.load(chosen_ptr + pair * 2, mask=inside, other=0).to(tl.int64)
         t = tl.load(chosen_ptr + pair * 2 + 1, mask=inside, other=0).to(tl.int64)
     else:
         r, t = pair // N, pair % N
-    known = inside & (r >= 0) & (r < N) & (t >= 0) & (t < N)
+    exists = inside & (r >= 0) & (r < N) & (t >= 0) & (t < N)
 
-    r, t = tl.where(known, r, 0).to(tl.int32), tl.where(known, t, 0).to(tl.int32)
+    r, t = tl.where(exists, r, 0).to(tl.int32), tl.where(exists, t, 0).to(tl.int32)
 
     # outputs: the four inputs of a box that lie side by side come with one load
     four = tl.arange(0, 4)[None, :]
@@ -202,10 +202,10 @@ def pair_loss_forward_kernel(
         output = add_four_units(output, inputs, weight_ptr + k, H, ACTIVATION, K, PAIRS)
 
     # targets, and which pairs count
-    rx0, ry0, rx1, ry1 = load_boxes(boxes_ptr, sample * N + r, known)
-    tx0, ty0, tx1, ty1 = load_boxes(boxes_ptr, sample * N + t, known)
-    of_r = tl.load(facts_ptr + sample * N + r, mask=known, other=8)
-    of_t = tl.load(facts_ptr + sample * N + t, mask=known, other=8)
+    rx0, ry0, rx1, ry1 = load_boxes(boxes_ptr, sample * N + r, exists)
+    tx0, ty0, tx1, ty1 = load_boxes(boxes_ptr, sample * N + t, exists)
+    of_r = tl.load(facts_ptr + sample * N + r, mask=exists, other=8)
+    of_t = tl.load(facts_ptr + sample * N + t, mask=exists, other=8)
     counts = inside & ((of_r & of_t & 8) != 0)
     if WHICH == "others":
         counts = counts & (r != t)
@@ -222,9 +222,9 @@ def pair_loss_forward_kernel(
     tl.store(sums_ptr, count)
     for c in tl.static_range(C):
         target = (targets[c] - tl.load(mean_ptr + c)) / tl.load(std_ptr + c)
-        target = tl.where(counts, tl.where(known, target, float("nan")), 0.0)
-        residual = tl.where(counts, output[c] + tl.load(offset_ptr + c) - target, 0.0)
-        log_variance = output[K - C + c] + tl.load(offset_ptr + K - C + c)  # for another loss than this, not used
+        target = tl.where(counts, tl.where(exists, target, float("nan")), 0.0)
+        residual = tl.where(counts, output[c] + tl.load(output_bias_ptr + c) - target, 0.0)
+        log_variance = output[K - C + c] + tl.load(output_bias_ptr + K - C + c)  # for another loss than this, not used
         loss, slope, slope_log_variance = loss_and_slope(residual, log_variance, beta, LOSS)
         total = tl.sum(target, 0)
         deviation = tl.where(counts, target - total / tl.maximum(count, 1.0), 0.0)
@@ -356,12 +356,12 @@ def pair_list_backward_kernel(
             tl.store(of_weight_ptr + (part * K + c) * H + unit, of_weight[c], mask=there)
 
 
-def pair_loss_triton(problem: Problem) -> Sums:
+def pair_loss_triton(problem: PairLossProblem) -> PairLossSums:
     """Launch for a checked problem, at most SAMPLES_AT_ONCE of its samples at a time."""
     batch, boxes, _ = problem.a.shape
     outputs = len(problem.weight)
     pairs = boxes**2 if problem.chosen is None else len(problem.chosen)
-    sums = Sums.zeros(problem)
+    sums = PairLossSums.zeros(problem)
     at_once = max(1, min(SAMPLES_AT_ONCE, SLOPES_AT_ONCE // max(1, outputs * pairs), batch))
     slopes = problem.weight.new_empty(at_once, outputs, pairs if problem.grads else 0)
     lists = _sorted_lists(problem) if problem.grads and problem.chosen is not None else ()
@@ -375,8 +375,8 @@ def pair_loss_triton(problem: Problem) -> Sums:
     return sums
 
 
-def _forward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, sums: Sums) -> None:
-    """Fill the slopes of some samples, and add up everything that has no hidden axis."""
+def _forward(problem: PairLossProblem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, sums: PairLossSums) -> None:
+    """Fill slopes (b, K, P) from a and b (b, N, H) of some samples, and add up everything that has no hidden axis."""
     a, b = _fours(a), _fours(b)
     weight = _padded(problem.weight).contiguous()
     samples, _, boxes, _ = a.shape
@@ -386,7 +386,7 @@ def _forward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor
     programs = triton.cdiv(pairs, block)
     parts = a.new_empty(samples, programs, 1 + 4 * channels + outputs)
 
-    def one_each(value: Tensor | None, otherwise: float) -> Tensor:
+    def one_each(value: Tensor | None, otherwise: float) -> Tensor:  # (C,)
         return a.new_full((channels,), otherwise) if value is None else value.to(a).contiguous()
 
     picture = a.new_ones(samples, 2) if problem.picture_hw is None else problem.picture_hw[part].to(a).contiguous()
@@ -397,12 +397,12 @@ def _forward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor
         a,
         b,
         weight,
-        problem.offset.contiguous(),
+        problem.output_bias.contiguous(),
         problem.boxes[part].contiguous(),
         facts,
         picture,
-        one_each(problem.mean, 0.0),
-        one_each(problem.std, 1.0),
+        one_each(problem.units.mean, 0.0),
+        one_each(problem.units.std, 1.0),
         one_each(problem.channel_weights, 1.0),
         facts if problem.chosen is None else problem.chosen.contiguous(),
         boxes,
@@ -410,8 +410,8 @@ def _forward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor
         weight.shape[1],
         problem.beta,
         WHICH=problem.pairs,
-        POSITION=problem.position,
-        SCALE=problem.scale,
+        POSITION=problem.units.position,
+        SCALE=problem.units.scale,
         ACTIVATION=problem.activation,
         LOSS=problem.loss,
         GRADS=problem.grads,
@@ -426,11 +426,11 @@ def _forward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor
     sums.loss[part], sums.squared[part], sums.target[part] = loss.sum(1), squared.sum(1), target.sum(1)
     sums.target_squared[part] = (deviation + target.square() / count.clamp(min=1)).sum(1)
     if problem.grads:
-        _add(sums.offset, parts[..., 1 + 4 * channels :].sum(1), part, problem.per_sample)
+        _add(sums.output_bias, parts[..., 1 + 4 * channels :].sum(1), part, problem.per_sample)
 
 
 def _padded(value: Tensor) -> Tensor:
-    """Add hidden units that are 0, and stay so through every activation, up to a multiple of 16."""
+    """Add hidden units that are 0, and stay so through every activation: (..., H) -> (..., H up to a multiple of 16)."""
     return F.pad(value, (0, -value.shape[-1] % 16))
 
 
@@ -439,14 +439,14 @@ def _fours(value: Tensor) -> Tensor:
     return _padded(value).unflatten(-1, (-1, 4)).transpose(1, 2).contiguous()
 
 
-def _facts(problem: Problem, part: slice) -> Tensor:
+def _facts(problem: PairLossProblem, part: slice) -> Tensor:
     """Return turns + 4 * flipped + 8 * valid of each box, (B, N) int32; without turns and mirrors axes are those of the source."""
     facts = torch.full(problem.boxes[part].shape[:2], 8, dtype=torch.int32, device=problem.boxes.device)
     if problem.valid is not None:
         facts = facts * problem.valid[part]
-    if problem.axes == "view" and problem.flipped is not None:
+    if problem.units.axes == "view" and problem.flipped is not None:
         facts = facts + 4 * (problem.flipped[part] != 0)
-    if problem.axes == "view" and problem.quarter_turns is not None:
+    if problem.units.axes == "view" and problem.quarter_turns is not None:
         facts = facts + problem.quarter_turns[part].to(torch.int32) % 4
     return facts
 
@@ -461,7 +461,7 @@ def _add(total: Tensor, each: Tensor, part: slice, per_sample: bool) -> None:
 
 def _segments(samples: int, units: int, most: int) -> int:
     """Return into how many parts to cut a sample, so that the whole machine has work and no more memory is taken than that needs."""
-    return max(1, min(most, triton.cdiv(WARPS_WANTED, samples * units)))
+    return max(1, min(most, triton.cdiv(BACKWARD_WARPS, samples * units)))
 
 
 def rows_at_once(outputs: int) -> int:
@@ -469,8 +469,8 @@ def rows_at_once(outputs: int) -> int:
     return 8 if outputs <= 4 else 4
 
 
-def _backward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, sums: Sums) -> None:
-    """Compute the gradients of some samples from their slopes, for all pairs."""
+def _backward(problem: PairLossProblem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, sums: PairLossSums) -> None:
+    """Compute the gradients of some samples of a and b (b, N, H) from their slopes (b, K, N * N), for all pairs."""
     samples, boxes, hidden = a.shape
     rows = rows_at_once(len(problem.weight))
     blocks = triton.cdiv(hidden, UNITS)
@@ -498,7 +498,10 @@ def _backward(problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tenso
     _add(sums.weight, of_weight.sum(1), part, problem.per_sample)
 
 
-def _sorted_lists(problem: Problem) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+SortedList = tuple[Tensor, Tensor, Tensor]  # starts (N + 1,), order (P,), partner (P,)
+
+
+def _sorted_lists(problem: PairLossProblem) -> tuple[SortedList, ...]:
     """Return (starts, order, partner) of the chosen pairs by reference, then by target: as `pair_list_backward_kernel` reads them."""
     assert problem.chosen is not None
     boxes = problem.a.shape[1]
@@ -512,9 +515,15 @@ def _sorted_lists(problem: Problem) -> tuple[tuple[Tensor, Tensor, Tensor], ...]
 
 
 def _list_backward(
-    problem: Problem, part: slice, slopes: Tensor, a: Tensor, b: Tensor, lists: tuple[tuple[Tensor, Tensor, Tensor], ...], sums: Sums
+    problem: PairLossProblem,
+    part: slice,
+    slopes: Tensor,
+    a: Tensor,
+    b: Tensor,
+    lists: tuple[tuple[Tensor, Tensor, Tensor], ...],
+    sums: PairLossSums,
 ) -> None:
-    """Compute the gradients of some samples from their slopes, for pairs of a list: by reference, then by target."""
+    """Compute the gradients of some samples of a and b (b, N, H) from slopes (b, K, P), for a list: by reference, then by target."""
     samples, boxes, hidden = a.shape
     blocks = triton.cdiv(hidden, UNITS)
     segments = _segments(samples, blocks, boxes)
@@ -545,25 +554,25 @@ def _list_backward(
 
 def launches() -> list[Launch]:
     """Return launches as they are really made: every activation both ways, 3, 4 and 8 outputs."""
-    f32 = dict.fromkeys(("slopes_ptr", "sums_ptr", "a_ptr", "b_ptr", "weight_ptr", "offset_ptr", "boxes_ptr"), "*fp32")
+    f32 = dict.fromkeys(("slopes_ptr", "sums_ptr", "a_ptr", "b_ptr", "weight_ptr", "output_bias_ptr", "boxes_ptr"), "*fp32")
     f32 |= dict.fromkeys(("picture_ptr", "mean_ptr", "std_ptr", "channel_weights_ptr"), "*fp32")
     forward = f32 | {"facts_ptr": "*i32", "chosen_ptr": "*i64", "N": "i32", "P": "i32", "H": "i32", "beta": "fp32"}
     backward = dict.fromkeys(("of_a_ptr", "of_b_ptr", "of_weight_ptr", "slopes_ptr", "a_ptr", "b_ptr", "weight_ptr"), "*fp32")
     backward |= {"N": "i32", "H": "i32"}
     by_list = dict.fromkeys(("of_own_ptr", "of_weight_ptr", "slopes_ptr", "own_ptr", "other_ptr", "weight_ptr"), "*fp32")
     by_list |= dict.fromkeys(("starts_ptr", "order_ptr", "partner_ptr"), "*i64") | {"N": "i32", "P": "i32", "H": "i32"}
-    made: list[tuple[str, Any, dict[str, str], dict[str, Any], int, int]] = []
+    entries: list[tuple[str, Any, dict[str, str], dict[str, Any], int, int]] = []
     for activation, loss, which, scale, outputs in (
         ("gelu", "squared", "all", "log_area", 3),
         ("gelu_tanh", "huber", "disjoint", "log_area", 3),
-        ("relu", "smooth_l1", "given", "log_sides", 4),
+        ("relu", "smooth_l1", "list", "log_sides", 4),
         ("gelu", "gaussian_nll", "others", "ratio", 8),
     ):
         rows, chosen = rows_at_once(outputs), {"ACTIVATION": activation}
         options = {"WHICH": which, "POSITION": "reference", "SCALE": scale, "LOSS": loss, "GRADS": True, "PAIRS": PAIRS}
         backward_options = {"K": outputs, "ROWS": rows, "UNITS": UNITS}
         list_options = {"K": outputs, "OF_WEIGHT": True, "UNITS": UNITS}
-        made += [
+        entries += [
             ("forward", pair_loss_forward_kernel, forward, options | chosen, PAIRS // 128, PAIRS * 4),
             ("backward", pair_loss_backward_kernel, backward, backward_options | chosen, 1, rows * UNITS),
             ("list backward", pair_list_backward_kernel, by_list, list_options | chosen, 1, UNITS),
@@ -579,5 +588,5 @@ def launches() -> list[Launch]:
             per_step=per_step,
             options={"enable_fp_fusion": True},
         )
-        for direction, kernel, types, constants, warps, per_step in made
+        for direction, kernel, types, constants, warps, per_step in entries
     ]

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wherefrom.kernels.dispatch import Launch
+from wherefrom.kernels.dispatch import Launch, contiguous_or
+from wherefrom.kernels.pair_targets_reference import PairUnits
 
 PAIRS = 256  # a program: 3 or 4 channels of each, written as one contiguous stretch
 
@@ -113,13 +114,13 @@ def store_pair_targets(
         t = tl.load(pairs_ptr + pair.to(tl.int64) * 2 + 1, mask=inside, other=0)
     else:
         r, t = pair // N, pair % N
-    known = inside & (r >= 0) & (r < N) & (t >= 0) & (t < N)
+    exists = inside & (r >= 0) & (r < N) & (t >= 0) & (t < N)
     sample = sample.to(tl.int64)
     at_r, at_t = sample * N + r, sample * N + t
-    rx0, ry0, rx1, ry1 = load_boxes(boxes_ptr, at_r, known)
-    tx0, ty0, tx1, ty1 = load_boxes(boxes_ptr, at_t, known)
-    flipped = tl.load(flipped_ptr + at_r, mask=known, other=0).to(tl.int32) if FLIPPED else tl.zeros((PAIRS,), tl.int32)
-    turns = tl.load(turns_ptr + at_r, mask=known, other=0).to(tl.int32) if TURNED else tl.zeros((PAIRS,), tl.int32)
+    rx0, ry0, rx1, ry1 = load_boxes(boxes_ptr, at_r, exists)
+    tx0, ty0, tx1, ty1 = load_boxes(boxes_ptr, at_t, exists)
+    flipped = tl.load(flipped_ptr + at_r, mask=exists, other=0).to(tl.int32) if FLIPPED else tl.zeros((PAIRS,), tl.int32)
+    turns = tl.load(turns_ptr + at_r, mask=exists, other=0).to(tl.int32) if TURNED else tl.zeros((PAIRS,), tl.int32)
     picture_h = tl.load(picture_ptr + sample * 2).to(tl.float32) if POSITION == "picture" else 1.0
     picture_w = tl.load(picture_ptr + sample * 2 + 1).to(tl.float32) if POSITION == "picture" else 1.0
     x, y, across, down = pair_target_tile(
@@ -132,7 +133,7 @@ def store_pair_targets(
         tile -= tl.load(mean_ptr + channel, mask=channel < C, other=0.0)[None, :]
     if STD:
         tile /= tl.load(std_ptr + channel, mask=channel < C, other=1.0)[None, :]
-    tile = tl.where(known[:, None], tile, float("nan"))
+    tile = tl.where(exists[:, None], tile, float("nan"))
     at = out_ptr + (sample * P + pair)[:, None] * C + channel[None, :]
     tl.store(at, tile, mask=inside[:, None] & (channel < C)[None, :])
 
@@ -159,7 +160,10 @@ def pair_targets_kernel(
     STD: tl.constexpr,
     PAIRS: tl.constexpr,
 ):
-    """One program: PAIRS pairs of one sample; grid (ceil(P / PAIRS) * B,), pairs of a sample side by side."""
+    """One program: PAIRS pairs of one sample; grid (ceil(P / PAIRS) * B,), pairs of a sample side by side.
+
+    Shapes: as `store_pair_targets`.
+    """
     blocks = tl.cdiv(P, PAIRS)
     program = tl.program_id(0)
     store_pair_targets(
@@ -171,21 +175,17 @@ def pair_targets_kernel(
 def pair_targets_triton(
     boxes: Tensor,
     pairs: Tensor | None,
+    units: PairUnits,
     flipped: Tensor | None,
     quarter_turns: Tensor | None,
-    position: str,
-    scale: str,
-    axes: str,
     picture_hw: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
 ) -> Tensor:
     """Launch for checked arguments: boxes (B, N, 4), ... -> (B, P, C) float32, P = N * N where pairs is None."""
     samples, boxes_each = boxes.shape[:2]
     count = boxes_each**2 if pairs is None else len(pairs)
-    out = boxes.new_empty(samples, count, 3 if scale == "log_area" else 4, dtype=torch.float32)
+    out = boxes.new_empty(samples, count, len(units.channels), dtype=torch.float32)
     if out.numel():
-        arguments = target_arguments(boxes, pairs, flipped, quarter_turns, position, scale, axes, picture_hw, mean, std)
+        arguments = target_arguments(boxes, pairs, units, flipped, quarter_turns, picture_hw)
         grid = (triton.cdiv(count, PAIRS) * samples,)
         with torch.cuda.device_of(boxes):  # Triton launches on the current device
             pair_targets_kernel[grid](out, **arguments, N=boxes_each, P=count, PAIRS=PAIRS, num_warps=4, enable_fp_fusion=True)
@@ -195,32 +195,28 @@ def pair_targets_triton(
 def target_arguments(
     boxes: Tensor,
     pairs: Tensor | None,
+    units: PairUnits,
     flipped: Tensor | None,
     quarter_turns: Tensor | None,
-    position: str,
-    scale: str,
-    axes: str,
     picture_hw: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
 ) -> dict[str, Any]:
-    """Return what `store_pair_targets` takes by name, all contiguous; what is not given points at the boxes, unread."""
+    """Return what `store_pair_targets` takes by name, all contiguous; what is None points at the boxes, unread.
+
+    Shapes: boxes (B, N, 4), pairs (P, 2), flipped and quarter_turns (B, N), picture_hw (B, 2), mean and std (C,).
+    """
     boxes = boxes.float().contiguous()
-
-    def given(value: Tensor | None) -> Tensor:
-        return boxes if value is None else value.to(boxes.device).contiguous()
-
+    mean, std = (None if value is None else value.to(boxes.device) for value in (units.mean, units.std))
     return {
         "boxes_ptr": boxes,
-        "pairs_ptr": given(pairs),
-        "flipped_ptr": given(flipped),
-        "turns_ptr": given(quarter_turns),
-        "picture_ptr": given(picture_hw),
-        "mean_ptr": given(mean),
-        "std_ptr": given(std),
-        "POSITION": position,
-        "SCALE": scale,
-        "VIEW_AXES": axes == "view" and (flipped is not None or quarter_turns is not None),
+        "pairs_ptr": contiguous_or(pairs, boxes),
+        "flipped_ptr": contiguous_or(flipped, boxes),
+        "turns_ptr": contiguous_or(quarter_turns, boxes),
+        "picture_ptr": contiguous_or(picture_hw, boxes),
+        "mean_ptr": contiguous_or(mean, boxes),
+        "std_ptr": contiguous_or(std, boxes),
+        "POSITION": units.position,
+        "SCALE": units.scale,
+        "VIEW_AXES": units.axes == "view" and (flipped is not None or quarter_turns is not None),
         "FLIPPED": flipped is not None,
         "TURNED": quarter_turns is not None,
         "CHOSEN": pairs is not None,

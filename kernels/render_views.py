@@ -89,6 +89,7 @@ class ViewPlan:
         filter: Filter = "plain",
         instruction_set: str = "auto",
     ) -> None:
+        """Check and copy the records; shapes: requests as `ViewRequest`, orientation (B,), mean and std (3,)."""
         missing = native_missing()
         if missing is not None:
             raise ValueError(missing)
@@ -206,6 +207,7 @@ def _native() -> Any:
 
 
 def _choose_path(backend: ViewBackend, boxes: Tensor) -> Literal["native", "triton", "reference"]:
+    """Return which path serves a call on the device of boxes, of any shape."""
     if backend == "reference":
         return "reference"
     if boxes.device.type == "cuda" or backend == "triton":
@@ -222,6 +224,7 @@ def _choose_path(backend: ViewBackend, boxes: Tensor) -> Literal["native", "trit
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, device: torch.device) -> Tensor:
+    """Return an empty tensor (B, V, C, H, W), in memory (B, V, H, W, C) if channels_last."""
     if not channels_last:
         return torch.empty(shape, dtype=dtype, device=device)
     b, v, c, h, w = shape
@@ -229,6 +232,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, devi
 
 
 def _check_pictures(pictures: Sequence[Tensor], boxes: Tensor) -> None:
+    """Raise ValueError unless there are B pictures (H, W, 3), each in one piece, for boxes (B, V, 4)."""
     if len(pictures) != len(boxes):
         raise ValueError(f"{len(pictures)} pictures came with boxes {tuple(boxes.shape)}, expected (B, V, 4), B of each")
     for position, picture in enumerate(pictures):
@@ -241,6 +245,7 @@ def _check_pictures(pictures: Sequence[Tensor], boxes: Tensor) -> None:
 
 
 def _check_normalization(mean: Tensor | None, std: Tensor | None, dtype: torch.dtype) -> None:
+    """Raise ValueError unless mean and std are both (3,) or both None, and go with the dtype of the views."""
     if (mean is None) != (std is None):
         raise ValueError("one of mean and std is None: give both, or neither for levels 0..255")
     if mean is not None and dtype == torch.uint8:
@@ -252,17 +257,18 @@ def _check_normalization(mean: Tensor | None, std: Tensor | None, dtype: torch.d
 
 
 def _orientation_bytes(orientation: Tensor, pictures: int) -> Tensor:
+    """Return EXIF orientations (B,) as bytes."""
     check_shape("orientation", orientation, (pictures,))
     return orientation.clamp(0, 255).to(torch.uint8)  # what no byte holds is no orientation either
 
 
 def _bytes(tensor: Tensor | None) -> Any:
-    """Return a tensor's memory as a NumPy array of bytes, without a copy where it is contiguous already; None stays None."""
+    """Return a tensor's memory, of any shape, as a NumPy array (bytes,), without a copy where it is contiguous; None stays None."""
     return None if tensor is None else tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _family(request: ViewRequest, mean: Tensor | None, std: Tensor | None, filter: Filter) -> tuple[Any, ...]:
-    """Return a family as the compiled kernel reads it."""
+    """Return a family as the compiled kernel reads it; mean and std (3,)."""
     _check_normalization(mean, std, request.out.dtype)
     scale, shift = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
     if mean is not None and std is not None:
@@ -292,6 +298,7 @@ def _family(request: ViewRequest, mean: Tensor | None, std: Tensor | None, filte
 def _render_on_gpu(
     pictures: Sequence[Tensor], request: ViewRequest, orientation: Tensor | None, mean: Tensor | None, std: Tensor | None, filter: Filter
 ) -> None:
+    """Render on the device of the pictures; shapes as `render_views`."""
     from wherefrom.kernels.render_views_triton import render_views_triton
 
     device = request.out.device
@@ -318,6 +325,7 @@ def _render_on_gpu(
 def _render_by_definition(
     pictures: Sequence[Tensor], request: ViewRequest, orientation: Tensor | None, mean: Tensor | None, std: Tensor | None, filter: Filter
 ) -> None:
+    """Render picture by picture by the definition; shapes as `render_views`."""
     for b, picture in enumerate(pictures):
         views = render_views_reference(
             picture,

@@ -1,7 +1,7 @@
 """The view kernel's definition: one picture and its record in, finished views out, in float64 and as plainly as it can be said.
 
 Here: dense weights along each axis, so that every output pixel is one sum that can be read off; slow, and meant to be.
-Not here: decoding, drawing; the renderers that are held to this (wherefrom.pipeline.render_*).
+Not here: decoding, drawing; the renderers that are held to this (wherefrom.pipeline.render).
 Convention: as wherefrom.pipeline.geometry; the view's pixel i shows the source around box start + (i + 0.5) * scale.
 """
 
@@ -15,7 +15,7 @@ from wherefrom.kernels.dispatch import sides_of
 
 Filter = Literal["plain", "centered"]
 
-LEAST_SPREAD = 1e-12  # square pixels; below it one tap has all the weight, and is the center
+LEAST_VARIANCE = 1e-12  # square pixels; below it one tap has all the weight, and is the center
 
 # What undoes each EXIF orientation, as (mirrored left-right, then quarter turns counter-clockwise).
 # Source: CIPA DC-008 (EXIF 3.0), tag 0x0112.
@@ -70,18 +70,24 @@ def render_views_reference(
         down = resize_weights(upright.shape[1], y0, y1, height, filter=filter)
         across = resize_weights(upright.shape[2], x0, x1, width, filter=filter)
         view = reorient(down.to(upright) @ upright @ across.to(upright).T, bool(flipped[v]), int(quarter_turns[v]))
-        if matrix is not None:
-            linear, offset = matrix[v].to(view)[:, :3], matrix[v].to(view)[:, 3]
-            view = (torch.einsum("rc,chw->rhw", linear, view) + offset[:, None, None]).clamp(0, 255)
-        if blur_sigma_px is not None and blur_sigma_px[v] > 0:
-            sigma = float(blur_sigma_px[v])
-            view = blur_weights(view.shape[1], sigma).to(view) @ view @ blur_weights(view.shape[2], sigma).to(view).T
-        if solarized is not None and solarized[v]:
-            view = torch.minimum(view, 255 - view)
+        view = change_levels(view, *(None if each is None else each[v] for each in (matrix, blur_sigma_px, solarized)))
         if mean is not None and std is not None:
             view = (view / 255 - mean.to(view)[:, None, None]) / std.to(view)[:, None, None]
         views.append(view)
     return torch.stack(views) if views else upright.new_empty(0, 3, *size_px)
+
+
+def change_levels(view: Tensor, matrix: Tensor | None, blur_sigma_px: Tensor | None, solarized: Tensor | None) -> Tensor:
+    """Color, blur and solarize the levels of one view (3, h, w): matrix (3, 4), the others ()."""
+    if matrix is not None:
+        linear, offset = matrix.to(view)[:, :3], matrix.to(view)[:, 3]
+        view = (torch.einsum("rc,chw->rhw", linear, view) + offset[:, None, None]).clamp(0, 255)
+    if blur_sigma_px is not None and blur_sigma_px > 0:
+        sigma = float(blur_sigma_px)
+        view = blur_weights(view.shape[1], sigma).to(view) @ view @ blur_weights(view.shape[2], sigma).to(view).T
+    if solarized is not None and solarized:
+        view = torch.minimum(view, 255 - view)
+    return view
 
 
 def reorient(picture: Tensor, mirrored: bool, quarter_turns: int) -> Tensor:
@@ -104,8 +110,8 @@ def resize_weights(pixels: int, start: float, stop: float, samples: int, *, filt
     weights /= weights.sum(1, keepdim=True)
     if filter == "centered":
         moment = (weights * distance).sum(1, keepdim=True)
-        spread = (weights * distance**2).sum(1, keepdim=True) - moment**2
-        tilt = torch.where(spread > LEAST_SPREAD, moment / spread, 0)
+        variance = (weights * distance**2).sum(1, keepdim=True) - moment**2
+        tilt = torch.where(variance > LEAST_VARIANCE, moment / variance, 0)
         weights *= 1 - tilt * (distance - moment)
     return torch.zeros(samples, pixels, dtype=torch.float64).index_add_(1, taps.clamp(0, pixels - 1), weights)
 

@@ -10,17 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wherefrom.kernels.dispatch import Launch, interpreted
+from wherefrom.kernels.dispatch import Launch, contiguous_or, interpreted
 
 TILE = (8, 32)  # rows, columns of pixels a program
 OVERHANG_PX = tl.constexpr(4096)  # a box is read as reaching no further out of its picture: no number keeps a GPU busy for ever
 WIDEST_BLUR_PX = tl.constexpr(4096)  # radius, for the same reason
-LEAST_SPREAD = tl.constexpr(1e-6)  # px^2; below it one tap has all the weight and nothing can be centered
+LEAST_SECOND_MOMENT = tl.constexpr(1e-6)  # px^2; below it one tap has all the weight and nothing can be centered
 
 
 @triton.jit
 def tap_weight(distance, slope, tilt, CENTERED: tl.constexpr):
-    """Return the triangle's weight at a distance (px) from its center, not normalized; `slope` is 1 / reach."""
+    """Return the triangle's weight at a distance (px) from its center, of any shape, not normalized; `slope` is 1 / reach."""
     weight = tl.maximum(1.0 - tl.abs(distance) * slope, 0.0)
     if CENTERED:
         weight *= 1.0 - tilt * distance
@@ -33,6 +33,7 @@ def place_taps(start, stop, samples, index, CENTERED: tl.constexpr):
 
     Tap k of a sample is source pixel first + k at distance + k; its weight is gain * tap_weight(distance + k, slope, tilt). The tilt, first
     moment over second, makes the weights' first moment 0 where CENTERED.
+    Shapes: index (samples,); start, stop, the slope and the number of taps are scalars, the rest (samples,).
     Units: start and stop of the box in source pixels, float64; distances float32.
     """
     step = (stop - start) / samples
@@ -45,18 +46,18 @@ def place_taps(start, stop, samples, index, CENTERED: tl.constexpr):
     taps = tl.ceil(2.0 * reach).to(tl.int32)
 
     weights = tl.zeros_like(distance)
-    moment, spread = tl.zeros_like(distance), tl.zeros_like(distance)
+    moment, second_moment = tl.zeros_like(distance), tl.zeros_like(distance)
     at = distance
     for _ in range(taps):
         weight = tap_weight(at, slope, 0.0, False)
         weights += weight
         if CENTERED:
             moment += weight * at
-            spread += weight * at * at
+            second_moment += weight * at * at
         at += 1.0
     tilt = tl.zeros_like(distance)
     if CENTERED:  # enlarging is centered as it is
-        tilt = tl.where(spread > LEAST_SPREAD, moment / tl.maximum(spread, LEAST_SPREAD), 0.0)
+        tilt = tl.where(second_moment > LEAST_SECOND_MOMENT, moment / tl.maximum(second_moment, LEAST_SECOND_MOMENT), 0.0)
         tilt = tl.where(step > 1.0, tilt, 0.0)
     gain = 1.0 / (weights - tilt * moment)
     return first.to(tl.int32), distance, slope, tilt, gain, taps
@@ -64,7 +65,7 @@ def place_taps(start, stop, samples, index, CENTERED: tl.constexpr):
 
 @triton.jit
 def box_edges(boxes_ptr, view, AXIS: tl.constexpr, length, mirrored):
-    """Return where a view's box starts and stops along x (AXIS 0) or y (1), counted from the other end where mirrored: float64."""
+    """Return where a view's box of (views, 4) starts and stops along x (AXIS 0) or y (1), from the other end where mirrored: float64."""
     start = tl.load(boxes_ptr + view.to(tl.int64) * 4 + AXIS).to(tl.float64)
     stop = tl.load(boxes_ptr + view.to(tl.int64) * 4 + AXIS + 2).to(tl.float64)
     start, stop = tl.where(mirrored == 1, length - stop, start), tl.where(mirrored == 1, length - start, stop)
@@ -74,7 +75,7 @@ def box_edges(boxes_ptr, view, AXIS: tl.constexpr, length, mirrored):
 
 @triton.jit
 def recolor(matrix_ptr, view, ROW: tl.constexpr, r, g, b):
-    """Return one channel of matrix (r, g, b, 1), clipped to 0..255."""
+    """Return one channel of matrix (r, g, b, 1), clipped to 0..255, of levels (ROWS, COLS); matrices (views, 3, 4)."""
     row_ptr = matrix_ptr + view.to(tl.int64) * 12 + 4 * ROW
     levels = tl.load(row_ptr) * r + tl.load(row_ptr + 1) * g + tl.load(row_ptr + 2) * b + tl.load(row_ptr + 3)
     return tl.minimum(tl.maximum(levels, 0.0), 255.0)
@@ -82,7 +83,7 @@ def recolor(matrix_ptr, view, ROW: tl.constexpr, r, g, b):
 
 @triton.jit
 def store_channels(at, stride_c, r, g, b, mask):
-    """Cast and store three channels; bytes are rounded to the nearest."""
+    """Cast and store three channels, (ROWS, COLS) each; bytes are rounded to the nearest."""
     if at.dtype.element_ty == tl.uint8:
         r, g, b = nearest_byte(r), nearest_byte(g), nearest_byte(b)
     tl.store(at, r.to(at.dtype.element_ty), mask=mask)
@@ -92,13 +93,13 @@ def store_channels(at, stride_c, r, g, b, mask):
 
 @triton.jit
 def nearest_byte(levels):
-    """Round float levels to 0, 1, .. 255."""
+    """Round float levels, of any shape, to 0, 1, .. 255."""
     return tl.minimum(tl.maximum(tl.floor(levels + 0.5), 0.0), 255.0)
 
 
 @triton.jit
-def finished(levels, solarized, mean_ptr, std_ptr, CHANNEL: tl.constexpr, NORMALIZE: tl.constexpr):
-    """Return one channel's levels solarized and normalized."""
+def solarize_and_normalize(levels, solarized, mean_ptr, std_ptr, CHANNEL: tl.constexpr, NORMALIZE: tl.constexpr):
+    """Return one channel's levels, (ROWS, COLS), solarized and normalized by mean and std (3,)."""
     levels = tl.where(solarized, tl.minimum(levels, 255.0 - levels), levels)
     if NORMALIZE:
         scale = 1.0 / tl.load(std_ptr + CHANNEL)
@@ -107,14 +108,14 @@ def finished(levels, solarized, mean_ptr, std_ptr, CHANNEL: tl.constexpr, NORMAL
 
 
 @triton.jit
-def store_finished(
+def store_pixels(
     at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE: tl.constexpr, NORMALIZE: tl.constexpr
 ):  # fmt: skip
-    """Solarize, normalize, cast and store the levels of a view."""
+    """Solarize, normalize, cast and store the levels of a view, (ROWS, COLS) of each channel."""
     solarized = tl.load(solarized_ptr + view) != 0 if SOLARIZE else False
-    r = finished(r, solarized, mean_ptr, std_ptr, 0, NORMALIZE)
-    g = finished(g, solarized, mean_ptr, std_ptr, 1, NORMALIZE)
-    b = finished(b, solarized, mean_ptr, std_ptr, 2, NORMALIZE)
+    r = solarize_and_normalize(r, solarized, mean_ptr, std_ptr, 0, NORMALIZE)
+    g = solarize_and_normalize(g, solarized, mean_ptr, std_ptr, 1, NORMALIZE)
+    b = solarize_and_normalize(b, solarized, mean_ptr, std_ptr, 2, NORMALIZE)
     store_channels(at, stride_c, r, g, b, mask)
 
 
@@ -227,7 +228,7 @@ def render_views_kernel(
     else:
         at = out_ptr + sample.to(tl.int64) * stride_b + (view % V).to(tl.int64) * stride_v
         at += to_i * tl.where(transposed, stride_w, stride_h) + to_j * tl.where(transposed, stride_h, stride_w)
-        store_finished(at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE, NORMALIZE)
+        store_pixels(at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE, NORMALIZE)
 
 
 @triton.jit
@@ -291,7 +292,7 @@ def blur_views_kernel(
         if DOWN:
             at = out_ptr + (view // V).to(tl.int64) * stride_b + (view % V).to(tl.int64) * stride_v
             at += row.to(tl.int64)[:, None] * stride_h + col.to(tl.int64)[None, :] * stride_w
-            store_finished(at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE, NORMALIZE)
+            store_pixels(at, stride_c, r, g, b, mask, view, solarized_ptr, mean_ptr, std_ptr, SOLARIZE, NORMALIZE)
         else:
             at = out_ptr + slot * (3 * H * W) + (row * W)[:, None] + col[None, :]
             store_channels(at, H * W, r, g, b, mask)
@@ -331,9 +332,9 @@ def render_views_triton(
     height, width = size_px
     rows, cols = _tile(size_px)
     arguments = {
-        "solarized_ptr": _given(solarized, out),
-        "mean_ptr": _given(mean, out),
-        "std_ptr": _given(std, out),
+        "solarized_ptr": contiguous_or(solarized, out),
+        "mean_ptr": contiguous_or(mean, out),
+        "std_ptr": contiguous_or(std, out),
         "V": out.shape[1],
         **dict(zip(("stride_b", "stride_v", "stride_c", "stride_h", "stride_w"), out.stride(), strict=True)),
         "H": height,
@@ -347,11 +348,7 @@ def render_views_triton(
     }
     slots = views_of_slots = blurring = out  # unread
     if blur_sigma_px is not None:
-        views_of_slots = slots = torch.arange(views, dtype=torch.int32, device=out.device)
-        if blurred is not None:
-            views_of_slots = blurred.to(out.device, torch.int32, non_blocking=True)
-            slots = torch.full_like(slots, -1)
-            slots[views_of_slots] = torch.arange(len(blurred), dtype=torch.int32, device=out.device)
+        slots, views_of_slots = _blur_slots(views, blurred, out.device)
         blurring = torch.empty(2, len(views_of_slots), 3, height, width, device=out.device)
     tiles = max(triton.cdiv(height, rows) * triton.cdiv(width, cols), triton.cdiv(width, rows) * triton.cdiv(height, cols))
     with torch.cuda.device_of(out):
@@ -364,8 +361,8 @@ def render_views_triton(
             boxes.contiguous(),
             flipped.contiguous(),
             quarter_turns.contiguous(),
-            _given(matrix, out),
-            _given(blur_sigma_px, out),
+            contiguous_or(matrix, out),
+            contiguous_or(blur_sigma_px, out),
             slots,
             **arguments,
             TILES=tiles,
@@ -382,9 +379,15 @@ def render_views_triton(
             )
 
 
-def _given(value: Tensor | None, otherwise: Tensor) -> Tensor:
-    """Return a contiguous tensor, or one that is never read."""
-    return otherwise if value is None else value.contiguous()
+def _blur_slots(views: int, blurred: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the slot of each view (views,), -1 without one, and the view of each slot (slots,): of those `blurred` (slots,), or of all."""
+    every = torch.arange(views, dtype=torch.int32, device=device)
+    if blurred is None:
+        return every, every
+    views_of_slots = blurred.to(device, torch.int32, non_blocking=True)
+    slots = torch.full_like(every, -1)
+    slots[views_of_slots] = torch.arange(len(blurred), dtype=torch.int32, device=device)
+    return slots, views_of_slots
 
 
 def _tile(size_px: tuple[int, int]) -> tuple[int, int]:
@@ -408,7 +411,7 @@ def launches() -> list[Launch]:
     finish = {"SOLARIZE": True, "NORMALIZE": True}
     across = {"out_ptr": "*fp32", "from_ptr": "*fp32", "views_ptr": "*i32"} | view
     to_float32 = {"out_ptr": "*fp32"} | picture | view | contiguous
-    made = [
+    entries = [
         ("geometry to uint8", render_views_kernel, {"out_ptr": "*u8"} | picture | view | channels_last, no_color),
         ("centered geometry to float32", render_views_kernel, to_float32, no_color | {"CENTERED": True}),
         ("all photometrics to float32", render_views_kernel, to_float32, all_color),
@@ -426,5 +429,5 @@ def launches() -> list[Launch]:
             aligned=tuple(argument for argument in types if argument.endswith("_ptr")),
             options={"enable_fp_fusion": True},
         )
-        for name, kernel, types, constants in made
+        for name, kernel, types, constants in entries
     ]

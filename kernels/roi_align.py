@@ -16,7 +16,6 @@ from wherefrom.kernels.dispatch import (
     INTEGERS,
     LIBRARY,
     Backend,
-    alone,
     check_backend,
     check_device,
     check_dtype,
@@ -24,10 +23,11 @@ from wherefrom.kernels.dispatch import (
     check_no_tangent,
     check_shape,
     choose_path,
+    in_one_thread,
+    is_transformed,
     needs_gradient,
     one_by_one,
     sides_of,
-    transformed,
     transforms_active,
     without_derivative,
 )
@@ -71,7 +71,7 @@ def roi_align(
     """
     frame_hw, out_hw = check_rois(tokens, boxes, frame_hw, out_hw, sampling, quarter_turns, flipped, valid, backend)
     if backend == "reference" or tokens.dtype == torch.float64:
-        if transformed(boxes):
+        if is_transformed(boxes):
             boxes = without_derivative(NO_DERIVATIVE, torch.clone, boxes)
         options: dict[str, Any] = {"sampling": sampling, "quarter_turns": quarter_turns, "flipped": flipped, "valid": valid}
         return roi_align_reference(tokens, boxes, frame_hw=frame_hw, out_hw=out_hw, **options)
@@ -97,7 +97,7 @@ def check_rois(
     valid: Tensor | None,
     backend: Backend,
 ) -> tuple[tuple[float, float], tuple[int, int]]:
-    """Return frame_hw and out_hw as pairs.
+    """Return frame_hw and out_hw as pairs; shapes as `roi_align`.
 
     Raises: ValueError, naming the argument, unless a call of `roi_align` can be served; reads no tensor's values.
     """
@@ -123,36 +123,36 @@ def check_rois(
             check_device(name, value, "tokens", tokens)
     frame = sides_of("frame_hw", frame_hw, "two sides above 0, (height, width) of the frame of the boxes, or one for a square", whole=False)
     bins = sides_of("out_hw", out_hw, "two whole numbers of bins, (rows, columns) of the result, or one for a square", whole=True)
-    known = sampling in ("adaptive", "area") if isinstance(sampling, str) else type(sampling) is int and sampling > 0
-    if not known:
+    is_valid = sampling in ("adaptive", "area") if isinstance(sampling, str) else type(sampling) is int and sampling > 0
+    if not is_valid:
         words = ", ".join(repr(word) for word in get_args(get_args(Sampling)[1]))
         raise ValueError(f"sampling={sampling!r}: take one of {words}, or a whole number of samples above 0")
     return frame, bins
 
 
 def weights(boxes: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    """Call `roi_weights`, so that a derivative of the boxes is refused, never silently 0."""
-    if not transformed(boxes):
+    """Call `roi_weights` on boxes (B, R, 4), so that a derivative of them is refused, never silently 0; shapes as there."""
+    if not is_transformed(boxes):
         return torch.ops.wherefrom.roi_weights.default(boxes, *arguments)
     return without_derivative(NO_DERIVATIVE, torch.ops.wherefrom.roi_weights.default, boxes, *arguments)
 
 
 def contract(source: Tensor, *arguments: Any) -> Tensor:
-    """Call `roi_contract` so that every derivative of its result is right."""
-    if transformed(source):
+    """Call `roi_contract` so that every derivative of its result is right; shapes as there."""
+    if is_transformed(source):
         return _ContractInEveryMode.apply(source, *arguments)
     return _contract(source, *arguments)
 
 
 def _contract(source: Tensor, *arguments: Any) -> Tensor:
-    """Call `roi_contract` so that gradients are right, through a Function only for them: that costs as much as a small problem."""
+    """Call `roi_contract`, shapes as there, through a Function only for gradients: that costs as much as a small problem."""
     if needs_gradient(source):
         return _Contract.apply(source, *arguments)
     return torch.ops.wherefrom.roi_contract.default(source, *arguments)
 
 
 class _Contract(torch.autograd.Function):
-    """`roi_contract` with its gradient, which is `roi_contract` in the other direction."""
+    """`roi_contract`, shapes as there, with its gradient, which is `roi_contract` in the other direction."""
 
     @staticmethod
     def forward(
@@ -179,7 +179,10 @@ class _Contract(torch.autograd.Function):
 
 
 class _ContractInEveryMode(_Contract):
-    """The same with forward mode, in which it is its own derivative, and vmap; apart, for torch.compile takes no Function that has them."""
+    """The same with forward mode, in which it is its own derivative, and vmap; apart, for torch.compile takes no Function that has them.
+
+    Shapes: as `roi_contract`.
+    """
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -233,7 +236,7 @@ def _roi_weights_op(
             from wherefrom.kernels.roi_align_triton import roi_weights_triton
 
             return roi_weights_triton(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples)
-        with alone(boxes, 2 * boxes[..., 0].numel() * max(table_bins(out_hw, quarter_turns)) * max(map_hw)):
+        with in_one_thread(boxes, 2 * boxes[..., 0].numel() * max(table_bins(out_hw, quarter_turns)) * max(map_hw)):
             return weights_torch(boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples)
 
 
@@ -268,6 +271,7 @@ def _roi_weights_fake(
     out_hw: Sequence[int],
     *_: object,
 ) -> tuple[Tensor, Tensor]:
+    """Return empty tables, (B, R, bins, H) and (B, R, bins, W)."""
     bins = table_bins(out_hw, quarter_turns)
     return boxes.new_empty(*boxes.shape[:2], bins[0], map_hw[0]), boxes.new_empty(*boxes.shape[:2], bins[1], map_hw[1])
 
@@ -283,6 +287,7 @@ def _roi_contract_fake(
     transposed: bool,
     backend: str,
 ) -> Tensor:
+    """Return an empty result, (B, R, *out_hw, D), or transposed (B, H, W, D)."""
     middle = map_hw if transposed else (rows.shape[1], *out_hw)
     return source.new_empty(source.shape[0], *middle, source.shape[-1])
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from wherefrom.kernels.dispatch import (
     LIBRARY,
     Backend,
-    alone,
     check_no_derivative,
     check_no_tangent,
     choose_path,
+    in_one_thread,
+    is_transformed,
     needs_gradient,
-    transformed,
 )
-from wherefrom.kernels.pair_targets import Axes, Position, Scale, check_targets, pair_targets
-from wherefrom.kernels.pair_targets_reference import pair_targets_reference
+from wherefrom.kernels.pair_targets import check_targets, pair_targets, picture_sizes
+from wherefrom.kernels.pair_targets_reference import CHANNELS, DEFAULT_UNITS, Axes, PairUnits, Position, Scale, pair_targets_reference
 from wherefrom.kernels.roi_align import check_rois, contract, roi_align, samples_of
 from wherefrom.kernels.roi_align_reference import Sampling
 from wherefrom.kernels.roi_align_torch import contract_torch
@@ -38,12 +38,8 @@ def roi_align_pairs(
     quarter_turns: Tensor | None = None,
     flipped: Tensor | None = None,
     valid: Tensor | None = None,
-    position: Position = "reference",
-    scale: Scale = "log_area",
-    axes: Axes = "view",
-    picture_hw: Tensor | None = None,
-    mean: Tensor | None = None,
-    std: Tensor | None = None,
+    units: PairUnits = DEFAULT_UNITS,
+    picture_hw: Tensor | float | tuple[float, float] | None = None,
     check_values: bool = False,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -52,34 +48,35 @@ def roi_align_pairs(
     Mirror and turn of a box are those of the reference view when it is the reference of a pair. Boxes that are not valid pool to 0; their
     targets are written like the others'. Only the pooled tokens have a gradient.
 
-    Shapes: as `roi_align`; pairs (P, 2), picture_hw (B, 2) -> pooled (B, R, *out_hw, D), targets (B, R, R, C) or (B, P, C) float32 (float64
-            where backend="reference").
-    Units:  boxes, and picture_hw, in those of frame_hw.
+    Shapes: as `roi_align`; pairs (P, 2), picture_hw (B, 2), or one size for all -> pooled (B, R, *out_hw, D), targets (B, R, R, C) or
+            (B, P, C) float32 (float64 where backend="reference").
+    Units:  boxes, and picture_hw, in those of frame_hw; targets as `PairUnits`.
     Raises: ValueError as `roi_align` and `pair_targets`, and if mean or std requires a gradient.
     """
     frame_hw, out_hw = check_rois(tokens, boxes, frame_hw, out_hw, sampling, quarter_turns, flipped, valid, backend)
-    check_targets(boxes, pairs, flipped, quarter_turns, position, scale, axes, picture_hw, mean, std, check_values)
-    for name, value in (("mean", mean), ("std", std)):
+    picture_hw = picture_sizes(picture_hw, boxes)
+    check_targets(boxes, pairs, units, flipped, quarter_turns, picture_hw, check_values)
+    for name, value in (("mean", units.mean), ("std", units.std)):
         check_no_derivative(name, value, "and these targets give none")
-    if backend == "reference" or tokens.dtype == torch.float64 or transformed(tokens, boxes, mean, std):
+    if backend == "reference" or tokens.dtype == torch.float64 or is_transformed(tokens, boxes, units.mean, units.std):
         view: dict[str, Any] = {"quarter_turns": quarter_turns, "flipped": flipped, "backend": backend}
         pooled = roi_align(tokens, boxes, frame_hw=frame_hw, out_hw=out_hw, sampling=sampling, valid=valid, **view)
-        options: dict[str, Any] = {"position": position, "scale": scale, "axes": axes, "picture_hw": picture_hw, "mean": mean, "std": std}
-        return pooled, pair_targets(boxes, pairs, **view, **options)
+        return pooled, pair_targets(boxes, pairs, units=units, picture_hw=picture_hw, **view)
     map_hw = tokens.shape[1:3]
     samples = samples_of(sampling)
     rows, columns = torch.ops.wherefrom.roi_weights.default(
         boxes, quarter_turns, flipped, valid, map_hw, frame_hw, out_hw, samples, backend
     )
     call = _PoolPairs.apply if needs_gradient(tokens) else torch.ops.wherefrom.roi_align_pairs.default
+    words = (units.position, units.scale, units.axes, backend)
     pooled, targets = call(
-        tokens, rows, columns, boxes, pairs, quarter_turns, flipped, picture_hw, mean, std, map_hw, out_hw, position, scale, axes, backend
+        tokens, rows, columns, boxes, pairs, quarter_turns, flipped, picture_hw, units.mean, units.std, map_hw, out_hw, *words
     )
     return pooled, targets if pairs is not None else targets.unflatten(1, (boxes.shape[1],) * 2)
 
 
 class _PoolPairs(torch.autograd.Function):
-    """The operator with the gradient of its pooled tokens, which is `roi_contract` backwards."""
+    """The operator, shapes as `_roi_align_pairs_op`, with the gradient of its pooled tokens, which is `roi_contract` backwards."""
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -116,22 +113,22 @@ def _roi_align_pairs_op(
     std: Tensor | None,
     map_hw: Sequence[int],
     out_hw: Sequence[int],
-    position: str,
-    scale: str,
-    axes: str,
+    position: Position,
+    scale: Scale,
+    axes: Axes,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Return pooled tokens (B, R, *out_hw, D) and targets (B, P, C) float32, by the path that there is."""
     check_no_tangent(tokens, boxes, mean, std)
-    view: dict[str, Any] = {"flipped": flipped, "quarter_turns": quarter_turns}
-    options: dict[str, Any] = {"position": position, "scale": scale, "axes": axes, "picture_hw": picture_hw, "mean": mean, "std": std}
+    options: dict[str, Any] = {"flipped": flipped, "quarter_turns": quarter_turns, "picture_hw": picture_hw}
+    options["units"] = PairUnits(position=position, scale=scale, axes=axes, mean=mean, std=std)
     with torch.autocast(tokens.device.type, enabled=False), torch.cuda.device_of(tokens):
         if choose_path(backend, tokens) == "triton":
             from wherefrom.kernels.roi_align_triton import roi_align_pairs_triton
 
-            return roi_align_pairs_triton(tokens, rows, columns, boxes, pairs, map_hw=map_hw, out_hw=out_hw, **view, **options)
-        with alone(boxes, 4 * boxes[..., 0].numel() * (boxes.shape[1] if pairs is None else len(pairs))):
-            targets = pair_targets_reference(boxes, pairs, **view, **options).float()
+            return roi_align_pairs_triton(tokens, rows, columns, boxes, pairs, map_hw=map_hw, out_hw=out_hw, **options)
+        with in_one_thread(boxes, 4 * boxes[..., 0].numel() * (boxes.shape[1] if pairs is None else len(pairs))):
+            targets = pair_targets_reference(boxes, pairs, **options).float()
         return (
             contract_torch(tokens, rows, columns, quarter_turns, map_hw, out_hw, transposed=False),
             targets.reshape(len(boxes), -1, targets.shape[-1]).contiguous(),
@@ -146,7 +143,8 @@ LIBRARY.impl("roi_align_pairs", _roi_align_pairs_op, "CUDA")
 def _roi_align_pairs_fake(
     tokens: Tensor, rows: Tensor, columns: Tensor, boxes: Tensor, pairs: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor]:
+    """Return empty results, (B, R, *out_hw, D) and (B, P, C)."""
     out_hw, scale = rest[6], rest[8]
     count = boxes.shape[1] ** 2 if pairs is None else pairs.shape[0]
     pooled = tokens.new_empty(*boxes.shape[:2], *out_hw, tokens.shape[-1])
-    return pooled, boxes.new_empty(boxes.shape[0], count, 3 if scale == "log_area" else 4)
+    return pooled, boxes.new_empty(boxes.shape[0], count, len(CHANNELS[scale]))  # (B, P, C)

@@ -75,7 +75,7 @@ def _pool_axis(line: Tensor, low: Tensor, high: Tensor, bins: int, sampling: Sam
 
 
 def _mean_over_bins(line: Tensor, low: Tensor, width: Tensor, bins: int) -> Tensor:
-    """Average over the part of each bin that lies on the map; 0 where none does."""
+    """Average a line (n, ...) over the part of each bin that lies on the map -> (bins, ...); 0 where none does."""
     edges = low + torch.arange(bins + 1, device=line.device) * width
     edges = edges.to(line.dtype).clamp(-0.5, len(line) - 0.5)
     token = torch.arange(len(line), device=line.device)

@@ -1,6 +1,6 @@
 """The fast path of roi_align on CPUs, and wherever Triton does not serve: per-axis weight tables and sparse sums.
 
-Here: the tables, pooling and spreading by them, in plain PyTorch operations.
+Here: the tables, pooling and scattering by them, in plain PyTorch operations.
 Not here: checks, choice of path and derivatives (roi_align.py), the definition (roi_align_reference.py).
 """
 
@@ -12,22 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wherefrom.kernels.dispatch import (
-    alone,
-)
+from wherefrom.kernels.dispatch import in_one_thread
 
 ADAPTIVE, AREA = 0, -1  # "adaptive" and "area" among numbers of samples
 
 READERS = 4  # samples of a bin that may read one token: in adaptive mode they lie at least 1/2 apart, 2/3 if they are three or more
 CHUNK = 2**19  # numbers that the torch path keeps between its two sums: more would leave the cache
 FEATURES = 16  # those taken at once come in multiples of these: whole vectors, whose sums do not depend on how they are cut
-SMALL = 2**18  # numbers of all products of a problem that are written out, 0 and all, rather than listed
+SMALL = 2**18  # numbers of all products of a problem that are written out, 0 and all, rather than summed sparsely
 DIRECT_WIDTH = 128  # features from which on listing every (output, token) pays
 DIRECT_SPAN = 4  # tokens an axis that a bin may read for both axes to be summed at once; more are summed one axis after the other
 
 
 def table_bins(out_hw: Sequence[int], quarter_turns: Tensor | None) -> tuple[int, int]:
-    """Return how many bins the tables of rows and columns hold: those of out_hw either way round where boxes may be turned."""
+    """Return how many bins the tables of rows and columns hold: of out_hw either way round where boxes have turns, (B, R)."""
     return (out_hw[0], out_hw[1]) if quarter_turns is None else (max(out_hw), max(out_hw))
 
 
@@ -41,7 +39,7 @@ def weights_torch(
     out_hw: Sequence[int],
     samples: int,
 ) -> tuple[Tensor, Tensor]:
-    """Compute what `roi_weights` returns, without waiting for a GPU; both axes at once, the shorter one padded."""
+    """Compute what `roi_weights` returns, shapes as there, without waiting for a GPU; both axes at once, the shorter one padded."""
     (B, R), bins, size = boxes.shape[:2], table_bins(out_hw, quarter_turns), max(map_hw)
     sizes, counts = (boxes.new_tensor(hw).view(2, 1, 1, 1) for hw in (map_hw, out_hw))  # leading axis: rows, columns
     scale = boxes.new_tensor([side / frame for side, frame in zip(map_hw, frame_hw, strict=True)]).view(2, 1, 1, 1)
@@ -90,9 +88,9 @@ def _axis_weights(low: Tensor, high: Tensor, bin: Tensor, bins: Tensor, sizes: T
         number = first.unsqueeze(-1) + number  # (2, B, R, n, size, readers)
     start, width, count, sizes = (value.unsqueeze(-1) for value in (start, width, count, sizes))
     position = start + (number + 0.5) * width / count
-    held = (position >= -1) & (position <= sizes) & (number < count)
-    # the outermost tokens reach a whole token further out; what is not held is moved where no token reaches
-    position = torch.where(held, position.clamp(min=0).minimum(sizes - 1), -2)
+    inside = (position >= -1) & (position <= sizes) & (number < count)
+    # the outermost tokens reach a whole token further out; what is not inside is moved where no token reaches
+    position = torch.where(inside, position.clamp(min=0).minimum(sizes - 1), -2)
     reach = (1 - (position - token.unsqueeze(-1)).abs()).clamp_(min=0)
     return reach.sum(-1) / count.squeeze(-1).clamp(min=1)
 
@@ -106,13 +104,13 @@ def contract_torch(
     out_hw: Sequence[int],
     transposed: bool,
 ) -> Tensor:
-    """Compute what `roi_contract` returns, in float32, rounded at the end; on a GPU this waits for it."""
+    """Compute what `roi_contract` returns, shapes as there, in float32, rounded at the end; on a GPU this waits for it."""
     odd = None  # where a turn swaps the axes
     if quarter_turns is not None and bool((quarter_turns % 2 == 1).any()):
         odd = (quarter_turns % 2 == 1)[..., None, None, None]
-    product = _spread_turned if transposed else _pool_turned
+    product = _scatter_turned if transposed else _pool_turned
     lines = math.prod(map_hw) * len(rows) if transposed else math.prod(out_hw) * rows[..., 0, 0].numel()
-    with alone(source, source.numel() + lines * source.shape[-1]):
+    with in_one_thread(source, source.numel() + lines * source.shape[-1]):
         # detached: embedding_bag notes what its gradient would need, though none is taken here
         return product(source.detach().float(), rows, columns, odd, out_hw).to(source.dtype)
 
@@ -127,38 +125,41 @@ def _pool_turned(tokens: Tensor, rows: Tensor, columns: Tensor, odd: Tensor | No
     return torch.where(~odd, pooled, swapped.transpose(2, 3))  # in this order contiguous
 
 
-def _spread_turned(gradient: Tensor, rows: Tensor, columns: Tensor, odd: Tensor | None, out_hw: Sequence[int]) -> Tensor:
+def _scatter_turned(gradient: Tensor, rows: Tensor, columns: Tensor, odd: Tensor | None, out_hw: Sequence[int]) -> Tensor:
     """Apply the transpose of `_pool_turned` to float32 (B, R, *out_hw, D) -> (B, H, W, D)."""
     h, w = out_hw
     if odd is None or h == w:
         upright = gradient if odd is None else torch.where(odd, gradient.transpose(2, 3), gradient)
-        return _spread(upright, rows[:, :, :h], columns[:, :, :w])
+        return _scatter(upright, rows[:, :, :h], columns[:, :, :w])
     swapped = gradient.masked_fill(~odd, 0).transpose(2, 3)
     upright = gradient.masked_fill(odd, 0)
-    return _spread(upright, rows[:, :, :h], columns[:, :, :w]) + _spread(swapped, rows[:, :, :w], columns[:, :, :h])
+    return _scatter(upright, rows[:, :, :h], columns[:, :, :w]) + _scatter(swapped, rows[:, :, :w], columns[:, :, :h])
 
 
 def _pool(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Sum tokens (B, H, W, D) by rows (B, R, n, H) and columns (B, R, m, W) -> (B, R, n, m, D)."""
-    return _dense_or_listed(_pool_dense, _pool_listed, tokens, rows, columns)
+    return _dense_or_sparse(_pool_dense, _pool_sparse, tokens, rows, columns)
 
 
-def _spread(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _scatter(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Apply the transpose of `_pool` to (B, R, n, m, D) -> (B, H, W, D)."""
-    return _dense_or_listed(_spread_dense, _spread_listed, gradient, rows, columns)
+    return _dense_or_sparse(_scatter_dense, _scatter_sparse, gradient, rows, columns)
 
 
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _dense_or_listed(dense: Product, listed: Product, source: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Write out all products of a small problem; but what reads something that is not finite is listed."""
+def _dense_or_sparse(dense: Product, sparse: Product, source: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Write out all products of a small problem; but what reads something that is not finite is summed sparsely.
+
+    Shapes: as `_pool`, or `_scatter`, whose two ways are `dense` and `sparse`.
+    """
     (B, R, n, H), (m, W) = rows.shape, columns.shape[2:]
     if source.device.type != "cpu" or not 0 < B * R * n * W * source.shape[-1] * max(H, m) <= SMALL:
-        return listed(source, rows, columns)
+        return sparse(source, rows, columns)
     if source.sum().isfinite():
         return dense(source, rows, columns)
-    exact = listed(source, rows, columns)  # 0 * NaN would be NaN everywhere
+    exact = sparse(source, rows, columns)  # 0 * NaN would be NaN everywhere
     return torch.where(exact.isfinite(), dense(source.where(source.isfinite(), 0), rows, columns), exact)
 
 
@@ -167,12 +168,13 @@ def _pool_dense(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return (columns[:, :, None, :, :, None] * between[:, :, :, None]).sum(4)  # (B, R, n, m, W, D) by W
 
 
-def _spread_dense(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _scatter_dense(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     between = (columns[:, :, None, :, :, None] * gradient[..., None, :]).sum(3)  # (B, R, n, m, W, D) by m
     return (rows[..., None, None] * between[:, :, :, None]).sum((1, 2))  # (B, R, n, H, W, D) by R and n
 
 
-def _pool_listed(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _pool_sparse(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pool by the weights that are not 0; shapes as `_pool`."""
     (B, H, W, D), (R, n), m = tokens.shape, rows.shape[1:3], columns.shape[2]
     terms = _terms(rows, columns) if D >= DIRECT_WIDTH else None
     if terms is not None:
@@ -180,14 +182,15 @@ def _pool_listed(tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return _sums(token, tokens.reshape(-1, D), weight, output, B * R * n * m).view(B, R, n, m, D)
     pooled = tokens.new_empty(B, R, n, m, D)  # by rows, then by columns, of a few pictures and features at a time
     for few, b in _few_pictures(B, R * n * W * D):
-        down, across = _listed(rows[few].reshape(b, R * n, H), 1), _listed(columns[few].reshape(b * R, m, W), n)
+        down, across = _sparse_sums(rows[few].reshape(b, R * n, H), 1), _sparse_sums(columns[few].reshape(b * R, m, W), n)
         for part, d in _few_features(D, b * R * n * W):
             between = down.sums(tokens[few, :, :, part].reshape(b * H, W * d))
             pooled[few, ..., part] = across.sums(between.view(b * R * n * W, d)).view(b, R, n, m, d)
     return pooled
 
 
-def _spread_listed(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _scatter_sparse(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Scatter by the weights that are not 0; shapes as `_scatter`."""
     (B, R, n, H), (m, W), D = rows.shape, columns.shape[2:], gradient.shape[-1]
     terms = _terms(rows, columns) if D >= DIRECT_WIDTH else None
     if terms is not None:
@@ -196,7 +199,7 @@ def _spread_listed(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return _sums(output[order], gradient.reshape(-1, D), weight[order], token, B * H * W).view(B, H, W, D)
     tokens = gradient.new_empty(B, H, W, D)
     for few, b in _few_pictures(B, R * n * W * D):
-        down, across = _listed(columns[few].reshape(b * R, m, W).mT, n), _listed(rows[few].reshape(b, R * n, H).mT, 1)
+        down, across = _sparse_sums(columns[few].reshape(b * R, m, W).mT, n), _sparse_sums(rows[few].reshape(b, R * n, H).mT, 1)
         for part, d in _few_features(D, b * R * n * W):
             between = down.sums(gradient[few, ..., part].reshape(b * R * n * m, d))
             tokens[few, ..., part] = across.sums(between.view(b * R * n, W * d)).view(b, H, W, d)
@@ -224,16 +227,16 @@ def _terms(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor, Tensor] | Non
     weight = (down[:, :, :, None, :, None] * across[:, :, None, :, None, :]).flatten()
     picture = torch.arange(B, device=rows.device).view(B, 1, 1, 1, 1, 1) * (H * W)
     token = (picture + y[:, :, :, None, :, None] * W + x[:, :, None, :, None, :]).flatten()
-    kept = weight.nonzero().squeeze(-1)
-    return kept // (down.shape[-1] * across.shape[-1]), token[kept], weight[kept]
+    nonzero = weight.nonzero().squeeze(-1)
+    return nonzero // (down.shape[-1] * across.shape[-1]), token[nonzero], weight[nonzero]
 
 
 def _sums(term: Tensor, source: Tensor, weight: Tensor, line: Tensor, lines: int) -> Tensor:
     """Sum weight (T,) times row term (T,) of source (S, C) into each line (T,), ascending, of `lines` -> (lines, C)."""
-    return _Listed(term, weight, torch.searchsorted(line, torch.arange(lines + 1, device=line.device))).sums(source)
+    return _SparseSums(term, weight, torch.searchsorted(line, torch.arange(lines + 1, device=line.device))).sums(source)
 
 
-class _Listed(NamedTuple):
+class _SparseSums(NamedTuple):
     """What has a weight, in order: a bin reads few tokens, 0 * NaN would be NaN, and no number of threads changes a bit."""
 
     term: Tensor  # (T,) rows of a source
@@ -245,13 +248,13 @@ class _Listed(NamedTuple):
         return F.embedding_bag(self.term, source, self.ends, mode="sum", per_sample_weights=self.weight, include_last_offset=True)
 
 
-def _listed(weights: Tensor, copies: int) -> _Listed:
+def _sparse_sums(weights: Tensor, copies: int) -> _SparseSums:
     """List products of weights (G, n, m) with each of k copies of matrices: rows of a source (G k m, C), lines (G k n, C)."""
     (G, n, m), k = weights.shape, copies
     used = weights != 0
     group, copy, line, term = used[:, None].expand(G, k, n, m).nonzero(as_tuple=True)
     ends = used.sum(-1)[:, None].expand(G, k, n).reshape(-1).cumsum(0)
-    return _Listed((group * k + copy) * m + term, weights[group, line, term], F.pad(ends, (1, 0)))
+    return _SparseSums((group * k + copy) * m + term, weights[group, line, term], F.pad(ends, (1, 0)))
 
 
 def _few_pictures(pictures: int, numbers_each: int) -> list[tuple[slice, int]]:

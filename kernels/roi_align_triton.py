@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wherefrom.kernels.dispatch import Launch, interpreted
+from wherefrom.kernels.dispatch import Launch, contiguous_or, interpreted
+from wherefrom.kernels.pair_targets_reference import PairUnits
 from wherefrom.kernels.pair_targets_triton import PAIRS, store_pair_targets, target_arguments
 from wherefrom.kernels.roi_align_torch import ADAPTIVE, AREA, READERS, table_bins
 
@@ -49,8 +50,8 @@ def axis_weights(
         end = tl.clamp(end, -0.5, SIZE - 0.5)[:, None]
         start = tl.clamp(start, -0.5, SIZE - 0.5)[:, None]
         overlap = tl.maximum(tl.minimum(end, token + 0.5) - tl.maximum(start, token - 0.5), 0.0)
-        held = finite & (end > start)
-        weight = tl.where(held, tl.div_rn(overlap, tl.where(held, end - start, 1.0)), 0.0)
+        inside = finite & (end > start)
+        weight = tl.where(inside, tl.div_rn(overlap, tl.where(inside, end - start, 1.0)), 0.0)
     else:
         start = start[:, None]
         count = tl.zeros_like(width) + READERS
@@ -64,10 +65,10 @@ def axis_weights(
         weight = tl.zeros_like(sample)
         for _ in range(READERS):
             position = start + tl.div_rn((sample + 0.5) * width, tl.maximum(count, 1.0))
-            held = (position >= -1.0) & (position <= SIZE) & (sample < count)
+            inside = (position >= -1.0) & (position <= SIZE) & (sample < count)
             # the outermost tokens reach a whole token further out
             distance = tl.abs(tl.minimum(tl.maximum(position, 0.0), SIZE - 1.0) - token)
-            weight += tl.where(held, tl.maximum(1.0 - distance, 0.0), 0.0)
+            weight += tl.where(inside, tl.maximum(1.0 - distance, 0.0), 0.0)
             sample += 1.0
         weight = tl.div_rn(weight, tl.maximum(count, 1.0))
     return tl.where(((bin >= 0) & (bin < bins))[:, None], weight, 0.0)
@@ -93,7 +94,7 @@ def weights_kernel(
     leftwards = (turns == 1) | (turns == 2)
     if FLIPPED:
         leftwards = leftwards ^ (tl.load(flipped_ptr + box) != 0)
-    kept = tl.load(valid_ptr + box) != 0 if VALID else True
+    is_valid = tl.load(valid_ptr + box) != 0 if VALID else True
 
     x0 = tl.load(boxes_ptr + box * 4) * scale_x - 0.5
     y0 = tl.load(boxes_ptr + box * 4 + 1) * scale_y - 0.5
@@ -103,12 +104,12 @@ def weights_kernel(
         bin = first + tl.arange(0, BLOCK_BINS)
         weight = axis_weights(y0, y1, first, tl.where(odd, OUT_W, OUT_H), turns >= 2, token, H, ADAPTIVE, AREA, READERS, BLOCK_BINS)
         at = (box * BINS_Y + bin)[:, None] * H + token[None, :]
-        tl.store(rows_ptr + at, tl.where(kept, weight, 0.0), mask=(bin < BINS_Y)[:, None] & (token < H)[None, :])
+        tl.store(rows_ptr + at, tl.where(is_valid, weight, 0.0), mask=(bin < BINS_Y)[:, None] & (token < H)[None, :])
     for first in range(0, BINS_X, BLOCK_BINS):
         bin = first + tl.arange(0, BLOCK_BINS)
         weight = axis_weights(x0, x1, first, tl.where(odd, OUT_H, OUT_W), leftwards, token, W, ADAPTIVE, AREA, READERS, BLOCK_BINS)
         at = (box * BINS_X + bin)[:, None] * W + token[None, :]
-        tl.store(columns_ptr + at, tl.where(kept, weight, 0.0), mask=(bin < BINS_X)[:, None] & (token < W)[None, :])
+        tl.store(columns_ptr + at, tl.where(is_valid, weight, 0.0), mask=(bin < BINS_X)[:, None] & (token < W)[None, :])
 
 
 @triton.jit
@@ -125,7 +126,7 @@ def result_offset(sample, lines, line, D):
 
 @triton.jit
 def tf32(number):
-    """Return float32 numbers rounded to the 11 leading bits that tensor cores multiply, halves away from zero; NaN may become 0."""
+    """Return float32 of any shape rounded to the 11 leading bits that tensor cores multiply, halves away from 0; NaN may become 0."""
     return ((number.to(tl.int32, bitcast=True) + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
 
 
@@ -270,7 +271,10 @@ def contract_kernel(
     TRANSPOSED: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_Y: tl.constexpr,
     BLOCK_X: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One program: one block of lines and channels of one picture; grid (pictures * blocks of lines * blocks of channels,)."""
+    """One program: one block of lines and channels of one picture; grid (pictures * blocks of lines * blocks of channels,).
+
+    Shapes: as `contract_program`.
+    """
     contract_program(
         result_ptr, source_ptr, rows_ptr, columns_ptr, turns_ptr, tl.program_id(0), R, D, stride_b, stride_y, stride_x, stride_d,
         H, W, OUT_H, OUT_W, BINS_Y, BINS_X, TURNED, TRANSPOSED, WIDE, BLOCK_ROWS, BLOCK_Y, BLOCK_X, BLOCK_D,
@@ -286,7 +290,10 @@ def pool_pairs_kernel(
     SCALE: tl.constexpr, VIEW_AXES: tl.constexpr, FLIPPED: tl.constexpr, TURNED: tl.constexpr, CHOSEN: tl.constexpr, MEAN: tl.constexpr,
     STD: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """One program: what `contract_kernel`'s do, or, from pool_programs on, PAIRS pair targets of one picture's boxes."""
+    """One program: what `contract_kernel`'s do, or, from pool_programs on, PAIRS pair targets of one picture's boxes.
+
+    Shapes: as `contract_program` and `store_pair_targets`.
+    """
     program = tl.program_id(0)
     if program < pool_programs:
         contract_program(
@@ -312,23 +319,19 @@ def roi_weights_triton(
     out_hw: Sequence[int],
     samples: int,
 ) -> tuple[Tensor, Tensor]:
-    """Launch `roi_weights` for checked arguments."""
+    """Launch `roi_weights` for checked arguments; shapes as there."""
     (H, W), (B, R) = map_hw, boxes.shape[:2]
     bins = table_bins(out_hw, quarter_turns)
     rows, columns = boxes.new_empty(B, R, bins[0], H), boxes.new_empty(B, R, bins[1], W)
     boxes = boxes.contiguous()
-
-    def given(value: Tensor | None) -> Tensor:
-        return boxes if value is None else value.contiguous()
-
     if boxes.numel():
         weights_kernel[(B * R * triton.cdiv(max(H, W), BLOCK_TABLE["BLOCK_TOKENS"]),)](
             rows,
             columns,
             boxes,
-            given(quarter_turns),
-            given(flipped),
-            given(valid),
+            contiguous_or(quarter_turns, boxes),
+            contiguous_or(flipped, boxes),
+            contiguous_or(valid, boxes),
             H / frame_hw[0],
             W / frame_hw[1],
             H=H,
@@ -359,7 +362,7 @@ def roi_contract_triton(
     out_hw: Sequence[int],
     transposed: bool,
 ) -> Tensor:
-    """Launch `roi_contract` for checked arguments."""
+    """Launch `roi_contract` for checked arguments; shapes as there."""
     B, R, D = *rows.shape[:2], source.shape[-1]
     result = source.new_empty(B, *(map_hw if transposed else (R, *out_hw)), D)
     source = source.contiguous() if transposed else source
@@ -386,22 +389,19 @@ def roi_align_pairs_triton(
     columns: Tensor,
     boxes: Tensor,
     pairs: Tensor | None,
+    *,
+    units: PairUnits,
     flipped: Tensor | None,
     quarter_turns: Tensor | None,
+    picture_hw: Tensor | None,
     map_hw: Sequence[int],
     out_hw: Sequence[int],
-    position: str,
-    scale: str,
-    axes: str,
-    picture_hw: Tensor | None,
-    mean: Tensor | None,
-    std: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Launch `roi_align_pairs` for checked arguments -> pooled (B, R, *out_hw, D), targets (B, P, C)."""
     B, R, D = *rows.shape[:2], source.shape[-1]
     count = R * R if pairs is None else len(pairs)
     result = source.new_empty(B, R, *out_hw, D)
-    targets = boxes.new_empty(B, count, 3 if scale == "log_area" else 4)
+    targets = boxes.new_empty(B, count, len(units.channels))
     arguments = _contract_arguments(source, rows, columns, map_hw, out_hw, False)
     pool_programs = _programs(B, R * out_hw[0] * out_hw[1], D, arguments["BLOCK_D"])
     programs = pool_programs + B * triton.cdiv(count, PAIRS)
@@ -409,7 +409,7 @@ def roi_align_pairs_triton(
         pool_pairs_kernel[(programs,)](
             result,
             **arguments,
-            **target_arguments(boxes, pairs, flipped, quarter_turns, position, scale, axes, picture_hw, mean, std),
+            **target_arguments(boxes, pairs, units, flipped, quarter_turns, picture_hw),
             pool_programs=pool_programs,
             targets_ptr=targets,
             P=count,
@@ -428,7 +428,7 @@ def _programs(pictures: int, lines: int, D: int, block_d: int) -> int:
 def _contract_arguments(
     source: Tensor, rows: Tensor, columns: Tensor, map_hw: Sequence[int], out_hw: Sequence[int], transposed: bool
 ) -> dict[str, Any]:
-    """Return what `contract_program` takes by name, but its result, its turns and its direction."""
+    """Return what `contract_program` takes by name, but its result, its turns and its direction; shapes as `roi_contract`."""
     strides = source.stride()
     wide = source.dtype == torch.float32 or (source.dtype == torch.bfloat16 and interpreted())  # which multiplies bfloat16's bits
     return {
@@ -473,58 +473,62 @@ def _options() -> dict[str, Any]:
     return {"enable_fp_fusion": True} | ({} if torch.version.hip else {"maxnreg": REGISTERS})
 
 
+UPRIGHT_SIZES = {"H": 32, "W": 32, "OUT_H": 1, "OUT_W": 1, "BINS_Y": 1, "BINS_X": 1}  # a large map, one bin
+TURNED_SIZES = {"H": 14, "W": 14, "OUT_H": 7, "OUT_W": 7, "BINS_Y": 7, "BINS_X": 7}
+
+
 def launches() -> list[Launch]:
     """Return launches as they are really made: both directions, fused, and both tables; every dtype, small and large maps."""
-    sizes = {"H": 14, "W": 14, "OUT_H": 7, "OUT_W": 7, "BINS_Y": 7, "BINS_X": 7}
-    large = {"H": 32, "W": 32, "OUT_H": 1, "OUT_W": 1, "BINS_Y": 1, "BINS_X": 1}
+    large = ", large map, one bin, upright"
+    return [
+        *(_contract_launch(dtype, "roi_align forward", False, TURNED_SIZES) for dtype in BLOCK_D),
+        *(_contract_launch(dtype, "roi_align backward", True, TURNED_SIZES) for dtype in BLOCK_D),
+        *(_contract_launch(dtype, "roi_align_pairs", False, TURNED_SIZES, pairs=True) for dtype in BLOCK_D),
+        # float16 as bfloat16
+        *(_contract_launch(dtype, f"roi_align forward{large}", False, UPRIGHT_SIZES) for dtype in (torch.float32, torch.bfloat16)),
+        *(_contract_launch(dtype, f"roi_align backward{large}", True, UPRIGHT_SIZES) for dtype in (torch.float32, torch.bfloat16)),
+        *(_table_launch(sampling) for sampling in ("adaptive", "area")),
+    ]
+
+
+def _contract_launch(dtype: torch.dtype, name: str, transposed: bool, sizes: dict[str, int], *, pairs: bool = False) -> Launch:
+    """Return a launch of `contract_kernel`, or of `pool_pairs_kernel`."""
+    word = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    types = {"result_ptr": f"*{word}", "source_ptr": f"*{word}", "rows_ptr": "*fp32", "columns_ptr": "*fp32", "turns_ptr": "*i64"}
+    types |= dict.fromkeys(("R", "D", "stride_b", "stride_y", "stride_x"), "i32")
+    aligned = tuple(name for name in types if name != "R")
+    constants: dict[str, Any] = sizes | _blocks(dtype, 768, sizes["BINS_X"] if transposed else sizes["W"])
+    constants |= {"stride_d": 1, "WIDE": dtype == torch.float32, "TURNED": sizes is TURNED_SIZES}
+    if pairs:
+        types |= {"targets_ptr": "*fp32", "boxes_ptr": "*fp32", "pairs_ptr": "*i64", "flipped_ptr": "*i1", "picture_ptr": "*fp32"}
+        types |= {"mean_ptr": "*fp32", "std_ptr": "*fp32", "pool_programs": "i32", "P": "i32"}
+        constants |= dict.fromkeys(("VIEW_AXES", "FLIPPED", "CHOSEN", "MEAN", "STD"), True)
+        constants |= {"POSITION": "reference", "SCALE": "log_area", "PAIRS": PAIRS}
+    else:
+        constants |= {"TRANSPOSED": transposed}
+    return Launch(
+        name=f"{name}, {word}",
+        kernel=pool_pairs_kernel if pairs else contract_kernel,
+        types=types,
+        constants=constants,
+        aligned=aligned,
+        warps=WARPS,
+        stages=_stages(dtype, transposed),
+        per_step=BLOCK_ROWS * BLOCK_SUM[dtype],
+        options=_options(),
+    )
+
+
+def _table_launch(sampling: str) -> Launch:
+    """Return a launch of `weights_kernel`."""
     tables = {"rows_ptr": "*fp32", "columns_ptr": "*fp32", "boxes_ptr": "*fp32", "turns_ptr": "*i64", "flipped_ptr": "*i1"}
-    listed = []
-    for dtype, word in ((torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "fp16")):
-        types = {"result_ptr": f"*{word}", "source_ptr": f"*{word}", "rows_ptr": "*fp32", "columns_ptr": "*fp32", "turns_ptr": "*i64"}
-        types |= dict.fromkeys(("R", "D", "stride_b", "stride_y", "stride_x"), "i32")
-        more = {"targets_ptr": "*fp32", "boxes_ptr": "*fp32", "pairs_ptr": "*i64", "flipped_ptr": "*i1", "picture_ptr": "*fp32"}
-        more |= {"mean_ptr": "*fp32", "std_ptr": "*fp32", "pool_programs": "i32", "P": "i32"}
-        for name, kernel, transposed, shape in (
-            ("roi_align forward", contract_kernel, False, sizes),
-            ("roi_align backward", contract_kernel, True, sizes),
-            ("roi_align_pairs", pool_pairs_kernel, False, sizes),
-            ("roi_align forward, large map, one bin, upright", contract_kernel, False, large),
-            ("roi_align backward, large map, one bin, upright", contract_kernel, True, large),
-        ):
-            if shape is large and dtype == torch.float16:
-                continue  # as bfloat16
-            constants: dict[str, Any] = shape | _blocks(dtype, 768, shape["BINS_X"] if transposed else shape["W"])
-            constants |= {"stride_d": 1, "WIDE": dtype == torch.float32, "TURNED": shape is sizes}
-            if kernel is pool_pairs_kernel:
-                constants |= dict.fromkeys(("VIEW_AXES", "FLIPPED", "CHOSEN", "MEAN", "STD"), True)
-                constants |= {"POSITION": "reference", "SCALE": "log_area", "PAIRS": PAIRS}
-            else:
-                constants |= {"TRANSPOSED": transposed}
-            listed.append(
-                Launch(
-                    name=f"{name}, {word}",
-                    kernel=kernel,
-                    types=types | more if kernel is pool_pairs_kernel else types,
-                    constants=constants,
-                    aligned=tuple(name for name in types if name != "R"),
-                    warps=WARPS,
-                    stages=_stages(dtype, transposed),
-                    per_step=BLOCK_ROWS * BLOCK_SUM[dtype],
-                    options=_options(),
-                )
-            )
-    for sampling in ("adaptive", "area"):
-        constants = sizes | BLOCK_TABLE | dict.fromkeys(("TURNED", "FLIPPED", "VALID"), True)
-        constants |= {"ADAPTIVE": sampling == "adaptive", "AREA": sampling == "area", "READERS": READERS}
-        listed.append(
-            Launch(
-                name=f"roi_align tables, {sampling}",
-                kernel=weights_kernel,
-                types=tables | {"valid_ptr": "*i1", "scale_y": "fp32", "scale_x": "fp32"},
-                constants=constants,
-                aligned=tuple(tables),
-                warps=1,
-                options={"enable_fp_fusion": False},
-            )
-        )
-    return listed
+    constants = TURNED_SIZES | BLOCK_TABLE | dict.fromkeys(("TURNED", "FLIPPED", "VALID"), True)
+    return Launch(
+        name=f"roi_align tables, {sampling}",
+        kernel=weights_kernel,
+        types=tables | {"valid_ptr": "*i1", "scale_y": "fp32", "scale_x": "fp32"},
+        constants=constants | {"ADAPTIVE": sampling == "adaptive", "AREA": sampling == "area", "READERS": READERS},
+        aligned=tuple(tables),
+        warps=1,
+        options={"enable_fp_fusion": False},
+    )

@@ -2,7 +2,7 @@
 
 from wherefrom.pipeline.annotations import Carried, carry
 from wherefrom.pipeline.color import color_matrix
-from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.pipeline.demo.shards import DemoShards, demo_shards
 from wherefrom.pipeline.geometry import (
     compose,
     grid_sample_theta,
@@ -17,6 +17,7 @@ from wherefrom.pipeline.geometry import (
 from wherefrom.pipeline.loader import Loader, LoaderStats, make_loader
 from wherefrom.pipeline.order import KeyedSampler, Order
 from wherefrom.pipeline.proof.prove import ProofReport, proof_cases, prove
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.transform import Transformed, ViewTransform, collate
 from wherefrom.pipeline.view_recipe import (
@@ -31,7 +32,7 @@ from wherefrom.pipeline.view_recipe import (
     ViewFamily,
     ViewRecipe,
 )
-from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
+from wherefrom.pipeline.views import Batch, Photometric, Record, ViewGeometry, Views
 
 __all__ = [  # in reading order  # noqa: RUF022
     "ShardIndex",
@@ -50,10 +51,11 @@ __all__ = [  # in reading order  # noqa: RUF022
     "LoaderStats",
     "Batch",
     "Views",
+    "Record",
     "ViewGeometry",
     "Photometric",
     "color_matrix",
-    "draw_geometry",
+    "draw_records",
     "view_to_source",
     "invert",
     "compose",
@@ -73,4 +75,6 @@ __all__ = [  # in reading order  # noqa: RUF022
     "prove",
     "proof_cases",
     "ProofReport",
+    "demo_shards",
+    "DemoShards",
 ]

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wherefrom.pipeline.draws import Keys, Purpose, family_word, uniform
-from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
+from wherefrom.pipeline.draws import Keys, Purpose, uniform
+from wherefrom.pipeline.view_recipe import ViewFamily
 from wherefrom.pipeline.views import Photometric
 
 QUANTUM = 2.0**-20  # recorded numbers are multiples of it, so no processor's last bit shows
@@ -44,15 +44,6 @@ def draw_color(family: ViewFamily, keys: Keys) -> Photometric:
         gray=torch.from_numpy(chance[..., 1] < law.gray_prob),
         blur_sigma_px=recorded(low + (high - low) * blur, blurred, 0),
         solarized=torch.from_numpy(chance[..., 2] < law.solarize_prob),
-    )
-
-
-def draw_colors(recipe: ViewRecipe, *, seed: int, epoch: int, drawn_for: NDArray[np.int64]) -> tuple[Photometric, ...]:
-    """Draw the photometric numbers of every family for a batch: drawn_for (B,) -> one (B, V) a family, in the recipe's order."""
-    words = [family_word(family.name) for family in recipe.families]
-    return tuple(
-        draw_color(family, Keys(seed=seed, epoch=epoch, drawn_for=drawn_for, family=word))
-        for family, word in zip(recipe.families, words, strict=True)
     )
 
 

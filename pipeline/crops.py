@@ -7,12 +7,10 @@ Not here: pixels. A picture too small for a law gives its whole frame as box, an
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from wherefrom.pipeline.draws import PICTURE, Keys, Purpose, family_word, integer, random_words, uniform
-from wherefrom.pipeline.view_recipe import Center, Disjoint, Grid, Independent, Inside, Overlapping, Paired, Snap, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import ViewGeometry
+from wherefrom.pipeline.draws import PICTURE, Keys, Purpose, integer, random_words, uniform
+from wherefrom.pipeline.view_recipe import Center, Disjoint, Grid, Independent, Inside, Overlapping, Paired, Snap, ViewFamily
 
 SUBPIXELS = 1024  # with snap="none" boxes lie on multiples of 1/1024 pixel: exact in float32 up to 2^14
 
@@ -24,57 +22,6 @@ class Boxes:
     boxes: NDArray[np.float64]
     valid: NDArray[np.bool_]  # (B, V)
     accepted: NDArray[np.bool_]  # (B, V)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DrawnGeometry:
-    """One family's record without its color."""
-
-    geometry: ViewGeometry
-    valid: torch.Tensor  # (B, V) bool
-    accepted: torch.Tensor  # (B, V) bool
-
-
-def draw_geometry(
-    recipe: ViewRecipe,
-    *,
-    seed: int,
-    epoch: int,
-    drawn_for: NDArray[np.int64],
-    source_size: NDArray[np.int32],
-    sample: NDArray[np.int64] | None = None,
-    stored_orientation: NDArray[np.uint8] | None = None,
-) -> tuple[DrawnGeometry, ...]:
-    """Draw the records of every family for a batch.
-
-    Shapes: drawn_for (B,), source_size (B, 2) (height, width), sample (B,) (default: drawn_for), stored_orientation (B,) (default: 1).
-    Returns: one record a family, in the recipe's order. Their tensors are the numbers a renderer cuts by.
-    """
-    sample = drawn_for if sample is None else sample
-    stored = np.ones(len(sample), np.uint8) if stored_orientation is None else stored_orientation
-    drawn: dict[str, NDArray[np.float64]] = {}
-    records = []
-    for family in recipe.families:
-        keys = Keys(seed=seed, epoch=epoch, drawn_for=drawn_for, family=family_word(family.name))
-        cut = draw_boxes(family, keys, source_size, drawn)
-        drawn[family.name] = cut.boxes
-        flipped, turns = draw_orientation(family, keys)
-        geometry = ViewGeometry(
-            boxes=torch.from_numpy(cut.boxes.astype(np.float32)),
-            flipped=torch.from_numpy(flipped),
-            quarter_turns=torch.from_numpy(turns),
-            source_size=torch.tensor(source_size),  # copied, as the others that the caller holds: a record is its own
-            stored_orientation=torch.tensor(stored),
-            sample=torch.tensor(sample),
-            drawn_for=torch.tensor(drawn_for),
-            view=torch.arange(family.views),
-            family=family.name,
-            size_px=family.size_px,
-            seed=seed,
-            epoch=epoch,
-        )
-        records.append(DrawnGeometry(geometry=geometry, valid=torch.from_numpy(cut.valid), accepted=torch.from_numpy(cut.accepted)))
-    return tuple(records)
 
 
 def draw_orientation(family: ViewFamily, keys: Keys) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

@@ -61,12 +61,12 @@ def is_jpeg(encoded: NDArray[np.uint8]) -> bool:
     return encoded[:2].tobytes() == b"\xff\xd8"
 
 
-def nearest_byte(deep: NDArray[np.uint16]) -> NDArray[np.uint8]:
+def nearest_byte(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
     """Return 16-bit values as the nearest of 256 levels, v / 257."""
-    levels = np.empty(deep.shape, np.uint8)
-    for start in range(0, len(deep), _ROWS_AT_ONCE):  # 32 bits a value for a few rows, not for a picture
+    levels = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), _ROWS_AT_ONCE):  # 32 bits a value for a few rows, not for a picture
         rows = slice(start, start + _ROWS_AT_ONCE)
-        levels[rows] = (deep[rows].astype(np.int32) + 128) // 257
+        levels[rows] = (values[rows].astype(np.int32) + 128) // 257
     return levels
 
 
@@ -95,10 +95,10 @@ def _decode_png(data: bytes) -> NDArray[np.uint8]:
     if png.depth < 16:
         return _pillow_rgb(png, lines)
     high, low = (_pillow_rgb(png, [np.concatenate([part[:, :1], part[:, byte::2]], 1) for part in lines]) for byte in (1, 2))
-    deep = high.astype(np.uint16)
-    deep <<= 8
-    deep |= low
-    return nearest_byte(deep)
+    values = high.astype(np.uint16)
+    values <<= 8
+    values |= low
+    return nearest_byte(values)
 
 
 def _png_lines(png: PngParts) -> list[NDArray[np.uint8]]:
@@ -117,8 +117,8 @@ def _png_lines(png: PngParts) -> list[NDArray[np.uint8]]:
     except zlib.error as error:
         raise ValueError(f"PNG whose pixels cannot be inflated: {error}") from error
     if len(inflated) != expected or not inflater.eof:
-        there = "more" if len(inflated) > expected else f"{len(inflated)}" + ("" if inflater.eof else " and no end")
-        raise ValueError(f"PNG of {png.height} x {png.width} pixels, which are {expected} bytes: {there} are there")
+        actual = "more" if len(inflated) > expected else f"{len(inflated)}" + ("" if inflater.eof else " and no end")
+        raise ValueError(f"PNG of {png.height} x {png.width} pixels, which are {expected} bytes: {actual} are there")
     whole, start, lines = np.frombuffer(inflated, np.uint8), 0, []
     for height, length in shapes:
         lines.append(whole[start : start + height * length].reshape(height, length))

@@ -1,7 +1,7 @@
 """Shards -> batches of views: reading, drawing, rendering ahead of the consumer, from any position.
 
 Here: the loader and its counters. It is told where to stand (`seek`), never asked.
-Not here: the order (order.py), the draws (crops.py, color.py), the pixels (render/), the index (shards/index.py).
+Not here: the order (order.py), the draws (records.py), the pixels (render/), the index (shards/index.py).
 """
 
 import contextlib
@@ -22,17 +22,16 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from wherefrom.pipeline.color import draw_colors
-from wherefrom.pipeline.crops import DrawnGeometry, draw_geometry
 from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order, OrderMode
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import check_runtime, make_renderer
 from wherefrom.pipeline.render.renderer import Renderer, RendererName
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.system import single_threaded_pool
 from wherefrom.pipeline.view_recipe import ViewRecipe
-from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
+from wherefrom.pipeline.views import Batch, Record, Views
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class LoaderStats:
 
     pictures: int = 0
     batches: int = 0
-    replaced: int = 0  # unsound pictures that another stood in for
+    replaced: int = 0  # invalid pictures that another stood in for
     invalid_views: int = 0
     read_bytes: int = 0
     pixel_bytes: int = 0
@@ -70,13 +69,13 @@ class LoaderStats:
 class Position:
     """Where a run stands and what it was made from; everything a saved position must agree on.
 
-    Which picture stands in for which follows from `dataset`, `unsound` and `decoding`. Strictly, every picture shown passed a strict
+    Which picture stands in for which follows from `dataset`, `invalid` and `decoding`. Strictly, every picture shown passed a strict
     decode, the renderer's own or the index's audit (`wherefrom index --decode`): then it does not matter whether there was an audit, nor
-    when a picture was found undecodable. Leniently, a GPU's decoder decides, and the audit's verdicts belong to `unsound`.
+    when a picture was found undecodable. Leniently, a GPU's decoder decides, and the audit's verdicts belong to `invalid`.
     """
 
     dataset: str  # the index's fingerprint
-    unsound: str  # digest of the samples that the index held for unsound when it was opened; if strict, without its audit's
+    invalid: str  # digest of the samples that were invalid when the index was opened; if strict, without those that its audit found
     decoding: Literal["strict", "lenient"]
     recipe: str  # the recipe's fingerprint
     seed: int
@@ -127,7 +126,7 @@ class Loader:
         self._closed = False
         self._copying: deque[tuple[torch.cuda.Event, Batch]] = deque()
         if self._decoding == "lenient":
-            index.say_once(
+            index.warn_once(
                 f"renderer {renderer.name} decodes JPEGs on the GPU, where damaged ones may be shown in part, and not all shards have "
                 "decode verdicts; `wherefrom index PATTERN --decode` makes them, once"
             )
@@ -173,7 +172,7 @@ class Loader:
             _check_updates(updates)
         return Position(
             dataset=self.index.fingerprint,
-            unsound=self.index.unsound_digest(audit=self._decoding == "lenient"),
+            invalid=self.index.invalid_digest(audit=self._decoding == "lenient"),
             decoding=self._decoding,
             recipe=self.recipe.fingerprint,
             seed=self.order.seed,
@@ -190,10 +189,10 @@ class Loader:
         """
         here = self.position()
         mends = {
-            "unsound": "the same max_pixels, and the shards audited that were",
+            "invalid": "the same max_pixels, and the shards audited that were",
             "decoding": "a renderer and an index that decode alike",
         }
-        if self.index.audited and self.index.unsound_digest(audit=True) == self.index.unsound_digest(audit=False):
+        if self.index.audited and self.index.invalid_digest(audit=True) == self.index.invalid_digest(audit=False):
             here["decoding"] = position.get("decoding")  # every picture decodes: strict and lenient are one
         for name in here:
             if name not in position:
@@ -305,7 +304,7 @@ class Loader:
         return self._make(ids, ids, epoch)
 
     def _make(self, wanted: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int) -> Batch:
-        """Read, draw and render; pictures that will not decode are condemned and replaced until all do."""
+        """Read, draw and render; pictures that will not decode are marked invalid and replaced until all do."""
         if self._closed:
             raise ValueError(CLOSED)
         start = time.perf_counter()
@@ -314,7 +313,7 @@ class Loader:
             encoded = self._reader.read_batch(sample)
         read = time.perf_counter()
         with self._stage("draw"):
-            drawn, records = self._draw(sample, drawn_for, epoch)
+            records = self._draw(sample, drawn_for, epoch)
         draw_s = time.perf_counter() - read
         with self._stage("render"):
             rendered = self.renderer.render(encoded, records)
@@ -323,16 +322,15 @@ class Loader:
             sample = sample.copy()
         while failed:
             where = np.fromiter(failed, np.int64)
-            self._condemn({int(sample[position]): reason for position, reason in failed.items()})
+            self._mark_invalid({int(sample[position]): reason for position, reason in failed.items()})
             sample[where] = self.index.replacement(wanted[where])
-            drawn, records = self._draw(sample, drawn_for, epoch)
-            chosen = [(geometry[where.tolist()], photometric[where.tolist()]) for geometry, photometric in records]
-            again = self.renderer.render(self._reader.read_batch(sample[where]), chosen)
+            records = self._draw(sample, drawn_for, epoch)
+            again = self.renderer.render(self._reader.read_batch(sample[where]), [record[where.tolist()] for record in records])
             for pixels, part in zip(rendered.pixels, again.pixels, strict=True):
                 pixels[torch.from_numpy(where).to(pixels.device)] = part
             failed = {int(where[position]): reason for position, reason in again.failed.items()}
 
-        batch = self._assemble(sample, drawn_for, rendered.pixels, drawn, records)
+        batch = self._assemble(sample, drawn_for, rendered.pixels, records)
         with self._lock:
             stats = self._stats
             stats.pictures += len(sample)
@@ -345,57 +343,43 @@ class Loader:
             stats.decode_s += decode_s
             stats.render_s += render_s
             stats.make_s += time.perf_counter() - start
-            for item in drawn:
-                name, views = item.geometry.family, item.accepted.numel()
+            for record in records:
+                name, views = record.geometry.family, record.accepted.numel()
                 before = stats.drawn.get(name, 0)
-                kept = stats.accepted.get(name, 0.0) * before + float(item.accepted.sum())
-                stats.drawn[name], stats.accepted[name] = before + views, kept / max(before + views, 1)
-                stats.invalid_views += int((~item.valid).sum())
+                accepted = stats.accepted.get(name, 0.0) * before + float(record.accepted.sum())
+                stats.drawn[name], stats.accepted[name] = before + views, accepted / max(before + views, 1)
+                stats.invalid_views += int((~record.valid).sum())
         return batch
 
-    def _draw(
-        self, sample: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int
-    ) -> tuple[tuple[DrawnGeometry, ...], list[tuple[ViewGeometry, Photometric]]]:
-        seed = self.order.seed
-        drawn = draw_geometry(
+    def _draw(self, sample: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int) -> tuple[Record, ...]:
+        return draw_records(
             self.recipe,
-            seed=seed,
+            seed=self.order.seed,
             epoch=epoch,
             drawn_for=drawn_for,
             sample=sample,
             source_size=self.index.source_size[sample],
             stored_orientation=self.index.orientation[sample],
         )
-        colors = draw_colors(self.recipe, seed=seed, epoch=epoch, drawn_for=drawn_for)
-        return drawn, [(item.geometry, color) for item, color in zip(drawn, colors, strict=True)]
 
     def _assemble(
-        self,
-        sample: NDArray[np.int64],
-        drawn_for: NDArray[np.int64],
-        pixels: Sequence[torch.Tensor],
-        drawn: Sequence[DrawnGeometry],
-        records: Sequence[tuple[ViewGeometry, Photometric]],
+        self, sample: NDArray[np.int64], drawn_for: NDArray[np.int64], pixels: Sequence[torch.Tensor], records: Sequence[Record]
     ) -> Batch:
-        views = tuple(
-            Views(pixels=tensor, geometry=geometry, valid=item.valid, photometric=photometric)
-            for tensor, item, (geometry, photometric) in zip(pixels, drawn, records, strict=True)
-        )
         return Batch(
             sample=torch.from_numpy(sample),
             drawn_for=torch.from_numpy(drawn_for),
             label=torch.from_numpy(self.index.label[sample]),
             source_size=torch.from_numpy(self.index.source_size[sample]),
-            views=views,
+            views=tuple(Views.of(record, tensor) for record, tensor in zip(records, pixels, strict=True)),
         )
 
-    def _condemn(self, bad: dict[int, str]) -> None:
-        """Mark samples as unsound from now on, aloud; stop when there are too many."""
+    def _mark_invalid(self, bad: dict[int, str]) -> None:
+        """Mark samples as invalid from now on, aloud; stop when there are too many."""
         with self._lock:
             for i, reason in bad.items():
                 if i not in self._bad:
                     self._bad[i] = reason
-                    self.index.condemn(i, reason)
+                    self.index.mark_invalid(i, reason)
                     log.warning("sample %d (%s) will not decode and is replaced: %s", i, self.index.name(i), reason)
             if len(self._bad) > self.max_bad:
                 listed = ", ".join(f"{i} ({self.index.name(i)})" for i in sorted(self._bad)[:20])

@@ -18,10 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from wherefrom.pipeline.annotations import Carried, Rows, _carry_all, _join_carried
-from wherefrom.pipeline.color import draw_colors
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import nearest_byte
 from wherefrom.pipeline.literals import check_literal
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import make_cutter
 from wherefrom.pipeline.render.renderer import CutterName, view_shapes
 from wherefrom.pipeline.shards.picture_headers import exif_orientation
@@ -134,10 +133,9 @@ class ViewTransform:
         turned = np.array(orientations, np.uint8)
         size = np.array([array.shape[:2] for array in stored], np.int32)
         size[turned >= 5] = size[turned >= 5, ::-1]
-        drawn = draw_geometry(self.recipe, seed=self.seed, epoch=epoch, drawn_for=samples, source_size=size, stored_orientation=turned)
-        colors = draw_colors(self.recipe, seed=self.seed, epoch=epoch, drawn_for=samples)
+        records = draw_records(self.recipe, seed=self.seed, epoch=epoch, drawn_for=samples, source_size=size, stored_orientation=turned)
         made = empty_tensors(view_shapes(self.recipe, len(stored)), getattr(torch, self.recipe.pixels))
-        plan = self._cutter.plan([(item.geometry, color) for item, color in zip(drawn, colors, strict=True)], made)
+        plan = self._cutter.plan(records, made)
         for position, array in enumerate(stored):
             self._cutter.cut(plan, position, array)
         batch = Batch(
@@ -145,12 +143,9 @@ class ViewTransform:
             drawn_for=torch.tensor(samples),
             label=torch.tensor([operator.index(label) for label in labels]),
             source_size=torch.from_numpy(size),
-            views=tuple(
-                Views(pixels=tensor, geometry=item.geometry, valid=item.valid, photometric=color)
-                for tensor, item, color in zip(made, drawn, colors, strict=True)
-            ),
+            views=tuple(Views.of(record, tensor) for record, tensor in zip(records, made, strict=True)),
         )
-        return Transformed(batch=batch, carried=tuple(_carry_all(item.geometry, annotations) for item in drawn))
+        return Transformed(batch=batch, carried=tuple(_carry_all(record.geometry, annotations) for record in records))
 
 
 def collate(items: Transformed | Sequence[Transformed]) -> Transformed:

@@ -155,7 +155,7 @@ class ViewGeometry:
     source_size: Tensor  # (B, 2) int32, (height, width), upright
     stored_orientation: Tensor  # (B,) uint8, the file's EXIF orientation, 1 to 8, already undone in the source frame
     sample: Tensor  # (B,) int64, the picture shown
-    drawn_for: Tensor  # (B,) int64, the sample whose draws these are; differs from `sample` where an unsound one was replaced
+    drawn_for: Tensor  # (B,) int64, the sample whose draws these are; differs from `sample` where an invalid one was replaced
     view: Tensor  # (V,) int64, number within the family
     family: str
     size_px: tuple[int, int]  # (height, width) of the finished view
@@ -230,6 +230,42 @@ class ViewGeometry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Record:
+    """All that is decided about one family's views before a pixel moves: what a renderer renders by, and whether the law kept its word."""
+
+    geometry: ViewGeometry  # (B, V)
+    photometric: Photometric  # (B, V)
+    valid: Tensor  # (B, V) bool; False: the picture was too small for the law and stands whole
+    accepted: Tensor  # (B, V) bool; False: the law fell back on something else than it promises
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.geometry.flipped.shape)
+        _check("Record", "photometric", self.photometric.brightness, shape)
+        _check("Record", "valid", self.valid, shape, torch.bool)
+        _check("Record", "accepted", self.accepted, shape, torch.bool)
+
+    @staticmethod
+    def of(geometry: ViewGeometry, photometric: Photometric | None = None) -> "Record":
+        """Return the record of views that no law drew: all valid and accepted, their color left alone without `photometric`."""
+        every = torch.ones_like(geometry.flipped)
+        return Record(
+            geometry=geometry, photometric=photometric or Photometric.unchanged(*geometry.flipped.shape), valid=every, accepted=every
+        )
+
+    def __len__(self) -> int:
+        return len(self.geometry)
+
+    def __repr__(self) -> str:
+        return f"Record({self.geometry!r})"
+
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> "Record":
+        b, v = _split(index, self.valid.shape)
+        return Record(
+            geometry=self.geometry[b, v], photometric=self.photometric[b, v], valid=self.valid[b][:, v], accepted=self.accepted[b][:, v]
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Views:
     """The views of one family: pixels with their records."""
 
@@ -243,6 +279,11 @@ class Views:
         _check("Views", "pixels", self.pixels, (b, v, None, *self.geometry.size_px))
         _check("Views", "valid", self.valid, (b, v), torch.bool)
         _check("Views", "photometric", self.photometric.brightness, (b, v))
+
+    @staticmethod
+    def of(record: Record, pixels: Tensor) -> "Views":
+        """Return the views that a renderer made by a record: pixels (B, V, C, H, W)."""
+        return Views(pixels=pixels, geometry=record.geometry, valid=record.valid, photometric=record.photometric)
 
     def __len__(self) -> int:
         return self.pixels.shape[0]

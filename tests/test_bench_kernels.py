@@ -21,11 +21,11 @@ from wherefrom.kernels.dispatch import LIBRARY
 from wherefrom.kernels.render_views import native_missing
 from wherefrom.tools import machine
 from wherefrom.tools.bench_kernels import command
-from wherefrom.tools.bench_kernels.cases import CASES, CPU_CASES, Case, Kernel
+from wherefrom.tools.bench_kernels.cases import CASES, CPU_CASES, Kernel, KernelCase
 from wherefrom.tools.bench_kernels.command import bench_kernels_command, memory_ratios, ratios, summary
-from wherefrom.tools.bench_kernels.measuring import ROUNDS, Plan, check, interleaved, measure, peak_bytes
+from wherefrom.tools.bench_kernels.measuring import ROUNDS, KernelPlan, check, interleaved, measure, peak_bytes
 from wherefrom.tools.bench_kernels.plot import draw_speeds
-from wherefrom.tools.bench_kernels.problems import Contender, Problem, Results, pair_loss_problem
+from wherefrom.tools.bench_kernels.problems import KernelContender, KernelProblem, Results, pair_loss_problem
 from wherefrom.tools.cli import main
 
 QUICK = [case for case in CPU_CASES if case.quick]
@@ -41,11 +41,11 @@ def same_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def plan_of(case: Case, **settings: Any) -> Plan:
-    return Plan(**{"case": case.name, "batch": case.batch, "seconds": 0.01, "threads": 1, "compiled": False} | settings)
+def plan_of(case: KernelCase, **settings: Any) -> KernelPlan:
+    return KernelPlan(**{"case": case.name, "batch": case.batch, "seconds": 0.01, "threads": 1, "compiled": False} | settings)
 
 
-def our_path(case: Case) -> str:
+def our_path(case: KernelCase) -> str:
     """Return our path on a CPU; skip where it takes a compiler that was not there."""
     if case.kernel != "render_views":
         return "torch"
@@ -96,7 +96,7 @@ def test_a_wrong_kernel_ends_it_before_any_speed_is_told(tmp_path: Path, capsys:
 
 @pytest.mark.core
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
-def test_every_kernel_is_found_out_when_its_boxes_lie_elsewhere(case: Case) -> None:
+def test_every_kernel_is_found_out_when_its_boxes_lie_elsewhere(case: KernelCase) -> None:
     path = our_path(case)
     found = measure(plan_of(case, plant=True))
     assert {each["contender"] for each in found["checks"] if not each["passed"]} == {path}
@@ -104,7 +104,7 @@ def test_every_kernel_is_found_out_when_its_boxes_lie_elsewhere(case: Case) -> N
 
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
-def test_every_contender_of_every_kernel_is_right_and_measured(case: Case) -> None:
+def test_every_contender_of_every_kernel_is_right_and_measured(case: KernelCase) -> None:
     path = our_path(case)
     found = measure(plan_of(case))
     assert all(each["passed"] for each in found["checks"]), found["checks"]
@@ -117,7 +117,7 @@ def test_every_contender_of_every_kernel_is_right_and_measured(case: Case) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in QUICK if case.kernel != "render_views"], ids=lambda case: case.name)
-def test_what_torch_compile_builds_is_right_and_measured(case: Case) -> None:
+def test_what_torch_compile_builds_is_right_and_measured(case: KernelCase) -> None:
     found = measure(plan_of(case, compiled=True))
     assert all(each["passed"] for each in found["checks"]), found["checks"]
     assert found["memory"]["compile"]["tensors"] is None and found["memory"]["compile"]["allocator"] > 0
@@ -125,9 +125,9 @@ def test_what_torch_compile_builds_is_right_and_measured(case: Case) -> None:
 
 def one_result(eager: Tensor, ours: Tensor, truth: Tensor) -> list[bool]:
     """Say of "eager" and "torch" whether they pass, given what each has as its one result."""
-    contenders = {"eager": Contender(call=lambda: {"y": eager}), "torch": Contender(call=lambda: {"y": ours}, ours=True)}
+    contenders = {"eager": KernelContender(call=lambda: {"y": eager}), "torch": KernelContender(call=lambda: {"y": ours}, ours=True)}
     told: dict[str, Any] = {"dtype": torch.float32, "bytes_moved": 1, "operations": 1, "formulas": ""}
-    problem = Problem(contenders=contenders, truth=lambda: {"y": truth}, **told)
+    problem = KernelProblem(contenders=contenders, truth=lambda: {"y": truth}, **told)
     return [each.passed for each in check(problem)]
 
 
@@ -161,7 +161,7 @@ def test_peak_memory_is_counted_to_the_byte() -> None:
         joined = torch.cat([more, given, given])  # 1 + 3
         return {"result": joined[:4].clone()}  # 16 bytes
 
-    assert peak_bytes(Contender(call=call), CPU) == {"tensors": 4 * MIB + 16, "allocator": 4 * MIB + 16}
+    assert peak_bytes(KernelContender(call=call), CPU) == {"tensors": 4 * MIB + 16, "allocator": 4 * MIB + 16}
 
 
 @pytest.mark.core
@@ -172,14 +172,14 @@ def test_memory_inside_our_operators_and_in_backward_is_counted() -> None:
     LIBRARY.define("test_hoard(Tensor x) -> Tensor")
     LIBRARY.impl("test_hoard", hoard, "CPU")
     x = torch.ones(MIB // 4, requires_grad=True)
-    inside = peak_bytes(Contender(call=lambda: {"sum": torch.ops.wherefrom.test_hoard(x.detach())}), CPU)
+    inside = peak_bytes(KernelContender(call=lambda: {"sum": torch.ops.wherefrom.test_hoard(x.detach())}), CPU)
     assert inside["tensors"] == 3 * MIB + 4
 
     def backward() -> Results:
         kept = x.exp()  # 1 MiB, kept for its gradient
         return {"gradient": torch.autograd.grad(kept.sum(), x)[0]}  # 2
 
-    assert peak_bytes(Contender(call=backward), CPU)["tensors"] == 2 * MIB + 8  # the sum, and the one above it
+    assert peak_bytes(KernelContender(call=backward), CPU)["tensors"] == 2 * MIB + 8  # the sum, and the one above it
 
 
 def test_rounds_are_taken_in_turns_and_short_calls_in_groups() -> None:
@@ -242,7 +242,7 @@ def test_a_missed_floor_is_said_and_ends_in_2(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(command, "draw_speeds", lambda *_: None)
     monkeypatch.setattr(command, "_ahead_of_time", lambda *_: [])
     for floors_of, quick, code in ((case, False, 2), (case, True, 0), (case | reached, False, 0)):
-        monkeypatch.setattr(command, "_measured", lambda *_, found=floors_of: found)
+        monkeypatch.setattr(command, "_measure_case", lambda *_, found=floors_of: found)
         assert bench_kernels_command(kernels=("pair_targets",), quick=quick, cpu=True, out=tmp_path) == code
         assert ("missed a floor: pair_targets B16 N64: torch is" in capsys.readouterr().out) == (floors_of is case)
 
@@ -282,7 +282,7 @@ def test_compile_rows_name_their_mode() -> None:
 
 @pytest.mark.core
 def test_bytes_are_those_of_what_is_read_and_written() -> None:
-    def case_of(kernel: str) -> Problem:
+    def case_of(kernel: str) -> KernelProblem:
         case = next(case for case in QUICK if case.kernel == kernel)
         return case.build(case.batch, case.dtype, CPU, False)
 
@@ -306,7 +306,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(monkeypatch: pytest.M
 
     measured = measure(plan_of(QUICK[0], batch=4))
     monkeypatch.setattr(command.subprocess, "run", run)
-    found = command._measured(QUICK[0], {"seconds": 1.0, "threads": 1})
+    found = command._measure_case(QUICK[0], {"seconds": 1.0, "threads": 1})
     assert tried == [16, 8, 4] and found["batch"] == 4
     assert "B4 of it fits" in str(command._table(found).title)
 
@@ -342,9 +342,9 @@ def test_a_gpu_is_asked_for_what_numbers_depend_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(machine.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
     said = SimpleNamespace(returncode=0, stdout="580.159.04, 700.00 W\n")
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: said)
-    assert machine.asked_of_gpu(["driver_version", "power.limit"]) == {"driver_version": "580.159.04", "power.limit": "700.00 W"}
+    assert machine.query_gpu(["driver_version", "power.limit"]) == {"driver_version": "580.159.04", "power.limit": "700.00 W"}
     said.returncode = 9
-    assert machine.asked_of_gpu(["driver_version"]) == {}
+    assert machine.query_gpu(["driver_version"]) == {}
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from wherefrom.pipeline.color import color_matrix, draw_colors
-from wherefrom.pipeline.view_recipe import Center, ColorLaw, ViewFamily, ViewRecipe
+from wherefrom.pipeline.color import color_matrix, draw_color
+from wherefrom.pipeline.draws import Keys, family_word
+from wherefrom.pipeline.view_recipe import Center, ColorLaw, ViewFamily
 from wherefrom.pipeline.views import Photometric
 
 pytestmark = pytest.mark.core
@@ -32,7 +33,7 @@ LAW = ColorLaw(
 
 def draw(law: ColorLaw | None, count: int = 20_000, views: int = 2, name: str = "f") -> Photometric:
     family = ViewFamily(name=name, views=views, size_px=(8, 8), law=Center(), color=law)
-    return draw_colors(ViewRecipe(families=(family,)), seed=3, epoch=1, drawn_for=np.arange(count))[0]
+    return draw_color(family, Keys(seed=3, epoch=1, drawn_for=np.arange(count), family=family_word(name)))
 
 
 def test_factors_are_uniform_in_their_ranges_and_absent_as_often_as_asked() -> None:

@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from wherefrom.tools import training
 from wherefrom.tools.cli import COMMANDS, main
-from wherefrom.tools.terminal import Terminal, columns, duration, line
+from wherefrom.tools.terminal import Terminal, duration, line
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives import SpatialSettings
 from wherefrom.train.recipes import recipe
@@ -37,12 +37,12 @@ TINY = [
 ]
 
 
-def called(words: list[str]) -> int:
+def exit_code_of(words: list[str]) -> int:
     """Return the exit code of `wherefrom WORDS`, however it leaves."""
     try:
         return main(words)
-    except SystemExit as left:
-        return int(left.code or 0)
+    except SystemExit as end:
+        return int(end.code or 0)
 
 
 @pytest.fixture
@@ -55,19 +55,35 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+LIBRARIES = ("torch", "numpy", "rich", "tyro", "matplotlib")
+IMPORTS_OF = f"""
+import sys
+{{statement}}
+from wherefrom.tools.cli import main
+try:
+    main(sys.argv[1:])
+except SystemExit:
+    pass
+print("imports:", *(name for name in {LIBRARIES} if name in sys.modules))
+"""
+
+
 @pytest.mark.core
-def test_asking_what_there_is_answers_without_torch() -> None:
-    code = "import sys; from wherefrom.tools.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(sorted(sys.modules))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert all(name.split()[-1] in said for name in COMMANDS)
-    assert "'wherefrom.tools.cli'" in said
-    assert "'torch'" not in said
-    assert "'tyro'" not in said
+@pytest.mark.parametrize("words", ["", "--help", "--version", "bench", "bench --help", "tarin"])
+def test_asking_what_there_is_imports_no_library(words: str) -> None:
+    command = [sys.executable, "-c", IMPORTS_OF.format(statement=""), *words.split()]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "imports:"
+
+
+@pytest.mark.core
+def test_a_library_that_is_imported_is_noticed() -> None:
+    command = [sys.executable, "-c", IMPORTS_OF.format(statement="import numpy, rich"), "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "imports: numpy rich"
 
 
 @pytest.mark.core
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    assert called(["--version"]) == 0
+    assert exit_code_of(["--version"]) == 0
     assert re.fullmatch(r"wherefrom \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
 
 
@@ -171,7 +187,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     ),
     "one held-out picture": (
         lambda t, s: ["train", "--data", str(s / "train.tar"), "--val", str(_one_picture(t)), *TINY],
-        r"one\.tar'?: 1 sound picture or none, R2 needs at least 2",
+        r"one\.tar'?: 1 valid picture or none, R2 needs at least 2",
     ),
     "quarantine in no folder": (
         lambda t, s: ["index", str(s / "train.tar"), "--quarantine", str(t / "none" / "bad.jsonl")],
@@ -188,7 +204,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
 }
 
 
-SAID_BY_THE_PARSER = {"unknown command", "unknown bench", "unknown option", "value of another type", "choice that is none"}
+ERRORS_OF_THE_PARSER = {"unknown command", "unknown bench", "unknown option", "value of another type", "choice that is none"}
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -204,14 +220,14 @@ def test_bad_input_gets_one_clear_line_and_leaves_nothing_behind(
     words, message = BAD[case]
     arguments = words(tmp_path, tiny_shards)
     before = files_in(tmp_path)
-    code = called(arguments)
-    said = capsys.readouterr().err
+    code = exit_code_of(arguments)
+    printed = capsys.readouterr().err
     assert code == 2
-    assert re.search(message, re.sub(r"\s*│\s*", " ", said))  # the parser puts its own in a box
-    assert "Traceback" not in said
-    if case not in SAID_BY_THE_PARSER:
-        assert said.startswith("wherefrom: ")
-        assert said.count("\n") == 1
+    assert re.search(message, re.sub(r"\s*│\s*", " ", printed))  # the parser puts its own in a box
+    assert "Traceback" not in printed
+    if case not in ERRORS_OF_THE_PARSER:
+        assert printed.startswith("wherefrom: ")
+        assert printed.count("\n") == 1
     assert files_in(tmp_path) == before
 
 
@@ -232,25 +248,27 @@ def test_under_torchrun_the_one_line_is_said_once_and_stands_in_the_summary_of_e
 
 def test_a_whole_run_by_the_command_line(tiny_shards: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = ["--data", str(tiny_shards / "train.tar"), "--val", str(tiny_shards / "val.tar")]
-    assert called(["train", *shards, *TINY, "--optim.lr", "2e-3"]) == 0
-    said = capsys.readouterr().out
+    assert exit_code_of(["train", *shards, *TINY, "--optim.lr", "2e-3"]) == 0
+    printed = capsys.readouterr().out
     folder = elsewhere / "runs" / "demo-0"
     names = {path.name for path in folder.iterdir()}
     assert names >= {"settings.yaml", "metrics.jsonl", "views.png", "curves.png", "evaluation.json", "encoder.safetensors", "encoder"}
     for picture in ("views.png", "curves.png"):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
     # lines for grep, the share of time for data and for writing, the table with its controls
-    assert len(re.findall(r"^update=\d+/4 epoch=.* loss=[\d.]+ spatial/position=.* lr=.* pictures/s=.* waiting=.* left=", said, re.M)) == 2
-    assert re.search(r"waiting for data [\d.]+%, logging and checkpoints [\d.]+%", said)
+    assert (
+        len(re.findall(r"^update=\d+/4 epoch=.* loss=[\d.]+ spatial/position=.* lr=.* pictures/s=.* waiting=.* left=", printed, re.M)) == 2
+    )
+    assert re.search(r"waiting for data [\d.]+%, logging and checkpoints [\d.]+%", printed)
     changed = "view_size_px 24, patch_size_px 12, width 32, depth 1, heads 2"
-    assert re.search(rf"^encoder: vit_small_patch16_224 \({changed}\), 0\.0[23] million parameters$", said, re.M)
-    assert all(row in said for row in ("held-out pairs", "targets of the next picture", "pairs across pictures", "additive head"))
+    assert re.search(rf"^encoder: vit_small_patch16_224 \({changed}\), 0\.0[23] million parameters$", printed, re.M)
+    assert all(row in printed for row in ("held-out pairs", "targets of the next picture", "pairs across pictures", "additive head"))
     assert yaml.safe_load((folder / "settings.yaml").read_text())["optim"]["lr"] == 2e-3
     start = read_metrics(RunFolder(folder))[0]
     assert (start["kind"], start["threads"], start["omp_wait_policy"]) == ("start", torch.get_num_threads(), "PASSIVE")
 
     # the resolved settings give the run back; beside them the command line still changes what it says
-    assert called(["train", "--config", str(folder / "settings.yaml"), "--out", "again", "--runtime.keep", "1"]) == 0
+    assert exit_code_of(["train", "--config", str(folder / "settings.yaml"), "--out", "again", "--runtime.keep", "1"]) == 0
     again = yaml.safe_load((elsewhere / "again" / "settings.yaml").read_text())
     assert again.pop("runtime")["keep"] == 1
     first = yaml.safe_load((folder / "settings.yaml").read_text())
@@ -261,10 +279,10 @@ def test_a_whole_run_by_the_command_line(tiny_shards: Path, elsewhere: Path, cap
 
     # a checkpoint that does not fit is refused by the field
     capsys.readouterr()
-    assert called(["train", "--resume", "--out", "again", "--optim.lr", "1e-3"]) == 2
+    assert exit_code_of(["train", "--resume", "--out", "again", "--optim.lr", "1e-3"]) == 2
     assert "optim.lr=0.001: the run to go on with has 0.002" in capsys.readouterr().err
     # what is finished is only measured and written again
-    assert called(["train", "--resume", "--out", "again"]) == 0
+    assert exit_code_of(["train", "--resume", "--out", "again"]) == 0
     assert "goes on at update 4 of 4" in capsys.readouterr().out
 
 
@@ -285,22 +303,22 @@ cli.main(["train"])
 
 
 @pytest.mark.parametrize(
-    ("own", "seen"),
+    ("own", "expected"),
     [({}, ["None", "2000"]), ({"GOMP_SPINCOUNT": "7"}, ["None", "7"]), ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", "None"])],
 )
-def test_training_lets_openmp_spin_briefly_and_says_so_before_torch_loads_it(own: dict[str, str], seen: list[str]) -> None:
+def test_training_lets_openmp_spin_briefly_and_says_so_before_torch_loads_it(own: dict[str, str], expected: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | own
     done = subprocess.run([sys.executable, "-c", WAITS], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [*seen, "False"]
+    assert done.stdout.split() == [*expected, "False"]
 
 
 @pytest.mark.core
 def test_a_loss_that_breaks_ends_the_run_with_one_line_and_exit_code_1(
     tiny_shards: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert called(["train", "--data", str(tiny_shards / "train.tar"), *TINY, "--optim.lr", "1e37"]) == 1
-    said = capsys.readouterr().err
-    assert re.fullmatch(r"wherefrom: update 2: spatial/position is (nan|inf).* on rank 0, samples \d+.*\n", said)
+    assert exit_code_of(["train", "--data", str(tiny_shards / "train.tar"), *TINY, "--optim.lr", "1e37"]) == 1
+    printed = capsys.readouterr().err
+    assert re.fullmatch(r"wherefrom: update 2: spatial/position is (nan|inf).* on rank 0, samples \d+.*\n", printed)
     assert not (elsewhere / "runs" / "demo-0" / "checkpoints").exists()
 
 
@@ -312,13 +330,13 @@ def test_asking_for_nothing_or_for_a_group_says_what_there_is(capsys: pytest.Cap
         (["bench", "--help"], 0, ["bench loader", "bench kernels"]),
         (["bench", "-h"], 0, ["bench loader", "bench kernels"]),
     ):
-        assert called(words) == code
-        said = capsys.readouterr()
-        assert [name for name in COMMANDS if f"\n  {name} " in said.out] == names
-        assert said.err == ""
+        assert exit_code_of(words) == code
+        printed = capsys.readouterr()
+        assert [name for name in COMMANDS if f"\n  {name} " in printed.out] == names
+        assert printed.err == ""
 
 
-FINAL: dict[str, tuple[str, list[str], dict[str, object]]] = {  # a file beside, words, what the run is told
+FINAL: dict[str, tuple[str, list[str], dict[str, object]]] = {  # a file beside, words, the run's settings
     "a file's data, held-out pictures of the command line": ("data: x.tar", ["--val", "y.tar"], {"data": "x.tar", "val": "y.tar"}),
     "the other way round": ("val: y.tar", ["--data", "x.tar"], {"data": "x.tar", "val": "y.tar"}),
     "a file that only fits with the command line": ("{seed: 3, optim: {lr: 1.0, final_lr: 2.0}}", ["--optim.final-lr", "0"], {"seed": 3}),
@@ -362,10 +380,10 @@ def test_only_the_final_result_is_checked_and_no_stage_on_the_way(
     case: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, words, expected = FINAL[case]
-    told = []
+    runs = []
 
     def run(settings: TrainSettings, **_: object) -> Summary:
-        told.append(settings)
+        runs.append(settings)
         return Summary(folder=elsewhere, update=0, updates=0, stopped_by=None, seconds={}, images_per_s=0.0)
 
     monkeypatch.setattr(training, "run", run)
@@ -373,11 +391,11 @@ def test_only_the_final_result_is_checked_and_no_stage_on_the_way(
     (elsewhere / "run").mkdir()
     (elsewhere / "run" / "settings.yaml").write_text(text)
     for start in (["--config", "some.yaml"], ["--resume", "--out", "run"]):
-        assert called(["train", *start, *words]) == 0, capsys.readouterr().err
-    for settings in told:
+        assert exit_code_of(["train", *start, *words]) == 0, capsys.readouterr().err
+    for settings in runs:
         assert type(settings) is TrainSettings
         assert {name: getattr(settings, name) for name in expected} == expected
-    assert told[0] == told[1]
+    assert runs[0] == runs[1]
 
 
 RECORD = LogRecord(
@@ -422,19 +440,15 @@ def test_on_a_terminal_a_panel_shows_the_same_and_goes_away() -> None:
     assert "a line above it" in stream.getvalue()
 
 
-@pytest.mark.parametrize(("update", "said"), [(4, "update 4 of 6, saved"), (6, "update 6, the last, before all was measured, saved")])
-def test_a_stopped_run_says_what_is_kept_and_how_to_go_on(update: int, said: str) -> None:
+@pytest.mark.parametrize(("update", "point"), [(4, "update 4 of 6, saved"), (6, "update 6, the last, before all was measured, saved")])
+def test_a_stopped_run_says_what_is_kept_and_how_to_go_on(update: int, point: str) -> None:
     stream = io.StringIO()
     seconds = dict.fromkeys(("training", "waiting", "writing", "evaluating"), 1.0)
     run = Summary(folder=Path("runs/demo-0"), update=update, updates=6, stopped_by="SIGINT", seconds=seconds, images_per_s=1.0)
     Terminal(stream, live=False).finished(run)
-    assert f"stopped by SIGINT after {said}; go on with: wherefrom train --resume --out runs/demo-0" in stream.getvalue()
+    assert f"stopped by SIGINT after {point}; go on with: wherefrom train --resume --out runs/demo-0" in stream.getvalue()
 
 
 @pytest.mark.core
-def test_tables_and_times_are_easy_to_read() -> None:
-    assert columns([("name", "x"), ("a longer name", "0.123")]) == "name               x\na longer name  0.123"
-    assert columns([("R2", "x", "expected"), ("a longer name", "-0.123", "at most 0"), ("a", "1.000", "")]) == (
-        "R2                  x  expected\na longer name  -0.123  at most 0\na               1.000"
-    )
+def test_times_are_easy_to_read() -> None:
     assert [duration(seconds) for seconds in (0.4, 59.4, 185, 7620)] == ["0s", "59s", "3m05s", "2h07m"]

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from wherefrom.kernels import pair_targets
-from wherefrom.pipeline.crops import DrawnGeometry, draw_geometry, draw_pairs, snap_boxes
+from wherefrom.kernels import PairUnits, pair_targets
+from wherefrom.pipeline.crops import draw_pairs, snap_boxes
 from wherefrom.pipeline.draws import Keys
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import (
     Center,
     Disjoint,
@@ -29,6 +30,7 @@ from wherefrom.pipeline.view_recipe import (
     ViewFamily,
     ViewRecipe,
 )
+from wherefrom.pipeline.views import Record
 
 pytestmark = pytest.mark.core
 
@@ -39,11 +41,11 @@ def family(law: Law, views: int = 1, name: str = "f", *, snap: Snap = "pixel", m
     return ViewFamily(name=name, views=views, size_px=(32, 32), law=law, snap=snap, min_side_px=min_side_px, mirror=mirror)
 
 
-def draw(families: ViewFamily | tuple[ViewFamily, ...], sizes: object, samples: object, seed: int = 0, epoch: int = 0) -> DrawnGeometry:
+def draw(families: ViewFamily | tuple[ViewFamily, ...], sizes: object, samples: object, seed: int = 0, epoch: int = 0) -> Record:
     """Draw the last of some families for samples (B,) whose pictures have sizes that broadcast to (B, 2), (height, width)."""
     ids = np.atleast_1d(np.asarray(samples, np.int64))
     every = families if isinstance(families, tuple) else (families,)
-    return draw_geometry(
+    return draw_records(
         ViewRecipe(families=every),
         seed=seed,
         epoch=epoch,
@@ -52,7 +54,7 @@ def draw(families: ViewFamily | tuple[ViewFamily, ...], sizes: object, samples: 
     )[-1]
 
 
-def boxes_of(drawn: DrawnGeometry) -> NDArray[np.float64]:
+def boxes_of(drawn: Record) -> NDArray[np.float64]:
     return drawn.geometry.boxes.double().numpy()
 
 
@@ -247,7 +249,7 @@ def test_cut_targets_are_those_of_the_cut_boxes_and_as_near_to_the_wished_as_rou
     assert np.abs(cut_position - position).max() == pytest.approx(0.050, abs=0.005)
     assert np.abs(cut_scale - log_scale).max() == pytest.approx(0.034, abs=0.005)
 
-    found = pair_targets(torch.from_numpy(cut).float(), torch.tensor([[0, 1]]), axes="source")[:, 0].double().numpy()
+    found = pair_targets(torch.from_numpy(cut).float(), torch.tensor([[0, 1]]), units=PairUnits(axes="source"))[:, 0].double().numpy()
     np.testing.assert_allclose(found, np.concatenate([cut_position, cut_scale[:, None]], -1), atol=1e-6)
     assert np.abs(found[:, :2] - position).max() > 0.01  # the wished ones are others
 
@@ -482,7 +484,7 @@ def test_mirrors_follow_their_policy_and_turns_are_uniform() -> None:
 def test_drawn_for_decides_the_draw_and_the_shown_picture_its_size() -> None:
     recipe = ViewRecipe(families=(family(Independent(area_frac=(0.2, 0.2))),))
     sizes = np.array([[300, 400], [600, 800]], np.int32)
-    shown = draw_geometry(recipe, seed=0, epoch=0, drawn_for=np.array([8, 8]), sample=np.array([8, 9]), source_size=sizes)[0].geometry
+    shown = draw_records(recipe, seed=0, epoch=0, drawn_for=np.array([8, 8]), sample=np.array([8, 9]), source_size=sizes)[0].geometry
     assert shown.sample.tolist() == [8, 9] and shown.drawn_for.tolist() == [8, 8]
     np.testing.assert_allclose(2 * shown.boxes[0, 0].numpy(), shown.boxes[1, 0].numpy(), atol=4)
 

@@ -190,18 +190,18 @@ def jpeg(picture: Image.Image, **options: object) -> bytes:
     return file.getvalue()
 
 
-def damaged_jpegs(sound: bytes) -> dict[str, bytes]:
-    """Files with sound headers, lengths and end markers that do not hold the picture that they name."""
-    scan = sound.index(b"\xff\xda") + 20
-    frame = next(at for marker in (b"\xff\xc0", b"\xff\xc2") if (at := sound.find(marker)) > 0)
-    height = struct.unpack(">H", sound[frame + 5 : frame + 7])[0]
-    taller = sound[: frame + 5] + struct.pack(">H", 2 * height) + sound[frame + 7 :]
-    middle = (scan + len(sound)) // 2
+def damaged_jpegs(valid: bytes) -> dict[str, bytes]:
+    """Files with valid headers, lengths and end markers that do not hold the picture that they name."""
+    scan = valid.index(b"\xff\xda") + 20
+    frame = next(at for marker in (b"\xff\xc0", b"\xff\xc2") if (at := valid.find(marker)) > 0)
+    height = struct.unpack(">H", valid[frame + 5 : frame + 7])[0]
+    taller = valid[: frame + 5] + struct.pack(">H", 2 * height) + valid[frame + 7 :]
+    middle = (scan + len(valid)) // 2
     return {
-        "cut, with an end marker": sound[:middle] + b"\xff\xd9",
+        "cut, with an end marker": valid[:middle] + b"\xff\xd9",
         "twice as high as its scans": taller,
-        "a block of zeros": sound[:middle] + bytes(512) + sound[middle + 512 :],
-        "a table that is not there": sound.replace(b"\xff\xdb\x00\x43\x00", b"\xff\xdb\x00\x43\x03"),
+        "a block of zeros": valid[:middle] + bytes(512) + valid[middle + 512 :],
+        "a table that is not there": valid.replace(b"\xff\xdb\x00\x43\x00", b"\xff\xdb\x00\x43\x03"),
     }
 
 
@@ -215,9 +215,9 @@ def damaged_jpegs(sound: bytes) -> dict[str, bytes]:
     ],
 )
 def test_a_jpeg_whose_data_is_damaged_is_refused(damage: str, progressive: bool) -> None:
-    sound = jpeg(smooth(160, 240), progressive=progressive)
-    assert not refuses(sound)
-    file = damaged_jpegs(sound)[damage]
+    valid = jpeg(smooth(160, 240), progressive=progressive)
+    assert not refuses(valid)
+    file = damaged_jpegs(valid)[damage]
     assert examine_picture(file).reason == ""
     assert refuses(file)
     if damage != "a table that is not there":  # which no decoder forgives; the others are what leniency shows
@@ -225,10 +225,10 @@ def test_a_jpeg_whose_data_is_damaged_is_refused(damage: str, progressive: bool)
 
 
 def test_a_jpeg_of_channels_that_are_no_colors_is_refused() -> None:
-    sound = jpeg(smooth(16, 16), subsampling=0)
-    frame, scan = sound.index(b"\xff\xc0"), sound.index(b"\xff\xda")
-    two = b"\xff\xc0\0\x0e" + sound[frame + 4 : frame + 9] + b"\2" + sound[frame + 10 : frame + 16]
-    file = sound[:frame] + two + sound[frame + 19 : scan] + b"\xff\xda\0\x0a\2\1\0\2\x11\0\x3f\0" + sound[scan + 14 :]
+    valid = jpeg(smooth(16, 16), subsampling=0)
+    frame, scan = valid.index(b"\xff\xc0"), valid.index(b"\xff\xda")
+    two = b"\xff\xc0\0\x0e" + valid[frame + 4 : frame + 9] + b"\2" + valid[frame + 10 : frame + 16]
+    file = valid[:frame] + two + valid[frame + 19 : scan] + b"\xff\xda\0\x0a\2\1\0\2\x11\0\x3f\0" + valid[scan + 14 :]
     with pytest.raises(DECODE_ERRORS):
         decoded(file)
 
@@ -236,11 +236,11 @@ def test_a_jpeg_of_channels_that_are_no_colors_is_refused() -> None:
 def test_a_reused_buffer_never_shows_what_it_held_before() -> None:
     """Whatever comes out is the same over memory of zeros and of ones; decoded leniently, some of these show the memory itself."""
     rng = np.random.default_rng(6)
-    sound = [jpeg(smooth(96, 128, seed), progressive=seed % 2 == 1) for seed in range(4)]
+    valid = [jpeg(smooth(96, 128, seed), progressive=seed % 2 == 1) for seed in range(4)]
     zeros, ones = (np.full(2 * 96 * 128 * 3, fill, np.uint8) for fill in (0, 255))
     shown = remains = 0
     for trial in range(400):
-        file = bytearray(sound[trial % 4])
+        file = bytearray(valid[trial % 4])
         at = int(rng.integers(150, len(file) - 2))
         file[at : at + 64 * (trial % 3) + 1] = bytes(64 * (trial % 3) + 1) if trial % 2 else rng.bytes(64 * (trial % 3) + 1)
         zeros[:], ones[:] = 0, 255
@@ -279,11 +279,11 @@ def test_inks_become_the_colors_that_pillow_makes_of_them(black: bool) -> None:
 def test_a_webp_cut_or_damaged_in_its_lengths_is_refused(lossless: bool) -> None:
     file = io.BytesIO()
     smooth(64, 80).save(file, "WEBP", lossless=lossless)
-    sound = file.getvalue()
-    assert not refuses(sound)
-    for length, at in itertools.product((0, 3, 30, len(sound) // 2), (4, 16)):
-        assert refuses(sound[:length])
-        assert refuses(sound[:at] + struct.pack("<I", length) + sound[at + 4 :])
+    valid = file.getvalue()
+    assert not refuses(valid)
+    for length, at in itertools.product((0, 3, 30, len(valid) // 2), (4, 16)):
+        assert refuses(valid[:length])
+        assert refuses(valid[:at] + struct.pack("<I", length) + valid[at + 4 :])
 
 
 def test_sixteen_bits_become_the_nearest_of_256_levels() -> None:

@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.dali_decode import DaliDecoder, installed
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.render.renderer import Rendered, Renderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
 from wherefrom.pipeline.view_recipe import Independent, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record
 
 Bytes = NDArray[np.uint8]
-Record = tuple[ViewGeometry, Photometric]
 SIZE = (40, 56)
 RECIPE = ViewRecipe(families=(ViewFamily(name="whole", views=1, size_px=SIZE, law=Independent(area_frac=(1, 1), aspect=(1.4, 1.4))),))
 ROUNDING = 1.0  # levels: of a whole picture resized to its own size
@@ -47,7 +46,7 @@ def deep_png(seed: int) -> bytes:
     return file.getvalue()
 
 
-def sound_files() -> list[bytes]:
+def valid_files() -> list[bytes]:
     return [
         encoded(0, "JPEG", quality=90),
         encoded(1, "JPEG", quality=80, progressive=True),
@@ -74,10 +73,10 @@ def resealed(file: bytes) -> bytes:
 
 
 def mutations(count: int) -> list[Bytes]:
-    """Return damaged copies of the sound files whose headers are still sound: only these reach a renderer."""
-    rng, sound, kept = np.random.default_rng(11), sound_files(), []
+    """Return damaged copies of the valid files whose headers are still valid: only these reach a renderer."""
+    rng, valid, kept = np.random.default_rng(11), valid_files(), []
     while len(kept) < count:
-        file = bytearray(sound[len(kept) % len(sound)])
+        file = bytearray(valid[len(kept) % len(valid)])
         at, length = int(rng.integers(12, len(file) - 2)), int(rng.choice([1, 1, 2, 16, 100]))
         how = rng.integers(4)
         if how == 0:
@@ -97,11 +96,11 @@ def mutations(count: int) -> list[Bytes]:
     return kept
 
 
-def whole_records(count: int) -> list[Record]:
+def whole_records(count: int) -> Sequence[Record]:
     ids = np.arange(count)
-    drawn = draw_geometry(RECIPE, seed=0, epoch=0, drawn_for=ids, source_size=np.tile(np.array(SIZE, np.int32), (count, 1)))
+    drawn = draw_records(RECIPE, seed=0, epoch=0, drawn_for=ids, source_size=np.tile(np.array(SIZE, np.int32), (count, 1)))
     assert drawn[0].geometry.boxes.eq(torch.tensor([0.0, 0, SIZE[1], SIZE[0]])).all()
-    return [(drawn[0].geometry, Photometric.unchanged(count, 1))]
+    return drawn
 
 
 def renderers() -> dict[str, Renderer]:
@@ -137,7 +136,7 @@ def assert_alike(files: Sequence[Bytes], batch: int) -> tuple[int, int]:
         for start in range(0, len(files), batch):
             some = files[start : start + batch]
             records = whole_records(len(some))
-            flipped = records[0][0].flipped[:, 0].tolist()
+            flipped = records[0].geometry.flipped[:, 0].tolist()
             rendered = renderer.render(some, records)
             for position, expected in enumerate(pictures[start : start + batch]):
                 assert (position in rendered.failed) == (expected is None), (name, start + position)
@@ -170,7 +169,7 @@ def test_the_bar_sees_another_picture_of_the_same_size() -> None:
 @pytest.mark.core
 @pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
 def test_where_dali_decodes_jpegs_itself_everything_else_is_judged_strictly_all_the_same() -> None:
-    """As on a GPU: of damaged JPEGs some may be shown, sound ones never refused; PNG and WebP are as everywhere."""
+    """As on a GPU: of damaged JPEGs some may be shown, valid ones never refused; PNG and WebP are as everywhere."""
     files = mutations(90)
     renderer = DaliRenderer(RECIPE, threads=2, strict=False)
     rendered = [renderer.render([file], whole_records(1)) for file in files]

@@ -92,9 +92,9 @@ def test_sizes_and_aspects_vary_within_their_bounds(shards: DemoShards) -> None:
 
 @pytest.mark.core
 def test_kinds_look_different_and_unknown_kinds_are_named() -> None:
-    drawn = [render_scene(kind, np.random.default_rng(0), (96, 128)) for kind in KINDS]
-    assert {picture.size for picture in drawn} == {(128, 96)}
-    assert len({picture.tobytes() for picture in drawn}) == 10
+    images = [render_scene(kind, np.random.default_rng(0), (96, 128)) for kind in KINDS]
+    assert {picture.size for picture in images} == {(128, 96)}
+    assert len({picture.tobytes() for picture in images}) == 10
     with pytest.raises(ValueError, match="kind 'submarine' is unknown; the kinds are face, house"):
         render_scene("submarine", np.random.default_rng(0), (96, 128))
 

@@ -12,7 +12,7 @@ from torch import nn
 from wherefrom.train import checkpoint
 from wherefrom.train.disk import DiskFullError, writing
 from wherefrom.train.optimizer import make_optimizer
-from wherefrom.train.run_folder import RunFolder, append_metrics, read_metrics
+from wherefrom.train.run_folder import RunFolder, append_metrics, read_metrics, write_evaluation
 from wherefrom.train.settings import OptimSettings
 
 
@@ -58,6 +58,16 @@ def test_a_log_for_which_there_is_no_room_is_named(tmp_path: Path) -> None:
     with files_of_at_most(20), pytest.raises(DiskFullError, match=r"metrics\.jsonl: cannot be written"):
         append_metrics(folder, {"update": 2, "name": "x" * 20})
     assert read_metrics(folder) == [{"update": 1}]
+
+
+@pytest.mark.core
+def test_a_report_for_which_there_is_no_room_leaves_the_one_before_whole(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_evaluation(folder, {"r2": 0.5})
+    before = folder.evaluation.read_bytes()
+    with files_of_at_most(20), pytest.raises(DiskFullError, match=r"cannot be written \(File too large\)"), writing(folder.path):
+        write_evaluation(folder, {"r2": 0.5, "name": "x" * 20})
+    assert (folder.evaluation.read_bytes(), list(tmp_path.iterdir())) == (before, [folder.evaluation])
 
 
 @pytest.mark.core

@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.geometry import map_points
 from wherefrom.pipeline.order import Order
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Views
-from wherefrom.tools.terminal import columns
+from wherefrom.tools.console import columns
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.evaluation import pair_controls
 from wherefrom.train.evaluation.labels import (
@@ -72,7 +72,7 @@ class Drawn:
         (family,) = recipe.families
         size = np.full((len(sample), 2), SIDE_PX, np.int32)
         keys = sample if drawn_for is None else drawn_for
-        (drawn,) = draw_geometry(recipe, seed=0, epoch=epoch, drawn_for=keys, source_size=size, sample=sample)
+        (drawn,) = draw_records(recipe, seed=0, epoch=epoch, drawn_for=keys, source_size=size, sample=sample)
         record, (height, width) = drawn.geometry, family.size_px
         y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
         places = map_points(record.view_to_source, torch.stack([x, y], -1).flatten(0, 1)).float() / SIDE_PX
@@ -457,6 +457,18 @@ def test_tables_fit_80_columns_in_plain_words(honest: PairReport) -> None:
     text = " ".join(lines)
     assert not any(word in text for word in ("honest", "gate", "<="))
     assert {other.expected for other in honest.rows} == EXPLAINED
+
+
+@pytest.mark.core
+def test_tables_explain_what_they_expect_and_name_contradictions_in_words(honest: PairReport) -> None:
+    rows = [row for table in honest.tables() for row in table]
+    sentences = " ".join(row[0] for row in rows if len(row) == 1).lower()
+    names = {row[0] for row in rows if len(row) > 1}
+    compared = {"lower than fresh", "as held-out pairs", "ceiling of 1 view"}  # with another row, or by the row's own name
+    assert {expected for expected in EXPLAINED if expected not in sentences} == compared
+    assert {"fresh full head", "held-out pairs"} <= names
+    assert len(honest.gates) == 4
+    assert not names & set(honest.gates)
 
 
 NAMES = ("encoder", "random encoder", "raw pixels")

@@ -36,7 +36,7 @@ import importlib.machinery, importlib.metadata
 
 find, version_of = importlib.machinery.PathFinder.find_spec, importlib.metadata.version
 
-def found(cls, name, path=None, target=None):
+def find_unhidden(cls, name, path=None, target=None):
     return None if name in {hidden} else find(name, path, target)
 
 def version(name):
@@ -44,7 +44,7 @@ def version(name):
         raise importlib.metadata.PackageNotFoundError(name)
     return version_of(name)
 
-importlib.machinery.PathFinder.find_spec, importlib.metadata.version = classmethod(found), version
+importlib.machinery.PathFinder.find_spec, importlib.metadata.version = classmethod(find_unhidden), version
 """
 NOT_ON_THE_LENT_MACHINE = {"nvidia.dali", "tensorboard"}
 NOT_NEEDED_BY_KERNELS = NOT_ON_THE_LENT_MACHINE | {
@@ -68,7 +68,7 @@ def shards(folder: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[.
 
 
 def outcome_of(out: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((out / "command.json").read_text())
+    content: dict[str, Any] = json.loads((out / "gpu_check.json").read_text())
     return content
 
 
@@ -80,7 +80,7 @@ def test_every_stage_is_rehearsed_without_a_gpu_as_on_a_lent_machine(
     environment = lent_machine(tmp_path, NOT_ON_THE_LENT_MACHINE)
     # ten times the usual time: a busy machine is not a fault
     done = subprocess.run([*command, "--seconds", "4800"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    log = (tmp_path / "out" / "command.log").read_text()
+    log = (tmp_path / "out" / "gpu_check.log").read_text()
     assert done.returncode == 0, done.stdout + done.stderr + log
     stages = outcome_of(tmp_path / "out")["stages"]
     assert list(stages) == [stage.name for stage in STAGES]
@@ -90,7 +90,7 @@ def test_every_stage_is_rehearsed_without_a_gpu_as_on_a_lent_machine(
     assert set(figures["kernel_tests"]["outcomes"].values()) == {"passed"}
     assert figures["render_views"]["proof"]["passed"]
     assert len(figures["render_views"]) == (4 if native_missing() else 5)
-    assert all(found["seconds"] for stage in ("roi_align", "pair_loss") for found in figures[stage].values())
+    assert all(case["seconds"] for stage in ("roi_align", "pair_loss") for case in figures[stage].values())
     assert figures["sweep"].pop("not_usable") == []
     assert [len(trials) for trials in figures["sweep"].values()] == ([3, 3] if native_missing() else [3, 3, 2])
     assert figures["training"]["training demo"]["pictures_per_s"] > 0
@@ -106,9 +106,9 @@ def test_the_stage_of_dali_is_rehearsed_where_dali_is(
     options = replace(DRY, seconds=4800, shards=str(shards(tmp_path, make_shard, jpeg_bytes)), batch=2)
     [stage] = [stage for stage in STAGES if stage.name == "dali"]
     assert run_stages([stage], options, tmp_path / "out") == 0
-    found = outcome_of(tmp_path / "out")["stages"]["dali"]
-    assert found["status"] == "passed" and all(check["passed"] for check in found["figures"].pop("checks"))
-    assert len(found["figures"]) == 4
+    stage_outcome = outcome_of(tmp_path / "out")["stages"]["dali"]
+    assert stage_outcome["status"] == "passed" and all(check["passed"] for check in stage_outcome["figures"].pop("checks"))
+    assert len(stage_outcome["figures"]) == 4
 
 
 PLANTED = """
@@ -128,7 +128,7 @@ def raises(options, report):
 
 def is_red(options, report):
     report.fail("something is wrong")
-    report.add("told", options.seconds)
+    report.add("seconds", options.seconds)
 
 def lacks(options, report):
     report.leave_out("nothing of it is here")
@@ -157,8 +157,8 @@ def test_a_stage_that_hangs_crashes_or_is_red_costs_only_itself(planted: Path, c
     out = planted / "out"
     stages = [*stages_of("hangs", seconds=6), *stages_of("dies", "raises", "is_red", "lacks", "works")]
     assert run_stages(stages, Options(seconds=480), out) == 1
-    found = outcome_of(out)["stages"]
-    assert {name: stage["status"] for name, stage in found.items()} == {
+    outcomes = outcome_of(out)["stages"]
+    assert {name: stage["status"] for name, stage in outcomes.items()} == {
         "hangs": "cut off",
         "dies": "crashed",
         "raises": "crashed",
@@ -166,11 +166,11 @@ def test_a_stage_that_hangs_crashes_or_is_red_costs_only_itself(planted: Path, c
         "lacks": "left out",
         "works": "passed",
     }
-    assert found["dies"]["figures"] == {"before": 1} and found["dies"]["exit_code"] == -signal.SIGABRT
-    assert found["is_red"]["red"] == ["something is wrong"]
-    assert 6 <= found["hangs"]["seconds"] < 60
-    assert not is_alive(found["hangs"]["figures"]["child"])
-    assert "RuntimeError: planted" in (out / "command.log").read_text()
+    assert outcomes["dies"]["figures"] == {"before": 1} and outcomes["dies"]["exit_code"] == -signal.SIGABRT
+    assert outcomes["is_red"]["red"] == ["something is wrong"]
+    assert 6 <= outcomes["hangs"]["seconds"] < 60
+    assert not is_alive(outcomes["hangs"]["figures"]["child"])
+    assert "RuntimeError: planted" in (out / "gpu_check.log").read_text()
     assert "red       is_red" in capsys.readouterr().out
 
 
@@ -186,36 +186,36 @@ def test_all_stages_together_keep_the_time_and_what_is_left_of_it_is_told(plante
     stages = [*stages_of("hangs", seconds=320), *stages_of("is_red", seconds=240), *stages_of("hangs", "works")]
     stages = [replace(stage, name=f"{place} {stage.name}") for place, stage in enumerate(stages)]
     assert run_stages(stages, Options(seconds=12), planted / "out") == 1
-    found = outcome_of(planted / "out")["stages"]
-    assert [stage["status"] for stage in found.values()] == ["cut off", "red", "cut off", "left out"]
-    assert found["3 works"]["left_out"] == ["no time is left"]
-    assert 8 <= found["0 hangs"]["seconds"] < 11  # 320 of 480 parts of 12 s
-    assert 0 < found["1 is_red"]["figures"]["told"] <= 4  # half of it by its own time, less by what there is
+    outcomes = outcome_of(planted / "out")["stages"]
+    assert [stage["status"] for stage in outcomes.values()] == ["cut off", "red", "cut off", "left out"]
+    assert outcomes["3 works"]["left_out"] == ["no time is left"]
+    assert 8 <= outcomes["0 hangs"]["seconds"] < 11  # 320 of 480 parts of 12 s
+    assert 0 < outcomes["1 is_red"]["figures"]["seconds"] <= 4  # half of it by its own time, less by what there is
 
 
 def test_without_what_all_stages_need_the_others_are_not_tried(planted: Path) -> None:
     assert run_stages(stages_of("stops", "works"), Options(seconds=480), planted / "out") == 1
-    found = outcome_of(planted / "out")["stages"]
-    assert found["stops"]["status"] == "red" and found["works"] == {"status": "left out", "left_out": ["no GPU"]}
+    outcomes = outcome_of(planted / "out")["stages"]
+    assert outcomes["stops"]["status"] == "red" and outcomes["works"] == {"status": "left out", "left_out": ["no GPU"]}
 
 
 def test_what_a_stage_said_is_on_disk_before_it_ends(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    contents = []
 
     def look(seconds: float) -> None:
-        seen.append((planted / "out" / "command.json").exists() and outcome_of(planted / "out")["stages"]["hangs"])
+        contents.append((planted / "out" / "gpu_check.json").exists() and outcome_of(planted / "out")["stages"]["hangs"])
 
     monkeypatch.setattr(command.time, "sleep", lambda seconds, sleep=command.time.sleep: (sleep(seconds), look(seconds)))
     run_stages(stages_of("hangs"), Options(seconds=5), planted / "out")
-    assert seen[-1] and seen[-1]["status"] == "under way" and seen[-1]["figures"]["child"]
+    assert contents[-1] and contents[-1]["status"] == "under way" and contents[-1]["figures"]["child"]
 
 
 def test_on_a_gpu_triton_compiles_and_in_a_dry_run_it_interprets(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     for dry_run in (False, True):
         assert run_stages(stages_of("works"), Options(seconds=480, dry_run=dry_run), planted / f"{dry_run}") == 0
-        found = outcome_of(planted / f"{dry_run}")["stages"]["works"]
-        assert found["figures"] == {"interpreted": "1" if dry_run else None} and found["lines"] == ["a line"]
+        outcomes = outcome_of(planted / f"{dry_run}")["stages"]["works"]
+        assert outcomes["figures"] == {"interpreted": "1" if dry_run else None} and outcomes["lines"] == ["a line"]
 
 
 def test_ended_from_outside_it_leaves_no_process_behind(planted: Path) -> None:
@@ -223,7 +223,7 @@ def test_ended_from_outside_it_leaves_no_process_behind(planted: Path) -> None:
     code = f"import sys; from wherefrom.tools.gpu_check import command; {table}; sys.exit(command.main(['--out', sys.argv[1]]))"
     out = planted / "out"
     with subprocess.Popen([sys.executable, "-c", code, out]) as process:
-        while not ((out / "command.json").exists() and outcome_of(out)["stages"]["hangs"]["figures"]):
+        while not ((out / "gpu_check.json").exists() and outcome_of(out)["stages"]["hangs"]["figures"]):
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
@@ -325,8 +325,11 @@ def test_one_kernel_that_breaks_leaves_the_others_alone(report: Report, monkeypa
 
 
 def test_wrong_views_are_red_and_not_timed(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = views.reference
-    monkeypatch.setattr(views, "reference", lambda *arguments: exact(*arguments) + 2)
+    def render(*pictures: Any, backend: str, **records: Any) -> Any:
+        return views_of(*pictures, backend=backend, **records) + 2 * (backend == "reference")
+
+    views_of = views.render_views
+    monkeypatch.setattr(views, "render_views", render)
     monkeypatch.setattr(views, "measure_case", None)
     monkeypatch.setattr(views, "_time_photometrics", None)
     monkeypatch.setattr(views, "_prove", lambda *arguments: True)
@@ -335,7 +338,7 @@ def test_wrong_views_are_red_and_not_timed(report: Report, monkeypatch: pytest.M
 
 
 def test_the_chosen_tests_are_there_and_reach_every_kernel_and_type() -> None:
-    assert len(chosen_tests.CHOSEN) == len(set(chosen_tests.CHOSEN)) <= 60 and set(chosen_tests.REHEARSED) <= set(chosen_tests.CHOSEN)
+    assert len(chosen_tests.CHOSEN) == len(set(chosen_tests.CHOSEN)) <= 60 and set(chosen_tests.DRY_RUN_TESTS) <= set(chosen_tests.CHOSEN)
     for kernel in ("pair_targets", "pair_loss_triton", "roi_align", "roi_align_pairs", "render_views_triton"):
         assert sum(name.startswith(f"test_{kernel}") for name in chosen_tests.CHOSEN) >= 3
     names = [f"tests/{name}" for name in chosen_tests.CHOSEN]
@@ -346,7 +349,7 @@ def test_the_chosen_tests_are_there_and_reach_every_kernel_and_type() -> None:
 
 
 def test_without_a_checkout_the_kernels_tests_are_missed(tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chosen_tests, "__file__", str(tmp_path / "tools" / "chosen_tests.py"))
+    monkeypatch.setattr(chosen_tests, "__file__", str(tmp_path / "tools" / "gpu_check" / "chosen_tests.py"))
     chosen_tests.kernel_tests(DRY, report)
     assert "the kernels' tests come with a checkout, not with an installed wheel" in content_of(report)["red"][0]
 
@@ -364,8 +367,8 @@ def test_a_red_test_a_skipped_one_and_one_that_died_are_named(tmp_path: Path, re
         "def test_last(): pass\n"
     )
     names = [f"test_planted.py::test_{name}" for name in ("bad", "dies", "breaks", "absent", "last", "good")]
-    monkeypatch.setattr(chosen_tests, "__file__", str(tmp_path / "tools" / "chosen_tests.py"))
-    monkeypatch.setattr(chosen_tests, "REHEARSED", names)
+    monkeypatch.setattr(chosen_tests, "__file__", str(tmp_path / "tools" / "gpu_check" / "chosen_tests.py"))
+    monkeypatch.setattr(chosen_tests, "DRY_RUN_TESTS", names)
     chosen_tests.kernel_tests(DRY, report)
     content = content_of(report)
     outcomes = {name.rpartition("_")[2]: outcome for name, outcome in content["figures"]["outcomes"].items()}
@@ -411,12 +414,12 @@ def test_every_trial_changes_what_its_kernel_has(name: str) -> None:
         if trial.kernel:
             arguments = set(inspect.signature(getattr(module, trial.kernel).fn).parameters)
             assert {*trial.only, *trial.launch} <= arguments | {"num_warps", "num_stages", "maxnreg"}
-        with sweep.applied(trial):
+        with sweep.apply_trial(trial):
             for constant, value in trial.constants.items():
-                got = getattr(module, constant)
-                assert (got(3) if callable(got) else got) == value
+                changed = getattr(module, constant)
+                assert (changed(3) if callable(changed) else changed) == value
         assert {constant: getattr(module, constant) for constant in trial.constants} == own
-    with pytest.raises(AttributeError), sweep.applied(replace(trials[0], constants={"NO_SUCH": 1})):
+    with pytest.raises(AttributeError), sweep.apply_trial(replace(trials[0], constants={"NO_SUCH": 1})):
         pass
 
 
@@ -427,7 +430,7 @@ def test_a_trial_reaches_the_launches_it_names_and_leaves_results_right() -> Non
     kernel = roi_align_triton.contract_kernel
     case = sweep.DRY_CASES[0]
 
-    class Seen:
+    class RecordingKernel:
         def __getitem__(self, grid: Sequence[int]) -> Callable[..., Any]:
             def launch(*arguments: Any, **named: Any) -> Any:
                 launched.append((grid[0], named))
@@ -442,7 +445,7 @@ def test_a_trial_reaches_the_launches_it_names_and_leaves_results_right() -> Non
         only={"TRANSPOSED": True},
         launch={"BLOCK_ROWS": 4, "num_warps": 8},
     )
-    with sweep.replaced(roi_align_triton, {"contract_kernel": Seen()}), sweep.applied(trial):
+    with sweep.replace_names(roi_align_triton, {"contract_kernel": RecordingKernel()}), sweep.apply_trial(trial):
         checks = sweep.check(sweep._problem(case.name, 2, "cpu"))
     assert all(check.passed for check in checks) and {check.contender for check in checks} == {"triton", "eager"}
     [(_, forward), (programs, backward)] = launched
@@ -486,7 +489,7 @@ def test_a_case_that_cannot_be_timed_leaves_the_other_cases_of_the_sweep_alone(r
         return [{"trial": "", "median_s": 1.0}]
 
     monkeypatch.setattr(sweep, "share_out", lambda names, *_, **__: {name: {"problem": ""} for name in names})
-    monkeypatch.setattr(sweep, "_timed", timed)
+    monkeypatch.setattr(sweep, "_time_case", timed)
     sweep.sweep(DRY, report)
     content = content_of(report)
     assert content["red"] == ["roi_align B1 tiny float32 cpu: RuntimeError: planted"]

@@ -1,6 +1,6 @@
 """Shards and pictures that lie, end early or change under the reader: each costs one clear line or one sample, never a crash or a hang.
 
-The judges are the documented errors (OSError, ValueError in one line) and, for what counts as sound, Pillow and DALI's rules.
+The judges are the documented errors (OSError, ValueError in one line) and, for what counts as valid, Pillow and DALI's rules.
 """
 
 import io
@@ -23,7 +23,7 @@ from PIL import Image
 from wherefrom.pipeline.shards.index import BrokenShardError, ShardIndex
 from wherefrom.pipeline.shards.pattern import expand_pattern
 from wherefrom.pipeline.shards.picture_headers import examine_picture, exif_orientation
-from wherefrom.pipeline.shards.reader import ShardChanged, ShardReader
+from wherefrom.pipeline.shards.reader import ShardChangedError, ShardReader
 from wherefrom.pipeline.shards.store import file_beside
 from wherefrom.pipeline.shards.table import scan_shard
 from wherefrom.tools.index import index_command
@@ -282,7 +282,7 @@ def test_links_devices_and_escaping_names_cost_one_sample_each(tmp_path: Path, m
     assert index.replacement(np.arange(12)).tolist() == [8, 8, 8, 8, 8, 8, 8, 8, 8, 9, 10, 8]
 
 
-def test_the_same_name_twice_in_a_row_is_two_samples_one_unsound(tmp_path: Path) -> None:
+def test_the_same_name_twice_in_a_row_is_two_samples_one_invalid(tmp_path: Path) -> None:
     path = tmp_path / "s.tar"
     good = encode("JPEG")
     with tarfile.open(path, "w") as tar:
@@ -290,11 +290,11 @@ def test_the_same_name_twice_in_a_row_is_two_samples_one_unsound(tmp_path: Path)
             header = tarfile.TarInfo("a.jpg")
             header.size = len(good)
             tar.addfile(header, io.BytesIO(good))
-    assert ShardIndex.open(path).sound.tolist() == [True, False]
+    assert ShardIndex.open(path).valid.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_picture_cut_short_at_every_tenth_is_unsound(kind: str) -> None:
+def test_a_picture_cut_short_at_every_tenth_is_invalid(kind: str) -> None:
     data = encode(kind)
     assert examine_picture(data).reason == ""
     for tenth in range(10):
@@ -328,7 +328,7 @@ def test_only_an_end_marker_behind_the_last_scan_counts() -> None:
     assert examine_picture(progressive[: scans[3]] + comment).reason == "has no end marker after its last scan"
 
 
-unsound_jpegs = {
+invalid_jpegs = {
     "empty": (b"", "is empty"),
     "garbage": (b"\x93\xff\xd8garbage" * 50, "is not a JPEG, PNG or WebP"),
     "a picture of another format": (encode("GIF"), "is not a JPEG, PNG or WebP"),
@@ -353,7 +353,7 @@ unsound_jpegs = {
 }
 png = encode("PNG")
 webp = encode("WEBP", lossless=True)
-unsound_others = {
+invalid_others = {
     "png without IHDR": (png[:8] + png[33:], "has no IHDR"),
     "png whose size was changed": (png[:16] + b"\0\0\0\1" + png[20:], "wrong checksum"),
     "png of no pixels": (png[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 9, 8, 2, 0, 0, 0)) + png[33:], "names a size of 9 x 0"),
@@ -369,9 +369,9 @@ unsound_others = {
 }
 
 
-@pytest.mark.parametrize("name", unsound_jpegs | unsound_others)
-def test_an_unsound_picture_is_told_why(name: str) -> None:
-    data, reason = (unsound_jpegs | unsound_others)[name]
+@pytest.mark.parametrize("name", invalid_jpegs | invalid_others)
+def test_an_invalid_picture_is_told_why(name: str) -> None:
+    data, reason = (invalid_jpegs | invalid_others)[name]
     header = examine_picture(data)
     assert reason in header.reason
     assert "\n" not in header.reason
@@ -381,7 +381,7 @@ def test_too_many_pixels_are_quarantined_before_anything_decodes_them(tmp_path: 
     bomb = png[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + png[33:]
     path = make_shard(tmp_path / "s.tar", [("bomb", {"png": bomb}), ("fine", {"png": png})])
     index = ShardIndex.open(path, decode=True)
-    assert index.sound.tolist() == [False, True]
+    assert index.valid.tolist() == [False, True]
     assert index.reason(0) == "has 60000 x 60000 pixels; the limit is 64000000"
 
 
@@ -467,7 +467,7 @@ def test_flipped_bytes_in_a_tar_give_an_index_or_one_line(tmp_path: Path, seed: 
         assert_one_line(error, "s.tar")
     else:
         assert (index.offset + index.length <= len(raw)).all()
-        assert len(index.quarantine()) == index.unsound_count
+        assert len(index.quarantine()) == index.invalid_count
 
 
 @settings(SAME_FOLDER, max_examples=50)
@@ -520,7 +520,7 @@ def test_a_pipe_in_the_place_of_a_shard_is_one_line(tmp_path: Path, make_shard: 
     path.unlink()
     os.mkfifo(path)
     error = at_once(lambda: ShardReader(index).read(1), path)
-    assert isinstance(error, ShardChanged)
+    assert isinstance(error, ShardChangedError)
     assert_one_line(error, "s.tar", "not a regular file")
     error = at_once(lambda: scan_shard(path), path)
     assert isinstance(error, OSError)
@@ -567,7 +567,7 @@ def test_a_shard_that_changes_before_it_is_opened_is_a_named_error(tmp_path: Pat
     path = two_samples(make_shard, tmp_path / "s.tar")
     index = ShardIndex.open(path)
     change_while_open(path, how)
-    with ShardReader(index) as reader, pytest.raises(ShardChanged) as caught:
+    with ShardReader(index) as reader, pytest.raises(ShardChangedError) as caught:
         reader.read(1)
     assert_one_line(caught.value, f"{path}:b", "wherefrom index PATTERN --rebuild")
 
@@ -577,7 +577,7 @@ def test_the_error_names_a_number_where_the_key_cannot_be_looked_up_any_more(tmp
     index = ShardIndex.open(path)
     change_while_open(path, "cut short")
     file_beside(path).unlink()
-    with ShardReader(index) as reader, pytest.raises(ShardChanged, match=r"s\.tar:sample 1: the shard has"):
+    with ShardReader(index) as reader, pytest.raises(ShardChangedError, match=r"s\.tar:sample 1: the shard has"):
         reader.read(1)
 
 
@@ -588,7 +588,7 @@ def test_a_shard_that_changes_while_it_is_open_is_a_named_error(tmp_path: Path, 
     with ShardReader(index) as reader:
         reader.read(1)
         change_while_open(path, how)
-        with pytest.raises(ShardChanged):
+        with pytest.raises(ShardChangedError):
             reader.read(1)
 
 
@@ -611,7 +611,7 @@ def test_threads_that_read_while_a_shard_is_cut_get_bytes_or_the_error(tmp_path:
         for sample in list(range(30)) * 20:
             try:
                 fits = reader.read(sample).tobytes() == pictures[sample]
-            except ShardChanged:
+            except ShardChangedError:
                 outcomes.append("named error")
                 return
             outcomes.append("bytes" if fits else "wrong bytes")
@@ -623,7 +623,7 @@ def test_threads_that_read_while_a_shard_is_cut_get_bytes_or_the_error(tmp_path:
         os.truncate(path, 5000)
         for thread in threads:
             thread.join()
-        with pytest.raises(ShardChanged):
+        with pytest.raises(ShardChangedError):
             reader.read(29)
     assert set(outcomes) <= {"bytes", "named error"}
 

@@ -1,17 +1,23 @@
-"""The plan of the house, read from the files with ast and tomllib: who imports whom, what is packaged, forbidden, documented.
+"""The plan of the house, read from the files with ast and tomllib: who imports whom, what is packaged, forbidden, named, documented.
 
 Every reader of source below is shown a planted offense first, so that a rule that sees nothing cannot pass.
 """
 
 import ast
+import functools
+import graphlib
 import importlib.util
 import inspect
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 
@@ -51,12 +57,16 @@ def module_name(path: Path) -> str:
 
 
 MODULES = [module_name(path) for path in SOURCES]
+TEXTS = {path: path.read_text(encoding="utf-8") for path in SOURCES}
 IMPORTABLE = [name for name in MODULES if not name.endswith("_triton") or importlib.util.find_spec("triton")]
+
+
+parse = functools.cache(ast.parse)
 
 
 def imported_names(source: str, module: str) -> Iterator[str]:
     """Yield every module that a source imports anywhere, relative ones spelled out."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -82,27 +92,27 @@ def import_offenses(source: str, module: str) -> list[str]:
 
 def forbidden_words(source: str) -> list[str]:
     """Return what of pickles, shells, unsafe loads and catch-alls a source uses."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
+    words = []
+    for node in ast.walk(parse(source)):
         match node:
             case ast.Import() | ast.ImportFrom():
                 if any(
                     name.split(".")[0] in {"pickle", "cPickle", "dill", "cloudpickle"} for name in imported_names(ast.unparse(node), "x")
                 ):
-                    found.append("pickle")
-            case ast.ExceptHandler(type=caught):
-                if caught is None or {"Exception", "BaseException"} & {name.id for name in ast.walk(caught) if isinstance(name, ast.Name)}:
-                    found.append("catch-all")
+                    words.append("pickle")
+            case ast.ExceptHandler(type=kind):
+                if kind is None or {"Exception", "BaseException"} & {name.id for name in ast.walk(kind) if isinstance(name, ast.Name)}:
+                    words.append("catch-all")
             case ast.Call(func=function, keywords=keywords):
-                given = {keyword.arg: ast.unparse(keyword.value) for keyword in keywords}
-                called = ast.unparse(function)
-                if given.get("shell", "False") != "False" or called in {"os.system", "os.popen"}:
-                    found.append("shell")
-                if called == "torch.load" and given.get("weights_only") != "True":
-                    found.append("unsafe load")
-                if given.get("allow_pickle", "False") != "False":
-                    found.append("pickle")
-    return found
+                settings = {keyword.arg: ast.unparse(keyword.value) for keyword in keywords}
+                name = ast.unparse(function)
+                if settings.get("shell", "False") != "False" or name in {"os.system", "os.popen"}:
+                    words.append("shell")
+                if name == "torch.load" and settings.get("weights_only") != "True":
+                    words.append("unsafe load")
+                if settings.get("allow_pickle", "False") != "False":
+                    words.append("pickle")
+    return words
 
 
 @pytest.mark.core
@@ -127,7 +137,120 @@ def test_an_import_against_the_plan_is_seen(module: str, source: str) -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("path", SOURCES, ids=MODULES)
 def test_imports_point_one_way(path: Path) -> None:
-    assert import_offenses(path.read_text(encoding="utf-8"), module_name(path)) == []
+    assert import_offenses(TEXTS[path], module_name(path)) == []
+
+
+ARROWS = {  # group of files in kernels/ and pipeline/ -> (the files, the first pattern that fits; the other groups that it may import)
+    "dispatch": ("kernels.dispatch", ""),
+    "definitions": ("kernels.*_reference", "dispatch"),
+    "torch paths": ("kernels.*_torch", "dispatch, definitions"),
+    "triton paths": ("kernels.*_triton", "dispatch, definitions, torch paths"),
+    "kernels": ("kernels, kernels.*", "dispatch, definitions, torch paths, triton paths"),
+    # what describes a view: complete before a pixel moves
+    "basics": ("pipeline.entry_table, pipeline.files, pipeline.literals, pipeline.system", ""),
+    "generator": ("pipeline.draws", "basics"),
+    "description": ("pipeline.geometry, pipeline.views, pipeline.view_recipe, pipeline.color", "basics, generator"),
+    "order": ("pipeline.order", "basics, generator"),
+    "laws": ("pipeline.crops", "basics, generator, description"),
+    "records": ("pipeline.records", "basics, generator, description, laws"),
+    # what makes it: draws nothing
+    "pictures": ("pipeline.decode, pipeline.shards.picture_headers", "basics"),
+    "shards": ("pipeline.shards, pipeline.shards.*", "basics, pictures"),
+    "renderers": ("pipeline.render, pipeline.render.*", "dispatch, definitions, triton paths, kernels, basics, description, pictures"),
+    "delivery": (
+        "pipeline.annotations, pipeline.worker_memory, pipeline.loader, pipeline.transform",
+        "basics, description, order, records, pictures, shards, renderers",
+    ),
+    # imported by nobody but the table of contents
+    "proof": ("pipeline.proof, pipeline.proof.*", "definitions, basics, description, records, renderers"),
+    "demo": ("pipeline.demo, pipeline.demo.*", "basics"),
+    "contents": ("pipeline", "basics, generator, description, order, laws, records, pictures, shards, renderers, delivery, proof, demo"),
+}
+AGAINST_ARROWS: set[tuple[str, str]] = set()  # imports of today that the table does not allow
+
+
+def house_imports(source: str, module: str, modules: Collection[str] = MODULES) -> set[str]:
+    """Return the files of the house that a source imports, as modules: in functions, for type checkers and through a package too."""
+    names = set(imported_names(source, module))
+    return {name if name in modules else name.rpartition(".")[0] for name in names} & set(modules)
+
+
+def circle(imports: dict[str, set[str]]) -> list[str]:
+    """Return one circle of files that import each other, its first file once more at its end; nothing if there is none."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def group_of(file: str) -> str:
+    """Return the group of a file of kernels/ or pipeline/, "" for one that has none."""
+    return next((group for group, (files, _) in ARROWS.items() if any(fnmatch(file, each) for each in files.split(", "))), "")
+
+
+def arrow_offenses(source: str, module: str) -> set[tuple[str, str]]:
+    """Return the imports within kernels/ and pipeline/ that the table of arrows does not allow: (file, what it imports)."""
+    file = module.removeprefix("wherefrom.")
+    if file.split(".")[0] not in ("kernels", "pipeline"):
+        return set()
+    group = group_of(file)
+    allowed = {group, *ARROWS[group][1].split(", ")}
+    targets = {name.removeprefix("wherefrom.") for name in house_imports(source, module)}
+    return {(file, target) for target in targets if group_of(target) not in allowed}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("sources", "length"),
+    [
+        ({"p.a": "from p import b", "p.b": "import p.c"}, 0),
+        ({"p.a": "from p import b", "p.b": "import p.a"}, 2),
+        ({"p.a": "import p.b", "p.b": "def f():\n    from p.c import x", "p.c": "if TYPE_CHECKING:\n    from p.a import X"}, 3),
+        ({"p": "from p.a import x", "p.a": "from p import x"}, 2),
+        ({"p.a": "from p.a import x"}, 1),
+    ],
+)
+def test_a_circle_of_imports_is_seen(sources: dict[str, str], length: int) -> None:
+    cycle = circle({module: house_imports(source, module, sources) for module, source in sources.items()})
+    assert len(cycle[1:]) == length
+
+
+@pytest.mark.core
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circle({module_name(path): house_imports(text, module_name(path)) for path, text in TEXTS.items()}) == []
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("kernels.roi_align_reference", "from wherefrom.kernels.roi_align_torch import table_bins"),
+        ("kernels.roi_align_torch", "from wherefrom.kernels import roi_align_triton"),
+        ("kernels.dispatch", "import wherefrom.kernels.roi_align"),
+        ("pipeline.view_recipe", "from wherefrom.pipeline.crops import draw_geometry"),
+        ("pipeline.views", "def f():\n    from wherefrom.pipeline.render.renderer import Renderer"),
+        ("pipeline.order", "from wherefrom.pipeline import loader"),
+        ("pipeline.literals", "from wherefrom.pipeline import views"),
+        ("pipeline.records", "from wherefrom.pipeline.decode import decode"),
+        ("pipeline.crops", "from wherefrom.kernels.render_views import render_views"),
+        ("pipeline.render.threads", "from wherefrom.pipeline.crops import draw_geometry"),
+        ("pipeline.render.choose", "if TYPE_CHECKING:\n    from wherefrom.pipeline.transform import ViewTransform"),
+        ("pipeline.loader", "from wherefrom.pipeline.proof.prove import prove"),
+        ("pipeline.loader", "from wherefrom.pipeline.draws import Keys"),
+        ("pipeline.shards.index", "from wherefrom.pipeline.demo.shards import demo_shards"),
+        ("pipeline.demo.shards", "from wherefrom.pipeline import ViewRecipe"),
+    ],
+)
+def test_an_import_against_the_arrows_is_seen(module: str, source: str) -> None:
+    assert len(arrow_offenses(source, f"wherefrom.{module}")) == 1
+
+
+@pytest.mark.core
+def test_imports_within_kernels_and_pipeline_follow_the_arrows() -> None:
+    files = [name.removeprefix("wherefrom.") for name in MODULES if name.split(".")[1] in ("kernels", "pipeline")]
+    assert [file for file in files if not group_of(file)] == [], "give it a group in ARROWS"
+    assert set().union(*(arrow_offenses(text, module_name(path)) for path, text in TEXTS.items())) == AGAINST_ARROWS
 
 
 @pytest.mark.core
@@ -153,15 +276,15 @@ def test_a_forbidden_word_is_seen(source: str) -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("path", SOURCES, ids=MODULES)
 def test_no_pickle_no_shell_no_unsafe_load_no_catch_all(path: Path) -> None:
-    assert forbidden_words(path.read_text(encoding="utf-8")) == []
+    assert forbidden_words(TEXTS[path]) == []
 
 
 @pytest.mark.core
 def test_pyproject_lists_every_package_on_disk() -> None:
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     on_disk = {module_name(folder / "__init__.py"): str(folder.relative_to(ROOT)) for folder in PACKAGES}
-    assert set(listed["packages"]) == set(on_disk)
-    assert listed["package-dir"] == on_disk
+    assert set(tool["packages"]) == set(on_disk)
+    assert tool["package-dir"] == on_disk
 
 
 @pytest.mark.core
@@ -193,8 +316,8 @@ def fresh_python(code: str) -> str:
 def test_importing_the_pipeline_leaves_heavy_libraries_out() -> None:
     heavy = ["timm", "accelerate", "torchvision", "webdataset", "nvidia.dali", "matplotlib"]
     report = f"print([name for name in {heavy} if name in sys.modules])"
-    said = fresh_python(f"import sys, wherefrom.pipeline; {report}; import matplotlib; {report}")
-    assert said.splitlines() == ["[]", "['matplotlib']"]
+    printed = fresh_python(f"import sys, wherefrom.pipeline; {report}; import matplotlib; {report}")
+    assert printed.splitlines() == ["[]", "['matplotlib']"]
 
 
 @pytest.mark.core
@@ -214,6 +337,200 @@ def test_there_is_one_copy_of_each_module() -> None:
         if isinstance(module, ModuleType) and file and Path(file).resolve() in SOURCES:
             names[Path(file).resolve()].add(name)
     assert names == {path: {module_name(path)} for path in SOURCES if module_name(path) in IMPORTABLE}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Named:
+    """What one table of the house names, and no other file."""
+
+    table: str  # the file of the table
+    names: set[str]
+    elsewhere: set[
+        str
+    ]  # of them, words with another meaning too (a kernel's backend, a place): they count where compared and among their like
+    classes: set[str]  # that no file tells apart by isinstance or match, the table's file neither
+    exceptions: set[str]  # files of today that name one; this set only shrinks
+
+
+NAMED = {
+    "renderer": Named(
+        table="pipeline/render/choose.py",
+        names={"native", "torch", "triton", "dali"},
+        elsewhere={"torch", "triton"},
+        classes=set(),
+        exceptions={"pipeline/render/renderer.py", "tools/bench_loader/contenders.py", "tools/prove.py"},
+    ),
+    "law": Named(
+        table="pipeline/view_recipe.py",
+        names={"independent", "paired", "disjoint", "overlapping", "inside", "center", "grid"},
+        elsewhere={"disjoint", "inside", "center", "grid"},
+        classes={"Independent", "Paired", "Disjoint", "Overlapping", "Inside", "Center", "Grid"},
+        exceptions={"pipeline/crops.py", "pipeline/proof/prove.py", "pipeline/view_recipe.py", "train/objectives/spatial.py"},
+    ),
+}
+CHOOSERS = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "kernels" and "bench_kernels" not in path.parts]
+
+
+def strings(*nodes: ast.AST | None) -> list[str]:
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+def names_chosen_by(source: str, named: Named) -> list[str]:
+    """Return the names that a source chooses by: compares with, matches, or lists (Literal, tuple, list, set, the keys of a dict)."""
+    names = []
+    for node in ast.walk(parse(source)):
+        match node:
+            case ast.Compare(left=left, comparators=others):
+                names += [text for text in strings(left, *others) if text in named.names]
+            case ast.MatchValue(value=value):
+                names += [text for text in strings(value) if text in named.names]
+            case ast.Tuple(elts=parts) | ast.List(elts=parts) | ast.Set(elts=parts) | ast.Dict(keys=parts):
+                row = strings(*parts)
+                if set(row) & (named.names - named.elsewhere) or (len(row) > 1 and set(row) <= named.names | {"auto", "all"}):
+                    names += [text for text in row if text in named.names]
+            case ast.Subscript(slice=index):
+                names += [text for text in strings(index) if text in named.names - named.elsewhere]
+    return names
+
+
+def classes_told_apart(source: str, classes: Collection[str]) -> list[str]:
+    """Return the classes that a source asks for by isinstance, or matches."""
+    tests = []
+    for node in ast.walk(parse(source)):
+        match node:
+            case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, kinds]):
+                tests.append(kinds)
+            case ast.MatchClass(cls=kind):
+                tests.append(kind)
+    words = [getattr(each, "id", getattr(each, "attr", "")) for test in tests for each in ast.walk(test)]
+    return [word for word in words if word in classes]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("kind", "source", "names"),
+    [
+        ("renderer", "if name == 'dali': ...", ["dali"]),
+        ("renderer", "x = 1 if 'triton' != name else 2", ["triton"]),
+        ("renderer", "match name:\n    case 'torch': ...", ["torch"]),
+        ("renderer", "Name = Literal['auto', 'torch', 'triton']", ["torch", "triton"]),
+        ("renderer", "Name = Literal['native']", ["native"]),
+        ("renderer", "WHY = {'native': 1, 'kornia': 2}", ["native"]),
+        ("renderer", "for name in ('native',): ...", ["native"]),
+        ("renderer", "PACKAGES = ('torch', 'triton', 'numpy')", []),
+        ("renderer", "pair_targets(boxes, backend='triton'); paths = ('triton',); loader(renderer='dali')", []),
+        ("law", "LawName = Literal['paired', 'disjoint']", ["paired", "disjoint"]),
+        ("law", "if law == 'grid': ...", ["grid"]),
+        ("law", "text(ha='center'); places = ('left', 'center')", []),
+    ],
+)
+def test_a_name_outside_its_table_is_seen(kind: str, source: str, names: list[str]) -> None:
+    assert names_chosen_by(source, NAMED[kind]) == names
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "source", ["isinstance(law, Paired)", "isinstance(law, crops.Grid | int)", "match law:\n    case Inside(of=name): ..."]
+)
+def test_a_law_told_apart_by_its_class_is_seen(source: str) -> None:
+    assert len(classes_told_apart(source, NAMED["law"].classes)) == 1
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", NAMED)
+def test_names_stand_in_their_table_alone(kind: str) -> None:
+    named, files = NAMED[kind], set()
+    for path in CHOOSERS:
+        file = str(path.relative_to(ROOT))
+        if (file != named.table and names_chosen_by(TEXTS[path], named)) or classes_told_apart(TEXTS[path], named.classes):
+            files.add(file)
+    assert files == named.exceptions
+
+
+SAME_NAME = {  # public types that share a name today; this set only shrinks
+    "Position",
+    "Progress",
+    "Summary",
+}
+
+
+def public_types(source: str) -> set[str]:
+    """Return the public classes, and other names of types (`Progress = Callable[...]`), that a source defines."""
+    types = set()
+    for node in parse(source).body:
+        match node:
+            case ast.ClassDef(name=name) | ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                types.add(name)
+    return {name for name in types if re.match("[A-Z][A-Za-z0-9]*[a-z]", name)}
+
+
+def several(sources: list[str]) -> set[str]:
+    """Return the names of public types that more than one of the sources defines."""
+    types = [name for source in sources for name in public_types(source)]
+    return {name for name in types if types.count(name) > 1}
+
+
+@pytest.mark.core
+def test_two_public_types_of_one_name_are_seen() -> None:
+    sources = ["class Plan: ...\nclass _Own: ...", "Plan = Callable[[int], None]\nclass _Own: ...", "PLAN = 1\nPlans = int"]
+    assert several(sources) == {"Plan"}
+
+
+@pytest.mark.core
+def test_no_two_public_types_of_the_house_share_a_name() -> None:
+    assert several(list(TEXTS.values())) == SAME_NAME
+
+
+BRITISH = re.compile(  # within a word
+    "colour|grey|centr(e|ed|es|ing)$|neighbour|favour|behaviour|honour|labour|flavour|harbour|humour|rigour|vapour|endeavour|(^|[^e])metres?$|"
+    "litre|fibre|theatre|calibre|(label|cancel|model|travel|signal|level|channel|tunnel|fuel|initial|total|dial|equal|fulfil)l(ed|ing|er)|"
+    "(learn|burn|spel|dream)t$|licence|defence|offence|pretence|practise|artefact|judgement|ageing|mould|plough|sceptic|catalogue|programme|"
+    "(ana|cata|para)lys(e|ed|er|ing)$"
+)
+ISE = re.compile("(.+is)(e|es|ed|er|ers|ing|able|ation|ations)")
+WITH_S = (  # verbs and nouns that end in -ise in American too
+    "noise|raise|praise|rise|arise|wise|promise|compromise|precise|concise|exercise|supervise|revise|advise|devise|disguise|surprise|"
+    "comprise|enterprise|premise|expertise|advertise|improvise|otherwise|poise|cruise|bruise|franchise|likewise|merchandise|despise|demise"
+)
+
+
+def british_words(identifier: str) -> list[str]:
+    """Return the words of an identifier (snake_case or CamelCase) that are not in American spelling."""
+    words = [word.lower() for word in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", identifier)]
+    return [word for word in words if BRITISH.search(word) or ((of := ISE.fullmatch(word)) and not re.search(f"({WITH_S})$", f"{of[1]}e"))]
+
+
+def identifiers(source: str) -> set[str]:
+    return {token.string for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.NAME}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("grey", "colour_matrix", "ColourLaw", "neighbours", "behaviour_of"),
+        ("to_centre", "recentred", "MAX_METRES", "is_labelled", "cancelling", "learnt", "LICENCE"),
+        ("normalise", "Optimiser", "quantised", "initialisation", "realises", "serialisable", "analysed"),
+    ],
+)
+def test_british_identifiers_are_seen(names: tuple[str, ...]) -> None:
+    ways = ("{} = 1", "self.{} = 1", "def f(*, {}): ...", "def {}(): ...", "import a as {}", "f({}=1)")
+    for source in (way.format(name) for name in names for way in ways):
+        assert [len(british_words(each)) for each in identifiers(source) if british_words(each)] == [1], source
+
+
+@pytest.mark.core
+def test_american_identifiers_pass() -> None:
+    right = "noise raise_ raised rises rising otherwise bitwise_xor pairwise elementwise promised precise_ supervised denoiser"
+    right += " centered central perimeter labeled cancellation called quantized neighbors analyses analysis basis exists filled parameter"
+    assert [word for name in right.split() for word in british_words(name)] == []
+
+
+@pytest.mark.core
+def test_identifiers_are_spelled_as_in_american_english() -> None:
+    texts = TEXTS | {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    names = {name: path.name for path, text in texts.items() for name in {path.stem, *identifiers(text)}}
+    assert {name: file for name, file in names.items() if british_words(name)} == {}
 
 
 def is_undocumented(thing: object) -> bool:
@@ -243,15 +560,13 @@ def test_a_folder_opens_with_its_table_of_contents(folder: str) -> None:
 
 
 @pytest.mark.core
-def test_type_checkers_see_the_names_that_train_gives() -> None:
-    train = importlib.import_module("wherefrom.train")
-    shown: dict[str, str] = {}
-    for node in ast.walk(ast.parse((ROOT / "train" / "__init__.py").read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wherefrom."):
-            shown |= {alias.name: (node.module or "").removeprefix("wherefrom.train.") for alias in node.names}
-    assert shown == train._HOMES
-    homes = {name: home if home.startswith("wherefrom.") else f"wherefrom.train.{home}" for name, home in shown.items()}
-    assert all(getattr(train, name).__module__ == home for name, home in homes.items() if name != "RECIPES")
+@pytest.mark.parametrize("folder", ["kernels", "pipeline", "train"])
+def test_the_names_that_a_folder_gives_are_plain_imports(folder: str) -> None:
+    body = ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8")).body
+    docstring, *imports, names = body
+    assert isinstance(docstring, ast.Expr) and isinstance(names, ast.Assign) and all(isinstance(node, ast.ImportFrom) for node in imports)
+    given = [alias.name for node in imports if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert sorted(given) == sorted(importlib.import_module(f"wherefrom.{folder}").__all__)
 
 
 def marks(node: ast.AST) -> set[str]:
@@ -265,8 +580,8 @@ def core_offenses(source: str) -> list[str]:
     for_all = set().union(*(marks(node.value) for node in tree.body if isinstance(node, ast.Assign) and "pytestmark" in ast.unparse(node)))
     tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
     of_each = {test.name: for_all.union(*(marks(decorator) for decorator in test.decorator_list)) for test in tests}
-    offenses = [f"{name} is core and slow" for name, found in of_each.items() if {"core", "slow"} <= found]
-    return offenses if any("core" in found for found in of_each.values()) else [*offenses, "no core test"]
+    offenses = [f"{name} is core and slow" for name, every in of_each.items() if {"core", "slow"} <= every]
+    return offenses if any("core" in every for every in of_each.values()) else [*offenses, "no core test"]
 
 
 @pytest.mark.core

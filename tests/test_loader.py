@@ -17,17 +17,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from wherefrom.pipeline.color import draw_colors
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.loader import Loader, TooManyBadError, make_loader
 from wherefrom.pipeline.order import Order
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render import dali_renderer, slots
 from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.renderer import Rendered, RendererName
 from wherefrom.pipeline.render.slots import SlotRing
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.view_recipe import ColorLaw, Disjoint, Independent, Paired, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
+from wherefrom.pipeline.views import Batch, Photometric, Record, Views
 
 PAIR = ViewFamily(name="pair", views=2, size_px=(24, 24), law=Paired(), mirror="picture", min_side_px=4)
 LOCAL = ViewFamily(
@@ -104,12 +103,11 @@ def test_a_record_is_what_is_drawn_for_its_sample_alone(build: Callable[..., Loa
     batch = next(iter(loader))
     for b in (0, 5, BATCH - 1):
         sample = batch.sample[b : b + 1].numpy()
-        drawn = draw_geometry(RECIPE, seed=7, epoch=1, drawn_for=sample, source_size=loader.index.source_size[sample])
-        colors = draw_colors(RECIPE, seed=7, epoch=1, drawn_for=sample)
-        for views, alone, color in zip(batch.views, drawn, colors, strict=True):
+        drawn = draw_records(RECIPE, seed=7, epoch=1, drawn_for=sample, source_size=loader.index.source_size[sample])
+        for views, alone in zip(batch.views, drawn, strict=True):
             for name in ("boxes", "flipped", "quarter_turns", "source_size"):
                 assert torch.equal(getattr(views.geometry, name)[b], getattr(alone.geometry, name)[0])
-            assert torch.equal(views.valid[b], alone.valid[0]) and torch.equal(views.photometric.hue_rad[b], color.hue_rad[0])
+            assert torch.equal(views.valid[b], alone.valid[0]) and torch.equal(views.photometric.hue_rad[b], alone.photometric.hue_rad[0])
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
@@ -220,9 +218,7 @@ def test_ranks_draw_independently() -> None:
     recipe = ViewRecipe(families=(replace(LOCAL, law=Independent()),))
 
     def drawn(keys: NDArray[np.int64]) -> NDArray[np.float64]:
-        record = draw_geometry(recipe, seed=0, epoch=0, drawn_for=keys, source_size=np.broadcast_to(size, (len(keys), 2)).copy())[
-            0
-        ].geometry
+        record = draw_records(recipe, seed=0, epoch=0, drawn_for=keys, source_size=np.broadcast_to(size, (len(keys), 2)).copy())[0].geometry
         return np.concatenate([record.flipped.numpy(), record.quarter_turns.numpy(), record.boxes.flatten(1).numpy()], 1).astype(np.float64)
 
     one, two = (drawn(keys) for keys in ids)
@@ -333,14 +329,14 @@ def test_dropped_batches_need_no_more_slots_than_expected(build: Callable[..., L
 
 
 def undecodable(jpeg: bytes) -> bytes:
-    """A JPEG whose header, lengths and end marker are sound, and whose quantization table is not the one that its frame asks for."""
+    """A JPEG whose header, lengths and end marker are valid, and whose quantization table is not the one that its frame asks for."""
     table = jpeg.index(b"\xff\xdb") + 4
     return jpeg[:table] + b"\x03" + jpeg[table + 1 :]
 
 
 @pytest.fixture
 def with_bad(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> Path:
-    """20 pictures, of which 3, 4, 11 and 19 will not decode, and 7 is unsound by its header: its end marker is missing."""
+    """20 pictures, of which 3, 4, 11 and 19 will not decode, and 7 is invalid by its header: its end marker is missing."""
     rng = np.random.default_rng(1)
     samples = []
     for i in range(20):
@@ -356,13 +352,13 @@ STANDS_IN = {3: 5, 4: 5, 7: 8, 11: 12, 19: 0}
 @pytest.mark.core
 @pytest.mark.parametrize("renderer", ["torch", "native", "dali"])
 @pytest.mark.parametrize("threads", [0, 2])
-def test_what_will_not_decode_is_replaced_by_the_next_sound_picture(
+def test_what_will_not_decode_is_replaced_by_the_next_valid_picture(
     with_bad: Path, renderer: RendererName, threads: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     if renderer == "dali" and not dali_renderer.installed():
         pytest.skip("DALI is not installed")
     index = ShardIndex.open(str(with_bad))
-    assert index.unsound_count == 1  # the header tells no more
+    assert index.invalid_count == 1  # the header tells no more
     clean = ViewRecipe(families=(replace(LOCAL, color=None),))
     with make_loader(index, clean, global_batch=5, order="sequential", renderer=renderer, threads=threads) as loader:
         batches = [clone(batch) for batch in loader]
@@ -375,7 +371,7 @@ def test_what_will_not_decode_is_replaced_by_the_next_sound_picture(
         assert [entry.id for entry in index.quarantine()] == [3, 4, 7, 11, 19] and len(index) == 20
 
         for batch in batches:  # the draws are the wanted sample's own, at the shown picture's size; the pixels are the shown picture's
-            drawn = draw_geometry(
+            drawn = draw_records(
                 clean, seed=0, epoch=0, drawn_for=batch.drawn_for.numpy(), source_size=index.source_size[batch.sample.numpy()]
             )
             assert torch.equal(batch.views[0].geometry.boxes, drawn[0].geometry.boxes)
@@ -394,7 +390,7 @@ class Lenient:
     def __init__(self, recipe: ViewRecipe) -> None:
         self.inner = make_renderer(recipe, "torch", threads=0)
 
-    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
+    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record]) -> Rendered:
         return self.inner.render(encoded, records)
 
     def close(self) -> None:
@@ -409,7 +405,7 @@ def plain_loader(index: ShardIndex, *, lenient: bool = False) -> Loader:
 
 def test_an_audit_changes_neither_what_a_strict_renderer_shows_nor_its_position(with_bad: Path) -> None:
     before, audited = ShardIndex.open(str(with_bad)), ShardIndex.open(str(with_bad), decode=True)
-    assert (before.unsound_count, audited.unsound_count) == (1, 5)
+    assert (before.invalid_count, audited.invalid_count) == (1, 5)
     with plain_loader(before) as one, plain_loader(audited) as other:
         assert one.position(3) == other.position(3)
         ids = list(range(20))
@@ -424,7 +420,7 @@ def test_a_position_under_other_verdicts_is_refused_by_name(with_bad: Path) -> N
     position = plain_loader(ShardIndex.open(str(with_bad)), lenient=True).position(1)
     strict = plain_loader(ShardIndex.open(str(with_bad)))
     small = plain_loader(ShardIndex.open(str(with_bad), max_pixels=2000))
-    with pytest.raises(ValueError, match=r"position has unsound=.* resume with the same max_pixels, and the shards audited") as caught:
+    with pytest.raises(ValueError, match=r"position has invalid=.* resume with the same max_pixels, and the shards audited") as caught:
         small.resume(strict.position(1))
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="position has decoding='lenient', this loader has 'strict'; resume with a renderer"):
@@ -433,6 +429,14 @@ def test_a_position_under_other_verdicts_is_refused_by_name(with_bad: Path) -> N
     with pytest.raises(ValueError, match="position has decoding='lenient'"):
         plain_loader(audited, lenient=True).resume(position)
     plain_loader(audited, lenient=True).resume(strict.position(1))  # the audit's verdicts are the strict renderer's own
+
+
+def test_a_position_of_0_1_0_is_refused_by_name(with_bad: Path) -> None:
+    loader = plain_loader(ShardIndex.open(str(with_bad)))
+    position = loader.position(1)
+    position["unsound"] = position.pop("invalid")
+    with pytest.raises(ValueError, match="position lacks 'invalid'; it was not written by this version of the library"):
+        loader.resume(position)
 
 
 def test_where_every_picture_decodes_an_audit_between_stop_and_resume_changes_nothing(
@@ -481,11 +485,11 @@ def test_too_many_bad_pictures_stop_by_name(with_bad: Path, threads: int) -> Non
         assert "\n" not in str(caught.value)
 
 
-def test_nothing_sound_at_all_is_said(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> None:
+def test_nothing_valid_at_all_is_said(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> None:
     bad = undecodable(jpeg_bytes(np.zeros((40, 40, 3), np.uint8)))
     shard = make_shard(tmp_path / "none.tar", [(f"s{i}", {"jpg": bad}) for i in range(3)])
     loader = make_loader(str(shard), RECIPE, global_batch=3, renderer="torch", threads=0)
-    with loader, pytest.raises(ValueError, match="none of the 3 samples is sound"):
+    with loader, pytest.raises(ValueError, match="none of the 3 samples is valid"):
         next(iter(loader))
 
 
@@ -523,7 +527,7 @@ def test_a_batch_keeps_what_it_was_asked_for_whatever_happens_to_the_asking(buil
 
 def test_a_drawn_record_is_its_own() -> None:
     ids, size, stored = np.array([3, 1]), np.array([[60, 80], [90, 70]], np.int32), np.array([6, 1], np.uint8)
-    drawn = draw_geometry(RECIPE, seed=0, epoch=0, drawn_for=ids, source_size=size, stored_orientation=stored)
+    drawn = draw_records(RECIPE, seed=0, epoch=0, drawn_for=ids, source_size=size, stored_orientation=stored)
     ids[:], size[:], stored[:] = 0, 0, 0
     for geometry in (item.geometry for item in drawn):
         assert geometry.sample.tolist() == geometry.drawn_for.tolist() == [3, 1]

@@ -24,14 +24,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.views import Batch
 from wherefrom.train import checkpoint
 from wherefrom.train import trainer as trainer_module
 from wherefrom.train.encoder import Encoder, ModelSettings
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.report import evaluate_run
 from wherefrom.train.loop import accelerator_for, run
-from wherefrom.train.objective import Terms
-from wherefrom.train.objectives import DenseSpatialSettings
+from wherefrom.train.objective import Encode, Terms
+from wherefrom.train.objectives import DenseSpatialSettings, SpatialPrediction
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.optimizer import gated_step, make_optimizer
 from wherefrom.train.recipes import recipe
@@ -267,6 +268,32 @@ def test_a_run_that_goes_on_with_other_micro_batches_says_so(finished: Path, tin
         assert [line.split(":")[0] for line in heard.lines if "accumulation" in line] == [
             "goes on with runtime.accumulation=2, began with 1"
         ][:lines]
+
+
+class _Rests(SpatialPrediction):
+    """An objective whose head no gradient reaches."""
+
+    def forward(self, batch: Batch, encode: Encode) -> Terms:
+        terms = super().forward(batch, encode)
+        return dataclasses.replace(terms, losses={name: value.detach() for name, value in terms.losses.items()})
+
+
+def test_a_run_says_which_parameters_it_froze_and_which_it_left_to_learn_later(
+    tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny(tiny_shards, updates=1)
+    assert settings.spatial is not None
+    host, rests = SpatialPrediction(settings.spatial), _Rests(settings.spatial, name="rests")
+    absent = SpatialPrediction(settings.spatial, name="absent", weight=0.0)
+    monkeypatch.setattr(TrainSettings, "objectives", lambda _: (host, rests, absent))
+    heard = _Hears()
+    run(settings, reporter=heard, out=tmp_path / "run")
+    said = dict(line.split(": ", 1) for line in heard.lines)
+    for words, objective in (
+        ("frozen, no objective reaches them", absent),
+        ("not reached before the first update, and free to be later", rests),
+    ):
+        assert said[words].split(", ") == [f"objectives.{objective.name}.{name}" for name, _ in objective.named_parameters()]
 
 
 class _Tracks(GeneralTracker):

@@ -37,7 +37,7 @@ def without_compiler(tmp_path: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.core
-def test_without_a_compiler_the_archive_is_whole_and_the_wheel_pure(
+def test_without_a_compiler_the_archive_is_whole_and_the_wheel_holds_every_python_file_and_no_more(
     without_compiler: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
     (archive,) = (tmp_path / "packed").glob("*.tar.gz")
@@ -48,5 +48,7 @@ def test_without_a_compiler_the_archive_is_whole_and_the_wheel_pure(
     (wheel,) = (tmp_path / "packed").glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as packed:
-        assert [name for name in packed.namelist() if name.endswith((".so", ".pyd"))] == []
+        names = {name for name in packed.namelist() if ".dist-info/" not in name}
+    sources = {path for folder in ("kernels", "pipeline", "train", "tools") for path in (ROOT / folder).rglob("*")}
+    assert names == {f"wherefrom/{path.relative_to(ROOT)}" for path in sources if path.suffix == ".py" or path.name == "py.typed"}
     assert "wherefrom: built without its CPU view kernel; it needs" in without_compiler.stderr

@@ -24,16 +24,17 @@ from torch.utils._pytree import tree_leaves
 from wherefrom.kernels import pair_loss_torch
 from wherefrom.kernels.pair_loss import Activation, Pairs, Regression, _pair_loss_op, pair_loss
 from wherefrom.kernels.pair_loss_reference import PairLoss
+from wherefrom.kernels.pair_targets_reference import PairUnits, Scale
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.objectives.pairs import drawn_records, pair_terms
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ACTIVATIONS, LOSSES, PAIRS = get_args(Activation), get_args(Regression), (*get_args(Pairs), "given")
-LEARNED = ("a", "b", "weight", "offset", "bias")
+ACTIVATIONS, LOSSES, PAIRS = get_args(Activation), get_args(Regression), (*get_args(Pairs), "list")
+LEARNED = ("a", "b", "weight", "output_bias", "hidden_bias")
 
 
-def problem(samples: int, boxes: int, hidden: int, *, scale: str = "log_area", loss: str = "squared", seed: int = 0) -> dict[str, Any]:
+def problem(samples: int, boxes: int, hidden: int, *, scale: Scale = "log_area", loss: str = "squared", seed: int = 0) -> dict[str, Any]:
     """Return arguments of `pair_loss` with every option given, in float32."""
     random = torch.Generator().manual_seed(seed)
     channels = 3 if scale == "log_area" else 4
@@ -46,30 +47,28 @@ def problem(samples: int, boxes: int, hidden: int, *, scale: str = "log_area", l
         return torch.rand(shape, generator=random).to(DEVICE)
 
     corner = uniform(samples, boxes, 2) * 200
-    weight, offset = normal(outputs, hidden, spread=hidden**-0.5), normal(outputs, spread=0.3)
+    weight, output_bias = normal(outputs, hidden, spread=hidden**-0.5), normal(outputs, spread=0.3)
     weight[channels:] *= 0.25  # log-variances: their exponential makes much of any rounding
     return {
         "a": normal(samples, boxes, hidden),
         "b": normal(samples, boxes, hidden),
         "boxes": torch.cat([corner, corner + 8 + 60 * uniform(samples, boxes, 2)], -1),
         "weight": weight,
-        "offset": offset,
-        "bias": normal(hidden, spread=0.3),
+        "output_bias": output_bias,
+        "hidden_bias": normal(hidden, spread=0.3),
         "valid": uniform(samples, boxes) < 0.9,
         "flipped": uniform(samples, boxes) < 0.5,
         "quarter_turns": torch.randint(0, 4, (samples, boxes), generator=random).to(DEVICE),
-        "mean": normal(channels),
-        "std": uniform(channels) + 0.5,
+        "units": PairUnits(scale=scale, mean=normal(channels), std=uniform(channels) + 0.5),
         "channel_weights": uniform(channels) + 0.5,
-        "scale": scale,
         "loss": loss,
         "beta": 0.7,
     }
 
 
 def chosen_pairs(pairs: str, boxes: int) -> str | Tensor:
-    """Return the word, or for "given" a list with a pair twice, a box with itself, and one that no other order would have."""
-    if pairs != "given":
+    """Return the word, or for "list" a list with a pair twice, a box with itself, and one that no other order would have."""
+    if pairs != "list":
         return pairs
     listed = torch.tensor([[0, 0], [1, 0], [1, 0], [0, 2], [2, 1], [5, 3], [4, 60]])
     return (listed % boxes).to(DEVICE)
@@ -196,6 +195,8 @@ def test_the_formula_is_that_of_single_pairs(loss: str) -> None:
     boxes = 5
     arguments = problem(2, boxes, 4, loss=loss) | {"flipped": None, "quarter_turns": None}
     found = pair_loss(**arguments, pairs="disjoint", backend="reference")
+    units = arguments["units"]
+    mean, std = units.mean.double().cpu().numpy(), units.std.double().cpu().numpy()
     numbers = {name: value.double().cpu().numpy() for name, value in arguments.items() if isinstance(value, Tensor)}
     losses, errors, wanted, counted = [], [], [], []
     for b, r, t in itertools.product(range(2), range(boxes), range(boxes)):
@@ -203,11 +204,11 @@ def test_the_formula_is_that_of_single_pairs(loss: str) -> None:
         overlap = max(0, min(rx1, tx1) - max(rx0, tx0)) * max(0, min(ry1, ty1) - max(ry0, ty0))
         if overlap > 0 or not (numbers["valid"][b, r] and numbers["valid"][b, t]):
             continue
-        hidden = [gelu(x) for x in numbers["a"][b, r] + numbers["b"][b, t] + numbers["bias"]]
-        said = numbers["weight"] @ hidden + numbers["offset"]
+        hidden = [gelu(x) for x in numbers["a"][b, r] + numbers["b"][b, t] + numbers["hidden_bias"]]
+        said = numbers["weight"] @ hidden + numbers["output_bias"]
         w, h = rx1 - rx0, ry1 - ry0
         target = [(tx0 + tx1 - rx0 - rx1) / 2 / w, (ty0 + ty1 - ry0 - ry1) / 2 / h, 0.5 * math.log((tx1 - tx0) * (ty1 - ty0) / (w * h))]
-        target = (np.array(target) - numbers["mean"]) / numbers["std"]
+        target = (np.array(target) - mean) / std
         error = said[:3] - target
         single = (
             [(s + e * e * math.exp(-s)) / 2 for e, s in zip(error, said[3:], strict=True)] if len(said) == 6 else map(SINGLE[loss], error)
@@ -284,7 +285,7 @@ def test_gradients_of_samples_are_weighted_before_they_are_summed() -> None:
     arguments, upstream = problem(3, 6, 16), torch.tensor([0.0, -2.0, 5.0])
     found = results(arguments, upstream=upstream, per_sample=True, backend="torch")
     batched = {"a", "b", "boxes", "valid", "flipped", "quarter_turns"}
-    total = {f"d_{name}": 0 for name in ("weight", "offset", "bias")}
+    total = {f"d_{name}": 0 for name in ("weight", "output_bias", "hidden_bias")}
     for b in range(3):
         alone = results({name: value[b : b + 1] if name in batched else value for name, value in arguments.items()}, backend="torch")
         torch.testing.assert_close(found["loss"][b], alone["loss"])
@@ -447,8 +448,18 @@ def test_compiles_without_a_break(per_sample: bool) -> None:
     arguments, upstream = problem(2, 5, 8), torch.tensor([0.5, 2.0]) if per_sample else None
     torch.compiler.reset()
 
-    def step(a: Tensor, b: Tensor, weight: Tensor, offset: Tensor, bias: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        said = pair_loss(2 * a, b, boxes, weight=weight, offset=offset, bias=bias, pairs="others", per_sample=per_sample, backend="torch")
+    def step(a: Tensor, b: Tensor, weight: Tensor, output_bias: Tensor, hidden_bias: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        said = pair_loss(
+            2 * a,
+            b,
+            boxes,
+            weight=weight,
+            output_bias=output_bias,
+            hidden_bias=hidden_bias,
+            pairs="others",
+            per_sample=per_sample,
+            backend="torch",
+        )
         loss = said.loss if upstream is None else said.loss * upstream.to(a)
         return loss.sum(), said.r2
 
@@ -505,13 +516,13 @@ def test_a_second_derivative_is_refused_never_0(outer: str) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize(("pairs", "grads", "per_sample"), [("all", True, False), ("given", True, True), ("disjoint", False, False)])
+@pytest.mark.parametrize(("pairs", "grads", "per_sample"), [("all", True, False), ("list", True, True), ("disjoint", False, False)])
 def test_the_operator_is_what_it_says(pairs: str, grads: bool, per_sample: bool) -> None:
     arguments = problem(2, 5, 8)
     listed = chosen_pairs(pairs, 5)
     tensors = [arguments[name] for name in (*LEARNED, "boxes")]
     plain = [listed if isinstance(listed, Tensor) else None, *(arguments[name] for name in ("valid", "flipped", "quarter_turns"))]
-    plain += [None, *(arguments[name] for name in ("mean", "std", "channel_weights"))]
+    plain += [None, arguments["units"].mean, arguments["units"].std, arguments["channel_weights"]]
     words = [pairs, "reference", "log_area", "view", "gelu", "huber", 0.5, per_sample, grads, "torch"]
     torch.library.opcheck(torch.ops.wherefrom.pair_loss.default, (*tensors, *plain, *words))
 
@@ -593,8 +604,8 @@ def with_gradient(name: str) -> Callable[[dict[str, Any]], Any]:
         ({"boxes": torch.zeros(5, 4)}, r"boxes has shape \(5, 4\), expected \(2, 5, 4\)"),
         ({"weight": torch.zeros(8, 3)}, r"weight has shape \(8, 3\), expected \(3, 8\)"),
         ({"loss": "gaussian_nll"}, r"weight has shape \(3, 8\), expected \(6, 8\)"),
-        ({"offset": torch.zeros(4)}, r"offset has shape \(4,\), expected \(3,\)"),
-        ({"bias": torch.zeros(3)}, r"bias has shape \(3,\), expected \(8,\)"),
+        ({"output_bias": torch.zeros(4)}, r"output_bias has shape \(4,\), expected \(3,\)"),
+        ({"hidden_bias": torch.zeros(3)}, r"hidden_bias has shape \(3,\), expected \(8,\)"),
         ({"valid": torch.ones(2, 5)}, "valid is float32, expected bool"),
         ({"valid": torch.ones(5, dtype=torch.bool)}, r"valid has shape \(5,\), expected \(2, 5\)"),
         ({"flipped": torch.zeros(2, 4)}, r"flipped has shape \(2, 4\), expected \(2, 5\)"),
@@ -605,7 +616,7 @@ def with_gradient(name: str) -> Callable[[dict[str, Any]], Any]:
         ({"boxes": changed_box(0)}, r"boxes\[1, 3\] is \(0, 0, 0, 4\), which has no finite size above 0; mark it as not valid"),
         ({"picture_hw": torch.zeros(2)}, r"picture_hw has shape \(2,\), expected \(2, 2\)"),
         ({"channel_weights": torch.zeros(2)}, r"channel_weights has shape \(2,\), expected \(3,\)"),
-        ({"std": torch.zeros(4)}, r"std has shape \(4,\), expected \(3,\)"),
+        ({"units": PairUnits(scale="ratio")}, r"weight has shape \(3, 8\), expected \(4, 8\)"),
         ({"pairs": torch.zeros(3, dtype=torch.long)}, r"pairs has shape \(3,\), expected \(P, 2\)"),
         ({"pairs": torch.zeros(3, 2)}, "pairs is float32, expected int64 or int32"),
         ({"pairs": torch.tensor([[0, 4], [5, 0]])}, r"pairs\[1\] is \(5, 0\), boxes are numbered 0 to 4"),
@@ -614,16 +625,20 @@ def with_gradient(name: str) -> Callable[[dict[str, Any]], Any]:
         ({"boxes": torch.zeros(2, 5, 4, dtype=torch.bfloat16)}, "boxes is bfloat16, expected float32 or float64"),
         ({"b": torch.zeros(2, 5, 8, device="meta")}, "b is on meta, a on cpu; move one of them"),
         ({"boxes": with_gradient("boxes")}, r"boxes requires a gradient, which pair_loss does not give; pass boxes.detach\(\)"),
-        ({"std": with_gradient("std")}, r"std requires a gradient, which pair_loss does not give; pass std.detach\(\)"),
+        (
+            {"units": PairUnits(std=torch.ones(3, requires_grad=True))},
+            r"std requires a gradient, which pair_loss does not give; pass std.detach\(\)",
+        ),
         ({"activation": "silu"}, "activation='silu': take one of gelu, gelu_tanh, relu"),
         ({"loss": "mse"}, "loss='mse': take one of squared, l1, smooth_l1, huber, gaussian_nll"),
-        ({"position": "picture"}, 'picture_hw is None, position="picture" divides by it; pass picture_hw=source_size'),
+        ({"units": PairUnits(position="picture")}, 'picture_hw is None, position="picture" divides by it; pass picture_hw=source_size'),
         ({"loss": "huber", "beta": 0.0}, r'beta=0.0: needs to be above 0; for \|e\| alone take loss="l1"'),
         ({"backend": "cuda"}, "backend='cuda': take one of auto, triton, torch, reference"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
     arguments = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in problem(2, 5, 8).items()}
+    arguments["units"] = PairUnits()
     changes = {name: value(arguments) if callable(value) else value for name, value in changes.items()}
     with pytest.raises(ValueError, match=f"^{message}$") as caught:
         pair_loss(**(arguments | changes))

@@ -22,7 +22,7 @@ INTERPRETED = ("jvp", "vmap of grad of a", "hessian", "backward of dual numbers"
 PATHS = ("torch", "triton", "small", "large")
 MODULE = importlib.import_module("wherefrom.kernels.pair_loss")
 B, N, H, C = 2, 3, 4, 3
-LEARNED = tuple(range(5))  # a, b, weight, offset, bias
+LEARNED = tuple(range(5))  # a, b, weight, output_bias, hidden_bias
 
 Loss = Callable[..., Tensor]
 Five = tuple[Tensor, ...]
@@ -40,12 +40,18 @@ BOXES = torch.cat([CORNERS[:, :, 0], CORNERS.sum(2) + 0.2], -1)
 
 def loss_by(path: str, per_sample: bool, monkeypatch: pytest.MonkeyPatch) -> Loss:
     if path == "large":
-        monkeypatch.setattr(MODULE, "MATERIALIZED", 0)
+        monkeypatch.setattr(MODULE, "STORE_BELOW", 0)
     backend: Any = "auto" if path in ("small", "large") else path
 
-    def loss(a: Tensor, b: Tensor, weight: Tensor, offset: Tensor, bias: Tensor) -> Tensor:
+    def loss(a: Tensor, b: Tensor, weight: Tensor, output_bias: Tensor, hidden_bias: Tensor) -> Tensor:
         where = BOXES.to(a.dtype) if path == "reference" else BOXES
-        options: dict[str, Any] = {"weight": weight, "offset": offset, "bias": bias, "per_sample": per_sample, "backend": backend}
+        options: dict[str, Any] = {
+            "weight": weight,
+            "output_bias": output_bias,
+            "hidden_bias": hidden_bias,
+            "per_sample": per_sample,
+            "backend": backend,
+        }
         return pair_loss(a, b, where, **options).loss
 
     return loss
@@ -147,13 +153,13 @@ def test_second_derivatives_are_right_or_refused_and_never_0(mode: str, path: st
 @pytest.mark.parametrize("path", [*PATHS, "reference"])
 @pytest.mark.parametrize("mode", ["dual numbers", "jvp", "grad", "grad of vmap", "jvp of vmap"])
 def test_a_derivative_of_boxes_is_refused(mode: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b, weight, offset, _ = numbers(0)
+    a, b, weight, output_bias, _ = numbers(0)
     if path == "large":
-        monkeypatch.setattr(MODULE, "MATERIALIZED", 0)
+        monkeypatch.setattr(MODULE, "STORE_BELOW", 0)
     backend: Any = "auto" if path in ("small", "large") else path
 
     def loss(boxes: Tensor) -> Tensor:
-        return pair_loss(a, b, boxes, weight=weight, offset=offset, backend=backend).loss
+        return pair_loss(a, b, boxes, weight=weight, output_bias=output_bias, backend=backend).loss
 
     modes: dict[str, Callable[[], Any]] = {
         "dual numbers": lambda: dual(loss, (BOXES,), (BOXES,)),
@@ -162,15 +168,15 @@ def test_a_derivative_of_boxes_is_refused(mode: str, path: str, monkeypatch: pyt
         "grad of vmap": lambda: grad(lambda boxes: vmap(loss)(boxes).sum())(BOXES[None]),
         "jvp of vmap": lambda: jvp(vmap(loss), (BOXES[None],), (BOXES[None],)),
     }
-    words = r"^(boxes requires a gradient|pair_loss has derivatives of a, b, weight, offset and bias only)"
+    words = r"^(boxes requires a gradient|pair_loss has derivatives of a, b, weight, output_bias and hidden_bias only)"
     with pytest.raises((ValueError, RuntimeError), match=words):
         modes[mode]()
 
 
 def test_numbers_to_log_have_no_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b, weight, offset, _ = numbers(0)
+    a, b, weight, output_bias, _ = numbers(0)
     for backend in ("torch", "auto", "reference"):
-        call = lambda a: pair_loss(a, b, BOXES, weight=weight, offset=offset, backend=backend)  # noqa: B023, E731
+        call = lambda a: pair_loss(a, b, BOXES, weight=weight, output_bias=output_bias, backend=backend)  # noqa: B023, E731
         _, along = jvp(call, (a,), (b,))
         assert along.loss != 0
         assert not any(value.any() for value in along[1:4])
@@ -192,7 +198,7 @@ def test_forward_mode_does_not_go_through_torch_compile_unseen(path: str, monkey
 
 @pytest.mark.core
 def test_forward_mode_past_the_function_is_refused_and_never_0() -> None:
-    a, b, weight, offset, bias = numbers(0)
+    a, b, weight, output_bias, hidden_bias = numbers(0)
     words: Any = ("all", "reference", "log_area", "view", "gelu", "squared", 1.0, False, True, "torch")
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match="an operator of wherefrom was called in forward mode"):
-        torch.ops.wherefrom.pair_loss(forward_ad.make_dual(a, a), b, weight, offset, bias, BOXES, *[None] * 8, *words)
+        torch.ops.wherefrom.pair_loss(forward_ad.make_dual(a, a), b, weight, output_bias, hidden_bias, BOXES, *[None] * 8, *words)

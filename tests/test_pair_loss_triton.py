@@ -12,17 +12,27 @@ import torch
 from torch import Tensor
 
 from wherefrom.kernels.pair_loss import Activation, Pairs, Regression, pair_loss
+from wherefrom.kernels.pair_targets_reference import PairUnits, Position, Scale
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 kernels = pytest.importorskip("wherefrom.kernels.pair_loss_triton")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ACTIVATIONS, LOSSES, PAIRS = get_args(Activation), get_args(Regression), (*get_args(Pairs), "given")
-LEARNED = ("a", "b", "weight", "offset", "bias")
+ACTIVATIONS, LOSSES, PAIRS = get_args(Activation), get_args(Regression), (*get_args(Pairs), "list")
+LEARNED = ("a", "b", "weight", "output_bias", "hidden_bias")
 
 
-def problem(samples: int, boxes: int, hidden: int, *, scale: str = "log_area", loss: str = "squared", seed: int = 0) -> dict[str, Any]:
+def problem(
+    samples: int,
+    boxes: int,
+    hidden: int,
+    *,
+    scale: Scale = "log_area",
+    position: Position = "reference",
+    loss: str = "squared",
+    seed: int = 0,
+) -> dict[str, Any]:
     """Return arguments of `pair_loss` with every option given."""
     random = torch.Generator().manual_seed(seed)
     channels = 3 if scale == "log_area" else 4
@@ -37,24 +47,22 @@ def problem(samples: int, boxes: int, hidden: int, *, scale: str = "log_area", l
         "b": normal(samples, boxes, hidden),
         "boxes": torch.cat([corner, corner + 8 + 60 * torch.rand(samples, boxes, 2, generator=random)], -1).to(DEVICE),
         "weight": normal(outputs, hidden, spread=0.5 * hidden**-0.5),
-        "offset": normal(outputs, spread=0.3),
-        "bias": normal(hidden, spread=0.3),
+        "output_bias": normal(outputs, spread=0.3),
+        "hidden_bias": normal(hidden, spread=0.3),
         "valid": (torch.rand(samples, boxes, generator=random) < 0.9).to(DEVICE),
         "flipped": (torch.rand(samples, boxes, generator=random) < 0.5).to(DEVICE),
         "quarter_turns": torch.randint(-3, 4, (samples, boxes), generator=random).to(DEVICE),
         "picture_hw": torch.tensor([[300, 280]]).expand(samples, 2).to(DEVICE),
-        "mean": normal(channels),
-        "std": normal(channels).abs() + 0.5,
+        "units": PairUnits(scale=scale, position=position, mean=normal(channels), std=normal(channels).abs() + 0.5),
         "channel_weights": normal(channels).abs() + 0.5,
-        "scale": scale,
         "loss": loss,
         "beta": 0.7,
     }
 
 
 def chosen_pairs(pairs: str, boxes: int) -> str | Tensor:
-    """Return the word, or for "given" a list with a pair twice, a box with itself and boxes that are in none."""
-    return pairs if pairs != "given" else (torch.tensor([[0, 0], [1, 0], [1, 0], [0, 2], [2, 1], [5, 3]]) % boxes).to(DEVICE)
+    """Return the word, or for "list" a list with a pair twice, a box with itself and boxes that are in none."""
+    return pairs if pairs != "list" else (torch.tensor([[0, 0], [1, 0], [1, 0], [0, 2], [2, 1], [5, 3]]) % boxes).to(DEVICE)
 
 
 def results(arguments: dict[str, Any], backend: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -115,12 +123,11 @@ def test_every_two_options_meet_in_the_cut() -> None:
 )
 def test_loss_and_gradients_are_those_of_float64(activation: str, loss: str, pairs: str) -> None:
     number = CASES.index((activation, loss, pairs))
-    scale = ("log_area", "log_sides", "ratio")[number % 3]
-    position = ("reference", "picture", "mean")[number // 3 % 3]
+    scale, position = get_args(Scale)[number % 3], get_args(Position)[number // 3 % 3]
     assert_exact(
         *(
-            problem(samples, boxes, hidden, scale=scale, loss=loss)
-            | {"position": position, "activation": activation, "pairs": chosen_pairs(pairs, boxes), "per_sample": number % 2 == 0}
+            problem(samples, boxes, hidden, scale=scale, position=position, loss=loss)
+            | {"activation": activation, "pairs": chosen_pairs(pairs, boxes), "per_sample": number % 2 == 0}
             for samples, boxes, hidden in ((2, 1 + number // 4 % 2, 4), (1, 5, 5))
         )
     )
@@ -151,14 +158,14 @@ def test_a_shifted_box_breaks_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wrong["loss"] > 100 * max(1, right["loss"]) and wrong["d_a"] > 100 * max(1, right["d_a"])
 
 
-@pytest.mark.parametrize("pairs", ["all", "given"])
+@pytest.mark.parametrize("pairs", ["all", "list"])
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_how_the_work_is_cut_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch, pairs: str, per_sample: bool) -> None:
     arguments = problem(3, 9, 3) | {"pairs": chosen_pairs(pairs, 9), "per_sample": per_sample}
     whole = results(arguments, "triton")
     for samples, warps in ((2, 1), (64, 10**6)):
         monkeypatch.setattr(kernels, "SAMPLES_AT_ONCE", samples)
-        monkeypatch.setattr(kernels, "WARPS_WANTED", warps)
+        monkeypatch.setattr(kernels, "BACKWARD_WARPS", warps)
         cut = results(arguments, "triton")
         for name in whole:
             torch.testing.assert_close(cut[name], whole[name], rtol=1e-5, atol=1e-6)
@@ -217,7 +224,7 @@ def test_a_pair_that_names_no_box_makes_the_loss_nan_and_reads_nothing() -> None
     arguments = problem(1, 3, 4)
     tensors = [arguments[name] for name in (*LEARNED, "boxes")]
     listed = torch.tensor([[0, 1], [2, 3], [-1, 0]], device=DEVICE)
-    words = ["given", "reference", "log_area", "view", "gelu", "squared", 1.0, False, True, "triton"]
+    words = ["list", "reference", "log_area", "view", "gelu", "squared", 1.0, False, True, "triton"]
     loss, *_, of_a, of_b, _, _ = torch.ops.wherefrom.pair_loss(*tensors, listed, *[None] * 7, *words)
     assert loss.isnan() and of_a.shape == of_b.shape == (1, 3, 4)
     words[-1], sound = "torch", listed[:1]

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wherefrom.kernels import pair_targets
-from wherefrom.kernels.pair_targets import Axes, Position, Scale
-from wherefrom.kernels.pair_targets_reference import pair_targets_reference
+from wherefrom.kernels.pair_targets_reference import Axes, PairUnits, Position, Scale, pair_targets_reference
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -29,17 +28,20 @@ def some_boxes(*shape: int, seed: int = 0) -> Tensor:
     return (torch.cat([corner, corner + size], -1) * 1024).round().div(1024).to(DEVICE)
 
 
-def everything(samples: int, boxes: int, channels: int, seed: int = 0) -> dict[str, Tensor]:
-    """Return an orientation for every box, picture sizes, and numbers to standardize by."""
+def everything(
+    samples: int, boxes: int, *, position: Position = "reference", scale: Scale = "log_area", axes: Axes = "view", seed: int = 0
+) -> dict[str, Any]:
+    """Return an orientation for every box, picture sizes, and units with numbers to standardize by."""
     draw = torch.Generator().manual_seed(seed)
+    channels = len(PairUnits(scale=scale).channels)
     values = {
         "flipped": torch.rand(samples, boxes, generator=draw) < 0.5,
         "quarter_turns": torch.randint(0, 4, (samples, boxes), generator=draw, dtype=torch.uint8),
         "picture_hw": torch.randint(300, 800, (samples, 2), generator=draw, dtype=torch.int32),
-        "mean": torch.rand(channels, generator=draw),
-        "std": 0.5 + torch.rand(channels, generator=draw),
     }
-    return {name: value.to(DEVICE) for name, value in values.items()}
+    mean, std = torch.rand(channels, generator=draw).to(DEVICE), 0.5 + torch.rand(channels, generator=draw).to(DEVICE)
+    units = PairUnits(position=position, scale=scale, axes=axes, mean=mean, std=std)
+    return {name: value.to(DEVICE) for name, value in values.items()} | {"units": units}
 
 
 def assert_no_worse_than_eager(out: Tensor, boxes: Tensor, pairs: Tensor | None, **options: Any) -> None:
@@ -58,7 +60,7 @@ def assert_no_worse_than_eager(out: Tensor, boxes: Tensor, pairs: Tensor | None,
 @pytest.mark.parametrize("chosen", [False, True])
 def test_the_kernel_gives_every_option(position: Position, scale: Scale, axes: Axes, chosen: bool) -> None:
     boxes = some_boxes(2, 5)
-    options: dict[str, Any] = {"position": position, "scale": scale, "axes": axes, **everything(2, 5, 3 if scale == "log_area" else 4)}
+    options = everything(2, 5, position=position, scale=scale, axes=axes)
     pairs = torch.tensor([[0, 1], [4, 2], [3, 3]], device=DEVICE) if chosen else None
     out = pair_targets(boxes, pairs, **options, backend="triton")
     assert_no_worse_than_eager(out, boxes, pairs, **options)
@@ -85,7 +87,7 @@ def test_all_38416_pairs_of_a_vit() -> None:
 def test_the_kernel_repeats_bit_for_bit_and_takes_any_strides(seed: int, samples: int, boxes: int) -> None:
     plain = some_boxes(samples, boxes, seed=seed)
     strided = torch.stack([plain, plain * 2], -1)[..., 0]
-    options = everything(samples, boxes, 3, seed)
+    options = everything(samples, boxes, seed=seed)
     first = pair_targets(plain, **options, backend="triton")
     assert torch.equal(first, pair_targets(strided, **options, backend="triton"))
     assert torch.equal(first, pair_targets(plain, **options, backend="triton"))
@@ -103,8 +105,8 @@ def test_degenerate_boxes_give_what_the_definition_gives() -> None:
 def test_every_output_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     new_empty = Tensor.new_empty
     monkeypatch.setattr(Tensor, "new_empty", lambda *args, **kwargs: new_empty(*args, **kwargs).fill_(math.nan))
-    for scale in ("log_area", "log_sides"):
-        assert pair_targets(some_boxes(2, 17), scale=scale, backend="triton").isfinite().all()  # type: ignore[arg-type]
+    for units in (PairUnits(), PairUnits(scale="log_sides")):
+        assert pair_targets(some_boxes(2, 17), units=units, backend="triton").isfinite().all()
 
 
 def test_leading_axes_may_be_many_or_none() -> None:
@@ -136,7 +138,7 @@ def test_the_kernels_offsets_pass_two_to_the_31() -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_compiled_whole_it_gives_the_same(backend: str) -> None:
-    boxes, options = some_boxes(2, 5), everything(2, 5, 3)
+    boxes, options = some_boxes(2, 5), everything(2, 5)
     call = torch.compile(lambda b: pair_targets(b, **options, backend=backend), fullgraph=True)  # type: ignore[arg-type]
     torch.testing.assert_close(call(boxes), pair_targets(boxes, **options), rtol=1e-6, atol=1e-6)
 
@@ -188,7 +190,7 @@ def test_bad_input_is_named(change: dict[str, Any], words: str) -> None:
 def test_a_pair_that_names_no_box_reads_nothing() -> None:
     boxes = some_boxes(2, 3)
     pairs = torch.tensor([[0, 1], [0, 3], [2**40, 0], [1, -7]], device=DEVICE)
-    out = pair_targets_triton(boxes, pairs, None, None, "reference", "log_area", "view", None, None, None)
+    out = pair_targets_triton(boxes, pairs, PairUnits(), None, None, None)
     assert out[:, 0].isfinite().all()
     assert out[:, 1:].isnan().all()
 

@@ -22,7 +22,7 @@ from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.render.renderer import Rendered, Renderer
 from wherefrom.pipeline.render.torch_cutter import TorchRenderer
 from wherefrom.pipeline.view_recipe import Snap, ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record, ViewGeometry
 from wherefrom.tools import prove as command
 
 dali_only = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
@@ -35,7 +35,6 @@ RENDERERS = [
 ]
 SQUARE = replace(proof_cases(("pixel",), quick=True)[0], source_size=(333, 333))  # forgotten turns still decode to its size
 TINY = replace(SQUARE, size_px=(4, 4))
-Record = tuple[ViewGeometry, Photometric]
 Factory = Callable[[ViewRecipe], Renderer]
 
 
@@ -75,7 +74,7 @@ class Erring:
         self.inner, self.before, self.after = TorchRenderer(recipe), before, after
 
     def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record]) -> Rendered:
-        rendered = self.inner.render(encoded, [(self.before(geometry), photometric) for geometry, photometric in records])
+        rendered = self.inner.render(encoded, [replace(record, geometry=self.before(record.geometry)) for record in records])
         return replace(rendered, pixels=tuple(self.after(pixels) for pixels in rendered.pixels))
 
     def close(self) -> None:
@@ -206,7 +205,7 @@ def test_the_command_says_who_serves_and_why_who_is_left_out(monkeypatch: pytest
     )
     monkeypatch.setattr(command, "make_renderer", make)
     monkeypatch.setattr(command, "native_missing", lambda: "it was not built")
-    monkeypatch.setattr(command.render_dali, "installed", lambda: False)
+    monkeypatch.setattr(command.dali_renderer, "installed", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command.prove_command() == 0
     said = capsys.readouterr().out

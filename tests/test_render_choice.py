@@ -23,10 +23,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`machine(dali=True, triton=True, native=True)` says what is there."""
 
     def has(*, dali: bool = True, triton: bool = True, native: bool = True) -> None:
-        monkeypatch.setattr("wherefrom.pipeline.render.dali_renderer.installed", lambda: dali)
+        monkeypatch.setattr("wherefrom.pipeline.render.dali_decode.installed", lambda: dali)
         monkeypatch.setattr(choose, "triton_missing", lambda: None if triton else "Triton is not installed")
-        for module in ("render", "render_native"):
-            monkeypatch.setattr(f"wherefrom.pipeline.{module}.native_missing", lambda: None if native else "it was not built")
+        for module in ("choose", "native_cutter"):
+            monkeypatch.setattr(f"wherefrom.pipeline.render.{module}.native_missing", lambda: None if native else "it was not built")
 
     return has
 

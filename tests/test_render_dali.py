@@ -17,19 +17,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from wherefrom.pipeline.color import draw_colors
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.proof.level_errors import LevelErrors, away_from_borders, level_errors, levels, reference_levels
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.dali_decode import installed
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, Snap, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Photometric, Record, ViewGeometry
+
+Mistake = Callable[[ViewGeometry, Photometric], tuple[ViewGeometry, Photometric]]
 
 pytestmark = pytest.mark.core
 
 needs_dali = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
 Bytes = NDArray[np.uint8]
-Record = tuple[ViewGeometry, Photometric]
 ALL_COLOR = ColorLaw(blur_prob=0.5, solarize_prob=0.3)
 MEAN_BAR = 0.02  # levels of 255
 
@@ -59,8 +59,7 @@ def records_for(recipe: ViewRecipe, source_size: Sequence[tuple[int, int]], orie
     ids = np.arange(len(source_size))
     stored = None if orientations is None else np.array(orientations, np.uint8)
     sizes = np.array(source_size, np.int32).reshape(-1, 2)
-    drawn = draw_geometry(recipe, seed=5, epoch=0, drawn_for=ids, source_size=sizes, stored_orientation=stored)
-    return [(one.geometry, color) for one, color in zip(drawn, draw_colors(recipe, seed=5, epoch=0, drawn_for=ids), strict=True)]
+    return draw_records(recipe, seed=5, epoch=0, drawn_for=ids, source_size=sizes, stored_orientation=stored)
 
 
 def as_bytes(data: bytes) -> Bytes:
@@ -92,7 +91,7 @@ def errors_against_reference(
     rendered = DaliRenderer(recipe, threads=2, strict=strict).render(files, records)
     assert rendered.failed == {}
     return [
-        level_errors(levels(pixels, recipe), reference_levels([stored_pixels(file) for file in files], *record), away_from_borders(*record))
+        level_errors(levels(pixels, recipe), reference_levels([stored_pixels(file) for file in files], record), away_from_borders(record))
         for pixels, record in zip(rendered.pixels, records, strict=True)
     ]
 
@@ -142,13 +141,13 @@ def some_photographs(folder: Path, count: int) -> tuple[list[Bytes], list[tuple[
         pytest.param(lambda g, p: (g, replace(p, gray=~p.gray)), id="gray the others"),
     ],
 )
-def test_the_bar_against_the_reference_sees_small_mistakes(noisy: list[Bytes], mistake: Callable[..., Record]) -> None:
+def test_the_bar_against_the_reference_sees_small_mistakes(noisy: list[Bytes], mistake: Mistake) -> None:
     recipe = recipe_of(ALL_COLOR)
     records = records_for(recipe, [stored_pixels(file).shape[:2] for file in noisy])
     rendered = DaliRenderer(recipe, threads=2).render(noisy, records)
     for pixels, record in zip(rendered.pixels, records, strict=True):
-        wrong = reference_levels([stored_pixels(file) for file in noisy], *mistake(*record))
-        assert level_errors(levels(pixels, recipe), wrong, away_from_borders(*record)).inside_mean > MEAN_BAR
+        wrong = reference_levels([stored_pixels(file) for file in noisy], Record.of(*mistake(record.geometry, record.photometric)))
+        assert level_errors(levels(pixels, recipe), wrong, away_from_borders(record)).inside_mean > MEAN_BAR
 
 
 @needs_dali
@@ -185,7 +184,7 @@ def test_color_that_a_record_asks_for_is_applied_though_the_recipe_draws_none(no
     renderer = DaliRenderer(plain_recipe, threads=2)
     before = renderer.render(noisy, plain).pixels
     for pixels_of_family, record in zip(renderer.render(noisy, colored).pixels, colored, strict=True):
-        expected = reference_levels([stored_pixels(file) for file in noisy], *record)
+        expected = reference_levels([stored_pixels(file) for file in noisy], record)
         assert (levels(pixels_of_family, plain_recipe) - expected).abs().mean() <= (MEAN_BAR if pixels == "float32" else 0.5)
     assert_equal_bits(renderer.render(noisy, plain).pixels, before)
 
@@ -266,10 +265,10 @@ def odd_pictures() -> dict[str, tuple[Bytes, Bytes]]:
 def test_odd_pictures_are_rendered_like_any_other(name: str, strict: bool) -> None:
     file, picture = odd_pictures()[name]
     recipe = recipe_of()
-    (record, photometric), *_ = records = records_for(recipe, [picture.shape[:2]])
+    record, *_ = records = records_for(recipe, [picture.shape[:2]])
     rendered = DaliRenderer(recipe, threads=1, strict=strict).render([file], records)
     assert rendered.failed == {}
-    got, expected = levels(rendered.pixels[0], recipe), reference_levels([picture], record, photometric)
+    got, expected = levels(rendered.pixels[0], recipe), reference_levels([picture], record)
     assert level_errors(got, expected, torch.ones_like(got[:, :, :1], dtype=torch.bool)).inside_mean <= MEAN_BAR
 
 
@@ -334,11 +333,11 @@ def test_a_picture_of_another_size_than_its_record_is_named(noisy: list[Bytes]) 
 def test_a_box_outside_its_picture_is_refused(noisy: list[Bytes], right: float) -> None:
     recipe = recipe_of()
     records = records_for(recipe, [(90, 120)])
-    geometry, photometric = records[1]
+    geometry = records[1].geometry
     boxes = geometry.boxes.clone()
     boxes[0, 1] = torch.tensor([100.0, 10, right, 20])
     with pytest.raises(ValueError, match=rf"box \[100.0, 10.0, {right}, 20.0\] of family 'small', sample 0, view 1: leaves its picture"):
-        DaliRenderer(recipe).render(noisy[:1], [records[0], (replace(geometry, boxes=boxes), photometric)])
+        DaliRenderer(recipe).render(noisy[:1], [records[0], replace(records[1], geometry=replace(geometry, boxes=boxes))])
 
 
 @needs_dali
@@ -350,7 +349,7 @@ def test_batch_size_slot_and_threads_change_no_bit(noisy: list[Bytes], color: Co
     for threads in (1, 2):
         renderer = DaliRenderer(recipe, threads=threads)
         for batch in (1, 2, 5, 3):
-            repeated = [(geometry[[0] * batch], photometric[[0] * batch]) for geometry, photometric in records]
+            repeated = [record[[0] * batch] for record in records]
             for pixels, one in zip(renderer.render(noisy[:1] * batch, repeated).pixels, alone, strict=True):
                 assert torch.equal(pixels, one.expand_as(pixels))
 

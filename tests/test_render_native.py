@@ -14,22 +14,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.pipeline.color import draw_colors
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.dali_decode import installed
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.render.native_cutter import NativeRenderer
 from wherefrom.pipeline.render.torch_cutter import TorchRenderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
 from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record
 
 pytestmark = [pytest.mark.core, pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))]
 
 Bytes = NDArray[np.uint8]
-Records = list[tuple[ViewGeometry, Photometric]]
+Records = Sequence[Record]
 LAW = ColorLaw(jitter_prob=1.0, gray_prob=0.3, blur_prob=0.6, blur_sigma_px=(0.1, 3.0), solarize_prob=0.3)
 FLOAT_BAR, BYTE_BAR, HALF_BAR = 2e-3, 0.51, 0.08  # levels of 255, worst; half precision of a normalized level
 DALI_MEAN_BAR = 0.02
@@ -63,8 +62,7 @@ def records_for(recipe: ViewRecipe, files: Sequence[Bytes]) -> Records:
     headers, ids = [examine_picture(file.tobytes()) for file in files], np.arange(len(files))
     size = np.array([(header.height, header.width) for header in headers], np.int32).reshape(-1, 2)
     stored = np.array([header.orientation for header in headers], np.uint8)
-    drawn = draw_geometry(recipe, seed=3, epoch=0, drawn_for=ids, source_size=size, stored_orientation=stored)
-    return [(one.geometry, color) for one, color in zip(drawn, draw_colors(recipe, seed=3, epoch=0, drawn_for=ids), strict=True)]
+    return draw_records(recipe, seed=3, epoch=0, drawn_for=ids, source_size=size, stored_orientation=stored)
 
 
 def render(recipe: ViewRecipe, files: Sequence[Bytes], records: Records, threads: int = 0) -> tuple[torch.Tensor, ...]:
@@ -80,7 +78,7 @@ def worst_off(recipe: ViewRecipe, files: Sequence[Bytes], records: Records, pixe
     """Return the largest distance to the reference, in levels, of any pixel of any view."""
     stored = [decode_picture(file) for file in files]
     return max(
-        float((levels(one, recipe) - reference_levels(stored, *record)).abs().max()) for one, record in zip(pixels, records, strict=True)
+        float((levels(one, recipe) - reference_levels(stored, record)).abs().max()) for one, record in zip(pixels, records, strict=True)
     )
 
 
@@ -92,7 +90,7 @@ def test_every_pixel_is_the_references_borders_and_exif_included(pixels: PixelTy
     records = records_for(recipe, files)
     shown = render(recipe, files, records, threads=2)
     assert worst_off(recipe, files, records, shown) <= bar
-    wrong = [(dataclasses.replace(geometry, boxes=geometry.boxes + 0.5), photometric) for geometry, photometric in records]
+    wrong = [Record.of(dataclasses.replace(record.geometry, boxes=record.geometry.boxes + 0.5), record.photometric) for record in records]
     assert worst_off(recipe, files, wrong, shown) > bar  # half a source pixel is seen
 
 
@@ -106,11 +104,14 @@ def test_photographs_are_dalis_float_pixels(photographs: Path, color: ColorLaw |
     records = records_for(recipe, files)
     both = zip(render(recipe, files, records), DaliRenderer(recipe, threads=2).render(files, records).pixels, records, strict=True)
     for ours, theirs, record in both:
-        error = level_errors(levels(ours, recipe), levels(theirs, recipe), away_from_borders(*record))
+        error = level_errors(levels(ours, recipe), levels(theirs, recipe), away_from_borders(record))
         assert error.inside_mean <= DALI_MEAN_BAR and not error.border_mean > DALI_MEAN_BAR
     stock = TorchRenderer(dataclasses.replace(recipe, families=tuple(dataclasses.replace(f, snap="pixel") for f in recipe.families)))
-    eight_bits = stock.render(files, [(dataclasses.replace(g, boxes=g.boxes.round()), p) for g, p in records]).pixels[0]
-    apart = level_errors(levels(eight_bits, recipe), levels(render(recipe, files, records)[0], recipe), away_from_borders(*records[0]))
+    eight_bits = stock.render(
+        files,
+        [dataclasses.replace(each, geometry=dataclasses.replace(each.geometry, boxes=each.geometry.boxes.round())) for each in records],
+    ).pixels[0]
+    apart = level_errors(levels(eight_bits, recipe), levels(render(recipe, files, records)[0], recipe), away_from_borders(records[0]))
     assert apart.inside_mean > DALI_MEAN_BAR  # rounding to 8 bits and whole pixels is seen
 
 
@@ -121,7 +122,7 @@ def test_batch_size_slot_and_threads_change_no_bit(threads: int) -> None:
     records = records_for(recipe, files)
     together = render(recipe, files, records, threads=threads)
     for position in (0, 3, 6):
-        alone = render(recipe, [files[position]], [(geometry[position], color[position]) for geometry, color in records])
+        alone = render(recipe, [files[position]], [record[position] for record in records])
         for all_pixels, pixels in zip(together, alone, strict=True):
             assert torch.equal(all_pixels[position], pixels[0])
 
@@ -130,11 +131,11 @@ def test_a_plain_view_among_colored_ones_is_what_it_is_alone() -> None:
     recipe = recipe_of(dataclasses.replace(LAW, jitter_prob=0.5, gray_prob=0.0, solarize_prob=0.0, blur_prob=0.3))
     files = [file_of(noise(60, 70, seed)) for seed in range(12)]
     records = records_for(recipe, files)
-    plain = [b for b in range(12) if not records[0][1][b].changed.any()]
+    plain = [b for b in range(12) if not records[0].photometric[b].changed.any()]
     assert plain
     together = render(recipe, files, records)[0]
     for b in plain:
-        alone = render(recipe, [files[b]], [(geometry[b], color[b]) for geometry, color in records])[0]
+        alone = render(recipe, [files[b]], [record[b] for record in records])[0]
         assert torch.equal(together[b], alone[0])
 
 
@@ -171,8 +172,10 @@ def test_undecodable_pictures_are_named_and_the_rest_is_what_it_was(threads: int
 def test_a_hostile_record_is_refused_before_a_pixel_moves(number: float) -> None:
     recipe = recipe_of()
     files = [file_of(noise(50, 60))]
-    (geometry, color), *rest = records_for(recipe, files)
-    boxes = geometry.boxes.clone()
+    first, *rest = records_for(recipe, files)
+    boxes = first.geometry.boxes.clone()
     boxes[0, 1, 2] = number
     with pytest.raises(ValueError, match="box"):
-        NativeRenderer(recipe, threads=0).render(files, [(dataclasses.replace(geometry, boxes=boxes), color), *rest])
+        NativeRenderer(recipe, threads=0).render(
+            files, [Record.of(dataclasses.replace(first.geometry, boxes=boxes), first.photometric), *rest]
+        )

@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from wherefrom.pipeline.color import color_matrix, draw_colors
-from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.pipeline.color import color_matrix
 from wherefrom.pipeline.decode import decode_picture
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.torch_cutter import TorchRenderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
 from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Photometric, Record, ViewGeometry
 
 pytestmark = pytest.mark.core
 
 functional = pytest.importorskip("torchvision.transforms.v2.functional")
 
-Records = list[tuple[ViewGeometry, Photometric]]
+Records = Sequence[Record]
 LAW = ColorLaw(jitter_prob=1.0, gray_prob=0.3, blur_prob=0.6, blur_sigma_px=(0.1, 3.0), solarize_prob=0.3)
 SMALL = ViewFamily(name="small", views=6, size_px=(20, 28), mirror="view", turns=True, min_side_px=1)
 LARGE = ViewFamily(name="large", views=2, size_px=(90, 70), mirror="view", min_side_px=1)
@@ -52,7 +52,7 @@ def records_for(recipe: ViewRecipe, files: Sequence[NDArray[np.uint8]], seed: in
     """Records for files, sized and turned as their headers say."""
     headers = [examine_picture(file.tobytes()) for file in files]
     ids = np.arange(len(files))
-    drawn = draw_geometry(
+    return draw_records(
         recipe,
         seed=seed,
         epoch=0,
@@ -60,7 +60,6 @@ def records_for(recipe: ViewRecipe, files: Sequence[NDArray[np.uint8]], seed: in
         source_size=np.array([(header.height, header.width) for header in headers], np.int32).reshape(-1, 2),
         stored_orientation=np.array([header.orientation for header in headers], np.uint8),
     )
-    return [(item.geometry, color) for item, color in zip(drawn, draw_colors(recipe, seed=seed, epoch=0, drawn_for=ids), strict=True)]
 
 
 def render(
@@ -91,7 +90,7 @@ def test_views_are_torchvisions_crop_and_resize_pixel_for_pixel(size: tuple[int,
     files = [png(picture) for picture in pictures]
     records = records_for(LEVELS, files)
     orientations, shifted = set(), 0
-    for pixels, (record, _) in zip(render(LEVELS, files, records), records, strict=True):
+    for pixels, record in zip(render(LEVELS, files, records), [each.geometry for each in records], strict=True):
         for position, view in product(range(3), range(record.boxes.shape[1])):
             assert torch.equal(pixels[position, view], cut_by_torchvision(pictures[position], record, position, view))
             shifted += torch.equal(pixels[position, view], cut_by_torchvision(pictures[position], record, position, view, shift=1))
@@ -138,9 +137,10 @@ def test_color_is_the_formula_in_float64(kind: PixelType) -> None:
     plain = dataclasses.replace(LEVELS, families=(SMALL, LARGE, tiny))
     files = [png(noise(60, 80, seed)) for seed in range(4)]
     records = records_for(recipe, files)
-    uncolored = [(record, Photometric.unchanged(*record.flipped.shape)) for record, _ in records]
+    uncolored = [Record.of(record.geometry) for record in records]
     told_apart = 0
-    for got, levels, (_, photometric) in zip(render(recipe, files, records), render(plain, files, uncolored), records, strict=True):
+    for got, levels, record in zip(render(recipe, files, records), render(plain, files, uncolored), records, strict=True):
+        photometric = record.photometric
         assert photometric.solarized.any() and photometric.gray.any() and (photometric.blur_sigma_px > 1).any()
         for position, view in product(range(4), range(got.shape[1])):
             source = levels[position, view].double().numpy()
@@ -154,7 +154,10 @@ def test_color_is_the_formula_in_float64(kind: PixelType) -> None:
 
 def test_color_that_a_record_asks_for_is_applied_though_the_recipe_draws_none() -> None:
     files = [png(noise(60, 80))]
-    records = [(record, dataclasses.replace(color, solarized=~color.solarized)) for record, color in records_for(LEVELS, files)]
+    records = [
+        Record.of(each.geometry, dataclasses.replace(each.photometric, solarized=~each.photometric.solarized))
+        for each in records_for(LEVELS, files)
+    ]
     for got, levels in zip(render(LEVELS, files, records), render(LEVELS, files), strict=True):
         assert torch.equal(got, torch.minimum(levels, 255 - levels))
 
@@ -170,9 +173,9 @@ def test_exif_orientations_are_undone_as_pillow_undoes_them(orientation: int, jp
         encode(Image.fromarray(picture), "WEBP", lossless=True, exif=exif.tobytes()),
     ]
     records = records_for(LEVELS, files)
-    assert set(records[0][0].stored_orientation.tolist()) == {orientation}
+    assert set(records[0].geometry.stored_orientation.tolist()) == {orientation}
     upright = [np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(file.tobytes())))) for file in files]
-    for pixels, (record, _) in zip(render(LEVELS, files, records), records, strict=True):
+    for pixels, record in zip(render(LEVELS, files, records), [each.geometry for each in records], strict=True):
         for position, view in product(range(3), range(record.boxes.shape[1])):
             assert torch.equal(pixels[position, view], cut_by_torchvision(upright[position], record, position, view))
 
@@ -209,7 +212,7 @@ def test_odd_pictures_are_rendered_like_any_other(name: str) -> None:
     if picture is None:
         picture = np.array(Image.open(io.BytesIO(file.tobytes())).convert("RGB"))
     records = records_for(LEVELS, [file])
-    for pixels, (record, _) in zip(render(LEVELS, [file], records), records, strict=True):
+    for pixels, record in zip(render(LEVELS, [file], records), [each.geometry for each in records], strict=True):
         for view in range(record.boxes.shape[1]):
             assert torch.equal(pixels[0, view], cut_by_torchvision(picture, record, 0, view))
 
@@ -231,7 +234,7 @@ def test_batch_size_slot_and_threads_change_no_bit(threads: int) -> None:
     records = records_for(recipe, files)
     together = render(recipe, files, records, threads=threads)
     for position in (0, 3, 6):
-        alone = render(recipe, [files[position]], [(geometry[position], color[position]) for geometry, color in records])
+        alone = render(recipe, [files[position]], [record[position] for record in records])
         for all_pixels, pixels in zip(together, alone, strict=True):
             assert torch.equal(all_pixels[position], pixels[0])
 
@@ -307,12 +310,12 @@ def test_parts_of_pixels_are_refused_with_the_mend() -> None:
 def test_a_box_that_cannot_be_cut_as_it_stands_is_refused_by_name(box: tuple[float, ...]) -> None:
     recipe = ViewRecipe(families=(ViewFamily(name="one", views=2, size_px=(8, 8)),))
     files = [png(noise(50, 60))]
-    (geometry, color), *_ = records_for(recipe, files)
+    geometry = records_for(recipe, files)[0].geometry
     boxes = geometry.boxes.clone()
     boxes[0, 1] = torch.tensor([0.0, 0, 60, 50])
     edges = dataclasses.replace(geometry, boxes=boxes.clone())
-    TorchRenderer(recipe, threads=0).render(files, [(edges, color)])  # the whole picture
+    TorchRenderer(recipe, threads=0).render(files, [Record.of(edges)])  # the whole picture
     boxes[0, 1] = torch.tensor(box)
     with pytest.raises(ValueError, match=r"^box \[.*\] of family 'one', sample 0, view 1: the torch renderer cuts whole pixels") as refused:
-        TorchRenderer(recipe, threads=0).render(files, [(dataclasses.replace(geometry, boxes=boxes), color)])
+        TorchRenderer(recipe, threads=0).render(files, [Record.of(dataclasses.replace(geometry, boxes=boxes))])
     assert "\n" not in str(refused.value)

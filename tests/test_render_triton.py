@@ -18,22 +18,22 @@ from PIL import Image
 
 pytest.importorskip("triton")
 
-from wherefrom.pipeline.color import draw_colors
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.proof import prove as proof
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.proof.prove import MISTAKES, ProofCase, prove
-from wherefrom.pipeline.render import triton_renderer
+from wherefrom.pipeline.records import draw_records
+from wherefrom.pipeline.render import dali_decode, triton_renderer
 from wherefrom.pipeline.render.dali_decode import DaliDecoder, StockDecoder, installed
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.render.triton_renderer import TritonRenderer
 from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Photometric, Record, ViewGeometry
+
+Mistake = Callable[[ViewGeometry, Photometric], tuple[ViewGeometry, Photometric]]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_dali = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
 Bytes = NDArray[np.uint8]
-Record = tuple[ViewGeometry, Photometric]
 ALL_COLOR = ColorLaw(blur_prob=0.5, solarize_prob=0.3)
 SIZES = ((40, 53), (31, 24), (24, 60))
 ORIENTATIONS = (1, 6, 3)  # of the files of SIZES, which are upright
@@ -54,7 +54,7 @@ def recipe_of(color: ColorLaw | None = ALL_COLOR, pixels: PixelType = "float32")
 
 def records_for(recipe: ViewRecipe, sizes: Sequence[tuple[int, int]] = SIZES, orientations: Sequence[int] = ORIENTATIONS) -> list[Record]:
     ids = np.arange(len(sizes))
-    drawn = draw_geometry(
+    return draw_records(
         recipe,
         seed=5,
         epoch=0,
@@ -62,11 +62,10 @@ def records_for(recipe: ViewRecipe, sizes: Sequence[tuple[int, int]] = SIZES, or
         source_size=np.array(sizes, np.int32).reshape(-1, 2),
         stored_orientation=np.array(orientations, np.uint8),
     )
-    return [(one.geometry, color) for one, color in zip(drawn, draw_colors(recipe, seed=5, epoch=0, drawn_for=ids), strict=True)]
 
 
 def chosen(records: Sequence[Record], samples: list[int]) -> list[Record]:
-    return [(geometry[samples], photometric[samples]) for geometry, photometric in records]
+    return [record[samples] for record in records]
 
 
 def stored_pixels(file: Bytes) -> Bytes:
@@ -93,7 +92,7 @@ def files() -> list[Bytes]:
 def worst_errors(files: Sequence[Bytes], records: Sequence[Record], recipe: ViewRecipe) -> list[float]:
     rendered = TritonRenderer(recipe, device=DEVICE).render(files, records)
     assert rendered.failed == {}
-    expected = [reference_levels([stored_pixels(file) for file in files], *record) for record in records]
+    expected = [reference_levels([stored_pixels(file) for file in files], record) for record in records]
     return [float((levels(a, recipe) - b).abs().max()) for a, b in zip(rendered.pixels, expected, strict=True)]
 
 
@@ -125,11 +124,12 @@ def test_half_precision_rounds_once(files: list[Bytes]) -> None:
         pytest.param(lambda g, p: (g, replace(p, solarized=~p.solarized)), id="solarized the others"),
     ],
 )
-def test_the_bars_see_small_mistakes(files: list[Bytes], mistake: Callable[..., Record]) -> None:
+def test_the_bars_see_small_mistakes(files: list[Bytes], mistake: Mistake) -> None:
     recipe = recipe_of()
     record = records_for(recipe)[0]
-    told, mistaken = (reference_levels([stored_pixels(file) for file in files], *one) for one in (record, mistake(*record)))
-    assert (told - mistaken).abs().max() > BYTE_BAR
+    wrong = Record.of(*mistake(record.geometry, record.photometric))
+    right, mistaken = (reference_levels([stored_pixels(file) for file in files], one) for one in (record, wrong))
+    assert (right - mistaken).abs().max() > BYTE_BAR
 
 
 @pytest.mark.core
@@ -139,7 +139,7 @@ def test_pixels_equal_those_of_dali(files: list[Bytes]) -> None:
     records = records_for(recipe)
     both = (TritonRenderer(recipe, device=DEVICE), DaliRenderer(recipe, threads=2))
     for ours, dalis, record in zip(*(renderer.render(files, records).pixels for renderer in both), records, strict=True):
-        error = level_errors(levels(ours, recipe), levels(dalis, recipe), away_from_borders(*record))
+        error = level_errors(levels(ours, recipe), levels(dalis, recipe), away_from_borders(record))
         assert max(error.inside_mean, error.border_mean) <= DALI_MEAN_BAR
 
 
@@ -244,11 +244,11 @@ def with_box(geometry: ViewGeometry, box: Sequence[float]) -> ViewGeometry:
         (lambda g, p: (g, replace(p, blur_sigma_px=p.blur_sigma_px * torch.inf)), "blur_sigma_px of family 'large', .* needs 0 to 1000"),
     ],
 )
-def test_a_hostile_record_is_refused(files: list[Bytes], hostile: Callable[..., Record], message: str) -> None:
+def test_a_hostile_record_is_refused(files: list[Bytes], hostile: Mistake, message: str) -> None:
     recipe = recipe_of()
     records = records_for(recipe)
     with pytest.raises(ValueError, match=message):
-        TritonRenderer(recipe, device=DEVICE).render(files, [hostile(*records[0]), records[1]])
+        TritonRenderer(recipe, device=DEVICE).render(files, [Record.of(*hostile(records[0].geometry, records[0].photometric)), records[1]])
 
 
 def addressed(address: int, size: NDArray[np.int32]) -> Bytes:
@@ -302,7 +302,7 @@ def test_without_triton_there_is_one_line_that_says_what_to_do(monkeypatch: pyte
 
 @pytest.mark.core
 def test_without_dali_there_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_renderer, "installed", lambda: False)
+    monkeypatch.setattr(dali_decode, "installed", lambda: False)
     with pytest.raises(ValueError, match="needs NVIDIA DALI to decode, not installed here; pip install nvidia-dali-cuda130"):
         DaliDecoder(device=torch.device("cpu"))
 

@@ -5,7 +5,7 @@ They differ where the design lets them: torch rounds to 8 bits after resizing, a
 
 import io
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from wherefrom.pipeline.color import draw_colors
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.proof.level_errors import LevelErrors, away_from_borders, level_errors, levels
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.dali_decode import installed
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.render.torch_cutter import TorchRenderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
 from wherefrom.pipeline.view_recipe import ColorLaw, Independent, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Photometric, Record, ViewGeometry
+
+Mistake = Callable[[ViewGeometry, Photometric], tuple[ViewGeometry, Photometric]]
 
 pytestmark = pytest.mark.skipif(not installed(), reason="NVIDIA DALI is not installed")
 Bytes = NDArray[np.uint8]
@@ -42,12 +43,11 @@ def recipe_of(color: ColorLaw | None) -> ViewRecipe:
     )
 
 
-def records_for(recipe: ViewRecipe, files: list[Bytes]) -> list[tuple[ViewGeometry, Photometric]]:
+def records_for(recipe: ViewRecipe, files: list[Bytes]) -> Sequence[Record]:
     headers, ids = [examine_picture(file.tobytes()) for file in files], np.arange(len(files))
     size = np.array([(header.height, header.width) for header in headers], np.int32)
     stored = np.array([header.orientation for header in headers], np.uint8)
-    drawn = draw_geometry(recipe, seed=2, epoch=0, drawn_for=ids, source_size=size, stored_orientation=stored)
-    return [(one.geometry, color) for one, color in zip(drawn, draw_colors(recipe, seed=2, epoch=0, drawn_for=ids), strict=True)]
+    return draw_records(recipe, seed=2, epoch=0, drawn_for=ids, source_size=size, stored_orientation=stored)
 
 
 def differences(folder: Path, color: ColorLaw | None, count: int) -> Iterator[list[LevelErrors]]:
@@ -61,7 +61,7 @@ def differences(folder: Path, color: ColorLaw | None, count: int) -> Iterator[li
         files = photographs[start : start + 10]
         records = records_for(recipe, files)
         both = zip(dali.render(files, records).pixels, stock.render(files, records).pixels, records, strict=True)
-        yield [level_errors(levels(a, recipe), levels(b, recipe), away_from_borders(*record)) for a, b, record in both]
+        yield [level_errors(levels(a, recipe), levels(b, recipe), away_from_borders(record)) for a, b, record in both]
 
 
 def assert_agree(errors: list[list[LevelErrors]], colored: bool) -> None:
@@ -91,17 +91,15 @@ def test_all_photographs_look_alike_in_both_renderers(photographs: Path, color: 
         pytest.param(lambda g, p: (g, replace(p, brightness=p.brightness * 1.02)), id="brighter by a fiftieth"),
     ],
 )
-def test_the_bars_between_renderers_see_small_mistakes(
-    photographs: Path, mistake: Callable[[ViewGeometry, Photometric], tuple[ViewGeometry, Photometric]]
-) -> None:
+def test_the_bars_between_renderers_see_small_mistakes(photographs: Path, mistake: Mistake) -> None:
     with tarfile.open(photographs / "imagenet-sample" / "imagenet-sample-000000.tar") as tar:
         member = next(member for member in tar if member.name.endswith(".jpg"))
         files = [np.frombuffer(tar.extractfile(member).read(), np.uint8)]  # type: ignore[union-attr]
     recipe = recipe_of(ALL_COLOR)
     records = records_for(recipe, files)
-    wrong = [mistake(*record) for record in records]
+    wrong = [Record.of(*mistake(record.geometry, record.photometric)) for record in records]
     both = zip(DaliRenderer(recipe).render(files, wrong).pixels, TorchRenderer(recipe).render(files, records).pixels, records, strict=True)
-    errors = [level_errors(levels(a, recipe), levels(b, recipe), away_from_borders(*record)).inside_mean for a, b, record in both]
+    errors = [level_errors(levels(a, recipe), levels(b, recipe), away_from_borders(record)).inside_mean for a, b, record in both]
     assert max(errors) > INSIDE_MEAN[True]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from wherefrom.kernels.pair_targets import pair_targets
+from wherefrom.kernels.pair_targets_reference import PairUnits
 from wherefrom.kernels.roi_align import ADAPTIVE, roi_align
 from wherefrom.kernels.roi_align_pairs import roi_align_pairs
 
@@ -15,6 +16,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 B, H, W, D = 2, 5, 4, 6
 POOLING: dict[str, Any] = {"frame_hw": (50, 40), "out_hw": (2, 3)}
 CHOSEN = torch.tensor([[0, 2], [2, 1], [1, 1]], device=DEVICE)
+MEAN, STD = torch.tensor([0.1, 0.2, 0.3], device=DEVICE), torch.tensor([2.0, 3, 4], device=DEVICE)
 backends = pytest.mark.parametrize("backend", ["torch", "triton", "reference"])
 
 
@@ -37,10 +39,14 @@ def orientation(each: int) -> dict[str, Tensor]:
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"pairs": CHOSEN},
-    {"sampling": "area", "position": "mean", "scale": "log_sides"},
-    {"sampling": 2, "position": "picture", "scale": "ratio", "picture_hw": torch.tensor([[50, 40], [60, 30]], device=DEVICE)},
-    {"pairs": CHOSEN.int(), "mean": torch.tensor([0.1, 0.2, 0.3], device=DEVICE), "std": torch.tensor([2.0, 3, 4], device=DEVICE)},
-    {"axes": "source"},
+    {"sampling": "area", "units": PairUnits(position="mean", scale="log_sides")},
+    {
+        "sampling": 2,
+        "units": PairUnits(position="picture", scale="ratio"),
+        "picture_hw": torch.tensor([[50, 40], [60, 30]], device=DEVICE),
+    },
+    {"pairs": CHOSEN.int(), "units": PairUnits(mean=MEAN, std=STD)},
+    {"units": PairUnits(axes="source")},
 ]
 
 
@@ -166,10 +172,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sampling": "all"}, "sampling='all': take one of 'adaptive', 'area', or a whole number of samples above 0"),
     ({"pairs": torch.zeros(2, 3).long()}, "pairs has shape (2, 3), expected (P, 2)"),
     ({"pairs": torch.tensor([[0, 1], [2, 3]])}, "pairs[1] is (2, 3), boxes are numbered 0 to 2"),
-    ({"scale": "area"}, "scale='area': take one of log_area, log_sides, ratio"),
-    ({"position": "picture"}, 'picture_hw is None, position="picture" divides by it; pass picture_hw=source_size'),
-    ({"mean": torch.zeros(4)}, "mean has shape (4,), expected (3,), one a channel"),
-    ({"std": torch.ones(3).requires_grad_()}, "std requires a gradient, and these targets give none; pass std.detach()"),
+    ({"units": PairUnits(position="picture")}, 'picture_hw is None, position="picture" divides by it; pass picture_hw=source_size'),
+    ({"units": PairUnits(std=torch.ones(3).requires_grad_())}, "std requires a gradient, and these targets give none; pass std.detach()"),
 ]
 
 

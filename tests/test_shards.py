@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.numpy import load, save
 from webdataset.tariterators import group_by_keys
 
 from wherefrom.pipeline.shards import store
@@ -32,6 +33,7 @@ from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.pattern import expand_pattern
 from wherefrom.pipeline.shards.picture_headers import FORMATS, examine_picture
 from wherefrom.pipeline.shards.reader import ShardReader
+from wherefrom.pipeline.shards.storage import LocalStorage
 from wherefrom.pipeline.shards.store import file_beside, load_table
 from wherefrom.pipeline.shards.table import ShardTable, scan_shard, stamp_of
 from wherefrom.pipeline.shards.tar_members import walk_tar
@@ -74,13 +76,13 @@ def shards(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable
     return [make_shard(tmp_path / "data" / f"train-{number:06d}.tar", part) for number, part in enumerate(parts)]
 
 
-def synthetic_table(sound: NDArray[np.bool_], size: int = 1 << 30) -> ShardTable:
+def synthetic_table(valid: NDArray[np.bool_], size: int = 1 << 30) -> ShardTable:
     """A table as a scan would make it, of samples that are nowhere."""
-    n, unsound = len(sound), np.flatnonzero(~sound)
+    n, invalid = len(valid), np.flatnonzero(~valid)
     keys = b"".join(b"%08d" % row for row in range(n))
     return ShardTable(
         stamp=np.array([1, size, 0]),
-        decoded=np.array([False]),
+        audited=np.array([False]),
         offset=np.arange(n),
         length=np.ones(n, np.int64),
         label=np.full(n, -1),
@@ -89,10 +91,10 @@ def synthetic_table(sound: NDArray[np.bool_], size: int = 1 << 30) -> ShardTable
         format=np.ones(n, np.uint8),
         keys=np.frombuffer(keys, np.uint8),
         key_ends=8 * np.arange(1, n + 1),
-        unsound=unsound,
-        reasons=np.frombuffer(b"x" * len(unsound), np.uint8),
+        invalid=invalid,
+        reasons=np.frombuffer(b"x" * len(invalid), np.uint8),
         undecodable=np.empty(0, np.int64),
-        reason_ends=np.arange(1, len(unsound) + 1),
+        reason_ends=np.arange(1, len(invalid) + 1),
         extensions=np.empty(0, np.uint8),
         extension_ends=np.empty(0, np.int64),
         extension_counts=np.empty(0, np.int64),
@@ -127,8 +129,7 @@ def test_members_lie_where_tarfile_says(tmp_path: Path, names: list[str], kind: 
             tar.addfile(header, io.BytesIO(bytes(header.size)))
     with tarfile.open(path) as tar:
         expected = [(member.name.rstrip("/"), member.offset_data, member.size, member.isreg()) for member in tar]
-    with path.open("rb") as file:
-        found = list(walk_tar(file.fileno(), path.stat().st_size))
+    found = list(walk_tar(LocalStorage().open(str(path)), path.stat().st_size))
     # tarfile says nothing of use about where the empty content of a link or a folder lies
     seen = [(os.fsdecode(member.name).rstrip("/"), member.offset, member.length, member.kind == "file") for member in found]
     assert [one[:1] + one[2:] for one in seen] == [one[:1] + one[2:] for one in expected]
@@ -147,8 +148,7 @@ def test_ustar_prefixes_and_base_256_sizes_are_read(tmp_path: Path) -> None:
     raw[148:156] = b" " * 8
     raw[148:156] = b"%06o\0 " % sum(raw[:512])
     path.write_bytes(raw)
-    with path.open("rb") as file:
-        (member,) = walk_tar(file.fileno(), len(raw))
+    (member,) = walk_tar(LocalStorage().open(str(path)), len(raw))
     assert (member.name.decode(), member.offset, member.length) == (name, 512, 700)
 
 
@@ -182,7 +182,7 @@ def test_bytes_and_classes_are_those_that_webdataset_wrote(tmp_path: Path, jpeg_
     assert [index.key(sample) for sample in range(10)] == [f"n{sample:04d}" for sample in range(10)]
     assert index.label.tolist() == [sample % 3 for sample in range(10)]
     assert index.shard_lengths.tolist() == [4, 4, 2]
-    assert index.left_aside == {"json": 10}
+    assert index.unread_members == {"json": 10}
     with ShardReader(index) as reader:
         assert [reader.read(sample).tobytes() for sample in range(10)] == pictures
 
@@ -243,7 +243,7 @@ ODD_PICTURES: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", ODD_PICTURES)
-def test_odd_pictures_are_sound_and_have_pillows_size(name: str) -> None:
+def test_odd_pictures_are_valid_and_have_pillows_size(name: str) -> None:
     picture, kind, options = ODD_PICTURES[name]
     assert_examined_as_pillow(encode(picture, kind, **options))
 
@@ -255,7 +255,7 @@ def test_bytes_behind_the_end_marker_are_fine(jpeg_bytes: Callable[..., bytes]) 
 def test_the_bytes_tell_the_format_not_the_name(tmp_path: Path, make_shard: Callable[..., Path]) -> None:
     png = encode(Image.fromarray(noise(8, 9)), "PNG")
     index = ShardIndex.open(make_shard(tmp_path / "s.tar", [("a", {"jpg": png})]))
-    assert index.sound.all()
+    assert index.valid.all()
     assert FORMATS[index.format[0]] == "png"
 
 
@@ -264,7 +264,7 @@ def test_one_picture_a_key_by_a_fixed_preference(tmp_path: Path, make_shard: Cal
     for number, members in enumerate(({"png": mask, "jpg": photo}, {"jpg": photo, "png": mask})):
         index = ShardIndex.open(make_shard(tmp_path / f"{number}.tar", [("a", members)]))
         assert [FORMATS[code] for code in index.format] == ["jpeg"]
-        assert index.left_aside == {"png beside jpg": 1}
+        assert index.unread_members == {"png beside jpg": 1}
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_a_class_is_a_decimal_number_or_none(
 ) -> None:
     index = ShardIndex.open(make_shard(tmp_path / "s.tar", [("a", {"cls": text, "jpg": jpeg_bytes(noise(8, 8))})]))
     assert index.label.tolist() == [label]
-    assert (index.left_aside == {"cls (not a number)": 1}) == (label == -1 and text != b"-1")
+    assert (index.unread_members == {"cls (not a number)": 1}) == (label == -1 and text != b"-1")
 
 
 def test_photographs_agree_with_pillow(photographs: Path) -> None:
@@ -318,8 +318,8 @@ def test_ids_are_ordinals_in_the_given_order(shards: list[Path]) -> None:
 def test_a_stored_index_is_reused_and_only_missing_ones_are_built(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     scanned: list[str] = []
 
-    def counted(shard: Path) -> ShardTable:
-        scanned.append(shard.name)
+    def counted(shard: str) -> ShardTable:
+        scanned.append(Path(shard).name)
         return scan_shard(shard)
 
     monkeypatch.setattr(store, "scan_shard", counted)
@@ -362,6 +362,23 @@ def test_a_rotten_index_file_is_never_believed(shards: list[Path]) -> None:
     index = ShardIndex.open(shards[0])
     assert (index.reused, index.fingerprint) == (0, expected.fingerprint)
     assert file.read_bytes() == whole
+
+
+def test_an_index_file_of_an_earlier_format_is_built_again(shards: list[Path]) -> None:
+    """Format 2 had other names for two arrays; its checksum held."""
+    ShardIndex.open(shards[0], decode=True)
+    file, stamp = file_beside(shards[0]), stamp_of(shards[0])
+    arrays = load(file.read_bytes())
+    for checksummed, renamed in ((False, False), (True, False), (True, True)):
+        old = {name: array for name, array in arrays.items() if name != "checksum"}
+        old["stamp"] = old["stamp"] + [-1, 0, 0]
+        if renamed:
+            old["unsound"], old["decoded"] = old.pop("invalid"), old.pop("audited")
+        old["checksum"] = np.frombuffer(store._checksum(old), np.uint8) if checksummed else arrays["checksum"]
+        file.write_bytes(save(old))
+        assert load_table(file, stamp) is None
+        index = ShardIndex.open(shards[0])
+        assert (index.reused, index.audited, len(index)) == (0, False, 4)
 
 
 def test_a_read_only_folder_falls_back_to_the_cache_and_says_so(shards: list[Path], cache: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -481,10 +498,10 @@ def test_a_folder_packed_as_the_error_says_is_read(tmp_path: Path, jpeg_bytes: C
     subprocess.run(shlex.split(command[1]), cwd=tmp_path, check=True)
     index = ShardIndex.open(tmp_path)
     assert [index.key(sample) for sample in range(3)] == ["./cat/1", "./cat/2", "./dog/1"]
-    assert index.unsound_count == 0
+    assert index.invalid_count == 0
 
 
-def test_the_digest_of_unsound_samples_tells_what_is_replaced_and_nothing_more(
+def test_the_digest_of_invalid_samples_tells_what_is_replaced_and_nothing_more(
     tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]
 ) -> None:
     good = jpeg_bytes(noise(40, 50))
@@ -492,12 +509,12 @@ def test_the_digest_of_unsound_samples_tells_what_is_replaced_and_nothing_more(
     shard = make_shard(tmp_path / "s.tar", [(f"k{n}", {"jpg": cut if n == 2 else good}) for n in range(5)])
     before, audited, small = ShardIndex.open(shard), ShardIndex.open(shard, decode=True), ShardIndex.open(shard, max_pixels=999)
     assert (before.audited, audited.audited, ShardIndex.open(shard).audited) == (False, True, True)
-    assert (before.unsound_count, audited.unsound_count, small.unsound_count) == (0, 1, 5)
-    as_opened = before.unsound_digest(audit=True)
-    before.condemn(2, "found on the way")
-    assert {before.unsound_digest(audit=audit) for audit in (False, True)} == {as_opened, audited.unsound_digest(audit=False)}
-    assert len({as_opened, audited.unsound_digest(audit=True), small.unsound_digest(audit=False)}) == 3
-    assert small.unsound_digest(audit=False) == small.unsound_digest(audit=True)
+    assert (before.invalid_count, audited.invalid_count, small.invalid_count) == (0, 1, 5)
+    as_opened = before.invalid_digest(audit=True)
+    before.mark_invalid(2, "found on the way")
+    assert {before.invalid_digest(audit=audit) for audit in (False, True)} == {as_opened, audited.invalid_digest(audit=False)}
+    assert len({as_opened, audited.invalid_digest(audit=True), small.invalid_digest(audit=False)}) == 3
+    assert small.invalid_digest(audit=False) == small.invalid_digest(audit=True)
     assert not ShardIndex.open(shard, max_pixels=10**9).audited  # the audit leaves the largest alone
 
 
@@ -513,7 +530,7 @@ def test_the_fingerprint_depends_on_the_data_alone(
         ShardIndex.open(shards, max_pixels=1),
         ShardIndex.open(shards, decode=True),
     ]
-    same[0].condemn(2, "for the test")
+    same[0].mark_invalid(2, "for the test")
     assert {one.fingerprint for one in same} == {index.fingerprint}
     prints = {index.fingerprint, ShardIndex.open(shards[::-1]).fingerprint, ShardIndex.open(shards[:2]).fingerprint}
     base = {"jpg": jpeg_bytes(noise(8, 8)), "cls": b"1"}
@@ -530,37 +547,37 @@ def test_the_fingerprint_depends_on_the_data_alone(
     data=st.data(),
 )
 @settings(deadline=None)
-def test_replacement_is_the_next_sound_id_cyclically(lengths: list[int], data: st.DataObject) -> None:
+def test_replacement_is_the_next_valid_id_cyclically(lengths: list[int], data: st.DataObject) -> None:
     masks = [np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), bool) for n in lengths]
     index = synthetic_index(*(synthetic_table(mask) for mask in masks))
-    condemned = data.draw(st.sets(st.integers(0, len(index) - 1)))
-    index.replacement(np.flatnonzero(index.sound))  # whatever it remembers must not survive what follows
-    for sample in condemned:
-        index.condemn(sample, "for the test")
-    sound = np.concatenate(masks)
-    sound[list(condemned)] = False
+    marked = data.draw(st.sets(st.integers(0, len(index) - 1)))
+    index.replacement(np.flatnonzero(index.valid))  # whatever it remembers must not survive what follows
+    for sample in marked:
+        index.mark_invalid(sample, "for the test")
+    valid = np.concatenate(masks)
+    valid[list(marked)] = False
     ids = np.arange(len(index))
-    if not sound.any():
-        with pytest.raises(ValueError, match=f"none of the {len(index)} samples is sound"):
+    if not valid.any():
+        with pytest.raises(ValueError, match=f"none of the {len(index)} samples is valid"):
             index.replacement(ids)
         return
-    expected = [next(other % len(ids) for other in range(i, i + len(ids)) if sound[other % len(ids)]) for i in ids]
+    expected = [next(other % len(ids) for other in range(i, i + len(ids)) if valid[other % len(ids)]) for i in ids]
     assert index.replacement(ids).tolist() == expected
     assert index.replacement(ids.reshape(1, -1)).tolist() == [expected]
-    assert index.unsound_count == np.count_nonzero(~sound)
+    assert index.invalid_count == np.count_nonzero(~valid)
 
 
-def test_condemning_from_many_threads_loses_nothing_and_moves_nothing() -> None:
+def test_marking_from_many_threads_loses_nothing_and_moves_nothing() -> None:
     index = synthetic_index(synthetic_table(np.ones(1000, bool)))
     before = (len(index), index.fingerprint, index.source_size.copy())
     news: list[bool] = []
 
-    def condemn_all() -> None:
+    def mark_all() -> None:
         for sample in range(0, 1000, 2):
-            news.append(index.condemn(sample, f"reason {sample}"))
+            news.append(index.mark_invalid(sample, f"reason {sample}"))
             index.replacement(np.arange(1000))
 
-    threads = [threading.Thread(target=condemn_all) for _ in range(4)]
+    threads = [threading.Thread(target=mark_all) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -571,7 +588,7 @@ def test_condemning_from_many_threads_loses_nothing_and_moves_nothing() -> None:
     assert (len(index), index.fingerprint) == before[:2]
     assert np.array_equal(index.source_size, before[2])
     with pytest.raises(ValueError, match="read-only"):
-        index.sound[0] = True
+        index.valid[0] = True
 
 
 def test_the_quarantine_is_listed_written_and_counted_aloud(
@@ -581,20 +598,20 @@ def test_the_quarantine_is_listed_written_and_counted_aloud(
     shard = make_shard(tmp_path / "s.tar", [("fine", {"jpg": good}), ("cut\n[red]", {"jpg": good[:-2]}), ("large", {"jpg": large})])
     with caplog.at_level(logging.WARNING):
         index = ShardIndex.open(shard, max_pixels=5000)
-    assert index.sound.tolist() == [True, False, False]
-    assert caplog.text.count("2 of 3 samples are unsound") == 1
+    assert index.valid.tolist() == [True, False, False]
+    assert caplog.text.count("2 of 3 samples are invalid") == 1
     assert [(entry.id, entry.key, entry.reason) for entry in index.quarantine()] == [
         (1, "cut\n[red]", "has no end marker after its last scan"),
         (2, "large", "has 100 x 100 pixels; the limit is 5000"),
     ]
-    index.condemn(0, "found on the way")
+    index.mark_invalid(0, "found on the way")
     index.write_quarantine(tmp_path / "quarantine.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert lines[0] == {"id": 0, "key": "fine", "shard": str(shard), "reason": "found on the way"}
     assert [line["key"] for line in lines] == ["fine", "cut\n[red]", "large"]
-    assert [path.name for path in tmp_path.glob(".*.part")] == []
+    assert [path.name for path in tmp_path.glob(".*.writing")] == []
     assert "\n" not in index.name(1)
-    assert ShardIndex.open(shard).sound.tolist() == [True, False, True]
+    assert ShardIndex.open(shard).valid.tolist() == [True, False, True]
 
 
 def test_decoding_finds_what_headers_cannot_show_and_is_remembered(
@@ -616,13 +633,13 @@ def test_decoding_finds_what_headers_cannot_show_and_is_remembered(
         ("png", {"png": png}),
     ]
     shard = make_shard(tmp_path / "s.tar", samples)
-    assert ShardIndex.open(shard).sound.all()
+    assert ShardIndex.open(shard).valid.all()
     audited = ShardIndex.open(shard, decode=True)
-    assert audited.sound.tolist() == [True, False, True, False, True]
+    assert audited.valid.tolist() == [True, False, True, False, True]
     assert all(entry.reason.startswith("does not decode") for entry in audited.quarantine())
     again = ShardIndex.open(shard)
     assert again.reused == 1
-    assert again.sound.tolist() == audited.sound.tolist()
+    assert again.valid.tolist() == audited.valid.tolist()
 
 
 def test_an_index_of_a_million_samples_is_arrays_alone() -> None:
@@ -722,7 +739,7 @@ def test_few_descriptors_serve_many_shards_and_threads_and_none_is_left(
 def test_the_command_explains_in_plain_text(shards: list[Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert index_command(str(shards[0].parent), quarantine=tmp_path / "bad.jsonl") == 0
     text = capsys.readouterr().out
-    for expected in ("7: 7 sound, 0 quarantined", "16 / 19 / 22 px", "24 px", "7 jpeg", "7, numbered 0 to 6", "1 txt", "0 reused, 3 built"):
+    for expected in ("7: 7 valid, 0 quarantined", "16 / 19 / 22 px", "24 px", "7 jpeg", "7, numbered 0 to 6", "1 txt", "0 reused, 3 built"):
         assert expected in text
     assert "\x1b" not in text
     assert (tmp_path / "bad.jsonl").read_text() == ""

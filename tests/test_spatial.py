@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.geometry import map_points
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import Paired, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Views
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
@@ -45,7 +45,7 @@ SETTINGS = SpatialSettings(
 def batch_of(family: ViewFamily, ids: np.ndarray, *, epoch: int = 0, kind: str = "coordinates") -> Batch:
     """Return views of pictures `ids`: "coordinates", or "plain" color with noise on the views, or "leaky", brighter in wide boxes."""
     size = np.full((len(ids), 2), PICTURE_PX, np.int32)
-    (drawn,) = draw_geometry(ViewRecipe(families=(family,)), seed=0, epoch=epoch, drawn_for=ids, source_size=size)
+    (drawn,) = draw_records(ViewRecipe(families=(family,)), seed=0, epoch=epoch, drawn_for=ids, source_size=size)
     record, (height, width) = drawn.geometry, family.size_px
     rng = np.random.default_rng([epoch, *ids])
     look = torch.tensor(np.random.default_rng(7).random((4096, 3))[ids], dtype=torch.float32)[:, None, :, None, None]

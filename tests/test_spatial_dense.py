@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from wherefrom.kernels.pair_targets import pair_targets
-from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.kernels.pair_targets_reference import PairUnits
 from wherefrom.pipeline.draws import Purpose, family_word, random_words, uniform
 from wherefrom.pipeline.geometry import map_boxes, map_points
 from wherefrom.pipeline.loader import make_loader
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
 from wherefrom.tools.cli import main
@@ -56,9 +57,7 @@ def record_of(
     """Return the records of one family, drawn for `ids`."""
     size = np.full((len(ids), 2), PICTURE_PX, np.int32)
     shown = np.array(ids if sample is None else sample)
-    (drawn,) = draw_geometry(
-        ViewRecipe(families=(family,)), seed=seed, epoch=epoch, drawn_for=np.array(ids), source_size=size, sample=shown
-    )
+    (drawn,) = draw_records(ViewRecipe(families=(family,)), seed=seed, epoch=epoch, drawn_for=np.array(ids), source_size=size, sample=shown)
     return drawn.geometry
 
 
@@ -215,11 +214,11 @@ def test_targets_hold_in_the_picture_that_the_view_was_cut_from(mirror: Any, sca
     record = record_of(objective.families[0], range(40))
     in_picture = map_boxes(record.view_to_source[:, 0], objective.boxes(record))
     flipped = record.flipped.expand(-1, SETTINGS.regions)
-    expected = pair_targets(in_picture, objective.pairs, flipped=flipped, position="reference", scale=scale)
+    expected = pair_targets(in_picture, objective.pairs, flipped=flipped, units=PairUnits(scale=scale))
     found = objective.targets(record, standardized=False)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     if mirror == "picture":
-        unmirrored = pair_targets(in_picture, objective.pairs, position="reference", scale=scale)
+        unmirrored = pair_targets(in_picture, objective.pairs, units=PairUnits(scale=scale))
         assert (found - unmirrored).abs().max() > 1
 
 

@@ -32,9 +32,9 @@ def pooled(samples, width):
 
 def lost(samples, width):
     a, b = (torch.randn(samples, 6, width, generator=seeded, requires_grad=True) for _ in "ab")
-    weight, offset = torch.randn(3, width, generator=seeded, requires_grad=True), torch.zeros(3, requires_grad=True)
+    weight, output_bias = torch.randn(3, width, generator=seeded, requires_grad=True), torch.zeros(3, requires_grad=True)
     for each in (False, True):
-        pair_loss(a, b, boxes[:samples], weight=weight, offset=offset, per_sample=each).loss.sum().backward()
+        pair_loss(a, b, boxes[:samples], weight=weight, output_bias=output_bias, per_sample=each).loss.sum().backward()
 
 
 torch.ones(2, requires_grad=True).sum().backward()
@@ -70,8 +70,8 @@ def test_second_derivatives_of_a_small_pair_loss_are_those_of_its_definition() -
     given = [torch.randn(shape, generator=seeded) for shape in ((2, 3, 8), (2, 3, 8), (3, 8), (3,))]
     found = []
     for backend in ("auto", "reference"):
-        a, b, weight, offset = (value.clone().requires_grad_() for value in given)
-        loss = pair_loss(a, b, boxes, weight=weight, offset=offset, backend=backend).loss  # type: ignore[arg-type]
+        a, b, weight, output_bias = (value.clone().requires_grad_() for value in given)
+        loss = pair_loss(a, b, boxes, weight=weight, output_bias=output_bias, backend=backend).loss  # type: ignore[arg-type]
         (slope,) = torch.autograd.grad(loss, a, create_graph=True)
         slope.square().sum().backward()
         found.append([value.grad for value in (a, b, weight)])

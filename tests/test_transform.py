@@ -222,7 +222,7 @@ def test_loader_and_transform_read_every_exif_alike(make_shard: Callable[..., Pa
     shard = make_shard(tmp_path / "odd.tar", [(f"{n:02d}", {kind: data}) for n, (_, (kind, data, _)) in enumerate(cases)])
     transform = ViewTransform(RECIPE, seed=5)
     with make_loader(str(shard), RECIPE, seed=5, global_batch=1, threads=0) as loader:
-        assert loader.index.unsound_count == 0
+        assert loader.index.invalid_count == 0
         for number, (name, (_, data, orientation)) in enumerate(cases):
             made, theirs = transform(Image.open(io.BytesIO(data)), sample=number, epoch=0).batch, loader.batch([number])
             told = [int(batch.views[0].geometry.stored_orientation) for batch in (made, theirs)]

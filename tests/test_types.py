@@ -34,8 +34,8 @@ def test_planted_errors_are_found_in_every_folder(tmp_path: Path) -> None:
         check=False,
         env={"PATH": f"{here}:/usr/bin:/bin", "HOME": str(tmp_path)},
     )
-    found = [line for line in done.stdout.splitlines() if "planted.py" in line and ": error:" in line]
-    places = sorted(line.split(": error: ")[0] for line in found)
+    lines = [line for line in done.stdout.splitlines() if "planted.py" in line and ": error:" in line]
+    places = sorted(line.split(": error: ")[0] for line in lines)
     assert places == [f"wherefrom/{folder}/planted.py:4" for folder in sorted(FOLDERS)], done.stdout
-    assert all('expression has type "Path", variable has type "int"' in line for line in found)
+    assert all('expression has type "Path", variable has type "int"' in line for line in lines)
     assert done.returncode == 1

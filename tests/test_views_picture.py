@@ -32,7 +32,7 @@ def open_loader(shard: Path, *families: ViewFamily, seed: int = 0) -> Loader:
     )
 
 
-def drawn(path: Path) -> NDArray[np.uint8]:
+def open_picture(path: Path) -> NDArray[np.uint8]:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
@@ -47,9 +47,9 @@ def assert_box_is_drawn_at(
 ) -> None:
     frame = extent((picture == GRAY).all(-1), least=30)  # letters have a few gray pixels
     scale = (frame[2:] - frame[:2]) / shown_wh
-    found = (extent((np.abs(picture.astype(int) - color) < 12).all(-1)) - np.tile(frame[:2], 2)) / np.tile(scale, 2)
-    off = np.abs(found - box) * np.tile(scale, 2)
-    assert off.max() <= 5, f"{off} pixels of the drawing off"  # half the line, and the number's frame
+    corners = (extent((np.abs(picture.astype(int) - color) < 12).all(-1)) - np.tile(frame[:2], 2)) / np.tile(scale, 2)
+    error = np.abs(corners - box) * np.tile(scale, 2)
+    assert error.max() <= 5, f"{error} pixels of the drawing off"  # half the line, and the number's frame
 
 
 @pytest.mark.core
@@ -61,7 +61,7 @@ def test_boxes_are_drawn_where_the_record_says(shard: Path, tmp_path: Path, seed
         batch = loader.batch([0])
     box = batch.views[0].geometry.boxes[0, 0].double().numpy()
     source_wh = batch.source_size[0].numpy()[::-1].astype(float)
-    picture = drawn(tmp_path / "views.png")[:, :SOURCE_ENDS]
+    picture = open_picture(tmp_path / "views.png")[:, :SOURCE_ENDS]
     assert_box_is_drawn_at(picture, box, source_wh)
     mirrored = np.array([source_wh[0] - box[2], box[1], source_wh[0] - box[0], box[3]])
     for wrong in (mirrored, box + 10):
@@ -77,7 +77,7 @@ def test_regions_are_drawn_where_the_record_says_on_the_view_and_in_the_source(s
         save_views_picture(tmp_path / "views.png", loader, samples=1, objectives=[dense])
         save_views_picture(tmp_path / "without.png", loader, samples=1)
         batch = loader.batch([0])
-    picture, without = drawn(tmp_path / "views.png"), drawn(tmp_path / "without.png")
+    picture, without = open_picture(tmp_path / "views.png"), open_picture(tmp_path / "without.png")
     record = batch.family("dense").geometry
     region = dense.boxes(record)[0, 2].double()
     in_source = map_boxes(record.view_to_source[0, 0], region[None])[0].numpy()
@@ -105,7 +105,7 @@ def test_every_kind_of_family_fits_one_picture_which_is_the_same_each_time(shard
             save_views_picture(tmp_path / name, loader, samples=99)
         loader.seek(len(SIZES))
         save_views_picture(tmp_path / "later.png", loader, samples=99)
-    one, two, later = (drawn(tmp_path / name) for name in ("one.png", "two.png", "later.png"))
+    one, two, later = (open_picture(tmp_path / name) for name in ("one.png", "two.png", "later.png"))
     assert np.array_equal(one, two)
     assert one.shape != later.shape or not np.array_equal(one, later)
     assert one.shape[0] > 3 * 300  # a row a picture, and no more rows than pictures
@@ -119,20 +119,20 @@ def test_every_kind_of_family_fits_one_picture_which_is_the_same_each_time(shard
 
 @pytest.mark.core
 def test_the_command_writes_the_picture_and_says_where(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "seen.png"
+    out = tmp_path / "views.png"
     assert views_command(data=str(shard), out=out, samples=2, seed=3, epoch=1) == 0
     assert capsys.readouterr().out == f"{out}: 2 pictures of recipe demo, seed 3, epoch 1\n"
-    assert drawn(out).shape[1] > 600
+    assert open_picture(out).shape[1] > 600
 
 
 @pytest.mark.core
 def test_the_command_draws_the_views_of_a_settings_file(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config, out, plain = tmp_path / "some.yaml", tmp_path / "seen.png", tmp_path / "plain.png"
+    config, out, plain = tmp_path / "some.yaml", tmp_path / "views.png", tmp_path / "plain.png"
     config.write_text(f"{{recipe: sp_dense, seed: 7, data: '{shard}', dense: {{regions: 5}}}}")
     assert views_command(config=config, out=out, samples=1) == 0
     assert capsys.readouterr().out == f"{out}: 1 pictures of recipe sp_dense, seed 7, epoch 0\n"
     assert views_command("sp_dense", data=str(shard), out=plain, samples=1, seed=7) == 0
-    assert not np.array_equal(drawn(out), drawn(plain))  # 5 regions, not 24
+    assert not np.array_equal(open_picture(out), open_picture(plain))  # 5 regions, not 24
     with pytest.raises(ValueError, match=r"some\.yaml is of recipe 'sp_dense'"):
         views_command("demo", config=config, out=out)
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="wherefrom",
         description="Pretrain image encoders on where things are.",
-        epilog=_listed(COMMANDS),
+        epilog=_list_commands(COMMANDS),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"wherefrom {importlib.metadata.version('wherefrom')}")
@@ -44,30 +44,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return MISUSED
     options = parser.parse_args(words)
     name, rest = options.command, options.rest
-    group = [known for known in COMMANDS if known.startswith(f"{name} ")]
+    group = [command for command in COMMANDS if command.startswith(f"{name} ")]
     if group and (not rest or rest[0] in HELP):
-        print(f"usage: wherefrom {name} [-h] COMMAND\n\n{_listed(group)}")
+        print(f"usage: wherefrom {name} [-h] COMMAND\n\n{_list_commands(group)}")
         return 0 if rest else MISUSED
     if group:
         name, rest = f"{name} {rest[0]}", rest[1:]
     if name not in COMMANDS:
         parser.error(f"no command {name!r}; there are {', '.join(COMMANDS)}")
     try:
-        return _called(name, rest)
+        return _call(name, rest)
     except (ValueError, OSError) as problem:
-        return _said(problem, MISUSED)
+        return _fail(problem, MISUSED)
     except FloatingPointError as problem:
-        return _said(problem, FAILED)
+        return _fail(problem, FAILED)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
 
-def _listed(names: Iterable[str]) -> str:
+def _list_commands(names: Iterable[str]) -> str:
     lines = "\n".join(f"  {name:<13} {COMMANDS[name][0]}" for name in names)
     return f"commands:\n{lines}\n\nwherefrom COMMAND --help says more."
 
 
-def _called(name: str, arguments: Sequence[str]) -> int:
+def _call(name: str, arguments: Sequence[str]) -> int:
     """Call a sub-command's function: `train` reads its words itself, the parameters of the others are their options."""
     if name == "train" and "OMP_WAIT_POLICY" not in os.environ:
         # for PyTorch's OpenMP (GNU's), which reads it when it is loaded: at a barrier its threads spin for milliseconds by default, and
@@ -84,7 +84,7 @@ def _called(name: str, arguments: Sequence[str]) -> int:
     return tyro.cli(command, prog=f"wherefrom {name}", args=arguments, config=markers) or 0
 
 
-def _said(problem: Exception, code: int) -> int:
+def _fail(problem: Exception, code: int) -> int:
     line = f"wherefrom: {' '.join(str(problem).split())}"
     summary = os.environ.get("TORCHELASTIC_ERROR_FILE")  # torchrun ends with a summary of what its processes write there
     if summary is not None:

@@ -4,13 +4,14 @@ Here: losses, what predictions explain, what labels say, learning rate, gradient
 Not here: pictures of views (views_picture.py); what the numbers mean (train/reporting.py, train/evaluation/labels.py).
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from wherefrom.pipeline.files import write_aside
 
 Records = Sequence[Mapping[str, Any]]
 Series = tuple[list[int], list[float]]  # updates and values
@@ -33,9 +34,8 @@ def draw_curves(records: Records, path: Path) -> None:
     waiting = speed.twinx()
     waiting.plot(*_series(logged, "waiting_frac"), color="gray", linewidth=1, alpha=0.5)
     waiting.set_ylim(0, 1)
-    aside = path.with_name(f".{path.name}.writing")
-    figure.savefig(aside, format="png", dpi=90)
-    os.replace(aside, path)
+    with write_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=90)
 
 
 def _draw_explained(axes: Axes, logged: Records, evaluations: Records) -> None:

@@ -1,6 +1,6 @@
 """The command `wherefrom index`: builds, audits and explains the index of a set of shards.
 
-Here: what is said about an index, and how progress is shown.
+Here: what is printed about an index.
 Not here: the index itself (pipeline/shards/index.py), parsing the command line (cli.py).
 Text from the shards is printed with control characters escaped and never read as markup.
 """
@@ -8,24 +8,20 @@ Text from the shards is printed with control characters escaped and never read a
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from wherefrom.pipeline.shards.index import MAX_PIXELS, ShardIndex
 from wherefrom.pipeline.shards.picture_headers import FORMATS
-from wherefrom.pipeline.shards.store import Progress as ShardProgress
 from wherefrom.pipeline.shards.store import file_beside, printable
+from wherefrom.tools.console import print_line, progress
 
 __all__ = ["index_command"]
-
-_QUIET_S = 5.0  # off a terminal: no progress lines before, and at most one in this time
 
 
 def index_command(
@@ -57,56 +53,57 @@ def index_command(
         raise ValueError(f"{quarantine}: there is no folder {quarantine.absolute().parent}; make it, or take another --quarantine")
     console = Console()
     start = time.perf_counter()
-    with _progress(console) as progress:
-        index = ShardIndex.open(
-            pattern, rebuild=rebuild, decode=decode, workers=workers, cache=cache, max_pixels=max_pixels, progress=progress
-        )
+    with progress(console, "shards") as show:
+        index = ShardIndex.open(pattern, rebuild=rebuild, decode=decode, workers=workers, cache=cache, max_pixels=max_pixels, progress=show)
     _print_pairs(console, [*_facts(index), ("index", _where(index, time.perf_counter() - start)), ("fingerprint", index.fingerprint)])
     _print_quarantine(console, index, list_quarantine)
     if quarantine is not None:
         index.write_quarantine(quarantine)
-        _say(console, f"{index.unsound_count} quarantined samples written to {quarantine}")
+        print_line(console, f"{index.invalid_count} quarantined samples written to {quarantine}")
     return 0
 
 
 def _facts(index: ShardIndex) -> Iterator[tuple[str, str]]:
-    count, unsound = len(index), index.unsound_count
-    known = index.source_size[(index.source_size > 0).all(1)]
-    yield "shards", f"{len(index.paths)}, {_bytes(int(index.shard_stamps[:, 1].sum()))}; samples a shard: {_spread(index.shard_lengths)}"
-    yield "samples", f"{count}: {count - unsound} sound, {unsound} quarantined; {_bytes(int(index.length.sum()))} of pictures"
-    if len(known):
-        yield "height", _spread(known[:, 0], "px")
-        yield "width", _spread(known[:, 1], "px")
-        yield "pixels", _spread(known.prod(1, dtype=np.int64) / 1e6, "MP")
+    count, invalid = len(index), index.invalid_count
+    sizes = index.source_size[(index.source_size > 0).all(1)]
+    yield (
+        "shards",
+        f"{len(index.paths)}, {_bytes(int(index.shard_stamps[:, 1].sum()))}; samples a shard: {_quantiles(index.shard_lengths)}",
+    )
+    yield "samples", f"{count}: {count - invalid} valid, {invalid} quarantined; {_bytes(int(index.length.sum()))} of pictures"
+    if len(sizes):
+        yield "height", _quantiles(sizes[:, 0], "px")
+        yield "width", _quantiles(sizes[:, 1], "px")
+        yield "pixels", _quantiles(sizes.prod(1, dtype=np.int64) / 1e6, "MP")
     yield "format", _counts(index.format, lambda code: FORMATS[code])
     yield "orientation", _counts(index.orientation, lambda value: f"EXIF {value}")
     labels, members = np.unique(index.label[index.label >= 0], return_counts=True)
     if len(labels):
         unlabeled = count - int(members.sum())
         without = f"; {unlabeled} samples without" if unlabeled else ""
-        yield "classes", f"{len(labels)}, numbered {labels[0]} to {labels[-1]}; samples a class: {_spread(members)}{without}"
+        yield "classes", f"{len(labels)}, numbered {labels[0]} to {labels[-1]}; samples a class: {_quantiles(members)}{without}"
     else:
         yield "classes", "none"
-    if index.left_aside:
+    if index.unread_members:
         yield (
-            "left aside",
-            ", ".join(f"{number} {kind}" for kind, number in index.left_aside.most_common(8)) + " (members that are not read)",
+            "not read",
+            ", ".join(f"{number} {kind}" for kind, number in index.unread_members.most_common(8)) + " (members of the tars)",
         )
 
 
 def _where(index: ShardIndex, seconds: float) -> str:
-    places: Counter[str] = Counter()
+    locations: Counter[str] = Counter()
     for path, file in zip(index.paths, index.files, strict=True):
-        beside = file == file_beside(Path(path))
-        places["not stored" if file is None else "in .wherefrom beside the shards" if beside else f"in {file.parent}"] += 1
-    told = ", ".join(f"{count} {place}" if len(places) > 1 else place for place, count in places.items())
-    return f"{index.reused} reused, {len(index.paths) - index.reused} built, {seconds:.2f} s; {told}"
+        beside = file == file_beside(path)
+        locations["not stored" if file is None else "in .wherefrom beside the shards" if beside else f"in {file.parent}"] += 1
+    where = ", ".join(f"{count} {location}" if len(locations) > 1 else location for location, count in locations.items())
+    return f"{index.reused} reused, {len(index.paths) - index.reused} built, {seconds:.2f} s; {where}"
 
 
 def _print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
     if not console.is_terminal:
         for name, text in pairs:
-            _say(console, f"{name:<12} {text}")
+            print_line(console, f"{name:<12} {text}")
         return
     table = Table.grid(padding=(0, 2))
     for name, text in pairs:
@@ -116,44 +113,20 @@ def _print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
 
 def _print_quarantine(console: Console, index: ShardIndex, limit: int) -> None:
     """List the first quarantined samples with their reasons."""
-    listed = index.quarantine(max(limit, 0))
-    if listed and console.is_terminal:
-        table = Table("id", "shard", "key", "reason", title="quarantined: replaced by the next sound sample", title_justify="left")
-        for entry in listed:
+    entries = index.quarantine(max(limit, 0))
+    if entries and console.is_terminal:
+        table = Table("id", "shard", "key", "reason", title="quarantined: replaced by the next valid sample", title_justify="left")
+        for entry in entries:
             table.add_row(str(entry.id), Text(Path(entry.shard).name), Text(printable(entry.key)), Text(entry.reason))
         console.print(table)
     else:
-        for entry in listed:
-            _say(console, f"quarantined  {entry.id} {Path(entry.shard).name}:{printable(entry.key)} {entry.reason}")
-    if index.unsound_count > len(listed):
-        _say(console, f"... {index.unsound_count - len(listed)} more are quarantined; --quarantine FILE writes them all")
+        for entry in entries:
+            print_line(console, f"quarantined  {entry.id} {Path(entry.shard).name}:{printable(entry.key)} {entry.reason}")
+    if index.invalid_count > len(entries):
+        print_line(console, f"... {index.invalid_count - len(entries)} more are quarantined; --quarantine FILE writes them all")
 
 
-@contextmanager
-def _progress(console: Console) -> Iterator[ShardProgress]:
-    """Show shards done: a bar on a terminal, else a line now and then once it takes long."""
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("shards", total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    said = time.monotonic()
-
-    def say(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= _QUIET_S:
-            said = time.monotonic()
-            _say(console, f"{done} of {total} shards")
-
-    yield say
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(Text(line), soft_wrap=True, highlight=False)
-
-
-def _spread(values: NDArray, unit: str = "") -> str:
+def _quantiles(values: NDArray, unit: str = "") -> str:
     low, middle, high = (f"{value:.3g}" if values.dtype.kind == "f" else f"{value:.0f}" for value in np.quantile(values, (0, 0.5, 1)))
     return f"{low} {unit}".rstrip() if low == high else f"{low} / {middle} / {high} {unit}".rstrip() + " (min / median / max)"
 

@@ -1,6 +1,6 @@
 """What measured numbers depend on: processor, memory, GPU, system and versions.
 
-Here: what is written beside them. Not here: any measuring.
+Here: what is written beside them; the last line of what a process complained of. Not here: any measuring.
 """
 
 import importlib.metadata
@@ -34,17 +34,22 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def asked_of_gpu(fields: Sequence[str]) -> dict[str, str]:
+def query_gpu(fields: Sequence[str]) -> dict[str, str]:
     """Return what nvidia-smi says about the first GPU, such as {"power.limit": "700.00 W"}; nothing where it is not installed."""
     if not shutil.which("nvidia-smi"):
         return {}
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", "--id=0"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {} if said.returncode else dict(zip(fields, (value.strip() for value in said.stdout.split(",")), strict=True))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {} if done.returncode else dict(zip(fields, (value.strip() for value in done.stdout.split(",")), strict=True))
+
+
+def last_line(words: str) -> str:
+    """Return the last line of what a process wrote: of a traceback the error."""
+    return (words.strip().splitlines() or ["no words"])[-1]
 
 
 def _gpu() -> dict[str, str]:
-    return {"name": torch.cuda.get_device_name()} | asked_of_gpu(SMI_FIELDS)
+    return {"name": torch.cuda.get_device_name()} | query_gpu(SMI_FIELDS)
 
 
 def _version(package: str) -> str | None:

@@ -1,20 +1,16 @@
 """The command `wherefrom prove`: the pixel proof of every renderer on this machine, as a table.
 
-Here: which renderers there are, how the proof's rows are folded into a table, progress.
+Here: which renderers there are, how the proof's rows are folded into a table.
 Not here: the proof itself (pipeline/proof/prove.py), parsing the command line (cli.py).
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from wherefrom.kernels.dispatch import triton_missing
 from wherefrom.kernels.render_views import native_missing
@@ -23,6 +19,7 @@ from wherefrom.pipeline.render import dali_renderer
 from wherefrom.pipeline.render.choose import choose_renderer, make_renderer
 from wherefrom.pipeline.render.renderer import Renderer
 from wherefrom.pipeline.view_recipe import Snap, ViewRecipe
+from wherefrom.tools.console import print_line, print_table, progress
 
 __all__ = ["prove_command"]
 
@@ -34,7 +31,6 @@ SNAPS: dict[Name, tuple[Snap, ...]] = {  # the boxes that each renderer can cut
     "triton": ("pixel", "none"),
     "dali": ("pixel", "none"),
 }
-QUIET_S = 5.0  # off a terminal: at most one line of progress in this time
 
 
 def prove_command(
@@ -53,11 +49,11 @@ def prove_command(
     for name, title, factory in _contenders(console, renderer, device):
         cases = proof_cases(SNAPS[name], quick=quick)
         started = time.perf_counter()
-        with _progress(console, title) as progress:
-            report = prove(factory, cases=cases, progress=progress)
+        with progress(console, f"{title}, cases") as show:
+            report = prove(factory, cases=cases, progress=show)
         _print_report(console, report, title, time.perf_counter() - started)
         proven &= report.passed
-    _say(console, "proven" if proven else "NOT proven: see the rows marked RED", "bold green" if proven else "bold red")
+    print_line(console, "proven" if proven else "NOT proven: see the rows marked RED", "bold green" if proven else "bold red")
     return 0 if proven else 1
 
 
@@ -70,7 +66,7 @@ def _contenders(
     places: list[Device] = [place for place in ("cpu", "cuda") if device in (None, place) and (place == "cpu" or torch.cuda.is_available())]
     for place in places:
         chosen, why = choose_renderer("auto", torch.device(place))
-        _say(console, f'renderer="auto" takes {chosen} on {place}: {why}')
+        print_line(console, f'renderer="auto" takes {chosen} on {place}: {why}')
     found: list[tuple[Name, str, Callable[[ViewRecipe], Renderer]]] = []
     for name in SNAPS:
         if renderer not in ("all", name):
@@ -83,7 +79,7 @@ def _contenders(
         elif renderer == name:
             raise ValueError(f"renderer {name!r}: {missing}")
         else:
-            _say(console, f"{name} is left out: {missing}")
+            print_line(console, f"{name} is left out: {missing}")
     if not found:
         raise ValueError(f"device={device!r}: no renderer runs there; leave out --device")
     return found
@@ -105,27 +101,21 @@ def _places(name: Name, places: Sequence[Device]) -> tuple[list[Device], str | N
 
 def _print_report(console: Console, report: ProofReport, title: str, seconds: float) -> None:
     """Print one line a law and view size, then the mistakes made on purpose."""
-    lines = []
+    lines: list[Sequence[str]] = [("law", "view", "float mean", "worst", "8-bit mean", "worst", "points read", "")]
     for law, size in dict.fromkeys((row.law, row.case.size_px) for row in report.rows):
         rows = [row for row in report.rows if (row.law, row.case.size_px) == (law, size)]
         cells = [cell for rounded in (False, True) for cell in _cells([row for row in rows if row.rounded == rounded])]
         lines.append(
-            [law, f"{size[0]} x {size[1]}", *cells, f"{sum(row.points for row in rows):,}", _verdict(all(row.passed for row in rows))]
+            (law, f"{size[0]} x {size[1]}", *cells, f"{sum(row.points for row in rows):,}", _verdict(all(row.passed for row in rows)))
         )
-    heads = ["law", "view", "float mean", "worst", "8-bit mean", "worst", "points read", ""]
-    _say(console, f"{title}: errors in source pixels; {seconds:.0f} s", "bold")
-    _print_lines(console, heads, lines)
-    _say(console, f"bars: worst {FLOAT_WORST_PX} on float pixels; mean {ROUNDED_MEAN_PX}, worst {ROUNDED_WORST_PX} on 8-bit ones")
-    controls = [
-        [
-            control.mistake,
-            f"{control.mildest_mean_px:.3f}",
-            f"{control.mildest_worst_px:.3f}",
-            "fails as it must" if control.caught else "RED: it passes",
-        ]
-        for control in report.controls
-    ]
-    _print_lines(console, ["mistake made on purpose", "mean, where mildest", "worst, where mildest", ""], controls)
+    print_line(console, f"{title}: errors in source pixels; {seconds:.0f} s", "bold")
+    print_table(console, lines)
+    print_line(console, f"bars: worst {FLOAT_WORST_PX} on float pixels; mean {ROUNDED_MEAN_PX}, worst {ROUNDED_WORST_PX} on 8-bit ones")
+    controls = [("mistake made on purpose", "mean, where mildest", "worst, where mildest", "")]
+    for control in report.controls:
+        verdict = "fails as it must" if control.caught else "RED: it passes"
+        controls.append((control.mistake, f"{control.mildest_mean_px:.3f}", f"{control.mildest_worst_px:.3f}", verdict))
+    print_table(console, controls)
 
 
 def _cells(rows: Sequence[ProofRow]) -> list[str]:
@@ -134,39 +124,3 @@ def _cells(rows: Sequence[ProofRow]) -> list[str]:
 
 def _verdict(passed: bool) -> str:
     return "holds" if passed else "RED"
-
-
-def _print_lines(console: Console, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    if not console.is_terminal:
-        widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
-        for line in [heads, *lines]:
-            _say(console, "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        return
-    table = Table(*heads)
-    for line in lines:
-        table.add_row(*(Text(cell, style="red" if cell.startswith("RED") else "") for cell in line))
-    console.print(table)
-
-
-def _say(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(text, style=style), soft_wrap=True)
-
-
-@contextmanager
-def _progress(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show cases done: a bar on a terminal, else a line now and then."""
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(title, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-        return
-    said = time.monotonic()
-
-    def say(done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > QUIET_S:
-            said = time.monotonic()
-            _say(console, f"{title}: {done} of {total} cases")
-
-    yield say

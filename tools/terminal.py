@@ -5,20 +5,16 @@ Not here: what is reported (train/reporting.py), how pictures are drawn (curves.
 """
 
 import sys
-import time
-from collections.abc import Sequence
 from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
+from wherefrom.tools.console import ProgressLines, columns, print_line
 from wherefrom.train.reporting import Evaluated, LogRecord, RunFacts, Summary
 from wherefrom.train.run_folder import RunFolder, read_metrics
-
-QUIET_S = 10.0  # where nobody watches: no line of progress before, and at most one in this time
 
 
 class Terminal:
@@ -31,7 +27,7 @@ class Terminal:
         self._live_wanted = stream.isatty() if live is None else live
         self._live: Live | None = None
         self._facts: RunFacts | None = None
-        self._work: tuple[str, float] = ("", 0.0)  # what is going on, and when it was last told of
+        self._progress_lines = ProgressLines(self.said)
 
     def started(self, facts: RunFacts) -> None:
         """Print what will run; draw the views picture."""
@@ -67,7 +63,7 @@ class Terminal:
 
     def said(self, line: str) -> None:
         """Print a line, above the panel if there is one."""
-        self._console.print(Text(line))
+        print_line(self._console, line)
 
     def progressed(self, what: str, done: int, total: int) -> None:
         """Show how far a piece of work is."""
@@ -75,13 +71,8 @@ class Terminal:
             self._show(Group(f"{what}: {done} of {total}", ProgressBar(total=total, completed=done, width=60)))
             if done == total:
                 self._show(None)
-            return
-        now = time.monotonic()
-        if self._work[0] != what:
-            self._work = (what, now)
-        elif now - self._work[1] > QUIET_S:
-            self._work = (what, now)
-            self.said(f"{what}: {done} of {total}")
+        else:
+            self._progress_lines(what, done, total)
 
     def finished(self, summary: Summary) -> None:
         """Print where everything lies and where the time went; draw the curves a last time."""
@@ -145,26 +136,6 @@ def line(record: LogRecord) -> str:
         f"update={record.update}/{record.updates} epoch={record.epoch:.2f} loss={record.loss:.4f} {losses} lr={record.lr:.2e} "
         f"pictures/s={record.images_per_s:.1f} waiting={record.waiting_frac:.1%} left={duration(record.seconds_left)}"
     )
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of words, the heading first, as aligned columns: numbers to the right, words to the left."""
-    cells = list(zip(*rows, strict=True))
-    return "\n".join("  ".join(row).rstrip() for row in zip(*map(_aligned, cells), strict=True))
-
-
-def _aligned(column: Sequence[str]) -> list[str]:
-    width = max(map(len, column))
-    to_the_right = len(column) > 1 and all(map(_is_number, column[1:]))
-    return [cell.rjust(width) if to_the_right else cell.ljust(width) for cell in column]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def duration(seconds: float) -> str:

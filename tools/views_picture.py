@@ -6,7 +6,6 @@ Every landmark is placed in the source and carried into the views by the record 
 """
 
 import math
-import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,9 @@ from wherefrom.kernels.pair_targets import pair_targets
 from wherefrom.pipeline import geometry
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.demo.shards import demo_shards
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.loader import Loader, make_loader
+from wherefrom.pipeline.proof.level_errors import levels
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Views
@@ -59,7 +60,7 @@ OUTLINE: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Seen:
+class _ViewDrawing:
     """One view of one picture, ready to be drawn."""
 
     number: int  # over all families
@@ -131,69 +132,79 @@ def save_views_picture(path: Path, loader: Loader, samples: int = 6, *, objectiv
         for objective in objectives
         if isinstance(objective, DenseSpatialPrediction)
     }
-    rows = [list(_seen(batch[b].views, loader.recipe, {name: boxes[b] for name, boxes in regions.items()})) for b in range(len(batch))]
+    rows = [
+        list(_view_drawings(batch[b].views, loader.recipe, {name: boxes[b] for name, boxes in regions.items()})) for b in range(len(batch))
+    ]
 
-    columns, side = _grid(len(rows[0]), bool(regions))
-    captions = [[_wrapped(view.captions, side) for view in seen] for seen in rows]
-    caption_in = 0.1 + LINE_IN * max(len(lines) for row in captions for lines in row)
-    row_in = TITLE_IN + max(SOURCE_IN[1], math.ceil(len(rows[0]) / columns) * (side + caption_in)) + GAP_IN
-    width = SOURCE_IN[0] + columns * (side + GAP_IN) + 3 * GAP_IN
-    legend = textwrap.wrap(LEGEND + (REGIONS_LEGEND if regions else ""), int(width * LETTERS_PER_IN * 0.8))
-    head_in = 0.42 + 0.14 * len(legend)
-    figure = Figure(figsize=(width, head_in + len(rows) * row_in))
+    layout = _Layout.of(rows, bool(regions))
+    legend = textwrap.wrap(LEGEND + (REGIONS_LEGEND if regions else ""), int(layout.width * LETTERS_PER_IN * 0.8))
+    head = 0.42 + 0.14 * len(legend)
+    figure = Figure(figsize=(layout.width, head + len(rows) * layout.row))
     _write(figure, GAP_IN, 0.1, [_families_words(loader, epoch)], size=10, weight="bold")
     _write(figure, GAP_IN, 0.33, legend, size=7, color="0.25")
-    for b, (source, seen) in enumerate(zip(sources, rows, strict=True)):
-        top = head_in + b * row_in
+    for b, (source, drawings) in enumerate(zip(sources, rows, strict=True)):
+        top = head + b * layout.row
         _write(figure, GAP_IN, top, [_title(loader, batch[b])], size=8)
-        _draw_source(_axes(figure, GAP_IN, top + TITLE_IN, *SOURCE_IN), source, seen)
-        for n, (view, lines) in enumerate(zip(seen, captions[b], strict=True)):
-            left = SOURCE_IN[0] + 3 * GAP_IN + n % columns * (side + GAP_IN)
-            down = top + TITLE_IN + n // columns * (side + caption_in)
-            _draw_view(_axes(figure, left, down, side, side), view, seen)
-            below = down + side * min(1, view.pixels.shape[0] / view.pixels.shape[1]) + 0.04
-            _write(figure, left, below, lines[:1], size=6.5, color=view.color, weight="bold")
-            _write(figure, left, below + LINE_IN, lines[1:], size=6.5, color="0.25")
-    aside = path.with_name(f".{path.name}.writing")
-    figure.savefig(aside, format="png", dpi=DPI)
-    os.replace(aside, path)
+        _draw_source(_axes(figure, GAP_IN, top + TITLE_IN, *SOURCE_IN), source, drawings)
+        _draw_views(figure, layout, top + TITLE_IN, drawings)
+    with write_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=DPI)
 
 
-def _seen(families: Sequence[Views], recipe: ViewRecipe, regions: Mapping[str, Tensor]) -> Iterator[_Seen]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Layout:
+    """Where views stand beside their source, in inches."""
+
+    columns: int  # of views
+    side: float  # of a view, the longer one
+    caption: float  # the height of the longest caption
+    row: float  # the height of a picture's row
+
+    @staticmethod
+    def of(rows: Sequence[Sequence[_ViewDrawing]], regions: bool) -> "_Layout":
+        """Return the layout of pictures that all have as many views; regions: whether some are drawn."""
+        views = len(rows[0])
+        if views <= 2:
+            columns, side = views, REGIONS_IN if regions else TWO_VIEWS_IN
+        else:
+            columns, side = (math.ceil(views / 2) if views <= 16 else 8), MANY_VIEWS_IN
+        caption = 0.1 + LINE_IN * max(len(_wrap(view.captions, side)) for row in rows for view in row)
+        row = TITLE_IN + max(SOURCE_IN[1], math.ceil(views / columns) * (side + caption)) + GAP_IN
+        return _Layout(columns=columns, side=side, caption=caption, row=row)
+
+    @property
+    def width(self) -> float:
+        """Of the whole figure."""
+        return SOURCE_IN[0] + self.columns * (self.side + GAP_IN) + 3 * GAP_IN
+
+
+def _view_drawings(families: Sequence[Views], recipe: ViewRecipe, regions: Mapping[str, Tensor]) -> Iterator[_ViewDrawing]:
     """Yield every view of one picture (B = 1), numbered over all families; regions (R, 4) belong to the first view of their family."""
     number = 0
     for views in families:
         record, first = views.geometry, number
         targets = pair_targets(record.boxes[0], flipped=record.flipped[0], quarter_turns=record.quarter_turns[0])[0].tolist()
         for v, (across, down, log_scale) in enumerate(targets):
-            how = f"p ({across:+.2f}, {down:+.2f})   ln s {log_scale:+.2f}" if v else "reference" if len(targets) > 1 else ""
-            moved = _orientation(bool(record.flipped[0, v]), int(record.quarter_turns[0, v]))
+            target_words = f"p ({across:+.2f}, {down:+.2f})   ln s {log_scale:+.2f}" if v else "reference" if len(targets) > 1 else ""
+            orientation = _orientation(bool(record.flipped[0, v]), int(record.quarter_turns[0, v]))
             if not views.valid[0, v]:
-                moved += "; picture too small for the law"
+                orientation += "; picture too small for the law"
             own = regions.get(record.family) if v == 0 else None
             many = f"{len(own)} regions" if own is not None else ""
-            colored = _color_words(views.photometric[0, v])
-            yield _Seen(
+            colors = _color_words(views.photometric[0, v])
+            yield _ViewDrawing(
                 number=number,
                 color=colormaps["tab10" if number < 10 else "tab20"](number % 20),
-                pixels=_levels(views.pixels[0, v], recipe),
+                pixels=levels(views.pixels[0, v], recipe).round().clamp(0, 255).byte().permute(1, 2, 0).numpy(),
                 box=record.boxes[0, v].double(),
                 to_view=record.source_to_view[0, v],
                 reference=first,
                 target=(across, down, log_scale),
-                captions=(f"{number} {record.family}" + (f" [{v}]" if v != number else ""), how, many, moved, colored),
+                captions=(f"{number} {record.family}" + (f" [{v}]" if v != number else ""), target_words, many, orientation, colors),
                 regions=own,
                 to_source=record.view_to_source[0, v],
             )
             number += 1
-
-
-def _levels(pixels: Tensor, recipe: ViewRecipe) -> NDArray[np.uint8]:
-    """Return (h, w, 3) uint8 for the eye, whatever the recipe hands over."""
-    if pixels.is_floating_point():
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.mean, recipe.std))
-        pixels = ((pixels.float() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(1, 2, 0).numpy()
 
 
 def _orientation(flipped: bool, quarter_turns: int) -> str:
@@ -216,9 +227,9 @@ def _title(loader: Loader, one: Batch) -> str:
     sample, drawn_for = int(one.sample), int(one.drawn_for)
     height, width = one.source_size[0].tolist()
     orientation = int(one.views[0].geometry.stored_orientation)
-    said = f"sample {sample} ({loader.index.key(sample)}), {width} x {height} pixels"
-    said += f", stored with EXIF orientation {orientation}" if orientation != 1 else ""
-    return said + (f", in place of sample {drawn_for}, with its draws" if drawn_for != sample else "")
+    words = f"sample {sample} ({loader.index.key(sample)}), {width} x {height} pixels"
+    words += f", stored with EXIF orientation {orientation}" if orientation != 1 else ""
+    return words + (f", in place of sample {drawn_for}, with its draws" if drawn_for != sample else "")
 
 
 def _families_words(loader: Loader, epoch: int) -> str:
@@ -228,16 +239,9 @@ def _families_words(loader: Loader, epoch: int) -> str:
     )
 
 
-def _wrapped(captions: Sequence[str], width_in: float) -> list[str]:
+def _wrap(captions: Sequence[str], width_in: float) -> list[str]:
     """Return the lines that captions take beneath a view."""
     return [line for caption in captions for line in textwrap.wrap(caption, int(width_in * LETTERS_PER_IN))]
-
-
-def _grid(views: int, regions: bool) -> tuple[int, float]:
-    """Return how many columns of views there are, and the side of one in inches."""
-    if views <= 2:
-        return views, REGIONS_IN if regions else TWO_VIEWS_IN
-    return (math.ceil(views / 2) if views <= 16 else 8), MANY_VIEWS_IN
 
 
 def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
@@ -261,9 +265,9 @@ def _show(axes: Axes, picture: NDArray[np.uint8], interpolation: str) -> None:
     axes.autoscale(False)
 
 
-def _draw_source(axes: Axes, source: NDArray[np.uint8], seen: Sequence[_Seen]) -> None:
+def _draw_source(axes: Axes, source: NDArray[np.uint8], drawings: Sequence[_ViewDrawing]) -> None:
     _show(axes, source, "antialiased")
-    for view in seen:
+    for view in drawings:
         x0, y0, x1, y1 = view.box.tolist()
         _draw_box(axes, (x0, y0, x1, y1), view.color, dashed=view.reference == view.number)
         label = {"facecolor": view.color, "edgecolor": "none", "pad": 1.2}
@@ -271,18 +275,30 @@ def _draw_source(axes: Axes, source: NDArray[np.uint8], seen: Sequence[_Seen]) -
         if view.regions is not None:
             _draw_regions(axes, geometry.map_boxes(view.to_source, view.regions.double()))
         _draw_landmarks(axes, view.landmarks, view.color, size=4)
-        if view.number != view.reference and len(seen) <= CROWDED:
-            reference = seen[view.reference].box
+        if view.number != view.reference and len(drawings) <= CROWDED:
+            reference = drawings[view.reference].box
             _draw_arrow(axes, (reference[:2] + reference[2:]) / 2, (view.box[:2] + view.box[2:]) / 2, view.color)
 
 
-def _draw_view(axes: Axes, view: _Seen, seen: Sequence[_Seen]) -> None:
+def _draw_views(figure: Figure, layout: _Layout, top: float, drawings: Sequence[_ViewDrawing]) -> None:
+    """Draw all views of a picture, each with its caption below."""
+    for n, view in enumerate(drawings):
+        left = SOURCE_IN[0] + 3 * GAP_IN + n % layout.columns * (layout.side + GAP_IN)
+        down = top + n // layout.columns * (layout.side + layout.caption)
+        _draw_view(_axes(figure, left, down, layout.side, layout.side), view, drawings)
+        below = down + layout.side * min(1, view.pixels.shape[0] / view.pixels.shape[1]) + 0.04
+        lines = _wrap(view.captions, layout.side)
+        _write(figure, left, below, lines[:1], size=6.5, color=view.color, weight="bold")
+        _write(figure, left, below + LINE_IN, lines[1:], size=6.5, color="0.25")
+
+
+def _draw_view(axes: Axes, view: _ViewDrawing, drawings: Sequence[_ViewDrawing]) -> None:
     """Draw a view, and on it what the record says lies there: landmarks, the other boxes, the source's axes, the way to targets."""
     _show(axes, view.pixels, "nearest")
     height, width = view.pixels.shape[:2]
     if view.regions is not None:
         _draw_regions(axes, view.regions)
-    for other in seen if len(seen) <= CROWDED else [view]:
+    for other in drawings if len(drawings) <= CROWDED else [view]:
         if other is not view:
             corners = geometry.map_boxes(view.to_view, other.box[None])[0].tolist()
             _draw_box(axes, corners, other.color, dashed=other.reference == other.number)
@@ -294,7 +310,7 @@ def _draw_view(axes: Axes, view: _Seen, seen: Sequence[_Seen]) -> None:
     _draw_compass(axes, view)
 
 
-def _draw_compass(axes: Axes, view: _Seen) -> None:
+def _draw_compass(axes: Axes, view: _ViewDrawing) -> None:
     """Draw where the source's axes point in a view."""
     height, width = view.pixels.shape[:2]
     length = 0.1 * min(height, width)

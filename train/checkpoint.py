@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from wherefrom.pipeline.files import sync_to_disk, write_aside
 from wherefrom.train.disk import DiskFullError, save_weights, writing
 from wherefrom.train.plain_data import Plain
 
@@ -53,7 +54,7 @@ def save(folder: Path, state: State, weights: nn.Module, optimizer: torch.optim.
         raise
     _remove(final)  # one that a kill kept out of `latest`
     os.rename(aside, final)
-    _sync(folder)
+    sync_to_disk(folder)
     _point_to(folder, final.name)
     saved = _checkpoints(folder)
     newest = saved.index(final) + 1
@@ -74,7 +75,7 @@ def _write(aside: Path, state: State, weights: nn.Module, optimizer: torch.optim
     }
     (aside / "state.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
     for path in (*aside.iterdir(), aside):
-        _sync(path)
+        sync_to_disk(path)
 
 
 def latest(folder: Path) -> Path | None:
@@ -150,11 +151,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _point_to(folder: Path, name: str) -> None:
-    aside = folder / f".{LATEST}.writing"
-    aside.write_text(name + "\n", encoding="utf-8")
-    _sync(aside)
-    os.replace(aside, folder / LATEST)
-    _sync(folder)
+    with write_aside(folder / LATEST, fsync=True) as aside:
+        aside.write_text(name + "\n", encoding="utf-8")
 
 
 def _remove(checkpoint: Path) -> None:
@@ -164,13 +162,3 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(checkpoint, aside)
         shutil.rmtree(aside)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

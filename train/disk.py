@@ -2,7 +2,7 @@
 
 Here: weights as others may read them; what the libraries raise where no byte can be written any more, as an OSError that names the file,
 and the room that is left.
-Not here: what is written (checkpoint.py, run_folder.py), and that it is whole or not there at all (there, too).
+Not here: what is written (checkpoint.py, run_folder.py), and that it is whole or not there at all (pipeline/files.py).
 """
 
 import contextlib

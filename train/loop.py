@@ -302,8 +302,8 @@ def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Repo
             train, val = demo.train, demo.val
         told = partial(reporter.progressed, "indexing shards")
         learned, held_out = ShardIndex.open(train, progress=told), None if val is None else ShardIndex.open(val, progress=told)
-    if held_out is not None and len(held_out) - held_out.unsound_count < 2:
-        raise ValueError(f"val={settings.val!r}: 1 sound picture or none, R2 needs at least 2; name more shards, or leave out --val")
+    if held_out is not None and len(held_out) - held_out.invalid_count < 2:
+        raise ValueError(f"val={settings.val!r}: 1 valid picture or none, R2 needs at least 2; name more shards, or leave out --val")
     if held_out is not None:
         check_held_out(learned, held_out)
     return learned, held_out

@@ -8,11 +8,11 @@ import importlib.metadata
 import itertools
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.train.disk import save_weights, writing
 from wherefrom.train.encoder import Encoder
@@ -155,9 +155,8 @@ def write_evaluation(folder: RunFolder, report: Mapping[str, Plain]) -> None:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    with write_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def write_encoder(folder: RunFolder, encoder: Encoder, recipe: ViewRecipe, *, settings: TrainSettings, data: str) -> None:
@@ -170,9 +169,8 @@ def write_encoder(folder: RunFolder, encoder: Encoder, recipe: ViewRecipe, *, se
     _replace_text(folder.model / "config.json", json.dumps(_described(encoder, recipe, settings, data), indent=1) + "\n")
     weights = encoder.model.state_dict()
     for path in (folder.model / "model.safetensors", folder.encoder):
-        aside = path.with_name(f".{path.name}.writing")
-        save_weights(aside, weights)
-        os.replace(aside, path)
+        with write_aside(path) as aside:
+            save_weights(aside, weights)
 
 
 def _described(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data: str) -> dict[str, Plain]:

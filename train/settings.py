@@ -4,7 +4,6 @@ Here: the settings, their checks, settings.yaml both ways, what is left of a mod
 Not here: which settings make a good run (recipes.py); views by hand (pipeline/view_recipe.py); the command line (tools/training.py).
 """
 
-import os
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.render.renderer import RendererName
 from wherefrom.train.encoder import ARCHITECTURE, ModelSettings
@@ -173,9 +173,8 @@ class TrainSettings:
 
 def write_settings(path: Path, settings: TrainSettings) -> None:
     """Write settings.yaml, whole or not at all."""
-    aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(yaml.safe_dump(to_plain(settings), sort_keys=False), encoding="utf-8")
-    os.replace(aside, path)
+    with write_aside(path) as aside:
+        aside.write_text(yaml.safe_dump(to_plain(settings), sort_keys=False), encoding="utf-8")
 
 
 def read_plain_settings(path: Path) -> dict[str, object]:

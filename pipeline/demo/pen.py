@@ -20,7 +20,6 @@ Color = tuple[int, int, int]  # red, green, blue, 0 to 255
 Point = tuple[float, float]  # (x, y)
 Points = Sequence[Point] | NDArray[np.float64]
 
-CORNERS = 28  # of the polygon that stands for a circle
 FAR_APART = 110.0  # distance in RGB from which two colors count as distinct
 
 
@@ -43,47 +42,51 @@ class Pen:
         (x0, y0), (x1, y1), (x2, y2) = self._on_canvas(steps).tolist()
         return replace(self, origin=(x0, y0), right=(x1 - x0, y1 - y0), down=(x2 - x0, y2 - y0))
 
+    @property
     def flat(self) -> "Pen":
-        """Return the same pen without light."""
+        """The same pen without light."""
         return replace(self, light=0.0)
 
-    def shape(self, points: Points, color: Color) -> None:
-        """Fill a polygon, its left edge lighter and its right third darker."""
-        self._fill(points, color)
-        if self.light:
-            xs = [x for x, _ in points]
-            low, high = min(xs), max(xs)
-            self._fill(_clipped(points, low + 0.64 * (high - low), side=1), toned(color, -self.light))
-            self._fill(_clipped(points, low + 0.16 * (high - low), side=-1), toned(color, self.light))
-        self._contour(points)
+    def shape(self, color: Color, *polygons: Points) -> None:
+        """Fill polygons, the left edge of each lighter and its right third darker."""
+        for points in polygons:
+            self._fill(points, color)
+            if self.light:
+                xs = [x for x, _ in points]
+                low, high = min(xs), max(xs)
+                self._fill(_clipped(points, low + 0.64 * (high - low), side=1), toned(color, -self.light))
+                self._fill(_clipped(points, low + 0.16 * (high - low), side=-1), toned(color, self.light))
+            self._contour(points)
 
-    def box(self, x0: float, y0: float, x1: float, y1: float, color: Color) -> None:
-        """Fill the rectangle between two corners."""
-        self.shape([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], color)
+    def box(self, color: Color, *corners: tuple[float, float, float, float]) -> None:
+        """Fill rectangles, (x0, y0, x1, y1) each."""
+        self.shape(color, *([(x0, y0), (x1, y0), (x1, y1), (x0, y1)] for x0, y0, x1, y1 in corners))
 
-    def disc(self, x: float, y: float, radius: float, color: Color) -> None:
-        """Fill a circle, lit like a ball."""
-        self.oval(x, y, radius, radius, color)
+    def disc(self, color: Color, *circles: tuple[float, float, float]) -> None:
+        """Fill circles, (x, y, radius) each, lit like balls."""
+        self.oval(color, *((x, y, radius, radius) for x, y, radius in circles))
 
-    def oval(self, x: float, y: float, radius_x: float, radius_y: float, color: Color) -> None:
-        """Fill an ellipse, lit like a ball: a shadow on the right, a gleam at the upper left."""
-        center, radii = np.array([x, y]), np.array([radius_x, radius_y])
-        rim = circle(0, 0) * radii + center
-        self._fill(rim, toned(color, -self.light))
-        if self.light:
-            self._fill(circle(-0.14, -0.04, 0.84) * radii + center, color)
-            self._fill(circle(-0.42, -0.40, 0.26) * radii + center, toned(color, self.light))
-        if radius_x > 0.06:
-            self._contour(rim)
+    def oval(self, color: Color, *ellipses: tuple[float, float, float, float]) -> None:
+        """Fill ellipses, (x, y, radius_x, radius_y) each, lit like balls: a shadow on the right, a gleam at the upper left."""
+        for x, y, radius_x, radius_y in ellipses:
+            center, radii = np.array([x, y]), np.array([radius_x, radius_y])
+            rim = circle(0, 0) * radii + center
+            self._fill(rim, toned(color, -self.light))
+            if self.light:
+                self._fill(circle(-0.14, -0.04, 0.84) * radii + center, color)
+                self._fill(circle(-0.42, -0.40, 0.26) * radii + center, toned(color, self.light))
+            if radius_x > 0.06:
+                self._contour(rim)
 
-    def line(self, points: Points, width: float, color: Color) -> None:
-        """Draw a line through points; its width in units of this frame, one canvas pixel at least."""
+    def line(self, color: Color, width: float, *paths: Points) -> None:
+        """Draw lines through points; their width in units of this frame, one canvas pixel at least."""
         unit = math.sqrt(abs(self.right[0] * self.down[1] - self.right[1] * self.down[0]))
-        self.draw.line(self._on_canvas(points).ravel().tolist(), fill=color, width=max(1, round(width * unit)), joint="curve")
+        for points in paths:
+            self.draw.line(self._on_canvas(points).ravel().tolist(), fill=color, width=max(1, round(width * unit)), joint="curve")
 
     def _contour(self, points: Points) -> None:
         if self.outline is not None:
-            self.line([*points, points[0]], 0.02, self.outline)
+            self.line(self.outline, 0.02, [*points, points[0]])
 
     def _fill(self, points: Points, color: Color) -> None:
         if len(points) >= 3:
@@ -93,9 +96,9 @@ class Pen:
         return np.asarray(points, dtype=np.float64) @ (self.right, self.down) + self.origin
 
 
-def circle(x: float, y: float, radius: float = 1.0) -> NDArray[np.float64]:
-    """Return the corners of a polygon that stands for a circle: (28, 2)."""
-    angles = np.linspace(0, 2 * math.pi, CORNERS, endpoint=False)
+def circle(x: float, y: float, radius: float = 1.0, *, corners: int = 28) -> NDArray[np.float64]:
+    """Return the corners of a polygon that stands for a circle: (corners, 2)."""
+    angles = np.linspace(0, 2 * math.pi, corners, endpoint=False)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius + (x, y)
 
 
@@ -104,13 +107,13 @@ def _clipped(points: Points, x: float, *, side: int) -> list[Point]:
 
     Source: Sutherland and Hodgman, Reentrant polygon clipping, 1974.
     """
-    kept: list[Point] = []
+    inside: list[Point] = []
     for (x0, y0), (x1, y1) in zip(points, [*points[1:], points[0]], strict=True):
         if side * (x0 - x) >= 0:
-            kept.append((x0, y0))
+            inside.append((x0, y0))
         if (x0 - x) * (x1 - x) < 0:
-            kept.append((x, y0 + (y1 - y0) * (x - x0) / (x1 - x0)))
-    return kept
+            inside.append((x, y0 + (y1 - y0) * (x - x0) / (x1 - x0)))
+    return inside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +128,7 @@ class Look:
     paper: Color
 
     @classmethod
-    def drawn(cls, rng: np.random.Generator, *, avoid: Sequence[Color]) -> "Look":
+    def random(cls, rng: np.random.Generator, *, avoid: Sequence[Color]) -> "Look":
         """Draw a look whose main and second colors stand out against the colors to avoid."""
         main = distinct_color(rng, avoid)
         second = distinct_color(rng, [*avoid, main])
@@ -152,6 +155,6 @@ def toned(color: Color, by: float) -> Color:
 
 def distinct_color(rng: np.random.Generator, others: Sequence[Color]) -> Color:
     """Draw eight colors; return the first that is far from all others, else the farthest."""
-    tried = [hsv(rng.random(), rng.uniform(0.25, 0.9), rng.uniform(0.3, 1.0)) for _ in range(8)]
-    gaps = [min(math.dist(color, other) for other in others) for color in tried]
-    return next((color for color, gap in zip(tried, gaps, strict=True) if gap > FAR_APART), tried[int(np.argmax(gaps))])
+    colors = [hsv(rng.random(), rng.uniform(0.25, 0.9), rng.uniform(0.3, 1.0)) for _ in range(8)]
+    gaps = [min(math.dist(color, other) for other in others) for color in colors]
+    return next((color for color, gap in zip(colors, gaps, strict=True) if gap > FAR_APART), colors[int(np.argmax(gaps))])

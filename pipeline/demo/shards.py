@@ -39,8 +39,6 @@ WORKER = (  # interrupts are the parent's to handle
     "from wherefrom.pipeline.demo.shards import _write_stripe; _write_stripe(*map(int, sys.argv[2:]))"
 )
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoShards:
@@ -55,7 +53,7 @@ def demo_shards(
     *,
     train: int = 3000,
     val: int = 500,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
 ) -> DemoShards:
     """Return the demo's shards, rendering them first where the cache does not hold them yet.
@@ -82,12 +80,12 @@ def demo_shards(
     return DemoShards(train=_pattern(folder, "train", train), val=_pattern(folder, "val", val))
 
 
-def _write_set(folder: Path, counts: dict[str, int], progress: Progress | None, workers: int) -> None:
+def _write_set(folder: Path, counts: dict[str, int], progress: Callable[[int, int], None] | None, workers: int) -> None:
     folder.mkdir()
     total = sum(counts.values())
     splits = {}
-    with _rendered(counts, min(workers, total)) as rendered:
-        pictures = _reported(rendered, total, progress)
+    with _rendering(counts, min(workers, total)) as jpegs:
+        pictures = _counting(jpegs, total, progress)
         for split, count in counts.items():
             names = _shard_names(split, count)
             lengths = []
@@ -110,13 +108,13 @@ def _write_shard(path: Path, split: str, first: int, pictures: Iterator[bytes]) 
 def _jpeg(picture: tuple[str, int]) -> bytes:
     split, number = picture
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((SEED, SPLITS[split], number))))
-    image = render_scene(list(KINDS)[number % len(KINDS)], rng, _drawn_size(rng))
+    image = render_scene(list(KINDS)[number % len(KINDS)], rng, _draw_size(rng))
     encoded = io.BytesIO()
     image.save(encoded, format="JPEG", quality=JPEG_QUALITY)
     return encoded.getvalue()
 
 
-def _drawn_size(rng: np.random.Generator) -> tuple[int, int]:
+def _draw_size(rng: np.random.Generator) -> tuple[int, int]:
     """Draw (height, width) in pixels: the short side uniform, the aspect log-uniform."""
     short = int(rng.integers(*SHORT_SIDE_PX, endpoint=True))
     aspect = math.exp(rng.uniform(*np.log(ASPECT)))
@@ -124,18 +122,18 @@ def _drawn_size(rng: np.random.Generator) -> tuple[int, int]:
 
 
 @contextmanager
-def _rendered(counts: dict[str, int], workers: int) -> Iterator[Iterator[bytes]]:
+def _rendering(counts: dict[str, int], workers: int) -> Iterator[Iterator[bytes]]:
     """Give the pictures' bytes in order; worker w of n renders every n-th of them, a single worker is this process."""
     if workers == 1:
         yield map(_jpeg, _pictures(counts))
         return
     # plain processes that share nothing: multiprocessing would fork threads and a GPU, or run the caller's script once more
     command = [sys.executable, "-c", WORKER, json.dumps(sys.path), *map(str, counts.values()), str(workers)]
-    started = [subprocess.Popen([*command, str(worker)], stdout=subprocess.PIPE) for worker in range(workers)]
+    processes = [subprocess.Popen([*command, str(worker)], stdout=subprocess.PIPE) for worker in range(workers)]
     try:
-        yield (_received(process) for process, _ in zip(cycle(started), _pictures(counts), strict=False))
+        yield (_receive(process) for process, _ in zip(cycle(processes), _pictures(counts), strict=False))
     finally:
-        for process in started:
+        for process in processes:
             process.terminate()
             process.communicate()
 
@@ -151,7 +149,7 @@ def _write_stripe(train: int, val: int, workers: int, worker: int) -> None:
             os._exit(1)
 
 
-def _received(process: subprocess.Popen[bytes]) -> bytes:
+def _receive(process: subprocess.Popen[bytes]) -> bytes:
     assert process.stdout is not None
     head = process.stdout.read(LENGTH.size)
     jpeg = process.stdout.read(*LENGTH.unpack(head)) if len(head) == LENGTH.size else b""
@@ -164,7 +162,7 @@ def _pictures(counts: dict[str, int]) -> Iterator[tuple[str, int]]:
     return ((split, number) for split, count in counts.items() for number in range(count))
 
 
-def _reported(pictures: Iterator[bytes], total: int, progress: Progress | None) -> Iterator[bytes]:
+def _counting(pictures: Iterator[bytes], total: int, progress: Callable[[int, int], None] | None) -> Iterator[bytes]:
     for done, picture in enumerate(pictures, start=1):
         if progress is not None:
             progress(done, total)

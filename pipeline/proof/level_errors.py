@@ -15,7 +15,7 @@ from torch import Tensor
 from wherefrom.kernels.render_views_reference import render_views_reference
 from wherefrom.pipeline.color import color_matrix
 from wherefrom.pipeline.view_recipe import ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +28,12 @@ class LevelErrors:
     border_worst: float
 
 
-def reference_levels(pictures: Sequence[NDArray[np.uint8]], geometry: ViewGeometry, photometric: Photometric) -> Tensor:
+def reference_levels(pictures: Sequence[NDArray[np.uint8]], record: Record) -> Tensor:
     """Render one family by the definition.
 
     Shapes: B pictures (H, W, 3) as stored, before their EXIF orientation is undone -> (B, V, 3, h, w) float64, levels 0..255.
     """
+    geometry, photometric = record.geometry, record.photometric
     matrices = color_matrix(photometric)
     views = [
         render_views_reference(
@@ -60,8 +61,9 @@ def levels(pixels: Tensor, recipe: ViewRecipe) -> Tensor:
     return (values * std + mean) * 255
 
 
-def away_from_borders(geometry: ViewGeometry, photometric: Photometric) -> Tensor:
+def away_from_borders(record: Record) -> Tensor:
     """Return which pixels lie two supports of the resize, and the radius of the blur, inside their view: (B, V, 1, h, w) bool."""
+    geometry, photometric = record.geometry, record.photometric
     height, width = geometry.size_px
     odd = geometry.quarter_turns % 2 == 1
     across = torch.stack([torch.where(odd, height, width), torch.where(odd, width, height)], -1)  # view pixels along source x and y

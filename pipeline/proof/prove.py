@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from wherefrom.pipeline import geometry as maps
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.proof.coordinate_pictures import SIGNALS, Format, coordinate_pictures, is_clear, read_coordinate, wave_level
 from wherefrom.pipeline.proof.level_errors import levels
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.renderer import Renderer
 from wherefrom.pipeline.view_recipe import (
     Center,
@@ -32,7 +32,7 @@ from wherefrom.pipeline.view_recipe import (
     ViewFamily,
     ViewRecipe,
 )
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record, ViewGeometry
 
 LEAST_READ = 0.05  # a row of which fewer points can be read proves nothing
 
@@ -222,7 +222,7 @@ def _case_errors(renderer: Renderer, case: ProofCase) -> dict[tuple[str, str | N
     found: dict[tuple[str, str | None], _Errors] = {}
     for orientations in np.split(np.arange(1, 9), 4):
         files = [np.frombuffer(file, np.uint8) for o in orientations for file in coordinate_pictures(case.source_size, case.format, int(o))]
-        drawn = draw_geometry(
+        drawn = draw_records(
             recipe,
             seed=0,
             epoch=0,
@@ -231,7 +231,7 @@ def _case_errors(renderer: Renderer, case: ProofCase) -> dict[tuple[str, str | N
             stored_orientation=np.repeat(orientations.astype(np.uint8), SIGNALS),
         )
         records = [_in_every_way(one.geometry) for one in drawn]
-        rendered = renderer.render(files, [(record, Photometric.unchanged(*record.flipped.shape)) for record in records])
+        rendered = renderer.render(files, [Record.of(record) for record in records])
         if rendered.failed:
             position, reason = next(iter(rendered.failed.items()))
             raise ValueError(f"coordinate picture {position} of {len(files)} ({case.format}): renderer {renderer.name!r} says {reason}")

@@ -23,7 +23,7 @@ from wherefrom.pipeline.render.dali_decode import decoded_by_dali, decoded_pictu
 from wherefrom.pipeline.render.renderer import Rendered, leaves_picture, wrong_sizes
 from wherefrom.pipeline.system import available_cores
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Photometric, Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,8 @@ class _Steps:
         )
 
     @staticmethod
-    def of_record(geometry: ViewGeometry, photometric: Photometric) -> "_Steps":
+    def of_record(record: Record) -> "_Steps":
+        geometry, photometric = record.geometry, record.photometric
         same = Photometric.unchanged(*geometry.flipped.shape)
         names = ("brightness", "contrast", "saturation", "hue_rad", "gray")
         return _Steps(
@@ -107,7 +108,7 @@ class DaliRenderer:
         self._pool: ThreadPoolExecutor | None = None  # decodes
         self._lock = threading.Lock()
 
-    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
+    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record]) -> Rendered:
         """Render a batch; pictures that will not decode, or whose size is not the record's, are named in `failed`.
 
         Shapes: B encoded files, one record (B, V, ...) a family -> one (B, V, 3, H, W) a family, on the renderer's device.
@@ -116,15 +117,15 @@ class DaliRenderer:
         if not encoded:  # DALI has no batches of none
             nothing = [torch.empty(0, f.views, 3, *f.size_px, dtype=getattr(torch, self.recipe.pixels)) for f in self.recipe.families]
             return Rendered(pixels=tuple(pixels.to(self.device) for pixels in nothing), failed={})
-        source_size, lying = records[0][0].source_size.numpy(), records[0][0].stored_orientation.numpy() >= 5
-        fed = [_fed(geometry, photometric) for geometry, photometric in records]
+        source_size, lying = records[0].geometry.source_size.numpy(), records[0].geometry.stored_orientation.numpy() >= 5
+        fed = [_fed(record) for record in records]
         started = time.perf_counter()
         pool = self._decoding_pool()
         pictures, failed = decoded_pictures(encoded, pool) if self.strict else readable_files(encoded, pool, decode_jpegs=False)
         decode_s = time.perf_counter() - started
         with self._lock:
             started = time.perf_counter()
-            steps = tuple(mine | _Steps.of_record(*record) for mine, record in zip(self._steps, records, strict=True))
+            steps = tuple(mine | _Steps.of_record(record) for mine, record in zip(self._steps, records, strict=True))
             if steps != self._steps or len(encoded) > self._max_batch or lying.any() > self._lying:
                 self._steps, self._max_batch, self._pipeline = steps, max(len(encoded), self._max_batch), None
                 self._lying |= bool(lying.any())
@@ -261,13 +262,14 @@ def _inputs(steps: _Steps) -> dict[str, tuple[int, bool]]:
     return names
 
 
-def _fed(geometry: ViewGeometry, photometric: Photometric) -> dict[str, NDArray[Any]]:
+def _fed(record: Record) -> dict[str, NDArray[Any]]:
     """Return a record as the arrays of `_inputs`, the first axis B.
 
     A view is cut by a region that mirrors either axis, then transposed if its turn is odd: a mirror and four turns are no more than that.
     What is left to undo of EXIF once a picture that lies on its side is transposed mirrors the region again.
     Raises: ValueError if a box leaves its picture.
     """
+    geometry, photometric = record.geometry, record.photometric
     flipped, turns = geometry.flipped.numpy(), geometry.quarter_turns.numpy() % 4
     odd = turns % 2 == 1
     mirrored_x, mirrored_y = flipped ^ ((turns == 1) | (turns == 2)), turns >= 2

@@ -15,7 +15,7 @@ from wherefrom.kernels.render_views import ViewPlan, ViewRequest, native_missing
 from wherefrom.pipeline.color import color_matrix
 from wherefrom.pipeline.render.threads import ThreadedRenderer
 from wherefrom.pipeline.view_recipe import ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record
 
 
 class NativeCutter:
@@ -34,13 +34,14 @@ class NativeCutter:
         self._mean = torch.tensor(recipe.mean, dtype=torch.float64) if normalized else None
         self._std = torch.tensor(recipe.std, dtype=torch.float64) if normalized else None
 
-    def plan(self, records: Sequence[tuple[ViewGeometry, Photometric]], pixels: Sequence[Tensor]) -> ViewPlan:
+    def plan(self, records: Sequence[Record], pixels: Sequence[Tensor]) -> ViewPlan:
         """Return a batch's records, checked, as the kernel holds them.
 
         Raises: ValueError for a record that cannot be rendered, such as a box that is empty or not finite.
         """
         requests = []
-        for family, (geometry, photometric), out in zip(self.recipe.families, records, pixels, strict=True):
+        for family, record, out in zip(self.recipe.families, records, pixels, strict=True):
+            geometry, photometric = record.geometry, record.photometric
             # asked of the recipe first, so that no picture of a batch changes the arithmetic of another
             colored = family.color is not None or bool(photometric.changed.any())
             requests.append(
@@ -54,7 +55,7 @@ class NativeCutter:
                     out=out,
                 )
             )
-        return ViewPlan(requests, orientation=records[0][0].stored_orientation, mean=self._mean, std=self._std)
+        return ViewPlan(requests, orientation=records[0].geometry.stored_orientation, mean=self._mean, std=self._std)
 
     def cut(self, plan: ViewPlan, position: int, stored: NDArray[np.uint8]) -> None:
         """Write all views of the batch's picture number `position`, (H, W, 3) as stored; the interpreter is free meanwhile."""

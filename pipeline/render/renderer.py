@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wherefrom.pipeline.view_recipe import ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record, ViewGeometry
 
 RendererName = Literal["auto", "native", "torch", "triton", "dali"]
 CutterName = Literal["auto", "native", "torch"]
@@ -35,8 +35,8 @@ class Renderer(Protocol):
     name: str
     strict: bool  # whether it refuses whatever decode.py refuses; a GPU's decoders show damaged JPEGs in part
 
-    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
-        """Render a batch: `encoded` holds B files, `records` one (geometry, photometric) a family of the recipe."""
+    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record]) -> Rendered:
+        """Render a batch: `encoded` holds B files, `records` one a family of the recipe."""
         ...
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class Cutter(Protocol):
     name: str
     recipe: ViewRecipe
 
-    def plan(self, records: Sequence[tuple[ViewGeometry, Photometric]], pixels: Sequence[Tensor]) -> Any:
+    def plan(self, records: Sequence[Record], pixels: Sequence[Tensor]) -> Any:
         """Return what `cut` needs to know of a batch: its records and where its views go, one (B, V, 3, h, w) a family."""
         ...
 

@@ -16,7 +16,7 @@ from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
 from wherefrom.pipeline.render.renderer import Cutter, Rendered, view_shapes
 from wherefrom.pipeline.render.slots import SlotRing
 from wherefrom.pipeline.system import available_cores, single_threaded_pool
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record
 
 
 class ThreadedRenderer:
@@ -38,14 +38,14 @@ class ThreadedRenderer:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
+    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record]) -> Rendered:
         """Render a batch into a slot; undecodable pictures come back in `failed`.
 
         Shapes: B encoded files, one record (B, V, ...) a family -> one (B, V, 3, H, W) a family, in the recipe's order and dtype.
         """
         pixels = self.ring.take(view_shapes(self.recipe, len(encoded)), getattr(torch, self.recipe.pixels))
         plan = self.cutter.plan(records, pixels)
-        sizes, orientations = records[0][0].source_size.tolist(), records[0][0].stored_orientation.tolist()
+        sizes, orientations = records[0].geometry.source_size.tolist(), records[0].geometry.stored_orientation.tolist()
 
         failed: dict[int, str] = {}
         positions = iter(

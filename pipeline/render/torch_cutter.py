@@ -18,7 +18,7 @@ from wherefrom.pipeline.color import color_matrix
 from wherefrom.pipeline.decode import upright
 from wherefrom.pipeline.render.threads import ThreadedRenderer
 from wherefrom.pipeline.view_recipe import ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record, ViewGeometry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +57,9 @@ class TorchCutter:
         self._scale = (1 / std).view(3, 1, 1)
         self._shift = (-255 * torch.tensor(recipe.mean) / std).view(3, 1, 1)
 
-    def plan(self, records: Sequence[tuple[ViewGeometry, Photometric]], pixels: Sequence[Tensor]) -> list[Plan]:
+    def plan(self, records: Sequence[Record], pixels: Sequence[Tensor]) -> list[Plan]:
         """Return a batch's records, one a family, as the plain numbers that `cut` reads."""
-        return [_plan(*record, out) for record, out in zip(records, pixels, strict=True)]
+        return [_plan(record, out) for record, out in zip(records, pixels, strict=True)]
 
     def cut(self, plan: list[Plan], position: int, stored: NDArray[np.uint8]) -> None:
         """Write all views of the batch's picture number `position`, (H, W, 3) as stored."""
@@ -105,7 +105,8 @@ class TorchRenderer(ThreadedRenderer):
         super().__init__(TorchCutter(recipe), device=device, threads=threads, prefetch=prefetch)
 
 
-def _plan(geometry: ViewGeometry, photometric: Photometric, pixels: Tensor) -> Plan:
+def _plan(record: Record, pixels: Tensor) -> Plan:
+    geometry, photometric = record.geometry, record.photometric
     changed = photometric.changed
     return Plan(
         orientations=geometry.stored_orientation.tolist(),

@@ -20,7 +20,7 @@ from wherefrom.pipeline.color import color_matrix
 from wherefrom.pipeline.render.dali_decode import DaliDecoder, Decoded, Decoder, StockDecoder
 from wherefrom.pipeline.render.renderer import Rendered, leaves_picture, wrong_sizes
 from wherefrom.pipeline.view_recipe import ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record
 
 WIDEST_SIGMA_PX = 1000.0  # of a blur; the kernel cuts a radius of 4096
 
@@ -59,21 +59,21 @@ class TritonRenderer:
         self._rendering: deque[tuple[torch.cuda.Event, Decoded]] = deque()  # pictures that the GPU may still read
         self._lock = threading.Lock()
 
-    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[tuple[ViewGeometry, Photometric]]) -> Rendered:
+    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record]) -> Rendered:
         """Render a batch; pictures that will not decode, or whose size is not the record's, are named in `failed`.
 
         Shapes: B encoded files, one record (B, V, ...) a family -> one (B, V, 3, H, W) a family, on the renderer's device.
         Raises: ValueError if a record names a box outside its picture, an orientation or a blur that there is not.
         """
         for record in records:
-            _check_record(*record)
+            _check_record(record)
         pixels = tuple(
             torch.empty(len(encoded), family.views, 3, *family.size_px, dtype=self.dtype, device=self.device)
             for family in self.recipe.families
         )
         if not encoded:
             return Rendered(pixels=pixels, failed={})
-        source_size, orientation = records[0][0].source_size.numpy(), records[0][0].stored_orientation
+        source_size, orientation = records[0].geometry.source_size.numpy(), records[0].geometry.stored_orientation
         with self._lock:
             started = time.perf_counter()
             decoded = self._decoder.decode(encoded)
@@ -93,15 +93,13 @@ class TritonRenderer:
                 self._rendering.popleft()[0].synchronize()
             self._decoder.close()
 
-    def _launch(
-        self, decoded: Decoded, orientation: Tensor, records: Sequence[tuple[ViewGeometry, Photometric]], pixels: Sequence[Tensor]
-    ) -> None:
+    def _launch(self, decoded: Decoded, orientation: Tensor, records: Sequence[Record], pixels: Sequence[Tensor]) -> None:
         """Render every family into its `pixels`; all numbers go to the device in one copy."""
         from wherefrom.kernels.render_views_triton import render_views_triton
 
         shared = [torch.tensor(decoded.addresses), torch.from_numpy(decoded.sizes), orientation]
         shared += [torch.tensor(self.recipe.mean), torch.tensor(self.recipe.std)]
-        tables = [_tables(*record) for record in records]
+        tables = [_tables(record) for record in records]
         moved = iter(_moved_together([*shared, *(tensor for table in tables for tensor in table.values())], self.device))
         addresses, sizes, orientation, mean, std = (next(moved) for _ in shared)
         normalized = self.dtype.is_floating_point
@@ -129,8 +127,9 @@ class TritonRenderer:
             self._rendering.popleft()
 
 
-def _check_record(geometry: ViewGeometry, photometric: Photometric) -> None:
+def _check_record(record: Record) -> None:
     """Raise ValueError unless every box lies in its picture, and every orientation and blur is one that there is."""
+    geometry, photometric = record.geometry, record.photometric
     start, stop = geometry.boxes[..., :2], geometry.boxes[..., 2:]
     inside = ((start >= 0) & (start <= stop) & (stop <= geometry.source_size.flip(-1)[:, None])).all(-1)  # false for NaN
     if not inside.all():
@@ -149,8 +148,9 @@ def _check_record(geometry: ViewGeometry, photometric: Photometric) -> None:
         )
 
 
-def _tables(geometry: ViewGeometry, photometric: Photometric) -> dict[str, Tensor]:
+def _tables(record: Record) -> dict[str, Tensor]:
     """Return one family's record as `render_views_triton` takes it, by name. Color is always there: all views, one arithmetic."""
+    geometry, photometric = record.geometry, record.photometric
     return {
         "boxes": geometry.boxes,
         "flipped": geometry.flipped,

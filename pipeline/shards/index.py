@@ -1,8 +1,8 @@
 """The shard index: a set of tar shards as one numbered list of samples, with what may not be shown left out.
 
-Here: patterns, `ShardIndex` (arrays over all samples, replacement of unsound ones), the quarantine list.
+Here: `ShardIndex` (arrays over all samples, replacement of invalid ones), the quarantine list.
 Not here: one shard (table.py), index files (store.py), reading pictures (reader.py), who reads what when (order.py).
-Convention: a sample id is the ordinal: shards in the given order, samples in file order, sound or not; sizes are upright (height, width).
+Convention: a sample id is the ordinal: shards in the given order, samples in file order, valid or not; sizes are upright (height, width).
 """
 
 import hashlib
@@ -10,35 +10,35 @@ import json
 import logging
 import os
 import re
-import secrets
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wherefrom.pipeline.regular_files import read_regular
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.shards.pattern import expand_pattern
-from wherefrom.pipeline.shards.store import DECODED_PIXELS, Kept, Progress, file_beside, gather_tables, load_table, printable
+from wherefrom.pipeline.shards.storage import read_head
+from wherefrom.pipeline.shards.store import DECODED_PIXELS, ShardProgress, StoredTable, file_beside, gather_tables, load_table, printable
 from wherefrom.pipeline.shards.table import BrokenShardError, ShardTable, scan_shard
 
-__all__ = ["MAX_PIXELS", "BrokenShardError", "Quarantined", "ShardIndex", "expand_pattern"]
+__all__ = ["MAX_PIXELS", "BrokenShardError", "QuarantineEntry", "ShardIndex", "expand_pattern"]
 
 MAX_PIXELS = 64_000_000
 
 _MAX_METADATA_BYTES = 2**26  # of an _info.json
-_TABLES_KEPT = 8  # shards whose keys are at hand
+_MAX_RECENT_TABLES = 8  # shards whose keys are at hand
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Quarantined:
-    """One unsound sample and why it is left out."""
+class QuarantineEntry:
+    """One invalid sample and why it is left out."""
 
     id: int
     key: str
@@ -50,9 +50,9 @@ class ShardIndex:
     """All samples of a set of shards: arrays over their N ids, and the list of those that are replaced.
 
     Shapes: shard (N,) int32; offset, length, label (N,) int64 (label -1: none); source_size (N, 2) int32, upright (height, width), (0, 0)
-    where it is not known; orientation (N,) uint8, EXIF 1 to 8; format (N,) uint8, place in headers.FORMATS; sound (N,) bool;
+    where it is not known; orientation (N,) uint8, EXIF 1 to 8; format (N,) uint8, place in picture_headers.FORMATS; valid (N,) bool;
     shard_lengths (S,) int64, samples of each of the S shards.
-    The arrays are read-only. Only `condemn` changes an index, and only `sound`: N, the order and the fingerprint depend on the data alone.
+    The arrays are read-only. Only `mark_invalid` changes an index, and only `valid`: N, order and fingerprint depend on the data alone.
     """
 
     def __init__(
@@ -68,36 +68,31 @@ class ShardIndex:
         self.files = tuple(files)  # where each shard's index lies; None: nowhere, it could not be stored
         self.reused = reused  # shards whose stored index served
         self.max_pixels = max_pixels
-        self.left_aside = sum((table.left_aside() for table in tables), Counter())  # members that are no part of a sample, by extension
+        self.unread_members = sum((table.unread_members() for table in tables), Counter())  # by extension
         self.notes: list[str] = []
 
-        self.shard_lengths = _fixed(np.array([len(table) for table in tables], np.int64))
-        self.shard = _fixed(np.repeat(np.arange(len(tables), dtype=np.int32), self.shard_lengths))
-        self.offset = _fixed(np.concatenate([table.offset for table in tables]))
-        self.length = _fixed(np.concatenate([table.length for table in tables]))
-        self.label = _fixed(np.concatenate([table.label for table in tables]))
-        self.source_size = _fixed(np.concatenate([table.source_size for table in tables]))
-        self.orientation = _fixed(np.concatenate([table.orientation for table in tables]))
-        self.format = _fixed(np.concatenate([table.format for table in tables]))
-        self.shard_stamps = _fixed(np.stack([table.stamp for table in tables]))  # (S, 3): format version, bytes, mtime_ns
+        self.shard_lengths = _read_only(np.array([len(table) for table in tables], np.int64))
+        self.shard = _read_only(np.repeat(np.arange(len(tables), dtype=np.int32), self.shard_lengths))
+        self.offset = _read_only(np.concatenate([table.offset for table in tables]))
+        self.length = _read_only(np.concatenate([table.length for table in tables]))
+        self.label = _read_only(np.concatenate([table.label for table in tables]))
+        self.source_size = _read_only(np.concatenate([table.source_size for table in tables]))
+        self.orientation = _read_only(np.concatenate([table.orientation for table in tables]))
+        self.format = _read_only(np.concatenate([table.format for table in tables]))
+        self.shard_stamps = _read_only(np.stack([table.stamp for table in tables]))  # (S, 3): format version, bytes, mtime_ns
         self._starts = np.cumsum(self.shard_lengths) - self.shard_lengths
         too_large = np.prod(self.source_size, axis=1, dtype=np.int64) > max_pixels
-        self._sound = np.concatenate([table.sound() for table in tables]) & ~too_large
-        undecodable = np.zeros_like(too_large)
-        undecodable[np.concatenate([start + table.undecodable for start, table in zip(self._starts, tables, strict=True)])] = True
-        self.audited = max_pixels <= DECODED_PIXELS and all(table.decoded[0] for table in tables)  # every sound sample was decoded once
-        self._as_opened = _digest(~self._sound)
-        self._without_audit = _digest(~self._sound & (too_large | ~undecodable))
-        self.sound = _fixed(self._sound.view())
-
-        hasher = hashlib.blake2b(digest_size=16)
-        for path, table in zip(paths, tables, strict=True):
-            hasher.update(os.fsencode(os.path.basename(path)) + b"\0" + table.digest())
-        self.fingerprint = hasher.hexdigest()
+        self._valid = np.concatenate([table.valid() for table in tables]) & ~too_large
+        self.valid = _read_only(self._valid.view())
+        self.audited = max_pixels <= DECODED_PIXELS and all(table.audited[0] for table in tables)  # every valid sample was decoded once
+        undecodable = np.concatenate([table.undecodable_mask() for table in tables])
+        self._digest_with_audit = _digest(~self._valid)
+        self._digest_without_audit = _digest(~self._valid & (too_large | ~undecodable))
+        self.fingerprint = _fingerprint(paths, tables)
 
         self._lock = threading.Lock()
-        self._condemned: dict[int, str] = {}
-        self._sound_ids: NDArray[np.int64] | None = None
+        self._reasons: dict[int, str] = {}  # of the samples that `mark_invalid` added
+        self._valid_ids: NDArray[np.int64] | None = None
         self._unstored = {shard: table for shard, (table, file) in enumerate(zip(tables, files, strict=True)) if file is None}
         self._recent: OrderedDict[int, ShardTable] = OrderedDict()
 
@@ -109,7 +104,7 @@ class ShardIndex:
         cache: Path | None = None,
         max_pixels: int = MAX_PIXELS,
         workers: int | None = None,
-        progress: Progress | None = None,
+        progress: ShardProgress | None = None,
         beside: bool = True,
         rebuild: bool = False,
         decode: bool = False,
@@ -118,42 +113,33 @@ class ShardIndex:
 
         A shard's index is kept in the folder `.wherefrom` beside it, or in `cache` (default: the user's cache folder) where that place
         cannot be written or `beside` is False; it is keyed by the shard's size and mtime. `progress` is called with (shards done, shards
-        in all). `decode` really decodes every picture that counts as sound, once, with progress of its own, and keeps the verdicts.
+        in all). `decode` really decodes every picture that counts as valid, once, with progress of its own, and keeps the verdicts.
         Raises: FileNotFoundError, ValueError (expand_pattern); BrokenShardError; ValueError if there is no picture, or a bad setting;
                 TypeError for what is no path.
         """
         if max_pixels < 1 or (workers is not None and workers < 1):
             raise ValueError(f"max_pixels={max_pixels}, workers={workers}: needs at least 1 of each")
-        patterns = [pattern] if isinstance(pattern, str | os.PathLike) or not isinstance(pattern, Iterable) else list(pattern)
-        for part in [pattern] if isinstance(pattern, bytes) else patterns:
-            if not isinstance(part, str | os.PathLike):
-                raise TypeError(f"{part!r:.60} names no shards; give a path or a pattern, or several of them in a list")
-        paths = expand_pattern("::".join(os.fspath(part) for part in patterns))
-        kept = gather_tables(paths, cache=cache, beside=beside, rebuild=rebuild, decode=decode, workers=workers, progress=progress)
-        index = cls(
-            paths,
-            [one.table for one in kept],
-            files=[one.file for one in kept],
-            reused=sum(one.reused for one in kept),
-            max_pixels=max_pixels,
-        )
+        paths = expand_pattern(_one_pattern(pattern))
+        stored = gather_tables(paths, cache=cache, beside=beside, rebuild=rebuild, decode=decode, workers=workers, progress=progress)
+        tables, files = [item.table for item in stored], [item.file for item in stored]
+        index = cls(paths, tables, files=files, reused=sum(item.reused for item in stored), max_pixels=max_pixels)
         if not len(index):
-            aside = ", ".join(f"{count} .{kind}" for kind, count in index.left_aside.most_common(3)) or "nothing else either"
+            unread = ", ".join(f"{count} .{kind}" for kind, count in index.unread_members.most_common(3)) or "nothing else either"
             others = f" nor in {len(paths) - 1} more shards" if len(paths) > 1 else ""
-            raise ValueError(f"{paths[0]}: no pictures{others} ({aside}); a picture is a member KEY.jpg, .jpeg, .png or .webp")
-        for note in _notes(index, kept, beside):
-            index.say_once(note)
+            raise ValueError(f"{paths[0]}: no pictures{others} ({unread}); a picture is a member KEY.jpg, .jpeg, .png or .webp")
+        for note in _notes(index, stored, beside):
+            index.warn_once(note)
         return index
 
     def __len__(self) -> int:
-        return len(self._sound)
+        return len(self._valid)
 
     @property
-    def unsound_count(self) -> int:
-        return len(self) - int(np.count_nonzero(self._sound))
+    def invalid_count(self) -> int:
+        return len(self) - int(np.count_nonzero(self._valid))
 
-    def say_once(self, note: str) -> None:
-        """Say aloud what a user should know about these shards, and keep it in `notes`; not a second time."""
+    def warn_once(self, note: str) -> None:
+        """Log what a user should know about these shards as a warning, and keep it in `notes`; not a second time."""
         if note not in self.notes:
             self.notes.append(note)
             log.warning(note)
@@ -176,72 +162,67 @@ class ShardIndex:
         return f"{self.paths[self.shard[sample]]}:{key}"
 
     def replacement(self, ids: ArrayLike) -> NDArray[np.int64]:
-        """Return for every id the next sound one, cyclically; a sound id is its own.
+        """Return for every id the next valid one, cyclically; a valid id is its own.
 
         Shapes: ids (...) -> (...) int64.
-        Raises: IndexError for an id out of range; ValueError if no sample is sound.
+        Raises: IndexError for an id out of range; ValueError if no sample is valid.
         """
-        wanted = np.asarray(ids, np.int64)
-        self._check_ids(wanted)
-        if self._sound[wanted].all():
-            return wanted.copy()
+        drawn = np.asarray(ids, np.int64)
+        self._check_ids(drawn)
+        if self._valid[drawn].all():
+            return drawn.copy()
         with self._lock:
-            if self._sound_ids is None:
-                self._sound_ids = np.flatnonzero(self._sound)
-            sound_ids = self._sound_ids
-        if not len(sound_ids):
-            raise ValueError(f"none of the {len(self)} samples is sound; `wherefrom index` lists the reasons")
-        return sound_ids[np.searchsorted(sound_ids, wanted) % len(sound_ids)]
+            if self._valid_ids is None:
+                self._valid_ids = np.flatnonzero(self._valid)
+            valid_ids = self._valid_ids
+        if not len(valid_ids):
+            raise ValueError(f"none of the {len(self)} samples is valid; `wherefrom index` lists the reasons")
+        return valid_ids[np.searchsorted(valid_ids, drawn) % len(valid_ids)]
 
-    def unsound_digest(self, *, audit: bool) -> str:
-        """Hash which samples were unsound when the index was opened, with or without those that only its audit by decoding found.
+    def invalid_digest(self, *, audit: bool) -> str:
+        """Hash which samples were invalid when the index was opened, with or without those that only its audit by decoding found.
 
-        It depends on the data, on max_pixels and, if asked, on which shards were audited; never on `condemn`.
+        It depends on the data, on max_pixels and, if asked, on which shards were audited; never on `mark_invalid`.
         """
-        return self._as_opened if audit else self._without_audit
+        return self._digest_with_audit if audit else self._digest_without_audit
 
-    def condemn(self, sample: int, reason: str) -> bool:
-        """Mark a sample as unsound from now on, because a strict decode failed; return whether that is news. Safe from any thread."""
+    def mark_invalid(self, sample: int, reason: str) -> bool:
+        """Mark a sample as invalid from now on, because a strict decode failed; return whether that is news. Safe from any thread."""
         self._check_ids(np.asarray([sample], np.int64))
         with self._lock:
-            news = bool(self._sound[sample])
+            news = bool(self._valid[sample])
             if news:
-                self._condemned[int(sample)] = reason
-                self._sound[sample] = False
-                self._sound_ids = None
+                self._reasons[int(sample)] = reason
+                self._valid[sample] = False
+                self._valid_ids = None
         return news
 
     def reason(self, sample: int) -> str:
-        """Return why a sample is unsound, empty if it is sound."""
+        """Return why a sample is invalid, empty if it is valid."""
         self._check_ids(np.asarray([sample], np.int64))
-        if self._sound[sample]:
+        if self._valid[sample]:
             return ""
-        if sample in self._condemned:
-            return self._condemned[sample]
+        if sample in self._reasons:
+            return self._reasons[sample]
         shard = int(self.shard[sample])
         height, width = self.source_size[sample].tolist()
         too_large = f"has {height} x {width} pixels; the limit is {self.max_pixels}"
         return self._table(shard).reason(int(sample - self._starts[shard])) or too_large
 
-    def quarantine(self, limit: int | None = None) -> list[Quarantined]:
-        """List the unsound samples with their reasons, by id; the first `limit` of them."""
+    def quarantine(self, limit: int | None = None) -> list[QuarantineEntry]:
+        """List the invalid samples with their reasons, by id; the first `limit` of them."""
         return [
-            Quarantined(id=sample, key=self.key(sample), shard=self.paths[self.shard[sample]], reason=self.reason(sample))
-            for sample in np.flatnonzero(~self._sound)[:limit].tolist()
+            QuarantineEntry(id=sample, key=self.key(sample), shard=self.paths[self.shard[sample]], reason=self.reason(sample))
+            for sample in np.flatnonzero(~self._valid)[:limit].tolist()
         ]
 
     def write_quarantine(self, path: Path) -> None:
-        """Write the unsound samples to a file, one JSON object a line: id, key, shard, reason. The file is whole or not there.
+        """Write the invalid samples to a file, one JSON object a line: id, key, shard, reason. The file is whole or not there.
 
         Raises: OSError if the place cannot be written.
         """
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-        try:
-            with aside.open("w", encoding="ascii") as lines:
-                lines.writelines(json.dumps(asdict(entry)) + "\n" for entry in self.quarantine())
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with write_aside(path, concurrent=True) as aside, aside.open("w", encoding="ascii") as lines:
+            lines.writelines(json.dumps(asdict(entry)) + "\n" for entry in self.quarantine())
 
     def _check_ids(self, ids: NDArray[np.int64]) -> None:
         if ids.size and not (ids.min() >= 0 and ids.max() < len(self)):
@@ -260,42 +241,63 @@ class ShardIndex:
         file = self.files[shard]
         table = load_table(file, stamp) if file is not None else None
         if table is None:
-            table = scan_shard(Path(self.paths[shard]))
+            table = scan_shard(self.paths[shard])
         if tuple(table.stamp.tolist()) != stamp or len(table) != self.shard_lengths[shard]:
             raise BrokenShardError(f"{self.paths[shard]}: changed since it was indexed; open the index again")
         with self._lock:
             self._recent[shard] = table
-            while len(self._recent) > _TABLES_KEPT:
+            while len(self._recent) > _MAX_RECENT_TABLES:
                 self._recent.popitem(last=False)
         return table
+
+
+def _one_pattern(pattern: object) -> str:
+    """Join patterns to one.
+
+    Raises: TypeError for what is no path.
+    """
+    several = isinstance(pattern, Iterable) and not isinstance(pattern, str | bytes | os.PathLike)
+    parts: list[Any] = list(pattern) if several else [pattern]  # type: ignore[call-overload]
+    for part in parts:
+        if not isinstance(part, str | os.PathLike):
+            raise TypeError(f"{part!r:.60} names no shards; give a path or a pattern, or several of them in a list")
+    return "::".join(os.fspath(part) for part in parts)
+
+
+def _fingerprint(paths: Sequence[str], tables: Sequence[ShardTable]) -> str:
+    """Hash the shards' names and what their members are, in order."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for path, table in zip(paths, tables, strict=True):
+        hasher.update(os.fsencode(os.path.basename(path)) + b"\0" + table.digest())
+    return hasher.hexdigest()
 
 
 def _digest(mask: NDArray[np.bool_]) -> str:
     return hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=8).hexdigest()
 
 
-def _fixed(array: NDArray) -> NDArray:
+def _read_only(array: NDArray) -> NDArray:
     array.setflags(write=False)
     return array
 
 
-def _notes(index: ShardIndex, kept: Sequence[Kept], beside: bool) -> Iterator[str]:
-    """Say what a user should know once: unsound samples, odd shards, an index that lies elsewhere, other indexes that disagree."""
-    if index.unsound_count:
-        first = int(np.argmin(index.sound))
+def _notes(index: ShardIndex, stored: Sequence[StoredTable], beside: bool) -> Iterator[str]:
+    """Say what a user should know once: invalid samples, odd shards, an index that lies elsewhere, other indexes that disagree."""
+    if index.invalid_count:
+        first = int(np.argmin(index.valid))
         yield (
-            f"{index.unsound_count} of {len(index)} samples are unsound and will be replaced, "
+            f"{index.invalid_count} of {len(index)} samples are invalid and will be replaced, "
             f"first {index.name(first)}: {index.reason(first)}; `wherefrom index` lists them"
         )
     empty = [path for path, length in zip(index.paths, index.shard_lengths, strict=True) if not length]
     if empty:
         yield f"{empty[0]}: no pictures" + (f" nor in {len(empty) - 1} more shards" if len(empty) > 1 else "")
-    unstored = [path for path, one in zip(index.paths, kept, strict=True) if one.file is None]
+    unstored = [path for path, item in zip(index.paths, stored, strict=True) if item.file is None]
     if unstored:
         where = f"{unstored[0]}: its index could not be stored and is built each time ({len(unstored)} shards)"
         yield f"{where}; set WHEREFROM_CACHE to a folder that can be written"
-    built = [(path, one.file) for path, one in zip(index.paths, kept, strict=True) if one.file and not one.reused]
-    elsewhere = [(path, file.parent) for path, file in built if file != file_beside(Path(path))]
+    built = [(path, item.file) for path, item in zip(index.paths, stored, strict=True) if item.file and not item.reused]
+    elsewhere = [(path, file.parent) for path, file in built if file_beside(path) not in (file, None)]
     if beside and elsewhere:
         path, folder = elsewhere[0]
         yield f"nothing can be written beside {path}: its index lies in {folder} ({len(elsewhere)} shards)"
@@ -306,7 +308,7 @@ def _notes(index: ShardIndex, kept: Sequence[Kept], beside: bool) -> Iterator[st
 def _labels_not_read(index: ShardIndex) -> Iterator[str]:
     """Say why samples have no label although something like one lies beside them."""
     unlabeled = int(np.count_nonzero(index.label < 0))
-    words, described = index.left_aside["cls (not a number)"], index.left_aside["json"]
+    words, described = index.unread_members["cls (not a number)"], index.unread_members["json"]
     if words:
         yield f"{words} .cls members hold no whole number, so their samples have no label; write the number of the class into KEY.cls"
     if unlabeled and described:
@@ -320,31 +322,32 @@ def _other_counts_that_differ(index: ShardIndex) -> Iterator[str]:
     """Compare with DALI's .idx and WebDataset's _info.json where they lie beside the shards: a cross-check, never the truth."""
     infos: dict[str, dict[str, int]] = {}
     for path, samples in zip(index.paths, index.shard_lengths.tolist(), strict=True):
-        folder, name = os.path.split(path)
+        name = os.path.basename(path)
+        folder = path.removesuffix(name)  # with its last slash
         if folder not in infos:
-            infos[folder] = _info_counts(Path(folder))
-        for source, count in (("its DALI index", _dali_count(Path(path))), ("_info.json", infos[folder].get(name))):
+            infos[folder] = _info_counts(folder)
+        for source, count in (("its DALI index", _dali_count(path)), ("_info.json", infos[folder].get(name))):
             if count is not None and count != samples:
                 yield f"{path}: {samples} samples with a picture, {source} names {count}; the shard itself is believed"
 
 
-def _dali_count(shard: Path) -> int | None:
+def _dali_count(shard: str) -> int | None:
     """Return the number of samples in the head of a DALI index, `v1.2 COUNT`; None where there is none."""
     try:
-        head = re.match(rb"v1\.[0-2] ([0-9]{1,12})\s", read_regular(shard.with_suffix(".idx"), 32))
+        head = re.match(rb"v1\.[0-2] ([0-9]{1,12})\s", read_head(os.path.splitext(shard)[0] + ".idx", 32))
     except OSError:
         return None
     return int(head[1]) if head else None
 
 
-def _info_counts(folder: Path) -> dict[str, int]:
+def _info_counts(folder: str) -> dict[str, int]:
     """Return samples by file name from `_info.json` or `info.json`; empty where there is none that can be read."""
     for name in ("_info.json", "info.json"):
         try:
-            splits = json.loads(read_regular(folder / name, _MAX_METADATA_BYTES))["splits"].values()
+            splits = json.loads(read_head(folder + name, _MAX_METADATA_BYTES))["splits"].values()
             return {
                 str(shard): int(count) for split in splits for shard, count in zip(split["filenames"], split["shard_lengths"], strict=True)
             }
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            log.debug("%s: %s", folder / name, error)
+            log.debug("%s%s: %s", folder, name, error)
     return {}

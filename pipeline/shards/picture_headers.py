@@ -1,17 +1,28 @@
 """What a picture's bytes say before anybody decodes them.
 
-Here: format, upright size, EXIF orientation and soundness of JPEG, PNG and WebP bytes, and what a PNG's chunks hold.
+Here: format, upright size, EXIF orientation and validity of JPEG, PNG and WebP bytes, and what a PNG's chunks hold.
 Not here: decoding (decode.py), tar files (tar_members.py, index.py).
 Convention: sizes are (height, width) of the upright picture; orientation is the EXIF value as stored, 1 to 8.
-The bytes are hostile until shown otherwise: every loop is bounded, and nothing but `Unsound` is raised.
+The bytes are hostile until shown otherwise: every loop is bounded, and nothing but `InvalidPictureError` is raised.
 """
 
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["FORMATS", "MAX_ENCODED_BYTES", "PictureHeader", "PngParts", "Unsound", "examine_picture", "exif_orientation", "read_png"]
+__all__ = [
+    "FORMATS",
+    "MAX_ENCODED_BYTES",
+    "InvalidPictureError",
+    "PictureHeader",
+    "PngParts",
+    "examine_picture",
+    "exif_orientation",
+    "read_png",
+]
 
 FORMATS = ("unknown", "jpeg", "png", "webp")  # the code of a format is its place here
 MAX_ENCODED_BYTES = 2**29  # a longer member is not read at all
@@ -22,6 +33,7 @@ _MAX_JPEG_SIDE = 65_500  # libjpeg's limit
 _ORIENTATION_TAG = 0x0112
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG
 _EXIF_PREFIXES = re.compile(rb"(?:Exif\0\0)*")  # a JPEG's belongs there; PNG and WebP writers put it there too, and Pillow adds one
+_PNG_CHUNKS_START = 33  # behind the signature and IHDR
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by color type
 
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
@@ -32,26 +44,26 @@ _END, _SCAN, _APP1 = 0xD9, 0xDA, 0xE1
 _SKIPPED_SEGMENTS = {0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # DHT, DAC, DQT, DNL, DRI, COM, APPn
 
 
-class Unsound(ValueError):  # noqa: N818  a verdict on data, not a fault of ours
-    """The bytes are not a sound picture; the message is the reason."""
+class InvalidPictureError(ValueError):
+    """The bytes are not a valid picture; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PictureHeader:
-    """What the bytes of one picture say. An unsound one has a reason, and a size only where it could be trusted."""
+    """What the bytes of one picture say. An invalid one has a reason, and a size only where it could be trusted."""
 
     format: int  # place in FORMATS
     height: int = 0  # upright
     width: int = 0
     orientation: int = 1
-    reason: str = ""  # empty: sound
+    reason: str = ""  # empty: valid
 
 
 def examine_picture(data: bytes) -> PictureHeader:
-    """Read the header of a JPEG, PNG or WebP and judge whether it is sound, without decoding it.
+    """Read the header of a JPEG, PNG or WebP and judge whether it is valid, without decoding it.
 
     Sound means: a readable header, a start marker, lengths that do not lie, and an end after the last scan (JPEG: its end marker, bytes
-    after it are fine; PNG: IEND; WebP: the RIFF length). The format is told by the bytes, never by a file's name.
+    after it are fine; PNG: IEND; WebP: the RIFF length). The bytes tell the format, never a file's name.
     Source: ITU-T T.81, PNG 3rd edition, RFC 9649 (WebP), Exif 3.0.
     """
     if data.startswith(b"\xff\xd8\xff"):
@@ -65,7 +77,7 @@ def examine_picture(data: bytes) -> PictureHeader:
     code = FORMATS.index(kind)
     try:
         height, width, orientation = scan(data)
-    except Unsound as verdict:
+    except InvalidPictureError as verdict:
         return PictureHeader(format=code, reason=str(verdict))
     if orientation > 4:  # 5 to 8 turn by a quarter
         height, width = width, height
@@ -119,44 +131,44 @@ def _scan_jpeg(data: bytes) -> tuple[int, int, int]:
     exif: list[bytes] = []  # one block, which may go on in further segments
     size: tuple[int, int] | None = None
     for _ in range(_MAX_PARTS):
-        found = _MARKER_IN_SCAN.search(data, at) if scans else _MARKER.match(data, at)
-        if found is None:
-            raise Unsound("has no end marker after its last scan" if scans else "has no marker where one is due in its header")
-        marker, at = found[1][0], found.end()
+        match = _MARKER_IN_SCAN.search(data, at) if scans else _MARKER.match(data, at)
+        if match is None:
+            raise InvalidPictureError("has no end marker after its last scan" if scans else "has no marker where one is due in its header")
+        marker, at = match[1][0], match.end()
         if marker == _END:
             if not scans or size is None:
-                raise Unsound("ends before its first scan")
+                raise InvalidPictureError("ends before its first scan")
             return *size, exif_orientation(b"".join(exif)) or 1
         length = int.from_bytes(data[at : at + 2], "big")
         if length < 2 or at + length > len(data):
-            raise Unsound(f"is cut short in segment FF{marker:02X}")
+            raise InvalidPictureError(f"is cut short in segment FF{marker:02X}")
         body = data[at + 2 : at + length]
         at += length
         if marker == _SCAN:
             scans += 1
             if size is None or scans > _MAX_SCANS:
-                raise Unsound(f"has more than {_MAX_SCANS} scans" if size else "has a scan before its frame header")
+                raise InvalidPictureError(f"has more than {_MAX_SCANS} scans" if size else "has a scan before its frame header")
         elif marker in _FRAMES:
             if size is not None:
-                raise Unsound("has two frame headers")
+                raise InvalidPictureError("has two frame headers")
             size = _jpeg_frame_size(body)
         elif marker in _OTHER_FRAMES:
-            raise Unsound(f"is of JPEG process {marker - 0xC0}, which not every renderer decodes")
+            raise InvalidPictureError(f"is of JPEG process {marker - 0xC0}, which not every renderer decodes")
         elif marker not in _SKIPPED_SEGMENTS:
-            raise Unsound(f"has a stray marker FF{marker:02X}")
+            raise InvalidPictureError(f"has a stray marker FF{marker:02X}")
         elif marker == _APP1 and not scans and body.startswith(b"Exif\0\0"):
             exif.append(body[6:])
-    raise Unsound(f"has more than {_MAX_PARTS} segments")
+    raise InvalidPictureError(f"has more than {_MAX_PARTS} segments")
 
 
 def _jpeg_frame_size(body: bytes) -> tuple[int, int]:
     if len(body) < 6 or len(body) != 6 + 3 * body[5]:
-        raise Unsound("has a frame header of the wrong length")
+        raise InvalidPictureError("has a frame header of the wrong length")
     bits, height, width, components = struct.unpack_from(">BHHB", body)
     if bits != 8 or components not in (1, 3, 4):
-        raise Unsound(f"has {components} components of {bits} bits; 1, 3 or 4 of 8 bits are decoded")
+        raise InvalidPictureError(f"has {components} components of {bits} bits; 1, 3 or 4 of 8 bits are decoded")
     if not 0 < height <= _MAX_JPEG_SIDE or not 0 < width <= _MAX_JPEG_SIDE:
-        raise Unsound(f"names a size of {height} x {width}")
+        raise InvalidPictureError(f"names a size of {height} x {width}")
     return height, width
 
 
@@ -169,71 +181,87 @@ def _scan_png(data: bytes) -> tuple[int, int, int]:
 def read_png(data: bytes) -> PngParts:
     """Walk the chunks of a PNG up to IEND and return what they hold; of chunks that a decoder may leave out, only eXIf is looked at.
 
-    Raises: Unsound for anything but known critical chunks in their order, whole and with checksums that hold.
+    Raises: InvalidPictureError for anything but known critical chunks in their order, whole and with checksums that hold.
     Source: PNG 3rd edition, 5.3 and 5.6 (chunks and their order), 11.2 (critical chunks), 11.3.4.5 (eXIf; the last one counts).
     """
-    at, exif, before = 33, b"", b"IHDR"
+    header = _png_header(data)
+    exif, before = b"", b"IHDR"
     palette: bytes | None = None
     pixels: list[bytes] = []
-    if len(data) < at or data[8:16] != b"\0\0\0\x0dIHDR":
-        raise Unsound("has no IHDR chunk at its start")
-    width, height, depth, color, compression, filtering, interlace, checksum = struct.unpack_from(">IIBBBBBI", data, 16)
-    if checksum != zlib.crc32(data[12:29]):
-        raise Unsound("has an IHDR chunk with a wrong checksum")
-    if not 0 < height < 2**31 or not 0 < width < 2**31:
-        raise Unsound(f"names a size of {height} x {width}")
-    if depth not in _PNG_DEPTHS.get(color, ()) or compression or filtering or interlace > 1:
-        raise Unsound("has an IHDR chunk that names no PNG format")
-    for _ in range(_MAX_PARTS):
-        length, name = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (2**32, b"")
-        if at + 12 + length > len(data):
-            raise Unsound("is cut short before its IEND chunk")
-        if zlib.crc32(memoryview(data)[at + 4 : at + 8 + length]) != int.from_bytes(data[at + 8 + length : at + 12 + length], "big"):
-            raise Unsound(f"has a chunk {name!r} with a wrong checksum")
-        if not name.isalpha():
-            raise Unsound(f"has a chunk of the name {name!r}")
+    for name, start, end in _png_chunks(data):
         if name == b"IEND":
-            if not pixels:
-                raise Unsound("has no IDAT chunk")
-            if color == 3 and palette is None:
-                raise Unsound("has no PLTE chunk, which its color type needs")
-            return PngParts(
-                height=height,
-                width=width,
-                depth=depth,
-                color=color,
-                interlaced=bool(interlace),
-                palette=palette if color == 3 and palette else b"",
-                compressed=b"".join(pixels),
-                exif=exif,
-            )
-        body = data[at + 8 : at + 8 + length] if name in (b"IDAT", b"PLTE", b"eXIf") else b""
+            break
         if name == b"IDAT":
             if pixels and before != b"IDAT":
-                raise Unsound("has other chunks between its IDAT chunks")
-            pixels.append(body)
+                raise InvalidPictureError("has other chunks between its IDAT chunks")
+            pixels.append(data[start:end])
         elif name == b"PLTE":
-            if palette is not None or pixels or color in (0, 4) or not _fits_palette(body, depth if color == 3 else 8):
-                raise Unsound("has a PLTE chunk that does not fit its color type, its length or its place")
-            palette = body
+            fits = _fits_palette(end - start, header.depth if header.color == 3 else 8)
+            if palette is not None or pixels or header.color in (0, 4) or not fits:
+                raise InvalidPictureError("has a PLTE chunk that does not fit its color type, its length or its place")
+            palette = data[start:end]
         elif name == b"eXIf":
-            exif = body
+            exif = data[start:end]
         elif name[:1].isupper():
-            raise Unsound(f"has a critical chunk {name!r}, which no decoder knows" if name != b"IHDR" else "has two IHDR chunks")
+            reason = f"has a critical chunk {name!r}, which no decoder knows" if name != b"IHDR" else "has two IHDR chunks"
+            raise InvalidPictureError(reason)
         before = name
-        at += 12 + length
-    raise Unsound(f"has more than {_MAX_PARTS} chunks")
+    if not pixels:
+        raise InvalidPictureError("has no IDAT chunk")
+    if header.color == 3 and palette is None:
+        raise InvalidPictureError("has no PLTE chunk, which its color type needs")
+    shown_palette = palette if header.color == 3 and palette else b""
+    return PngParts(**header._asdict(), palette=shown_palette, compressed=b"".join(pixels), exif=exif)
 
 
-def _fits_palette(body: bytes, depth: int) -> bool:
-    return len(body) % 3 == 0 and 3 <= len(body) <= 3 * 2**depth
+class _PngHeader(NamedTuple):
+    height: int
+    width: int
+    depth: int
+    color: int
+    interlaced: bool
+
+
+def _png_header(data: bytes) -> _PngHeader:
+    """Read the IHDR chunk."""
+    if len(data) < _PNG_CHUNKS_START or data[8:16] != b"\0\0\0\x0dIHDR":
+        raise InvalidPictureError("has no IHDR chunk at its start")
+    width, height, depth, color, compression, filtering, interlace, checksum = struct.unpack_from(">IIBBBBBI", data, 16)
+    if checksum != zlib.crc32(data[12:29]):
+        raise InvalidPictureError("has an IHDR chunk with a wrong checksum")
+    if not 0 < height < 2**31 or not 0 < width < 2**31:
+        raise InvalidPictureError(f"names a size of {height} x {width}")
+    if depth not in _PNG_DEPTHS.get(color, ()) or compression or filtering or interlace > 1:
+        raise InvalidPictureError("has an IHDR chunk that names no PNG format")
+    return _PngHeader(height, width, depth, color, bool(interlace))
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and end of the content of every chunk after IHDR; raise for one that is not whole, or after too many."""
+    at = _PNG_CHUNKS_START
+    for _ in range(_MAX_PARTS):
+        length, name = struct.unpack_from(">I4s", data, at) if at + 12 <= len(data) else (2**32, b"")
+        start, end = at + 8, at + 8 + length
+        if end + 4 > len(data):
+            raise InvalidPictureError("is cut short before its IEND chunk")
+        if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise InvalidPictureError(f"has a chunk {name!r} with a wrong checksum")
+        if not name.isalpha():
+            raise InvalidPictureError(f"has a chunk of the name {name!r}")
+        yield name, start, end
+        at = end + 4
+    raise InvalidPictureError(f"has more than {_MAX_PARTS} chunks")
+
+
+def _fits_palette(length: int, depth: int) -> bool:
+    return length % 3 == 0 and 3 <= length <= 3 * 2**depth
 
 
 def _scan_webp(data: bytes) -> tuple[int, int, int]:
     """Walk the chunks of a still WebP up to its RIFF length; return (height, width, orientation) as stored."""
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
-        raise Unsound(f"is cut short: its header names {end} bytes, {len(data)} are there")
+        raise InvalidPictureError(f"is cut short: its header names {end} bytes, {len(data)} are there")
     at, flags = 12, 0
     exif: bytes | None = None
     canvas: tuple[int, int] | None = None
@@ -244,19 +272,19 @@ def _scan_webp(data: bytes) -> tuple[int, int, int]:
         name, length = struct.unpack_from("<4sI", data, at)
         body_at = at + 8
         if body_at + length > end:
-            raise Unsound(f"is cut short in chunk {name!r}")
+            raise InvalidPictureError(f"is cut short in chunk {name!r}")
         if name == b"VP8X" and length >= 10 and canvas is None:
             flags, width, height = struct.unpack("<B3x3s3s", data[body_at : body_at + 10])
             canvas = 1 + int.from_bytes(height, "little"), 1 + int.from_bytes(width, "little")
         elif name in (b"VP8 ", b"VP8L") and frame is None:
             frame = _webp_frame_size(name, data[body_at : body_at + min(length, 10)])
         elif name in (b"ANIM", b"ANMF"):
-            raise Unsound("is animated")
+            raise InvalidPictureError("is animated")
         elif name == b"EXIF" and flags & 8 and exif is None:
             exif = data[body_at : body_at + length]
         at = body_at + length + length % 2
     if frame is None or (canvas is not None and canvas != frame):
-        raise Unsound("has no frame" if frame is None else f"has a frame of {frame} on a canvas of {canvas}")
+        raise InvalidPictureError("has no frame" if frame is None else f"has a frame of {frame} on a canvas of {canvas}")
     return *frame, exif_orientation(exif or b"") or 1
 
 
@@ -268,7 +296,7 @@ def _webp_frame_size(name: bytes, body: bytes) -> tuple[int, int]:
         bits = int.from_bytes(body[1:5], "little")
         height, width = 1 + (bits >> 14 & 0x3FFF), 1 + (bits & 0x3FFF)
     else:
-        raise Unsound("has a frame header that cannot be read")
+        raise InvalidPictureError("has a frame header that cannot be read")
     if not height or not width:
-        raise Unsound(f"names a size of {height} x {width}")
+        raise InvalidPictureError(f"names a size of {height} x {width}")
     return height, width

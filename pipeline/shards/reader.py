@@ -1,12 +1,11 @@
 """Reads encoded pictures out of tar shards by position.
 
 Here: `ShardReader`, a bounded set of open shards that any number of threads read from, into buffers of theirs.
-Not here: what lies where (index.py), decoding (render/). No mmap: a shard that is cut short would kill the process.
-A shard is trusted only while its size and mtime are those that were indexed; every read checks them.
+Not here: what lies where (index.py), how a shard is reached (storage.py), decoding (render/).
+A shard is trusted only while its stamp is the one that was indexed; every read checks it.
 """
 
 import errno
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -18,28 +17,28 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wherefrom.pipeline.regular_files import open_regular
 from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.shards.storage import StoredFile, storage_of
 
-__all__ = ["ShardChanged", "ShardReader"]
+__all__ = ["ShardChangedError", "ShardReader"]
 
 _NOT_THE_SHARDS_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
 
 
-class ShardChanged(OSError):  # noqa: N818  an event outside, not a mistake of the caller
-    """A shard is not what was indexed: gone, cut short or rewritten. One line: shard and key, what was found, the mend."""
+class ShardChangedError(OSError):
+    """A shard is not what was indexed: gone, cut short or rewritten. One line: shard and key, what is wrong, the mend."""
 
 
 @dataclass(slots=True)
 class _OpenShard:
-    descriptor: int
+    file: StoredFile
     users: int = 0
 
 
 class ShardReader:
     """Reads pictures by sample id; safe from many threads, which wait for the disk without the GIL.
 
-    At most `max_open` descriptors stay open between reads, the least recently used ones are closed first, one in use never.
+    At most `max_open` shards stay open between reads, the least recently used ones are closed first, one in use never.
     """
 
     def __init__(self, index: ShardIndex, *, max_open: int = 256) -> None:
@@ -55,7 +54,7 @@ class ShardReader:
         """Read the encoded bytes of a sample into the head of `buffer`, or into memory of their own, and return a view of them.
 
         Shapes: buffer (at least index.length[sample],) uint8, contiguous -> (index.length[sample],).
-        Raises: ShardChanged; ValueError if the buffer is too small or the reader is closed; IndexError for an id out of range.
+        Raises: ShardChangedError; ValueError if the buffer is too small or the reader is closed; IndexError for an id out of range.
         """
         self._check_ids(np.array([sample]))
         length = int(self.index.length[sample])
@@ -76,12 +75,12 @@ class ShardReader:
         ends = np.cumsum(lengths)
         memory = np.empty(int(lengths.sum()), np.uint8)
         views = [memory[start:end] for start, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True)]
-        wanted: dict[int, list[tuple[int, int, memoryview]]] = {}
+        requests: dict[int, list[tuple[int, int, memoryview]]] = {}
         shards, offsets = self.index.shard[samples].tolist(), self.index.offset[samples].tolist()
         for shard, sample, offset, view in zip(shards, samples.tolist(), offsets, views, strict=True):
-            wanted.setdefault(shard, []).append((sample, offset, view.data))
-        for shard, places in wanted.items():
-            self._read_shard(shard, places)
+            requests.setdefault(shard, []).append((sample, offset, view.data))
+        for shard, of_shard in requests.items():
+            self._read_shard(shard, of_shard)
         return views
 
     def _check_ids(self, samples: NDArray[np.int64]) -> None:
@@ -89,17 +88,17 @@ class ShardReader:
         if len(outside):
             raise IndexError(f"sample {outside[0]} of {len(self.index)}; samples are numbered 0 to {len(self.index) - 1}")
 
-    def _read_shard(self, shard: int, places: list[tuple[int, int, memoryview]]) -> None:
+    def _read_shard(self, shard: int, requests: list[tuple[int, int, memoryview]]) -> None:
         """Fill the memory of every (sample, offset, memory), all of one shard."""
-        sample = places[0][0]
+        sample = requests[0][0]
         try:
-            with self._borrow(shard) as descriptor:
-                self._check_unchanged(descriptor, sample)
-                for sample, offset, target in places:
-                    got = _read_fully(descriptor, target, offset)
-                    if got < len(target):
-                        raise self._changed(sample, f"{got} of its {len(target)} bytes are there")
-        except ShardChanged:
+            with self._borrow(shard) as file:
+                self._check_unchanged(file, sample)
+                for sample, offset, target in requests:
+                    count = file.read_into(target, offset)
+                    if count < len(target):
+                        raise self._changed(sample, f"{count} of its {len(target)} bytes are there")
+        except ShardChangedError:
             raise
         except OSError as error:
             if error.errno in _NOT_THE_SHARDS_FAULT:
@@ -119,25 +118,28 @@ class ShardReader:
         self.close()
 
     @contextmanager
-    def _borrow(self, shard: int) -> Iterator[int]:
-        """Hand out a shard's descriptor, which stays open until the block ends. Shards are opened outside the lock: that may be slow."""
-        opened = self._take(shard) or self._take(shard, open_regular(self.index.paths[shard]))
+    def _borrow(self, shard: int) -> Iterator[StoredFile]:
+        """Hand out a shard's file, which stays open until the block ends. Shards are opened outside the lock: that may be slow."""
+        opened = self._take(shard)
+        if opened is None:
+            path = self.index.paths[shard]
+            opened = self._take(shard, storage_of(path).open(path))
         assert opened is not None
         try:
-            yield opened.descriptor
+            yield opened.file
         finally:
             with self._lock:
                 opened.users -= 1
                 self._evict(keep=0 if self._closed else self._max_open)
 
-    def _take(self, shard: int, descriptor: int | None = None) -> _OpenShard | None:
-        """Count one more user of a shard that is open; where none is, take `descriptor` for it, or return None."""
+    def _take(self, shard: int, file: StoredFile | None = None) -> _OpenShard | None:
+        """Count one more user of a shard that is open; where none is, take `file` for it, or return None."""
         with self._lock:
             opened = self._open.get(shard)
-            if descriptor is not None and (self._closed or opened is not None):
-                os.close(descriptor)  # another thread was faster, or the reader was closed meanwhile
-            elif descriptor is not None:
-                opened = self._open[shard] = _OpenShard(descriptor)
+            if file is not None and (self._closed or opened is not None):
+                file.close()  # another thread was faster, or the reader was closed meanwhile
+            elif file is not None:
+                opened = self._open[shard] = _OpenShard(file)
             if self._closed:
                 raise ValueError("the reader is closed; make another ShardReader")
             if opened is not None:
@@ -146,38 +148,22 @@ class ShardReader:
             return opened
 
     def _evict(self, keep: int) -> None:
-        """Close idle descriptors, the least recently used first, until `keep` are left. The caller holds the lock."""
+        """Close idle shards, the least recently used first, until `keep` are left. The caller holds the lock."""
         surplus = len(self._open) - keep
         if surplus > 0:
             idle = (shard for shard, opened in self._open.items() if not opened.users)
             for shard in list(islice(idle, surplus)):
-                os.close(self._open.pop(shard).descriptor)
+                self._open.pop(shard).file.close()
 
-    def _check_unchanged(self, descriptor: int, sample: int) -> None:
-        status = os.fstat(descriptor)
-        _, size, mtime_ns = self.index.shard_stamps[self.index.shard[sample]].tolist()
-        if status.st_size != size:
-            raise self._changed(sample, f"the shard has {status.st_size} bytes, {size} were indexed")
-        if status.st_mtime_ns != mtime_ns:
+    def _check_unchanged(self, file: StoredFile, sample: int) -> None:
+        stamp = file.stamp()
+        _, size, version = self.index.shard_stamps[self.index.shard[sample]].tolist()
+        if stamp.size != size:
+            raise self._changed(sample, f"the shard has {stamp.size} bytes, {size} were indexed")
+        if stamp.version != version:
             raise self._changed(sample, "the shard was written to since it was indexed")
 
-    def _changed(self, sample: int, found: str) -> ShardChanged:
-        return ShardChanged(
-            f"{self.index.name(sample)}: {found}; restore the shard, or run `wherefrom index PATTERN --rebuild` and start again"
+    def _changed(self, sample: int, fault: str) -> ShardChangedError:
+        return ShardChangedError(
+            f"{self.index.name(sample)}: {fault}; restore the shard, or run `wherefrom index PATTERN --rebuild` and start again"
         )
-
-
-def _read_fully(descriptor: int, target: memoryview, offset: int) -> int:
-    """Fill `target` from `offset` on; return how many bytes there were."""
-    got = 0
-    while got < len(target):
-        if hasattr(os, "preadv"):
-            count = os.preadv(descriptor, [target[got:]], offset + got)
-        else:  # not every system has it
-            chunk = os.pread(descriptor, len(target) - got, offset + got)
-            target[got : got + len(chunk)] = chunk
-            count = len(chunk)
-        if not count:
-            break
-        got += count
-    return got

@@ -2,7 +2,7 @@
 
 Here: WebDataset's grouping of members into samples, the verdict on each picture, `ShardTable` with its checks.
 Not here: tar headers (tar_members.py), picture headers (picture_headers.py), where tables are kept (store.py).
-A sample is a key that has a picture, sound or not; members of one key are neighbors.
+A sample is a key that has a picture, valid or not; members of one key are neighbors.
 """
 
 import hashlib
@@ -11,31 +11,30 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wherefrom.pipeline.regular_files import open_regular
 from wherefrom.pipeline.shards.picture_headers import FORMATS, MAX_ENCODED_BYTES, PictureHeader, examine_picture
+from wherefrom.pipeline.shards.storage import StoredFile, read_at, storage_of
 from wherefrom.pipeline.shards.tar_members import Member, TarError, walk_tar
 
 __all__ = ["TABLE_LAYOUT", "BrokenShardError", "ShardTable", "scan_shard", "stamp_of"]
 
 PICTURE_EXTENSIONS = (b"jpg", b"jpeg", b"png", b"webp")  # where a key has several, the first of these is the sample's picture
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3  # of index files; others are built again
 _WEBDATASET_META = re.compile(rb"__[^/]*__(?:$|/)")
 _LABEL = re.compile(rb"\s*([+-]?[0-9]{1,18})\s*")
 _MAX_LABEL_BYTES = 64
 _MAX_EXTENSIONS_COUNTED = 64
 
-# dtype and shape of every stored array: n samples, u of them unsound, d of these by a decode alone; e extensions left aside; any number
-# of bytes
+# dtype and shape of every stored array: n samples, u of them invalid, d of these by a decode alone; e extensions that are not read;
+# any number of bytes
 TABLE_LAYOUT: dict[str, tuple[type, tuple[int | str, ...]]] = {
     "stamp": (np.int64, (3,)),
-    "decoded": (np.bool_, (1,)),
+    "audited": (np.bool_, (1,)),
     "offset": (np.int64, ("n",)),
     "length": (np.int64, ("n",)),
     "label": (np.int64, ("n",)),
@@ -44,7 +43,7 @@ TABLE_LAYOUT: dict[str, tuple[type, tuple[int | str, ...]]] = {
     "format": (np.uint8, ("n",)),
     "keys": (np.uint8, ("key bytes",)),
     "key_ends": (np.int64, ("n",)),
-    "unsound": (np.int64, ("u",)),
+    "invalid": (np.int64, ("u",)),
     "undecodable": (np.int64, ("d",)),
     "reasons": (np.uint8, ("reason bytes",)),
     "reason_ends": (np.int64, ("u",)),
@@ -62,23 +61,23 @@ class BrokenShardError(ValueError):
 class ShardTable:
     """What one shard holds, and exactly what its index file stores.
 
-    Shapes: as in TABLE_LAYOUT. stamp is (format version, shard's size in bytes, mtime_ns). The texts (keys of the n samples, reasons of
-    the u unsound ones, extensions of other members) lie end to end as bytes, text i up to ends[i].
+    Shapes: as in TABLE_LAYOUT. stamp is (format version, shard's size in bytes, its version: mtime_ns of a local file). The texts
+    (keys of the n samples, reasons of the u invalid ones, extensions of other members) lie end to end as bytes, text i up to ends[i].
     Raises: ValueError if the arrays do not fit one another: those of a damaged or foreign file.
     """
 
     stamp: NDArray[np.int64]
-    decoded: NDArray[np.bool_]  # whether the samples that count as sound were decoded once as well
+    audited: NDArray[np.bool_]  # whether the samples that count as valid were decoded once as well
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
     label: NDArray[np.int64]  # -1: none
     source_size: NDArray[np.int32]  # upright (height, width); (0, 0) where the header cannot be trusted
     orientation: NDArray[np.uint8]
-    format: NDArray[np.uint8]  # place in headers.FORMATS
+    format: NDArray[np.uint8]  # place in picture_headers.FORMATS
     keys: NDArray[np.uint8]
     key_ends: NDArray[np.int64]
-    unsound: NDArray[np.int64]  # rows, rising
-    undecodable: NDArray[np.int64]  # those of them that only decoding told, rising
+    invalid: NDArray[np.int64]  # rows, rising
+    undecodable: NDArray[np.int64]  # those of them that only decoding found, rising
     reasons: NDArray[np.uint8]
     reason_ends: NDArray[np.int64]
     extensions: NDArray[np.uint8]
@@ -96,31 +95,38 @@ class ShardTable:
                 raise ValueError("texts and their ends do not fit")
         in_file = (self.offset >= 0) & (self.length >= 0) & (self.offset <= self.stamp[1] - self.length)
         coded = (self.orientation >= 1) & (self.orientation <= 8) & (self.format < len(FORMATS))
-        rows_fit = _rises(self.unsound, lowest=0) and (not len(self.unsound) or self.unsound[-1] < len(self))
-        rows_fit = rows_fit and _rises(self.undecodable, lowest=0) and bool(np.isin(self.undecodable, self.unsound).all())
-        if not rows_fit or not np.all(in_file & coded) or not np.all(self.source_size[self.sound()] > 0):
+        rows_fit = _rises(self.invalid, lowest=0) and (not len(self.invalid) or self.invalid[-1] < len(self))
+        rows_fit = rows_fit and _rises(self.undecodable, lowest=0) and bool(np.isin(self.undecodable, self.invalid).all())
+        if not rows_fit or not np.all(in_file & coded) or not np.all(self.source_size[self.valid()] > 0):
             raise ValueError("offsets, sizes and verdicts do not fit")
 
     def __len__(self) -> int:
         return len(self.offset)
 
-    def sound(self) -> NDArray[np.bool_]:
-        sound = np.ones(len(self), bool)
-        sound[self.unsound] = False
-        return sound
+    def valid(self) -> NDArray[np.bool_]:
+        """Return which rows are valid samples, (n,)."""
+        valid = np.ones(len(self), bool)
+        valid[self.invalid] = False
+        return valid
+
+    def undecodable_mask(self) -> NDArray[np.bool_]:
+        """Return which rows only decoding found invalid, (n,)."""
+        undecodable = np.zeros(len(self), bool)
+        undecodable[self.undecodable] = True
+        return undecodable
 
     def key(self, row: int) -> str:
         return _text(self.keys, self.key_ends, row)
 
     def reason(self, row: int) -> str:
-        """Return why the sample in this row is unsound, empty if it is sound."""
-        place = int(np.searchsorted(self.unsound, row))
-        found = place < len(self.unsound) and self.unsound[place] == row
-        return _text(self.reasons, self.reason_ends, place) if found else ""
+        """Return why the sample in this row is invalid, empty if it is valid."""
+        position = int(np.searchsorted(self.invalid, row))
+        is_invalid = position < len(self.invalid) and self.invalid[position] == row
+        return _text(self.reasons, self.reason_ends, position) if is_invalid else ""
 
-    def left_aside(self) -> Counter[str]:
+    def unread_members(self) -> Counter[str]:
         """Count the members that belong to no sample or are not read, by extension."""
-        names = (_text(self.extensions, self.extension_ends, place) for place in range(len(self.extension_ends)))
+        names = (_text(self.extensions, self.extension_ends, position) for position in range(len(self.extension_ends)))
         return Counter(dict(zip(names, self.extension_counts.tolist(), strict=True)))
 
     def digest(self) -> bytes:
@@ -130,50 +136,51 @@ class ShardTable:
             hasher.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
         return hasher.digest()
 
-    def with_decoded(self, failures: dict[int, str]) -> "ShardTable":
-        """Return the table after an audit by decoding: `failures` maps rows to reasons, all other sound rows decode."""
-        reasons = {int(row): self.reason(row) for row in self.unsound} | failures
+    def with_audit(self, failures: dict[int, str]) -> "ShardTable":
+        """Return the table after an audit by decoding: `failures` maps rows to reasons, all other valid rows decode."""
+        reasons = {int(row): self.reason(row) for row in self.invalid} | failures
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-        audit = {"decoded": np.array([True]), "undecodable": np.array(sorted(failures), np.int64)}
+        audit = {"audited": np.array([True]), "undecodable": np.array(sorted(failures), np.int64)}
         return ShardTable(**(arrays | _pack_verdicts(reasons) | audit))
 
 
-def stamp_of(shard: Path) -> tuple[int, int, int]:
-    """Return what an index file must agree with to be of use: format version, the shard's size in bytes, its mtime_ns.
+def stamp_of(shard: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """Return what an index file must agree with to be of use: format version, the shard's size in bytes, its version.
 
     Raises: OSError if the shard is not there.
     """
-    status = os.stat(shard)
-    return _FORMAT_VERSION, status.st_size, status.st_mtime_ns
+    path = os.fspath(shard)
+    return _FORMAT_VERSION, *storage_of(path).stamp(path)
 
 
-def scan_shard(shard: Path) -> ShardTable:
+def scan_shard(shard: str | os.PathLike[str]) -> ShardTable:
     """Read a shard once, from its first header to its end mark, and judge every picture in it.
 
     Raises: BrokenShardError if it is not a whole, plain tar, or changed meanwhile; OSError if it cannot be read.
     """
     stamp = stamp_of(shard)
     try:
-        scan = _scanned(shard, stamp[1])
+        groups = _group_members(os.fspath(shard), stamp[1])
     except OSError as error:
-        raise OSError(f"{shard}: cannot be read ({error.strerror}); see that you may read it and that its disk is sound") from error
+        reason = error.strerror or error
+        raise OSError(f"{shard}: cannot be read ({reason}); see that you may read it and that its disk is healthy") from error
     if stamp_of(shard) != stamp:
         raise BrokenShardError(f"{shard}: changed while it was read; let its writer finish, then index it again")
-    return scan.table(stamp)
+    return groups.table(stamp)
 
 
-def _scanned(shard: Path, size: int) -> "_Scan":
-    descriptor = open_regular(shard)
-    scan = _Scan(descriptor)
+def _group_members(shard: str, size: int) -> "_SampleGrouper":
+    file = storage_of(shard).open(shard)
+    groups = _SampleGrouper(file)
     try:
-        for member in walk_tar(descriptor, size):
-            scan.add(member)
-        scan.end_sample()
+        for member in walk_tar(file, size):
+            groups.add(member)
+        groups.end_sample()
     except TarError as error:
-        raise BrokenShardError(f"{shard}: {error}; {scan.whole_samples} whole samples lie before that; fetch or pack it again") from error
+        raise BrokenShardError(f"{shard}: {error}; {groups.whole_samples} whole samples lie before that; fetch or pack it again") from error
     finally:
-        os.close(descriptor)
-    return scan
+        file.close()
+    return groups
 
 
 class _Sample(NamedTuple):
@@ -184,13 +191,13 @@ class _Sample(NamedTuple):
     header: PictureHeader
 
 
-class _Scan:
+class _SampleGrouper:
     """Groups members into samples as WebDataset does: neighbors that share a key."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, file: StoredFile) -> None:
         self.samples: list[_Sample] = []
-        self.left_aside: Counter[str] = Counter()
-        self._descriptor = descriptor
+        self.unread_members: Counter[str] = Counter()
+        self._file = file
         self._keys_seen: set[bytes] = set()
         self._key = b""
         self._pictures: dict[bytes, Member] = {}
@@ -202,7 +209,7 @@ class _Scan:
         folder_end = member.name.rfind(b"/") + 1
         stem, dot, extension = member.name[folder_end:].lower().partition(b".")  # WebDataset's rule: the file name's first dot
         if not stem or not dot:
-            self._leave_aside("(no extension)")
+            self._count_unread("(no extension)")
             return
         key = member.name[: folder_end + len(stem)]
         if key != self._key or extension in self._pictures:
@@ -213,7 +220,7 @@ class _Scan:
         elif extension == b"cls" and member.kind == "file":
             self._read_label(member)
         else:
-            self._leave_aside(extension.decode("ascii", "backslashreplace")[:24])
+            self._count_unread(extension.decode("ascii", "backslashreplace")[:24])
 
     def end_sample(self) -> None:
         """Close the group of the current key; a key without a picture is no sample."""
@@ -221,8 +228,8 @@ class _Scan:
             chosen = next(extension for extension in PICTURE_EXTENSIONS if extension in self._pictures)
             picture = self._pictures.pop(chosen)
             for extension in self._pictures:
-                self._leave_aside(f"{extension.decode()} beside {chosen.decode()}")
-            self.samples.append(_Sample(self._key, picture.offset, picture.length, self._label, self._judge(picture)))
+                self._count_unread(f"{extension.decode()} beside {chosen.decode()}")
+            self.samples.append(_Sample(self._key, picture.offset, picture.length, self._label, self._examine(picture)))
             self._keys_seen.add(self._key)
         self._pictures, self._label, self._key = {}, -1, b""
 
@@ -231,13 +238,13 @@ class _Scan:
         return len(self.samples) + bool(self._pictures)
 
     def table(self, stamp: tuple[int, int, int]) -> ShardTable:
-        samples, kinds = self.samples, sorted(self.left_aside)
+        samples, kinds = self.samples, sorted(self.unread_members)
         keys, key_ends = _pack(sample.key for sample in samples)
         extensions, extension_ends = _pack(kind.encode() for kind in kinds)
         headers = [sample.header for sample in samples]
         return ShardTable(
             stamp=np.array(stamp, np.int64),
-            decoded=np.array([False]),
+            audited=np.array([False]),
             offset=np.array([sample.offset for sample in samples], np.int64),
             length=np.array([sample.length for sample in samples], np.int64),
             label=np.array([sample.label for sample in samples], np.int64),
@@ -249,11 +256,11 @@ class _Scan:
             undecodable=np.array([], np.int64),
             extensions=extensions,
             extension_ends=extension_ends,
-            extension_counts=np.array([self.left_aside[kind] for kind in kinds], np.int64),
+            extension_counts=np.array([self.unread_members[kind] for kind in kinds], np.int64),
             **_pack_verdicts({row: header.reason for row, header in enumerate(headers) if header.reason}),
         )
 
-    def _judge(self, picture: Member) -> PictureHeader:
+    def _examine(self, picture: Member) -> PictureHeader:
         if picture.kind != "file":
             return PictureHeader(format=0, reason=f"is a {picture.kind} in the tar")
         if picture.name.startswith(b"/") or b".." in picture.name.split(b"/"):
@@ -262,22 +269,22 @@ class _Scan:
             return PictureHeader(format=0, reason="has the key of an earlier sample of its shard")
         if picture.length > MAX_ENCODED_BYTES:
             return PictureHeader(format=0, reason=f"is {picture.length} bytes long; the limit is {MAX_ENCODED_BYTES}")
-        data = os.pread(self._descriptor, picture.length, picture.offset)
+        data = read_at(self._file, picture.offset, picture.length)
         if len(data) < picture.length:
             raise TarError(f"lost bytes while it was read (at byte {picture.offset + len(data)})")
         return examine_picture(data)
 
     def _read_label(self, member: Member) -> None:
-        text = os.pread(self._descriptor, min(member.length, _MAX_LABEL_BYTES), member.offset)
+        text = read_at(self._file, member.offset, min(member.length, _MAX_LABEL_BYTES))
         number = _LABEL.fullmatch(text) if member.length <= _MAX_LABEL_BYTES else None
         if number is None:
-            self._leave_aside("cls (not a number)")
+            self._count_unread("cls (not a number)")
         else:
             self._label = int(number[1])
 
-    def _leave_aside(self, kind: str) -> None:
-        full = len(self.left_aside) >= _MAX_EXTENSIONS_COUNTED and kind not in self.left_aside
-        self.left_aside["(others)" if full else kind] += 1
+    def _count_unread(self, kind: str) -> None:
+        full = len(self.unread_members) >= _MAX_EXTENSIONS_COUNTED and kind not in self.unread_members
+        self.unread_members["(others)" if full else kind] += 1
 
 
 def _same_sides(names: tuple[int | str, ...], sizes: tuple[int, ...], sides: dict[str, int]) -> bool:
@@ -290,16 +297,16 @@ def _rises(numbers: NDArray[np.int64], lowest: int) -> bool:
 
 
 def _pack(texts: Iterable[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    listed: Sequence[bytes] = list(texts)
-    return np.frombuffer(b"".join(listed), np.uint8), np.cumsum([len(text) for text in listed], dtype=np.int64)
+    all_texts: Sequence[bytes] = list(texts)
+    return np.frombuffer(b"".join(all_texts), np.uint8), np.cumsum([len(text) for text in all_texts], dtype=np.int64)
 
 
 def _pack_verdicts(reasons: dict[int, str]) -> dict[str, NDArray]:
     rows = sorted(reasons)
     texts, ends = _pack(reasons[row].encode() for row in rows)
-    return {"unsound": np.array(rows, np.int64), "reasons": texts, "reason_ends": ends}
+    return {"invalid": np.array(rows, np.int64), "reasons": texts, "reason_ends": ends}
 
 
-def _text(texts: NDArray[np.uint8], ends: NDArray[np.int64], place: int) -> str:
-    start = ends[place - 1] if place else 0
-    return texts[start : ends[place]].tobytes().decode("utf-8", "surrogateescape")
+def _text(texts: NDArray[np.uint8], ends: NDArray[np.int64], position: int) -> str:
+    start = ends[position - 1] if position else 0
+    return texts[start : ends[position]].tobytes().decode("utf-8", "surrogateescape")

@@ -6,10 +6,11 @@ The archive is hostile until shown otherwise: the walk only goes forward, reads 
 that is not as it should be. Written against POSIX.1-2001 pax and the GNU tar manual; tests hold it to Python's tarfile.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from wherefrom.pipeline.shards.storage import StoredFile, read_at
 
 __all__ = ["Member", "TarError", "walk_tar"]
 
@@ -38,21 +39,21 @@ class Member:
     kind: _Kind
 
 
-def walk_tar(descriptor: int, size: int) -> Iterator[Member]:
-    """Yield the members of the tar that is open as `descriptor` and `size` bytes long, up to its end mark.
+def walk_tar(file: StoredFile, size: int) -> Iterator[Member]:
+    """Yield the members of a tar that is `size` bytes long, up to its end mark.
 
     A tar without an end mark was cut short, even if the cut fell between two members.
     Raises: TarError for anything but a whole, uncompressed tar of plain members.
     """
     at, global_records, records = 0, dict[bytes, bytes](), dict[bytes, bytes]()
-    while (block := os.pread(descriptor, _BLOCK, at)) != _ZERO_BLOCK:
+    while (block := read_at(file, at, _BLOCK)) != _ZERO_BLOCK:
         if len(block) < _BLOCK:
             raise TarError(f"is cut short: it stops at byte {at + len(block)} without an end mark" if size else "is empty (0 bytes)")
         if not _checksum_holds(block):
             raise TarError(f"has a damaged header at byte {at}" if at else "is not an uncompressed tar (its first header makes no sense)")
         kind, length = block[156:157], _number(block[124:136], at)
         if kind in b"xXgLK":
-            body = _read_meta(descriptor, at, length, size)
+            body = _read_meta(file, at, length, size)
             if kind == b"g":
                 global_records |= _pax_records(body, at)
             elif kind in b"xX":
@@ -75,7 +76,7 @@ def walk_tar(descriptor: int, size: int) -> Iterator[Member]:
         at += _BLOCK + -(-length // _BLOCK) * _BLOCK
     if records:
         raise TarError(f"ends at byte {at} between a member's names and the member")
-    _refuse_joined_tars(descriptor, at)
+    _refuse_joined_tars(file, at)
 
 
 def _checksum_holds(block: bytes) -> bool:
@@ -111,10 +112,10 @@ def _header_name(block: bytes) -> bytes:
     return prefix + b"/" + name if prefix and block[257:263] == b"ustar\0" else name
 
 
-def _read_meta(descriptor: int, at: int, length: int, size: int) -> bytes:
+def _read_meta(file: StoredFile, at: int, length: int, size: int) -> bytes:
     if length > _MAX_META_BYTES:
         raise TarError(f"has a name header of {length} bytes at byte {at}; {_MAX_META_BYTES} are the limit")
-    body = os.pread(descriptor, length, at + _BLOCK)
+    body = read_at(file, at + _BLOCK, length)
     if len(body) < length:
         raise TarError(f"is cut short: it stops at byte {size} inside a name header")
     return body
@@ -136,9 +137,9 @@ def _pax_records(body: bytes, at: int) -> dict[bytes, bytes]:
     return records
 
 
-def _refuse_joined_tars(descriptor: int, end: int) -> None:
+def _refuse_joined_tars(file: StoredFile, end: int) -> None:
     """Refuse a second tar behind the end mark: readers stop at the mark, and its samples would be lost without a word."""
-    tail = os.pread(descriptor, _LOOK_PAST_END, end + _BLOCK)
+    tail = read_at(file, end + _BLOCK, _LOOK_PAST_END)
     for at in range(0, len(tail) - _BLOCK + 1, _BLOCK):
         block = tail[at : at + _BLOCK]
         if block != _ZERO_BLOCK:

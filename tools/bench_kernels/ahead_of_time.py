@@ -81,21 +81,21 @@ def figures(launch: Launch, architecture: int) -> Figures:
 
 def launches_of(kernel: str) -> list[Launch]:
     """Return the launches that a kernel's Triton file names."""
-    listed: list[Launch] = importlib.import_module(f"wherefrom.kernels.{kernel}_triton").launches()
-    return listed
+    launches: list[Launch] = importlib.import_module(f"wherefrom.kernels.{kernel}_triton").launches()
+    return launches
 
 
 def _tool(name: str, *arguments: str) -> str:
     import triton
 
-    found = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([found, *arguments], check=True, capture_output=True, text=True).stdout
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def _mnemonics(code: str) -> list[str]:
     """Return every instruction's name with its modifiers, NOPs left out."""
-    found = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9][\w.]*)", code, re.MULTILINE)
-    return [name for name in found if name != "NOP"]
+    names = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9][\w.]*)", code, re.MULTILINE)
+    return [name for name in names if name != "NOP"]
 
 
 def _loop_instructions(code: str) -> int:
@@ -119,15 +119,15 @@ def _loop_instructions(code: str) -> int:
     return next((length for length in lengths if 3 * length >= 2 * max(lengths)), 0)
 
 
-def _figures_of(wanted: tuple[str, int, int]) -> Figures:
-    kernel, number, architecture = wanted
+def _figures_of(job: tuple[str, int, int]) -> Figures:
+    kernel, number, architecture = job
     return figures(launches_of(kernel)[number], architecture)
 
 
-def faults(found: Figures) -> str:
+def faults(code: Figures) -> str:
     """Return what no launch of ours may have, in words; empty if it has none of it."""
-    counted = {"spills": found.spills, "bytes of stack": found.stack_bytes, "atomics": found.atomics}
-    return ", ".join(f"{count} {name}" for name, count in counted.items() if count)
+    counts = {"spills": code.spills, "bytes of stack": code.stack_bytes, "atomics": code.atomics}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -140,19 +140,19 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m wherefrom.tools.bench_kernels.ahead_of_time", description=__doc__, allow_abbrev=False)
     parser.add_argument("kernels", nargs="*", default=KERNELS, help=f"of {', '.join(KERNELS)}; all unless named")
     parser.add_argument("--check", action="store_true", help="print spills, stack and atomics alone, and exit with 1 if there are any")
-    asked = parser.parse_args(arguments)
-    wanted = [(kernel, n, sm) for kernel in asked.kernels for n in range(len(launches_of(kernel))) for sm in ARCHITECTURES]
+    options = parser.parse_args(arguments)
+    jobs = [(kernel, n, sm) for kernel in options.kernels for n in range(len(launches_of(kernel))) for sm in ARCHITECTURES]
     wrong = 0
     # spawned, since a compiler's threads do not survive a fork
     with ProcessPoolExecutor(available_cores(), multiprocessing.get_context("spawn")) as pool:
-        for found in pool.map(_figures_of, wanted):
-            if not asked.check:
-                print(json.dumps(asdict(found)), flush=True)
-            elif bad := faults(found):
+        for code in pool.map(_figures_of, jobs):
+            if not options.check:
+                print(json.dumps(asdict(code)), flush=True)
+            elif bad := faults(code):
                 wrong += 1
-                print(f"{found.launch}, sm_{found.architecture}: {bad}", flush=True)
-    if asked.check:
-        print(f"Triton {triton.__version__}: {wrong} of {len(wanted)} launches spill, use stack or atomics")
+                print(f"{code.launch}, sm_{code.architecture}: {bad}", flush=True)
+    if options.check:
+        print(f"Triton {triton.__version__}: {wrong} of {len(jobs)} launches spill, use stack or atomics")
     return int(wrong > 0)
 
 

@@ -11,19 +11,25 @@ from typing import Any, Literal
 
 import torch
 
-from wherefrom.tools.bench_kernels.problems import Problem, pair_loss_problem, pair_targets_problem, render_views_problem, roi_align_problem
+from wherefrom.tools.bench_kernels.problems import (
+    KernelProblem,
+    pair_loss_problem,
+    pair_targets_problem,
+    render_views_problem,
+    roi_align_problem,
+)
 
 Kernel = Literal["pair_targets", "pair_loss", "roi_align", "roi_align_pairs", "render_views"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
+class KernelCase:
     """A kernel at one size."""
 
     kernel: Kernel
     sizes: str  # in words
     batch: int
-    build: Callable[..., Problem]  # (batch, dtype, device, planted) -> Problem
+    build: Callable[..., KernelProblem]  # (batch, dtype, device, planted) -> KernelProblem
     dtype: torch.dtype = torch.float32
     cuda: bool = False
     quick: bool = False  # among those that --quick takes
@@ -39,25 +45,25 @@ class Case:
         return f"{self.kernel} B{self.batch} {self.sizes} {str(self.dtype).removeprefix('torch.')} {where}"
 
 
-def _targets(batch: int, N: int, **settings: Any) -> Case:
-    return Case(kernel="pair_targets", sizes=f"N{N}", batch=batch, build=partial(pair_targets_problem, N=N), **settings)
+def _targets(batch: int, N: int, **settings: Any) -> KernelCase:
+    return KernelCase(kernel="pair_targets", sizes=f"N{N}", batch=batch, build=partial(pair_targets_problem, N=N), **settings)
 
 
-def _loss(batch: int, N: int, activation: str = "gelu", loss: str = "squared", backward: bool = True, **settings: Any) -> Case:
+def _loss(batch: int, N: int, activation: str = "gelu", loss: str = "squared", backward: bool = True, **settings: Any) -> KernelCase:
     build = partial(pair_loss_problem, N=N, H=512, activation=activation, loss=loss, backward=backward)
     sizes = f"N{N} H512 {activation} {loss}{'' if backward else ' forward'}"
-    return Case(kernel="pair_loss", sizes=sizes, batch=batch, build=build, **settings)
+    return KernelCase(kernel="pair_loss", sizes=sizes, batch=batch, build=build, **settings)
 
 
-def _roi(batch: int, R: int, side: int, D: int, bins: int, *, backward: bool = True, pairs: bool = False, **settings: Any) -> Case:
+def _roi(batch: int, R: int, side: int, D: int, bins: int, *, backward: bool = True, pairs: bool = False, **settings: Any) -> KernelCase:
     build = partial(roi_align_problem, R=R, map_hw=(side, side), D=D, out_hw=(bins, bins), backward=backward, pairs=pairs)
     sizes = f"R{R} {side}x{side}x{D} to {bins}x{bins}{'' if backward else ' forward'}"
-    return Case(kernel="roi_align_pairs" if pairs else "roi_align", sizes=sizes, batch=batch, build=build, **settings)
+    return KernelCase(kernel="roi_align_pairs" if pairs else "roi_align", sizes=sizes, batch=batch, build=build, **settings)
 
 
-def _views(batch: int, V: int, side_px: int, **settings: Any) -> Case:
+def _views(batch: int, V: int, side_px: int, **settings: Any) -> KernelCase:
     build = partial(render_views_problem, V=V, picture_hw=(375, 500), side_px=side_px)
-    return Case(kernel="render_views", sizes=f"V{V} 375x500 to {side_px}x{side_px}", batch=batch, build=build, **settings)
+    return KernelCase(kernel="render_views", sizes=f"V{V} 375x500 to {side_px}x{side_px}", batch=batch, build=build, **settings)
 
 
 BF16 = torch.bfloat16

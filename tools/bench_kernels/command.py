@@ -22,9 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from wherefrom.kernels.render_views import native_missing
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.system import available_cores
-from wherefrom.tools.bench_kernels.cases import CASES, Case, Kernel
-from wherefrom.tools.bench_kernels.measuring import GRAPH, Plan
+from wherefrom.tools.bench_kernels.cases import CASES, Kernel, KernelCase
+from wherefrom.tools.bench_kernels.measuring import GRAPH, KernelPlan
 from wherefrom.tools.bench_kernels.plot import draw_speeds
 from wherefrom.tools.bench_kernels.problems import COMPILE_MODE
 from wherefrom.tools.machine import machine
@@ -36,7 +37,7 @@ PACKAGES = ("torch", "torchvision", "triton", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ratio:
+class KernelRatio:
     """A ratio of medians, the quartiles of the ratios of single rounds, and the number of rounds."""
 
     median: float
@@ -45,7 +46,7 @@ class Ratio:
     rounds: int
 
 
-class CheckFailedError(Exception):
+class WrongResultError(Exception):
     """A contender computed something wrong."""
 
 
@@ -76,10 +77,6 @@ def bench_kernels_command(
         raise ValueError(f"seconds={seconds}, threads={threads}, kernels={kernels}: needs seconds > 0, threads >= 1 and a kernel")
     console = Console()
     cuda = torch.cuda.is_available() and not cpu
-    cases = [case for case in CASES if case.kernel in kernels and case.cuda == cuda and (case.quick or not quick)]
-    if not cuda and "render_views" in kernels and (missing := native_missing()):
-        console.print(f"left out: render_views, {missing}", markup=False)
-        cases = [case for case in cases if case.kernel != "render_views"]
     can_compile = cuda or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
     if not (can_compile or quick or no_compile):
         console.print("left out: torch.compile, there is no C++ compiler here")
@@ -89,88 +86,106 @@ def bench_kernels_command(
         "compiled": can_compile and not (quick or no_compile),
         "plant": plant,
     }
-    measured = []
+    results = []
     try:
-        for case in cases:
+        for case in _select_cases(console, kernels, cuda=cuda, quick=quick):
             console.print(f"measuring {case.name}", markup=False)
-            measured.append(_measured(case, settings))
-    except CheckFailedError as problem:
-        console.print(f"wrong, so no speed is told: {problem}", markup=False)
+            results.append(_measure_case(case, settings))
+    except WrongResultError as error:
+        console.print(f"wrong, so no speed is told: {error}", markup=False)
         return 1
-    result: dict[str, Any] = {
+    bench: dict[str, Any] = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "machine": machine(PACKAGES),
         "settings": settings | {"cuda": cuda, "compile_mode": COMPILE_MODE},
         "timing": "CUDA events around one call, L2 flushed before it" if cuda else "wall clock, caches as the others leave them",
-        "cases": measured,
+        "cases": results,
         "ahead_of_time": [] if quick or cuda else _ahead_of_time(console, kernels),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    aside = out / ".bench.json.writing"
-    aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    os.replace(aside, out / "bench.json")
-    draw_speeds(result, out / "bench.png")
-    for found in measured:
-        console.print(_table(found))
-    console.print(
-        "medians of rounds taken in turns; error: of the largest value; copy: share of copy bandwidth; (quartiles) [floors]", markup=False
-    )
-    if result["ahead_of_time"]:
-        console.print(_machine_code_table(result["ahead_of_time"]))
+    _write_files(bench, out)
+    _print_tables(console, bench)
     console.print(f"every result was checked; all numbers: {out / 'bench.json'}, {out / 'bench.png'}", markup=False)
-    missed = [words for found in measured for words in missed_floors(found)]
+    missed = [words for result in results for words in missed_floors(result)]
     for words in missed:
         console.print(f"missed a floor: {words}", markup=False, soft_wrap=True)
     return 2 if missed and not quick else 0
 
 
-def _measured(case: Case, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _select_cases(console: Console, kernels: Sequence[Kernel], *, cuda: bool, quick: bool) -> list[KernelCase]:
+    """Return the cases to measure; say which kernel is left out."""
+    cases = [case for case in CASES if case.kernel in kernels and case.cuda == cuda and (case.quick or not quick)]
+    if not cuda and "render_views" in kernels and (missing := native_missing()):
+        console.print(f"left out: render_views, {missing}", markup=False)
+        return [case for case in cases if case.kernel != "render_views"]
+    return cases
+
+
+def _write_files(bench: Mapping[str, Any], out: Path) -> None:
+    """Write bench.json, whole or not at all, and bench.png."""
+    out.mkdir(parents=True, exist_ok=True)
+    with write_aside(out / "bench.json") as aside:
+        aside.write_text(json.dumps(bench, indent=1), encoding="utf-8")
+    draw_speeds(bench, out / "bench.png")
+
+
+def _print_tables(console: Console, bench: Mapping[str, Any]) -> None:
+    """Print a table a case, and one of machine code."""
+    for result in bench["cases"]:
+        console.print(_table(result))
+    console.print(
+        "medians of rounds taken in turns; error: of the largest value; copy: share of copy bandwidth; (quartiles) [floors]", markup=False
+    )
+    if bench["ahead_of_time"]:
+        console.print(_machine_code_table(bench["ahead_of_time"]))
+
+
+def _measure_case(case: KernelCase, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Check and measure a case in a fresh process, with half the samples as often as it takes to fit into a GPU's memory.
 
-    Raises: CheckFailedError if a check is red, OSError if the process ended otherwise.
+    Raises: WrongResultError if a check is red, OSError if the process ended otherwise.
     """
     batch = case.batch
     while True:
-        plan = Plan(case=case.name, batch=batch, **settings)
+        plan = KernelPlan(case=case.name, batch=batch, **settings)
         done = _run_fresh("wherefrom.tools.bench_kernels.measuring", json.dumps(asdict(plan)))
         if done.returncode:
             raise OSError(f"{case.name} ended with code {done.returncode}: {_last_words(done)}")
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        if not found.get("out_of_memory"):
+        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        if not result.get("out_of_memory"):
             break
         if batch == 1:
             raise OSError(f"{case.name} does not fit into the GPU's memory, not even a single sample")
         batch //= 2
-    for check in found["checks"]:
+    for check in result["checks"]:
         if not check["passed"]:
             words = f"{check['contender']}, {check['result']}: {check['error']:.3g} from float64, at most {check['limit']:.3g} is right"
-            raise CheckFailedError(f"{case.name}: {words}")
-    return {"name": case.name, "kernel": case.kernel} | summary(found) | {
+            raise WrongResultError(f"{case.name}: {words}")
+    return {"name": case.name, "kernel": case.kernel} | summary(result) | {
         "speed_floors": dict(case.speed_floors),
         "memory_floors": dict(case.memory_floors),
         "copy_floor": case.copy_floor,
     }  # fmt: skip
 
 
-def summary(found: Mapping[str, Any]) -> dict[str, Any]:
+def summary(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a measured case comes to: everyone's numbers together, and ratios to everyone else of each path of ours."""
     contenders = {}
-    for name, seconds in found["seconds"].items():
-        errors = [each["error"] / each["largest"] for each in found["checks"] if each["contender"] == name and each["largest"]]
+    for name, seconds in result["seconds"].items():
+        errors = [each["error"] / each["largest"] for each in result["checks"] if each["contender"] == name and each["largest"]]
         median_s = statistics.median(seconds)
         contenders[name] = {
-            "ours": name in found["ours"],
+            "ours": name in result["ours"],
             "seconds": seconds,
             "median_s": median_s,
             "relative_error": max(errors, default=None),
-            "peak_bytes": found["memory"].get(name),
-            "copy_share": found["bytes_moved"] / median_s / found["copy_bytes_per_s"],
-            "issue_share": found["operations"] / median_s / found["issued_per_s"] if found["issued_per_s"] else None,
+            "peak_bytes": result["memory"].get(name),
+            "copy_share": result["bytes_moved"] / median_s / result["copy_bytes_per_s"],
+            "issue_share": result["operations"] / median_s / result["issued_per_s"] if result["issued_per_s"] else None,
         }
-    rest = {name: value for name, value in found.items() if name not in ("seconds", "memory", "ours")}
+    rest = {name: value for name, value in result.items() if name not in ("seconds", "memory", "ours")}
     compared = {
-        "speed_ratios": {name: asdict(ratio) for name, ratio in ratios(found["seconds"], found["ours"]).items()},
-        "memory_ratios": memory_ratios(found["memory"], found["ours"]),
+        "speed_ratios": {name: asdict(ratio) for name, ratio in ratios(result["seconds"], result["ours"]).items()},
+        "memory_ratios": memory_ratios(result["memory"], result["ours"]),
     }
     return rest | {"contenders": contenders} | compared
 
@@ -182,16 +197,16 @@ def missed_floors(case: Mapping[str, Any]) -> list[str]:
     for kind, floors, more in (("speed_ratios", "speed_floors", "times as fast"), ("memory_ratios", "memory_floors", "times as small")):
         for other, floor in case[floors].items():
             ratio = case[kind].get(f"{mine} / {other}")
-            found = ratio["median"] if isinstance(ratio, Mapping) else ratio
-            if found is not None and found < floor:
-                missed.append(f"{case['name']}: {mine} is {found:.2f} {more} as {other}, has to be {floor:g}")
-    copied, floor = case["contenders"][mine]["copy_share"], case["copy_floor"]
-    if floor is not None and copied < floor:
-        missed.append(f"{case['name']}: {mine} reaches {copied:.0%} of copy bandwidth, has to be {floor:.0%}")
+            times = ratio["median"] if isinstance(ratio, Mapping) else ratio
+            if times is not None and times < floor:
+                missed.append(f"{case['name']}: {mine} is {times:.2f} {more} as {other}, has to be {floor:g}")
+    copy_share, floor = case["contenders"][mine]["copy_share"], case["copy_floor"]
+    if floor is not None and copy_share < floor:
+        missed.append(f"{case['name']}: {mine} reaches {copy_share:.0%} of copy bandwidth, has to be {floor:.0%}")
     return missed
 
 
-def ratios(seconds: Mapping[str, Sequence[float]], ours: Sequence[str]) -> dict[str, Ratio]:
+def ratios(seconds: Mapping[str, Sequence[float]], ours: Sequence[str]) -> dict[str, KernelRatio]:
     """Return how many times as fast each of our paths is as everyone else timed in the same manner: "torch / eager" -> 2.1."""
     return {
         f"{mine} / {other}": _ratio(seconds[other], seconds[mine])
@@ -203,20 +218,20 @@ def ratios(seconds: Mapping[str, Sequence[float]], ours: Sequence[str]) -> dict[
 
 def memory_ratios(memory: Mapping[str, Mapping[str, int | None]], ours: Sequence[str]) -> dict[str, float]:
     """Return how many times smaller each of our paths' peak is than everyone else's: of tensors where both are counted, else allocated."""
-    found = {}
+    by_pair = {}
     for mine in (name for name in ours if name in memory):
         for other in (name for name in memory if name not in ours):
-            counted = "tensors" if memory[mine]["tensors"] and memory[other]["tensors"] else "allocator"
-            own, theirs = memory[mine][counted], memory[other][counted]
+            counter = "tensors" if memory[mine]["tensors"] and memory[other]["tensors"] else "allocator"
+            own, theirs = memory[mine][counter], memory[other][counter]
             if own and theirs:
-                found[f"{mine} / {other}"] = theirs / own
-    return found
+                by_pair[f"{mine} / {other}"] = theirs / own
+    return by_pair
 
 
-def _ratio(one: Sequence[float], other: Sequence[float]) -> Ratio:
+def _ratio(one: Sequence[float], other: Sequence[float]) -> KernelRatio:
     by_round = [theirs / mine for theirs, mine in zip(one, other, strict=True)]
     low, _, high = statistics.quantiles(by_round, n=4, method="inclusive") if len(by_round) > 1 else by_round * 3
-    return Ratio(median=statistics.median(one) / statistics.median(other), low=low, high=high, rounds=len(by_round))
+    return KernelRatio(median=statistics.median(one) / statistics.median(other), low=low, high=high, rounds=len(by_round))
 
 
 def _ahead_of_time(console: Console, kernels: Sequence[Kernel]) -> list[dict[str, Any]]:

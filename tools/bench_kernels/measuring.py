@@ -20,22 +20,22 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wherefrom.tools.bench_kernels.cases import CASES
-from wherefrom.tools.bench_kernels.problems import Call, Contender, Problem, Results
-from wherefrom.tools.machine import asked_of_gpu
+from wherefrom.tools.bench_kernels.problems import Call, KernelContender, KernelProblem, Results
+from wherefrom.tools.machine import query_gpu
 
 OURS_LIMIT, ULPS = 2.0, 4.0  # an error may be so many times eager's, and so many ulp of the largest value more
 OTHERS_FRAC = {4: 3e-4, 2: 0.1}  # of the largest value, by bytes of an input: they, eager too, only have to compute the same thing
 WARM_CALLS = 2
 LEAST_SAMPLE_S = 2e-3  # calls are timed in groups that last so long
 ROUNDS = (5, 200)  # at least, at most
-COPIED_BYTES = {"cpu": 2**27, "cuda": 2**30}
+COPY_BYTES = {"cpu": 2**27, "cuda": 2**30}
 GRAPH = ", CUDA graph"  # ends the name of a contender that is replayed from one
 LANES = 128  # float32 instructions that a GPU's multiprocessor issues each clock, one a thread
-FLUSHED_BYTES = 2**28  # several times a GPU's L2
+FLUSH_BYTES = 2**28  # several times a GPU's L2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class KernelPlan:
     """What a process is asked to measure."""
 
     case: str
@@ -47,7 +47,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
+class KernelCheck:
     """How far a result of a contender lies from float64; NaN is red."""
 
     contender: str
@@ -62,26 +62,26 @@ class Check:
         return self.error <= self.limit
 
 
-def measure(plan: Plan) -> dict[str, Any]:
+def measure(plan: KernelPlan) -> dict[str, Any]:
     """Check every contender of a case, and if none is wrong, weigh and time them."""
     torch.set_num_threads(plan.threads)
     case = next(case for case in CASES if case.name == plan.case)
     device = torch.device("cuda" if case.cuda else "cpu")
-    copied = copy_bytes_per_s(device)  # while the memory is empty
+    copy_rate = copy_bytes_per_s(device)  # while the memory is empty
     problem = case.build(plan.batch, case.dtype, device, plan.plant)
     contenders = {name: each for name, each in problem.contenders.items() if plan.compiled or not each.compiled}
     checks = check(replace(problem, contenders=contenders))
-    found: dict[str, Any] = {"batch": plan.batch, "checks": [asdict(each) | {"passed": each.passed} for each in checks]}
+    result: dict[str, Any] = {"batch": plan.batch, "checks": [asdict(each) | {"passed": each.passed} for each in checks]}
     if not all(each.passed for each in checks):
-        return found
+        return result
     memory = {name: peak_bytes(each, device) for name, each in contenders.items()}
     calls = {name: each.call for name, each in contenders.items()}
     graphs = {name + GRAPH: _graph(each.call) for name, each in contenders.items() if case.launch_bound and not each.compiled}
     calls |= {name: replay for name, replay in graphs.items() if replay}
-    return found | {
+    return result | {
         "memory": memory,
         "seconds": interleaved(calls, timer_of(device), plan.seconds),
-        "copy_bytes_per_s": copied,
+        "copy_bytes_per_s": copy_rate,
         "issued_per_s": issued_per_s(device),
         "bytes_moved": problem.bytes_moved,
         "operations": problem.operations,
@@ -91,7 +91,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     }
 
 
-def check(problem: Problem) -> list[Check]:
+def check(problem: KernelProblem) -> list[KernelCheck]:
     """Compare every result of every contender with float64: ours may err twice as far as eager PyTorch, and 4 ulp of the largest value."""
     truth = problem.truth()
     results = {name: each.settle(each.call()) for name, each in problem.contenders.items()}
@@ -103,7 +103,7 @@ def check(problem: Problem) -> list[Check]:
         allowed = OURS_LIMIT * _error(yardstick, exact) + ULPS * ulp
         for name, each in problem.contenders.items():
             limit = allowed if each.ours else OTHERS_FRAC[problem.dtype.itemsize] * largest
-            checks.append(Check(contender=name, result=part, error=_error(results[name][part], exact), limit=limit, largest=largest))
+            checks.append(KernelCheck(contender=name, result=part, error=_error(results[name][part], exact), limit=limit, largest=largest))
     return checks
 
 
@@ -114,7 +114,7 @@ def _error(result: Tensor, exact: Tensor) -> float:
     return float((result.double() - exact).abs().max()) if exact.numel() else 0.0
 
 
-def peak_bytes(contender: Contender, device: torch.device) -> dict[str, int | None]:
+def peak_bytes(contender: KernelContender, device: torch.device) -> dict[str, int | None]:
     """Return the most bytes that a call holds beyond what was there, its results included.
 
     "allocator": as PyTorch's allocator saw it; "tensors", on a CPU: of all living tensors, None for compiled code, which hides its own.
@@ -139,24 +139,24 @@ class TensorPeak(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.living = self.peak = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._storages: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        given = kwargs or {}
-        for tensor in _tensors((args, given)):
-            self._known.add(tensor.untyped_storage())  # was there before, or has been counted
+        options = kwargs or {}
+        for tensor in _tensors((args, options)):
+            self._storages.add(tensor.untyped_storage())  # was there before, or has been counted
         if func.namespace == "wherefrom":
             with self:  # a mode is off while it is asked: what our implementation makes would not be seen
-                made = func._op_dk(torch._C.DispatchKey.CPU, *args, **given)
+                results = func._op_dk(torch._C.DispatchKey.CPU, *args, **options)
         else:
-            made = func(*args, **given)
-        for tensor in _tensors(made):
+            results = func(*args, **options)
+        for tensor in _tensors(results):
             self._count(tensor.untyped_storage())
-        return made
+        return results
 
     def _count(self, storage: Any) -> None:
-        if storage not in self._known:
-            self._known.add(storage)
+        if storage not in self._storages:
+            self._storages.add(storage)
             self.living += storage.nbytes()
             self.peak = max(self.peak, self.living)
             weakref.finalize(storage, self._forget, storage.nbytes())
@@ -175,11 +175,11 @@ def _allocator_peak(call: Call) -> int:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as log:
         call()
-    held = peak = 0
+    living = peak = 0
     for event in log.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
+            living += event.nbytes()
+            peak = max(peak, living)
     return peak
 
 
@@ -204,13 +204,13 @@ def timer_of(device: torch.device) -> Callable[[Call, int], float]:
     """Return a function that gives the seconds of one of several calls: the clock on a CPU, CUDA events with a flushed L2 on a GPU."""
     if device.type == "cpu":
         return _cpu_seconds
-    flushed = torch.empty(FLUSHED_BYTES, dtype=torch.uint8, device=device)
+    flushing = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
 
     def cuda_seconds(call: Call, times: int) -> float:
         spans = []
         for _ in range(times):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            flushed.zero_()
+            flushing.zero_()
             start.record()
             call()
             end.record()
@@ -253,7 +253,7 @@ def _replay(graph: torch.cuda.CUDAGraph, results: Results) -> Results:
 
 def copy_bytes_per_s(device: torch.device) -> float:
     """Return what a big copy reaches here and now, bytes read and bytes written both counted."""
-    count = COPIED_BYTES[device.type]
+    count = COPY_BYTES[device.type]
     source = torch.ones(count, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
 
@@ -267,20 +267,20 @@ def copy_bytes_per_s(device: torch.device) -> float:
 
 def issued_per_s(device: torch.device) -> float | None:
     """Return how many thread instructions a GPU can issue a second at its highest clock; None where that is not known."""
-    clock = asked_of_gpu(["clocks.max.sm"]).get("clocks.max.sm", "") if device.type == "cuda" else ""  # "1980 MHz"
+    clock = query_gpu(["clocks.max.sm"]).get("clocks.max.sm", "") if device.type == "cuda" else ""  # "1980 MHz"
     if not clock.endswith("MHz"):
         return None
     return torch.cuda.get_device_properties(device).multi_processor_count * LANES * float(clock.split()[0]) * 1e6
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure the plan given as JSON and print what was found as JSON."""
-    plan = Plan(**json.loads(arguments[0]))
+    """Measure the plan given as JSON and print the result as JSON."""
+    plan = KernelPlan(**json.loads(arguments[0]))
     try:
-        found = measure(plan)
+        result = measure(plan)
     except torch.OutOfMemoryError:
-        found = {"out_of_memory": True}
-    print(json.dumps(found))
+        result = {"out_of_memory": True}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

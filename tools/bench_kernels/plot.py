@@ -4,7 +4,6 @@ Here: medians and quartiles of ratios by round on a log axis; CUDA graphs have r
 Not here: the numbers (command.py).
 """
 
-import os
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+
+from wherefrom.pipeline.files import write_aside
 
 COLORS = {
     "triton": "#1f77b4",
@@ -35,16 +36,16 @@ def draw_speeds(result: Mapping[str, Any], path: Path) -> None:
     ]
     figure = Figure(figsize=(11, 2.4 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    labeled: dict[str, Any] = {}
+    legend: dict[str, Any] = {}
     for place, (_, contenders) in enumerate(rows):
         for name, contender in contenders.items():
             faster = [base / own for base, own in zip(contenders["eager"]["seconds"], contender["seconds"], strict=True)]
             median = contenders["eager"]["median_s"] / contender["median_s"]
             low, _, high = statistics.quantiles(faster, n=4, method="inclusive")
-            spread = [[max(0.0, median - low)], [max(0.0, high - median)]]
+            whiskers = [[max(0.0, median - low)], [max(0.0, high - median)]]
             look: dict[str, Any] = {"marker": "D", "markersize": 8} if contender["ours"] else {"marker": "o", "markersize": 5}
-            drawn = axes.errorbar(median, place, xerr=spread, linestyle="", capsize=2, elinewidth=0.8, color=COLORS[name], **look)
-            labeled[f"ours, {name}" if contender["ours"] else name] = drawn
+            marks = axes.errorbar(median, place, xerr=whiskers, linestyle="", capsize=2, elinewidth=0.8, color=COLORS[name], **look)
+            legend[f"ours, {name}" if contender["ours"] else name] = marks
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xscale("log")
@@ -60,16 +61,15 @@ def draw_speeds(result: Mapping[str, Any], path: Path) -> None:
     on = where["gpu"]["name"] if result["settings"]["cuda"] else f"{where['cpu']}, {threads} thread{'s' if threads > 1 else ''}"
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     axes.set_title(f"wherefrom's kernels on {on}: forward and backward, unless a row says forward\n{versions}", fontsize=10)
-    figure.legend(labeled.values(), labeled, fontsize=8, loc="outside lower center", ncols=6, frameon=False)
-    aside = path.with_name(f".{path.name}.writing")
-    figure.savefig(aside, format="png", dpi=120)
-    os.replace(aside, path)
+    figure.legend(legend.values(), legend, fontsize=8, loc="outside lower center", ncols=6, frameon=False)
+    with write_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=120)
 
 
 def _by_manner(contenders: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return contenders apart by how they were called: "" or ", CUDA graph", which their names end with."""
     apart: dict[str, dict[str, Any]] = {}
     for name, contender in contenders.items():
-        plain, comma, graph = name.partition(",")
-        apart.setdefault(comma + graph, {})[plain] = contender
+        path, comma, graph = name.partition(",")
+        apart.setdefault(comma + graph, {})[path] = contender
     return apart

@@ -37,7 +37,7 @@ PLANTED_PX = 4.0  # how far one edge of every box lies elsewhere in a planted er
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Contender:
+class KernelContender:
     """One way to compute a case."""
 
     call: Call  # what is timed
@@ -47,10 +47,10 @@ class Contender:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
+class KernelProblem:
     """A case on a device: its contenders, what they have to come to, and what cannot be avoided."""
 
-    contenders: dict[str, Contender]  # "eager" among them: its error is the yardstick
+    contenders: dict[str, KernelContender]  # "eager" among them: its error is the yardstick
     truth: Call  # in float64, from the same rounded inputs
     dtype: torch.dtype  # of the inputs
     bytes_moved: int  # at the least: what is read once and written once
@@ -58,17 +58,17 @@ class Problem:
     formulas: str  # of these two
 
 
-def pair_targets_problem(batch: int, dtype: torch.dtype, device: torch.device, planted: bool, *, N: int) -> Problem:
+def pair_targets_problem(batch: int, dtype: torch.dtype, device: torch.device, planted: bool, *, N: int) -> KernelProblem:
     """All ordered pairs of N boxes a sample, position / size of the reference and ln of the area ratio."""
     boxes = _boxes(batch, N, device)
     moved = _moved(boxes) if planted else boxes
     reference = _compiled(pair_targets_reference)
     contenders = {
         **_ours(device, lambda backend: lambda: {"targets": pair_targets(moved, backend=backend)}),
-        "eager": Contender(call=lambda: {"targets": pair_targets_reference(boxes)}),
-        "compile": Contender(call=lambda: {"targets": reference(boxes)}, compiled=True),
+        "eager": KernelContender(call=lambda: {"targets": pair_targets_reference(boxes)}),
+        "compile": KernelContender(call=lambda: {"targets": reference(boxes)}, compiled=True),
     }
-    return Problem(
+    return KernelProblem(
         contenders=contenders,
         truth=lambda: {"targets": pair_targets_reference(boxes.double())},
         dtype=dtype,
@@ -89,8 +89,8 @@ def pair_loss_problem(
     activation: str,
     loss: str,
     backward: bool = True,
-) -> Problem:
-    """The loss of all ordered pairs of N tokens with H hidden channels, and the gradients of both halves, weight, offset and bias."""
+) -> KernelProblem:
+    """The loss of all ordered pairs of N tokens with H hidden channels, and the gradients of all that is learned."""
     boxes, C = _boxes(batch, N, device), 3
     moved = _moved(boxes) if planted else boxes
     random = torch.Generator().manual_seed(1)
@@ -99,7 +99,7 @@ def pair_loss_problem(
         return (torch.randn(shape, generator=random) * scale).to(device, dtype)
 
     each = {"a": learned(batch, N, H), "b": learned(batch, N, H)}
-    shared = {"weight": learned(C, H, scale=H**-0.5), "offset": learned(C), "bias": learned(H)}
+    shared = {"weight": learned(C, H, scale=H**-0.5), "output_bias": learned(C), "hidden_bias": learned(H)}
     inputs = {name: value.requires_grad_(backward) for name, value in (each | shared).items()}
     options: dict[str, Any] = {"activation": activation, "loss": loss}
 
@@ -120,12 +120,12 @@ def pair_loss_problem(
     reference = _compiled(pair_loss_reference)
     contenders = {
         **_ours(device, lambda backend: lambda: run(partial(pair_loss, backend=backend), moved, inputs)),
-        "eager": Contender(call=lambda: run(pair_loss_reference, boxes, inputs)),
-        "compile": Contender(call=lambda: run(reference, boxes, inputs), compiled=True),
+        "eager": KernelContender(call=lambda: run(pair_loss_reference, boxes, inputs)),
+        "compile": KernelContender(call=lambda: run(reference, boxes, inputs), compiled=True),
     }
     read = sum(value.numel() for value in inputs.values()) * dtype.itemsize
     each_activation = 5 + 3 * C if backward else 2 + C
-    return Problem(
+    return KernelProblem(
         contenders=contenders,
         truth=truth,
         dtype=dtype,
@@ -148,7 +148,7 @@ def roi_align_problem(
     out_hw: tuple[int, int],
     backward: bool = True,
     pairs: bool = False,
-) -> Problem:
+) -> KernelProblem:
     """R boxes of each token map, adaptive sampling, and the gradient of the tokens; with `pairs` also the targets of all pairs of boxes."""
     boxes = _boxes(batch, R, device)
     moved = _moved(boxes) if planted else boxes
@@ -188,17 +188,19 @@ def roi_align_problem(
     batched = partial(_roi_align_batched, out_hw=out_hw, most=most)
     contenders = {
         **_ours(device, ours),
-        "eager": Contender(call=apart(batched)),
-        "compile": Contender(call=apart(_compiled(batched)), compiled=True),
-        "torchvision": Contender(call=apart(_torchvision_round_trip(boxes, map_hw, out_hw))),
+        "eager": KernelContender(call=apart(batched)),
+        "compile": KernelContender(call=apart(_compiled(batched)), compiled=True),
+        "torchvision": KernelContender(call=apart(_torchvision_round_trip(boxes, map_hw, out_hw))),
     }
     if pairs:
-        contenders["apart"] = Contender(call=lambda: finish(roi_align(tokens, boxes, **options), tokens, upstream, pair_targets(boxes)))
+        contenders["apart"] = KernelContender(
+            call=lambda: finish(roi_align(tokens, boxes, **options), tokens, upstream, pair_targets(boxes))
+        )
     else:
         contenders["torchvision NCHW"] = _torchvision_alone(tokens, boxes, upstream, out_hw, backward)
     passes = 2 if backward else 1
     written = batch * R * out_hw[0] * out_hw[1] * D
-    return Problem(
+    return KernelProblem(
         contenders=contenders,
         truth=truth,
         dtype=dtype,
@@ -211,7 +213,7 @@ def roi_align_problem(
 
 def render_views_problem(
     batch: int, dtype: torch.dtype, device: torch.device, planted: bool, *, V: int, picture_hw: tuple[int, int], side_px: int
-) -> Problem:
+) -> KernelProblem:
     """V views, mirrored or not, of each picture; only pixels that do not see beyond the box are compared, where crop and resize stops."""
     random = torch.Generator().manual_seed(1)
     pictures = [torch.randint(256, (*picture_hw, 3), generator=random, dtype=torch.uint8).to(device) for _ in range(batch)]
@@ -224,14 +226,14 @@ def render_views_problem(
     options: dict[str, Any] = {"flipped": flipped, "quarter_turns": upright, "size_px": (side_px, side_px), "dtype": dtype}
 
     def eager() -> Results:
-        made = []
-        for picture, crops, mirrored in zip(pictures, views, flips, strict=True):
+        crops = []
+        for picture, corners, mirrored in zip(pictures, views, flips, strict=True):
             channels = picture.permute(2, 0, 1)
-            for (x0, y0, x1, y1), mirror in zip(crops, mirrored, strict=True):
+            for (x0, y0, x1, y1), mirror in zip(corners, mirrored, strict=True):
                 crop = channels[None, :, int(y0) : int(y1), int(x0) : int(x1)].float()
                 view = F.interpolate(crop, (side_px, side_px), mode="bilinear", antialias=True)
-                made.append(view.flip(-1) if mirror else view)
-        return {"views": torch.cat(made).view(batch, V, 3, side_px, side_px).to(dtype)}
+                crops.append(view.flip(-1) if mirror else view)
+        return {"views": torch.cat(crops).view(batch, V, 3, side_px, side_px).to(dtype)}
 
     def truth() -> Results:
         each = zip(pictures, boxes, flipped, upright, strict=True)
@@ -244,13 +246,13 @@ def render_views_problem(
     path: ViewBackend = "triton" if device.type == "cuda" else "native"
     threads = torch.get_num_threads()
     contenders = {
-        path: Contender(
+        path: KernelContender(
             call=lambda: {"views": render_views(pictures, moved, **options, backend=path, threads=threads)}, ours=True, settle=inner
         ),
-        "eager": Contender(call=eager, settle=inner),
+        "eager": KernelContender(call=eager, settle=inner),
     }
     sides = size.double()
-    return Problem(
+    return KernelProblem(
         contenders=contenders,
         truth=truth,
         dtype=dtype,
@@ -273,8 +275,8 @@ def _roi_align_batched(tokens: Tensor, boxes: Tensor, *, out_hw: tuple[int, int]
     rows = (exact[sample, before] * low[..., None, None] + exact[sample, after] * high[..., None, None]).sum(3)  # (B, R, p, W, D)
     before, after, low, high = _samples(x0, x1, out_hw[1], most[1], W)  # (B, R, q, s)
     columns = rows.transpose(2, 3)  # (B, R, W, p, D)
-    taken = columns[sample, region, before] * low[..., None, None] + columns[sample, region, after] * high[..., None, None]
-    return taken.sum(3).transpose(2, 3).contiguous().to(tokens.dtype)
+    pooled = columns[sample, region, before] * low[..., None, None] + columns[sample, region, after] * high[..., None, None]
+    return pooled.sum(3).transpose(2, 3).contiguous().to(tokens.dtype)
 
 
 def _samples(low: Tensor, high: Tensor, bins: int, most: int, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -308,7 +310,7 @@ def _torchvision_round_trip(boxes: Tensor, map_hw: tuple[int, int], out_hw: tupl
     return pool
 
 
-def _torchvision_alone(tokens: Tensor, boxes: Tensor, upstream: Tensor, out_hw: tuple[int, int], backward: bool) -> Contender:
+def _torchvision_alone(tokens: Tensor, boxes: Tensor, upstream: Tensor, out_hw: tuple[int, int], backward: bool) -> KernelContender:
     """torchvision's roi_align given float32 maps (B, D, H, W), whose results stay as they are: (B * R, D, *out_hw)."""
     from torchvision import ops
 
@@ -324,7 +326,7 @@ def _torchvision_alone(tokens: Tensor, boxes: Tensor, upstream: Tensor, out_hw: 
         last = {name: value.permute(0, 2, 3, 1) for name, value in results.items()}
         return last | {"pooled": last["pooled"].reshape(upstream.shape)}
 
-    return Contender(call=call, settle=settle)
+    return KernelContender(call=call, settle=settle)
 
 
 def _regions(boxes: Tensor) -> Tensor:
@@ -334,14 +336,14 @@ def _regions(boxes: Tensor) -> Tensor:
 
 
 def _gradients(value: Tensor, inputs: Mapping[str, Tensor], upstream: Tensor | None) -> Results:
-    found = torch.autograd.grad(value, list(inputs.values()), upstream)
-    return {f"d_{name}": gradient for name, gradient in zip(inputs, found, strict=True)}
+    gradients = torch.autograd.grad(value, list(inputs.values()), upstream)
+    return {f"d_{name}": gradient for name, gradient in zip(inputs, gradients, strict=True)}
 
 
-def _ours(device: torch.device, call: Callable[[Backend], Call]) -> dict[str, Contender]:
+def _ours(device: torch.device, call: Callable[[Backend], Call]) -> dict[str, KernelContender]:
     """Return our paths that a device has: Triton's interpreter is for tests, its speed says nothing."""
     paths: tuple[Backend, ...] = ("triton", "torch") if device.type == "cuda" else ("torch",)
-    return {path: Contender(call=call(path), ours=True) for path in paths}
+    return {path: KernelContender(call=call(path), ours=True) for path in paths}
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What every contender of the loader's benchmark has to deliver, and how it is told whether it did.
+"""What every contender of the loader's benchmark has to deliver, and whether it did.
 
 Here: the views, their records, the distance of delivered pixels to the float64 reference, the planted error that must be found.
 Not here: the contenders (contenders.py has ours and decoding alone, peers.py everybody else's).
@@ -14,15 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wherefrom.kernels.render_views_reference import render_views_reference
-from wherefrom.pipeline.color import color_matrix, draw_colors
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.geometry import map_points
+from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
-from wherefrom.pipeline.view_recipe import IMAGENET_MEAN, IMAGENET_STD, ColorLaw, Independent, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.view_recipe import ColorLaw, Independent, ViewFamily, ViewRecipe
+from wherefrom.pipeline.views import Record, ViewGeometry
 
 COLOR = ColorLaw(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_prob=0.8, gray_prob=0.2, blur_prob=0.5, solarize_prob=0.2)
 FAMILIES = ((2, 224, (0.4, 1.0)), (8, 96, (0.05, 0.4)))  # views, side in pixels, fraction of the area
@@ -32,7 +31,7 @@ PLANTED_PX = 6.0  # how far the boxes of a planted error lie elsewhere
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
+class DeliveryCheck:
     """A number that must not exceed its limit; NaN does."""
 
     name: str
@@ -44,10 +43,10 @@ class Check:
         return self.value <= self.limit
 
 
-class Contender(Protocol):
+class LoaderContender(Protocol):
     """Anything that delivers batches."""
 
-    def check(self, plant: bool) -> list[Check]:
+    def check(self, plant: bool) -> list[DeliveryCheck]:
         """Compare what is delivered with what it should be."""
         ...
 
@@ -66,41 +65,25 @@ def bench_recipe(photometrics: bool) -> ViewRecipe:
     return ViewRecipe(families=tuple(families))
 
 
-def drawn(recipe: ViewRecipe, index: ShardIndex, ids: NDArray[np.int64], epoch: int = 0) -> list[tuple[ViewGeometry, Photometric]]:
+def draw_bench_records(recipe: ViewRecipe, index: ShardIndex, ids: NDArray[np.int64], epoch: int = 0) -> tuple[Record, ...]:
     """Draw the records of a batch, one a family, as the loader does with seed 0."""
     size, stored = index.source_size[ids], index.orientation[ids]
-    geometry = draw_geometry(recipe, seed=0, epoch=epoch, drawn_for=ids, source_size=size, stored_orientation=stored)
-    colors = draw_colors(recipe, seed=0, epoch=epoch, drawn_for=ids)
-    return [(item.geometry, color) for item, color in zip(geometry, colors, strict=True)]
+    return draw_records(recipe, seed=0, epoch=epoch, drawn_for=ids, source_size=size, stored_orientation=stored)
 
 
-def checked_ids(index: ShardIndex) -> NDArray[np.int64]:
-    """Return a few sound pictures that lie upright in their files: the usual loaders leave EXIF turns alone."""
-    fine = np.flatnonzero(index.sound & (index.orientation == 1))
+def ids_to_check(index: ShardIndex) -> NDArray[np.int64]:
+    """Return a few valid pictures that lie upright in their files: the usual loaders leave EXIF turns alone."""
+    fine = np.flatnonzero(index.valid & (index.orientation == 1))
     if not len(fine):
-        raise ValueError(f"{index.paths[0]}: no picture that is sound and upright, nothing to check against; take other --data")
+        raise ValueError(f"{index.paths[0]}: no picture that is valid and upright, nothing to check against; take other --data")
     return fine[np.unique(np.linspace(0, len(fine) - 1, CHECKED_PICTURES).astype(int))]
 
 
-def filtered(picture: Tensor, record: ViewGeometry, photometric: Photometric) -> Tensor:
-    """Return what views should show, (V, 3, h, w) levels: the float64 definition."""
-    return render_views_reference(
-        picture,
-        record.boxes[0],
-        record.flipped[0],
-        record.quarter_turns[0],
-        record.size_px,
-        matrix=color_matrix(photometric)[0],
-        blur_sigma_px=photometric.blur_sigma_px[0],
-        solarized=photometric.solarized[0],
-    )
-
-
-def unfiltered(picture: Tensor, record: ViewGeometry, photometric: Photometric) -> Tensor:
-    """Return what views show, (V, 3, h, w) levels, where nothing is filtered before it is sampled: bilinear between four pixels."""
-    height, width = record.size_px
+def bilinear_levels(picture: Tensor, geometry: ViewGeometry) -> Tensor:
+    """Return what the views of one picture show, (V, 3, h, w), if nothing is filtered before it is sampled: bilinear of four pixels."""
+    height, width = geometry.size_px
     rows, cols = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    points = map_points(record.view_to_source[0], torch.stack([cols, rows], -1).view(-1, 2).double()) - 0.5  # (V, h * w, 2)
+    points = map_points(geometry.view_to_source[0], torch.stack([cols, rows], -1).view(-1, 2).double()) - 0.5  # (V, h * w, 2)
     last = torch.tensor([picture.shape[1] - 1, picture.shape[0] - 1])
     low = points.floor()
     near, far = low.long().clamp(min=0).minimum(last), (low.long() + 1).clamp(min=0).minimum(last)
@@ -109,54 +92,43 @@ def unfiltered(picture: Tensor, record: ViewGeometry, photometric: Photometric) 
     def row(y: Tensor) -> Tensor:
         return picture[y, near[..., 0]].double() * (1 - x) + picture[y, far[..., 0]].double() * x
 
-    shown = row(near[..., 1]) * (1 - y) + row(far[..., 1]) * y  # (V, h * w, 3)
-    return shown.transpose(1, 2).unflatten(-1, (height, width))
+    views = row(near[..., 1]) * (1 - y) + row(far[..., 1]) * y  # (V, h * w, 3)
+    return views.transpose(1, 2).unflatten(-1, (height, width))
 
 
 def endless_ids(index: ShardIndex, batch: int) -> Iterator[list[int]]:
-    """Yield the sound pictures in batches, again and again."""
-    sound = np.flatnonzero(index.sound)
+    """Yield the valid pictures in batches, again and again."""
+    valid = np.flatnonzero(index.valid)
     for start in itertools.count(0, batch):
-        yield sound[np.arange(start, start + batch) % len(sound)].tolist()
+        yield valid[np.arange(start, start + batch) % len(valid)].tolist()
 
 
-def levels_off(pixels: Tensor, picture: Tensor, record: ViewGeometry, photometric: Photometric, *, antialias: bool = True) -> float:
+def mean_level_error(pixels: Tensor, picture: NDArray[np.uint8], record: Record, *, antialias: bool = True) -> float:
     """Return how far views lie from what they should show, in 255 levels, mean over pixels two filter supports inside the view.
 
-    Shapes: pixels (V, 3, h, w) normalized float, picture (H, W, 3), record and photometric of that one picture (1, V).
-    antialias: whether what they should show is `filtered` or `unfiltered`.
+    Shapes: pixels (V, 3, h, w) normalized float, picture (H, W, 3), record of that one picture (1, V).
+    antialias: whether views should show the float64 reference, or else `bilinear_levels`.
     """
-    boxes = record.boxes[0]
-    truth = (filtered if antialias else unfiltered)(picture, record, photometric)
-    mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    off = ((pixels.double() * std + mean) * 255 - truth).abs()
-    source_px = (boxes[:, 2:] - boxes[:, :2]) / record.size_px[0]  # of one view pixel
-    margins = (2 / source_px.clamp(max=1)).amax(-1).ceil() + (3 * photometric.blur_sigma_px[0]).ceil()
-    inner = [view[:, m:-m, m:-m] for view, m in zip(off, margins.int().tolist(), strict=True)]
-    return float(torch.cat([view.flatten() for view in inner]).mean())
+    expected = reference_levels([picture], record) if antialias else bilinear_levels(torch.tensor(picture), record.geometry)[None]
+    return level_errors(levels(pixels[None], bench_recipe(False)), expected, away_from_borders(record)).inside_mean
 
 
-def moved(record: ViewGeometry) -> ViewGeometry:
+def move_boxes(record: Record) -> Record:
     """Return a record whose boxes lie elsewhere, inside their pictures still: an error for the check to find."""
-    wh = record.source_size.flip(-1)[:, None]  # (B, 1, 2)
-    shift = torch.where(record.boxes[..., 2:] + PLANTED_PX <= wh, PLANTED_PX, -PLANTED_PX)
-    return replace(record, boxes=record.boxes + torch.cat([shift, shift], -1))
+    boxes = record.geometry.boxes
+    wh = record.geometry.source_size.flip(-1)[:, None]  # (B, 1, 2)
+    shift = torch.where(boxes[..., 2:] + PLANTED_PX <= wh, PLANTED_PX, -PLANTED_PX)
+    return replace(record, geometry=replace(record.geometry, boxes=boxes + torch.cat([shift, shift], -1)))
 
 
-def views_off(
-    index: ShardIndex,
-    records: Sequence[tuple[ViewGeometry, Photometric]],
-    pixels: Callable[[int, int], Tensor],
-    plant: bool,
-    *,
-    antialias: bool = True,
+def worst_level_error(
+    index: ShardIndex, records: Sequence[Record], pixels: Callable[[int, int], Tensor], plant: bool, *, antialias: bool = True
 ) -> float:
-    """Return the worst picture's `levels_off`; pixels(family, b) gives (V, 3, h, w)."""
-    worst = []
+    """Return the worst picture's `mean_level_error`; pixels(family, b) gives (V, 3, h, w)."""
+    errors = []
     with ShardReader(index) as reader:
-        for family, (record, photometric) in enumerate(records):
-            for b, sample in enumerate(record.sample.tolist()):
-                picture = torch.from_numpy(decode_picture(reader.read(sample)).copy())
-                told = moved(record[b]) if plant else record[b]
-                worst.append(levels_off(pixels(family, b), picture, told, photometric[b], antialias=antialias))
-    return max(worst)
+        for family, record in enumerate(records):
+            for b, sample in enumerate(record.geometry.sample.tolist()):
+                claim = move_boxes(record[b]) if plant else record[b]
+                errors.append(mean_level_error(pixels(family, b), decode_picture(reader.read(sample)), claim, antialias=antialias))
+    return max(errors)

@@ -1,19 +1,19 @@
 """`wherefrom bench loader`: our loader against the usual ones, as ratios of medians over interleaved fresh processes.
 
-Here: cases, rounds, who is left out and why, JSON; a red check ends it before any speed is told.
+Here: cases, rounds, who is left out and why, JSON; a red check ends it before there is any speed.
 Not here: what is compared (contenders.py, a process for each measurement), on which pictures (pictures.py), what is
-told of the numbers (report.py, plot.py).
+printed of the numbers (report.py, plot.py).
 The main figure is pictures per CPU-second of the whole process tree: it hardly moves when others use the machine, wall time does.
 """
 
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -22,16 +22,18 @@ import torch
 from rich.console import Console
 
 from wherefrom.pipeline.demo.shards import demo_shards
+from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.render.choose import choose_renderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.system import available_cores
 from wherefrom.tools.bench_loader.checks import FAMILIES
-from wherefrom.tools.bench_loader.contenders import ON_GPU, OURS, TITLES, Name, Plan, why_missing
+from wherefrom.tools.bench_loader.contenders import ON_GPU, OURS, TITLES, ContenderName, LoaderJob, why_missing
 from wherefrom.tools.bench_loader.peers import FFCV_MISSING
-from wherefrom.tools.bench_loader.pictures import described, enlarged_shard
+from wherefrom.tools.bench_loader.pictures import enlarged_shard, picture_facts
 from wherefrom.tools.bench_loader.plot import draw_rates
-from wherefrom.tools.bench_loader.report import Case, Mode, Rate, as_data, print_case, role
-from wherefrom.tools.machine import machine
+from wherefrom.tools.bench_loader.report import LoaderCase, Mode, Rate, as_data, print_case, role
+from wherefrom.tools.console import print_line
+from wherefrom.tools.machine import last_line, machine
 
 __all__ = ["bench_loader_command"]
 
@@ -40,10 +42,9 @@ PACKAGES = (
     *("kornia", "spdl"),
 )
 STEADY_MIB, STEADY_FACTOR = 16.0, 1.03  # how far memory may grow from the third epoch to the tenth
-WIDTH = 132  # of tables that nobody watches
 
 
-class CheckFailedError(Exception):
+class WrongDeliveryError(Exception):
     """A contender delivered something wrong."""
 
 
@@ -54,7 +55,7 @@ def bench_loader_command(
     modes: tuple[Mode, ...] = ("geometry",),
     megapixels: tuple[float, ...] = (0.0,),
     threads: tuple[int, ...] = (),
-    contenders: tuple[Name, ...] = get_args(Name),
+    contenders: tuple[ContenderName, ...] = get_args(ContenderName),
     batch: int = 32,
     feed: float = 2000.0,
     out: Path = Path("bench-loader"),
@@ -73,7 +74,7 @@ def bench_loader_command(
         threads: numbers of threads of our loaders, and of worker processes of the others; default: one a core.
         contenders: whom to measure; who cannot run here is left out.
         batch: pictures a batch: small beside what a round delivers, since workers hand over whole batches.
-        feed: pictures a second, for which the cores that they take are told.
+        feed: pictures a second, for which the cores that they take are printed.
         out: folder for bench.json and bench.png.
         memory: instead of speed, watch our loader's memory over ten epochs.
         plant: check against boxes that lie elsewhere, to see that the check finds out.
@@ -81,31 +82,27 @@ def bench_loader_command(
     """
     threads = threads or (available_cores(),)
     _check_settings(rounds=rounds, seconds=seconds, threads=threads, megapixels=megapixels, batch=batch, feed=feed)
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    console = Console()
     pattern = data or demo_shards().train
-    index = ShardIndex.open(pattern)  # what is wrong with the shards is said here, and no contender pays for indexing
-    present, left_out = _present(contenders)
-    for line in [*_served_by(), *left_out]:
-        console.print(line, markup=False)
+    index = ShardIndex.open(pattern)  # what is wrong with the shards is reported here, and no contender pays for indexing
+    runnable, left_out = _runnable(contenders)
+    for line in [*_default_renderers(), *left_out]:
+        print_line(console, line)
     cases = [
-        Case(mode=mode, megapixels=size, threads=count)
+        LoaderCase(mode=mode, megapixels=size, threads=count)
         for mode, size, count in itertools.product(dict.fromkeys(modes), dict.fromkeys(megapixels), dict.fromkeys(threads))
     ]
     with tempfile.TemporaryDirectory(prefix="wherefrom-bench-") as scratch:
         shards = {size: str(enlarged_shard(index, size, Path(scratch))) if size else pattern for size in dict.fromkeys(megapixels)}
-        pictures = {size: described(ShardIndex.open(path), size) for size, path in shards.items()}
-
-        def plan(case: Case, name: Name) -> Plan:
-            shown, colored = shards[case.megapixels], case.mode == "photometrics"
-            return Plan(contender=name, data=shown, seconds=seconds, threads=case.threads, batch=batch, photometrics=colored, plant=plant)
-
+        pictures = {size: picture_facts(ShardIndex.open(path), size) for size, path in shards.items()}
+        general = LoaderJob(contender="torch", data=pattern, seconds=seconds, threads=threads[0], batch=batch, plant=plant)
+        jobs = _jobs(general, cases, runnable, shards)
         try:
             if memory:
-                ours: Name = next((name for name in present if name in OURS), "torch")
-                return _watch_memory(console, replace(plan(cases[0], ours), memory=True))
-            measured = _measured({case: [plan(case, name) for name in present] for case in cases}, rounds, console)
-        except CheckFailedError as problem:
-            console.print(f"wrong, so no speed is told: {problem}", markup=False)
+                return _watch_memory(console, next((job for job in jobs[cases[0]] if job.contender in OURS), general))
+            rates_by_case = _measure(jobs, rounds, console)
+        except WrongDeliveryError as problem:
+            print_line(console, f"wrong, so no speed is told: {problem}")
             return 1
     result = {
         "command": ["wherefrom", "bench", "loader", *sys.argv[3:]],
@@ -113,15 +110,13 @@ def bench_loader_command(
         "views": [f"{views} x {side} px of area {low} to {high}" for views, side, (low, high) in FAMILIES],
         "settings": {"rounds": rounds, "seconds": seconds, "batch": batch, "feed": feed, "data": data},
         "left_out": left_out,
-        "contenders": {name: {"title": TITLES[name], "role": role(name), "on_gpu": name in ON_GPU} for name in present},
-        "cases": [as_data(case, pictures[case.megapixels], rates, feed) for case, rates in measured.items()],
+        "contenders": {name: {"title": TITLES[name], "role": role(name), "on_gpu": name in ON_GPU} for name in runnable},
+        "cases": [as_data(case, pictures[case.megapixels], rates, feed) for case, rates in rates_by_case.items()],
     }
-    out.mkdir(parents=True, exist_ok=True)
-    _write_whole(out / "bench.json", lambda aside: aside.write_text(json.dumps(result, indent=1), encoding="utf-8"))
-    _write_whole(out / "bench.png", lambda aside: draw_rates(result, aside))
-    for case, rates in measured.items():
+    _write(out, result)
+    for case, rates in rates_by_case.items():
         print_case(console, case, rates, feed)
-    console.print(f"every delivery was checked; all numbers: {out / 'bench.json'}, {out / 'bench.png'}", markup=False)
+    print_line(console, f"every delivery was checked; all numbers: {out / 'bench.json'}, {out / 'bench.png'}")
     return 0
 
 
@@ -134,14 +129,14 @@ def _check_settings(*, rounds: int, seconds: float, threads: Sequence[int], mega
         raise ValueError(f"batch={batch}, feed={feed}: needs batch >= 1 and feed > 0")
 
 
-def _served_by() -> list[str]:
+def _default_renderers() -> list[str]:
     """Return a line for each kind of device here: which renderer serves who asks for none, and why."""
-    places = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
-    chosen = {place: choose_renderer("auto", place) for place in places}
-    return [f'renderer="auto" takes {name} on {place}: {why}' for place, (name, why) in chosen.items()]
+    devices = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
+    choices = {device: choose_renderer("auto", device) for device in devices}
+    return [f'renderer="auto" takes {name} on {device}: {why}' for device, (name, why) in choices.items()]
 
 
-def _present(contenders: Sequence[Name]) -> tuple[list[Name], list[str]]:
+def _runnable(contenders: Sequence[ContenderName]) -> tuple[list[ContenderName], list[str]]:
     """Return the contenders that can run here, and a line for every reason why others cannot.
 
     Raises: ValueError if nobody is left.
@@ -151,68 +146,76 @@ def _present(contenders: Sequence[Name]) -> tuple[list[Name], list[str]]:
         f"left out: {', '.join(name for name, reason in missing.items() if reason == why)}: {why}"
         for why in dict.fromkeys(missing.values())
     ]
-    present = [name for name in dict.fromkeys(contenders) if name not in missing]
-    if not present:
+    runnable = [name for name in dict.fromkeys(contenders) if name not in missing]
+    if not runnable:
         raise ValueError(f"contenders: nobody to measure; {'; '.join(lines) or 'name some'}")
-    return present, [*lines, *([FFCV_MISSING] if set(contenders) == set(get_args(Name)) else [])]
+    return runnable, [*lines, *([FFCV_MISSING] if set(contenders) == set(get_args(ContenderName)) else [])]
 
 
-def _measured(plans: Mapping[Case, Sequence[Plan]], rounds: int, console: Console) -> dict[Case, dict[Name, Rate]]:
-    """Run every plan of every case once a round, in turns, each in a fresh process."""
-    results: dict[Case, dict[Name, list[dict[str, Any]]]] = {case: {plan.contender: [] for plan in of} for case, of in plans.items()}
-    for number in range(rounds):
-        for case, of in plans.items():
-            for plan in of:
-                where = f" ({case.title})" if len(plans) > 1 else ""
-                console.print(f"round {number + 1} of {rounds}{where}: {TITLES[plan.contender]}", markup=False)
-                results[case][plan.contender].append(_run(plan))
-    unseen = {run["held_unseen"] for of in results.values() for runs in of.values() for run in runs if "held_unseen" in run}
-    for reason in sorted(unseen):
-        console.print(reason, markup=False)
-    return {case: {name: _rate(runs) for name, runs in of.items()} for case, of in results.items()}
+def _jobs(
+    general: LoaderJob, cases: Sequence[LoaderCase], names: Sequence[ContenderName], shards: Mapping[float, str]
+) -> dict[LoaderCase, list[LoaderJob]]:
+    """Return every case's job for each contender; shards: by the size of their pictures in megapixels, as cases name it."""
+    jobs = {}
+    for case in cases:
+        of_case = replace(general, data=shards[case.megapixels], threads=case.threads, photometrics=case.mode == "photometrics")
+        jobs[case] = [replace(of_case, contender=name) for name in names]
+    return jobs
+
+
+def _measure(jobs: Mapping[LoaderCase, Sequence[LoaderJob]], rounds: int, console: Console) -> dict[LoaderCase, dict[ContenderName, Rate]]:
+    """Run every job of every case once a round, in turns, each in a fresh process."""
+    runs: dict[LoaderCase, dict[ContenderName, list[dict[str, Any]]]] = {case: defaultdict(list) for case in jobs}
+    for number, (case, of_case) in itertools.product(range(rounds), jobs.items()):
+        for job in of_case:
+            where = f" ({case.title})" if len(jobs) > 1 else ""
+            print_line(console, f"round {number + 1} of {rounds}{where}: {TITLES[job.contender]}")
+            runs[case][job.contender].append(_run(job))
+    return {case: {name: _rate(of_name) for name, of_name in by_name.items()} for case, by_name in runs.items()}
 
 
 def _rate(runs: Sequence[dict[str, Any]]) -> Rate:
     shares = [run["draw_share"] for run in runs if "draw_share" in run]
-    held = [run["held_frac"] for run in runs if "held_frac" in run]
     return Rate(
         per_cpu_s=[run["pictures"] / max(run["cpu_s"], 1e-9) for run in runs],
         per_wall_s=[run["pictures"] / run["wall_s"] for run in runs],
         memory_mib=max(run["memory_mib"] for run in runs),
         draw_share=statistics.median(shares) if shares else None,
-        held_frac=min(held, default=None),  # not the median: whatever else runs on a machine only adds to it
     )
 
 
-def _run(plan: Plan) -> dict[str, Any]:
+def _run(job: LoaderJob) -> dict[str, Any]:
     """Check and measure one contender in a fresh process.
 
-    Raises: CheckFailedError if a check is red, OSError if the process ended otherwise.
+    Raises: WrongDeliveryError if a check is red, OSError if the process ended otherwise.
     """
-    command = [sys.executable, "-m", "wherefrom.tools.bench_loader.contenders", json.dumps(asdict(plan))]
+    command = [sys.executable, "-m", "wherefrom.tools.bench_loader.contenders", json.dumps(asdict(job))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
-        raise OSError(f"contender {plan.contender} ended with code {done.returncode}: {said}")
+        raise OSError(f"contender {job.contender} ended with code {done.returncode}: {last_line(done.stderr)}")
     result = json.loads(done.stdout.splitlines()[-1])
     for check in result["checks"]:
         if not check["passed"]:
-            raise CheckFailedError(f"{TITLES[plan.contender]}: {check['name']}: {check['value']:.3g}, at most {check['limit']:g} is right")
+            raise WrongDeliveryError(f"{TITLES[job.contender]}: {check['name']}: {check['value']:.3g}, at most {check['limit']:g} is right")
     return result
 
 
-def _watch_memory(console: Console, plan: Plan) -> int:
-    """Tell our loader's memory epoch by epoch; return 1 if it grows."""
-    memory = _run(plan)["memory_mib"]
+def _watch_memory(console: Console, job: LoaderJob) -> int:
+    """Print our loader's memory epoch by epoch; return 1 if it grows."""
+    memory = _run(replace(job, memory=True))["memory_mib"]
     steady = max(memory[3:]) <= memory[2] * STEADY_FACTOR + STEADY_MIB
-    told = " ".join(f"{value:.0f}" for value in memory)
-    console.print(f"{TITLES[plan.contender]}: memory after each of {len(memory)} epochs, MiB: {told}", markup=False)
-    console.print("steady" if steady else f"grows by more than {STEADY_FACTOR - 1:.0%} and {STEADY_MIB:.0f} MiB after the third epoch")
+    numbers = " ".join(f"{value:.0f}" for value in memory)
+    print_line(console, f"{TITLES[job.contender]}: memory after each of {len(memory)} epochs, MiB: {numbers}")
+    print_line(
+        console, "steady" if steady else f"grows by more than {STEADY_FACTOR - 1:.0%} and {STEADY_MIB:.0f} MiB after the third epoch"
+    )
     return 0 if steady else 1
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written aside, then rename it: it is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.writing")
-    write(aside)
-    os.replace(aside, path)
+def _write(out: Path, result: Mapping[str, Any]) -> None:
+    """Write bench.json and bench.png, each whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    with write_aside(out / "bench.json") as aside:
+        aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    with write_aside(out / "bench.png") as aside:
+        draw_rates(result, aside)

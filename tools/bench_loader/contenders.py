@@ -1,8 +1,8 @@
 """One contender of the loader's benchmark, alone in a fresh process: checked first, then timed; one JSON object on standard output.
 
-Here: ours and decoding alone, who is who and cannot run here, how long each is let run, how much of the interpreter ours hold.
+Here: ours and decoding alone, who is who and cannot run here, how long each is let run.
 Not here: what is right (checks.py); what others offer (peers.py); rounds, ratios (command.py, which starts
-`python -m wherefrom.tools.bench_loader.contenders PLAN`).
+`python -m wherefrom.tools.bench_loader.contenders JOB`).
 All deliver 2 x 224 + 8 x 96 views a picture, mirrored, normalized float32; who only decodes delivers pictures.
 """
 
@@ -31,15 +31,22 @@ from wherefrom.pipeline.order import KeyedSampler, Order
 from wherefrom.pipeline.render.renderer import RendererName
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
-from wherefrom.pipeline.system import available_cores
 from wherefrom.pipeline.transform import Transformed, ViewTransform, collate
-from wherefrom.pipeline.views import Batch
+from wherefrom.pipeline.views import Batch, Record
 from wherefrom.tools.bench_loader import peers
-from wherefrom.tools.bench_loader.checks import PLANTED_PX, Check, Contender, bench_recipe, checked_ids, drawn, endless_ids, views_off
-from wherefrom.tools.bench_loader.interpreter_held import interpreter_watched
+from wherefrom.tools.bench_loader.checks import (
+    PLANTED_PX,
+    DeliveryCheck,
+    LoaderContender,
+    bench_recipe,
+    draw_bench_records,
+    endless_ids,
+    ids_to_check,
+    worst_level_error,
+)
 from wherefrom.tools.bench_loader.process_tree import tree_cpu_s, tree_memory_mib
 
-Name = Literal[
+ContenderName = Literal[
     "native",
     "torch",
     "dali",
@@ -56,7 +63,7 @@ Name = Literal[
     "decode_dali",
     "decode_threads",
 ]
-TITLES: dict[Name, str] = {
+TITLES: dict[ContenderName, str] = {
     "native": "wherefrom, native renderer",
     "torch": "wherefrom, torch renderer",
     "dali": "wherefrom, DALI renderer on the CPU",
@@ -73,16 +80,16 @@ TITLES: dict[Name, str] = {
     "decode_dali": "decoding alone, DALI",
     "decode_threads": "decoding alone, simplejpeg in threads",
 }
-OURS: dict[Name, tuple[RendererName, str]] = {  # our loaders: renderer and device
+OURS: dict[ContenderName, tuple[RendererName, str]] = {  # our loaders: renderer and device
     "native": ("native", "cpu"),
     "torch": ("torch", "cpu"),
     "dali": ("dali", "cpu"),
     "triton": ("triton", "cuda"),
     "dali_cuda": ("dali", "cuda"),
 }
-ON_GPU: tuple[Name, ...] = ("triton", "dali_cuda", "kornia_cuda", "dali_own_cuda")
-DECODERS: tuple[Name, ...] = ("decode_dali", "decode_threads")
-LIBRARIES: dict[str, tuple[str, tuple[Name, ...]]] = {  # that need not be there: module, who uses it
+ON_GPU: tuple[ContenderName, ...] = ("triton", "dali_cuda", "kornia_cuda", "dali_own_cuda")
+DECODERS: tuple[ContenderName, ...] = ("decode_dali", "decode_threads")
+LIBRARIES: dict[str, tuple[str, tuple[ContenderName, ...]]] = {  # that need not be there: module, who uses it
     "NVIDIA DALI": ("nvidia.dali", ("dali", "triton", "dali_cuda", "dali_own", "dali_own_cuda", "decode_dali")),
     "kornia": ("kornia.augmentation", ("kornia", "kornia_cuda")),
     "SPDL": ("spdl.pipeline", ("spdl",)),
@@ -93,10 +100,10 @@ MEMORY_EPOCHS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What a process is asked to measure."""
+class LoaderJob:
+    """What one process measures."""
 
-    contender: Name
+    contender: ContenderName
     data: str  # shards
     seconds: float
     threads: int  # or worker processes
@@ -106,7 +113,7 @@ class Plan:
     memory: bool = False  # go through epochs and report memory, instead of speed
 
 
-def why_missing(name: Name) -> str | None:
+def why_missing(name: ContenderName) -> str | None:
     """Return why a contender cannot run on this machine, or None."""
     if name in ON_GPU and not torch.cuda.is_available():
         return "torch sees no CUDA GPU here"
@@ -114,23 +121,23 @@ def why_missing(name: Name) -> str | None:
         return native_missing()
     if name == "triton" and (missing := triton_missing()):
         return missing
-    needed = (library for library, (module, users) in LIBRARIES.items() if name in users and not peers.installed(module))
+    needed = (library for library, (module, users) in LIBRARIES.items() if name in users and not peers.is_installed(module))
     return next((f"{library} is not installed" for library in needed), None)
 
 
 class OurLoader:
     """Our loader with one of its renderers."""
 
-    def __init__(self, plan: Plan, index: ShardIndex) -> None:
-        self.plan = plan
+    def __init__(self, job: LoaderJob, index: ShardIndex) -> None:
+        self.job = job
         self.index = index
-        self.recipe = bench_recipe(plan.photometrics)
-        renderer, device = OURS[plan.contender]
-        self.loader = make_loader(index, self.recipe, global_batch=plan.batch, renderer=renderer, threads=plan.threads, device=device)
+        self.recipe = bench_recipe(job.photometrics)
+        renderer, device = OURS[job.contender]
+        self.loader = make_loader(index, self.recipe, global_batch=job.batch, renderer=renderer, threads=job.threads, device=device)
 
-    def check(self, plant: bool) -> list[Check]:
-        ids = checked_ids(self.index)
-        return _record_checks(self.loader.batch(ids).to("cpu"), self.plan, self.index, plant)
+    def check(self, plant: bool) -> list[DeliveryCheck]:
+        ids = ids_to_check(self.index)
+        return _check_records(self.loader.batch(ids).to("cpu"), self.job, self.index, plant)
 
     def batches(self) -> Iterator[int]:
         for batch in self.loader.forever():
@@ -138,75 +145,75 @@ class OurLoader:
 
     def draw_cpu_s(self) -> float:
         """Return the CPU seconds that draws and records of one picture take."""
-        ids = np.arange(self.plan.batch)
+        ids = np.arange(self.job.batch)
         start = time.thread_time()
         for epoch in range(DRAWN_BATCHES):
-            drawn(self.recipe, self.index, ids, epoch)
-        return (time.thread_time() - start) / (DRAWN_BATCHES * self.plan.batch)
+            draw_bench_records(self.recipe, self.index, ids, epoch)
+        return (time.thread_time() - start) / (DRAWN_BATCHES * self.job.batch)
 
 
 class OurTransform:
     """A DataLoader with our `ViewTransform` in it: what people with a dataset of their own get instead of torchvision v2."""
 
-    def __init__(self, plan: Plan, index: ShardIndex) -> None:
+    def __init__(self, job: LoaderJob, index: ShardIndex) -> None:
         from torch.utils.data import DataLoader
 
-        self.plan = plan
+        self.job = job
         self.index = index
         self.reader = ShardReader(index)
-        self.transform = ViewTransform(bench_recipe(plan.photometrics))
-        self.keys = KeyedSampler(Order(samples=len(index), global_batch=plan.batch, seed=0))
+        self.transform = ViewTransform(bench_recipe(job.photometrics))
+        self.keys = KeyedSampler(Order(samples=len(index), global_batch=job.batch, seed=0))
         dataset: Any = self
-        self.loader: Any = DataLoader(dataset, batch_sampler=self._endless_keys(), num_workers=plan.threads, collate_fn=collate)
+        self.loader: Any = DataLoader(dataset, batch_sampler=self._endless_keys(), num_workers=job.threads, collate_fn=collate)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> Transformed:
-        shown = self.index.replacement(np.array([sample for _, sample in keys]))
-        return self.transform.batch([peers.decode_with_torchvision(self.reader.read(int(sample))) for sample in shown], keys=keys)
+        samples = self.index.replacement(np.array([sample for _, sample in keys]))
+        return self.transform.batch([peers.decode_with_torchvision(self.reader.read(int(sample))) for sample in samples], keys=keys)
 
     def _endless_keys(self) -> Any:
         while True:  # each pass is the next epoch
             yield from self.keys
 
-    def check(self, plant: bool) -> list[Check]:
-        ids = checked_ids(self.index)
-        return _record_checks(self.__getitems__([(0, i) for i in ids.tolist()]).batch, self.plan, self.index, plant)
+    def check(self, plant: bool) -> list[DeliveryCheck]:
+        ids = ids_to_check(self.index)
+        return _check_records(self.__getitems__([(0, i) for i in ids.tolist()]).batch, self.job, self.index, plant)
 
     def batches(self) -> Iterator[int]:
         for transformed in self.loader:
             yield len(transformed.batch)
 
 
-def _record_checks(batch: Batch, plan: Plan, index: ShardIndex, plant: bool) -> list[Check]:
+def _check_records(batch: Batch, job: LoaderJob, index: ShardIndex, plant: bool) -> list[DeliveryCheck]:
     """Compare pixels with what their records say, and records with what was to be drawn."""
-    recipe_drawn = drawn(bench_recipe(False), index, batch.sample.numpy())  # color changes no box
+    expected = draw_bench_records(bench_recipe(False), index, batch.sample.numpy())  # color changes no box
     strangers = sum(
-        int((views.geometry.boxes != record.boxes).sum() + (views.geometry.flipped != record.flipped).sum())
-        for views, (record, _) in zip(batch.views, recipe_drawn, strict=True)
+        int((views.geometry.boxes != record.geometry.boxes).sum() + (views.geometry.flipped != record.geometry.flipped).sum())
+        for views, record in zip(batch.views, expected, strict=True)
     )
-    delivered = [(views.geometry, views.photometric) for views in batch.views]
-    off = views_off(index, delivered, lambda family, b: batch.views[family].pixels[b], plant)
+    delivered = [Record.of(views.geometry, views.photometric) for views in batch.views]
+    error = worst_level_error(index, delivered, lambda family, b: batch.views[family].pixels[b], plant)
     # the torch renderer rounds between its steps, GPUs decode their own way
-    allowed = 0.1 if plan.contender == "native" else 1.0 if plan.photometrics or plan.contender in ON_GPU else 0.5
+    limit = 0.1 if job.contender == "native" else 1.0 if job.photometrics or job.contender in ON_GPU else 0.5
     return [
-        Check(name="levels off the float64 reference", value=off, limit=allowed),
-        Check(name="recorded numbers other than drawn", value=strangers, limit=0),
+        DeliveryCheck(name="levels off the float64 reference", value=error, limit=limit),
+        DeliveryCheck(name="recorded numbers other than drawn", value=strangers, limit=0),
     ]
 
 
 class DecodeInThreads:
     """Decoding alone, by simplejpeg in threads with a buffer each."""
 
-    def __init__(self, plan: Plan, index: ShardIndex) -> None:
+    def __init__(self, job: LoaderJob, index: ShardIndex) -> None:
         self.index = index
         self.reader = ShardReader(index)
-        self.pool = ThreadPoolExecutor(plan.threads)
-        self.batch = plan.batch
+        self.pool = ThreadPoolExecutor(job.threads)
+        self.batch = job.batch
         pixels = int(index.source_size.prod(-1, dtype=np.int64).max())
-        self.buffers = [np.empty(3 * pixels, np.uint8) for _ in range(plan.threads)]
+        self.buffers = [np.empty(3 * pixels, np.uint8) for _ in range(job.threads)]
 
-    def check(self, plant: bool) -> list[Check]:
-        ids = checked_ids(self.index).tolist()
-        return [_decoding_check(self.index, ids, [decode_picture(self.reader.read(i)) for i in ids], plant)]
+    def check(self, plant: bool) -> list[DeliveryCheck]:
+        ids = ids_to_check(self.index).tolist()
+        return [_check_decoding(self.index, ids, [decode_picture(self.reader.read(i)) for i in ids], plant)]
 
     def batches(self) -> Iterator[int]:
         for ids in endless_ids(self.index, self.batch):
@@ -221,25 +228,25 @@ class DecodeInThreads:
 class DecodeWithDali:
     """Decoding alone, by DALI on the CPU."""
 
-    def __init__(self, plan: Plan, index: ShardIndex) -> None:
+    def __init__(self, job: LoaderJob, index: ShardIndex) -> None:
         from nvidia.dali import fn, pipeline_def, types
 
         self.index = index
-        self.first = checked_ids(index).tolist()
+        self.first = ids_to_check(index).tolist()
         reader = ShardReader(index)
-        asked = itertools.chain([self.first], endless_ids(index, plan.batch))
+        batches = itertools.chain([self.first], endless_ids(index, job.batch))
 
-        @pipeline_def(batch_size=max(plan.batch, len(self.first)), num_threads=plan.threads, device_id=None, prefetch_queue_depth=2)
+        @pipeline_def(batch_size=max(job.batch, len(self.first)), num_threads=job.threads, device_id=None, prefetch_queue_depth=2)
         def graph() -> Any:
-            files = fn.external_source(source=lambda: [reader.read(i) for i in next(asked)], batch=True, dtype=types.UINT8, ndim=1)
+            files = fn.external_source(source=lambda: [reader.read(i) for i in next(batches)], batch=True, dtype=types.UINT8, ndim=1)
             return fn.decoders.image(files, device="cpu")
 
         self.pipeline = graph()
         self.pipeline.build()
 
-    def check(self, plant: bool) -> list[Check]:
+    def check(self, plant: bool) -> list[DeliveryCheck]:
         (decoded,) = self.pipeline.run()
-        return [_decoding_check(self.index, self.first, [np.array(decoded.at(n)) for n in range(len(self.first))], plant)]
+        return [_check_decoding(self.index, self.first, [np.array(decoded.at(n)) for n in range(len(self.first))], plant)]
 
     def batches(self) -> Iterator[int]:
         while True:
@@ -247,17 +254,17 @@ class DecodeWithDali:
             yield len(decoded)
 
 
-def _decoding_check(index: ShardIndex, ids: list[int], decoded: Sequence[NDArray[np.uint8]], plant: bool) -> Check:
+def _check_decoding(index: ShardIndex, ids: list[int], decoded: Sequence[NDArray[np.uint8]], plant: bool) -> DeliveryCheck:
     """Compare pictures with Pillow's."""
     worst = 0.0
     with ShardReader(index) as reader:
         for sample, picture in zip(ids, decoded, strict=True):
             truth = np.asarray(Image.open(io.BytesIO(reader.read(sample).tobytes())).convert("RGB")).astype(float)
             worst = max(worst, float(np.abs(np.roll(picture, int(PLANTED_PX), 1) - truth if plant else picture - truth).mean()))
-    return Check(name="levels off Pillow's decoding", value=worst, limit=0.02)
+    return DeliveryCheck(name="levels off Pillow's decoding", value=worst, limit=0.02)
 
 
-def timed(contender: Contender, seconds: float, settle: Callable[[], None]) -> dict[str, float]:
+def time_batches(contender: LoaderContender, seconds: float, settle: Callable[[], None]) -> dict[str, float]:
     """Let batches come for some seconds, once they come steadily; `settle` waits until a batch is there wholly."""
     stream = contender.batches()
     for _ in range(WARM_BATCHES):
@@ -271,23 +278,6 @@ def timed(contender: Contender, seconds: float, settle: Callable[[], None]) -> d
     return {"pictures": pictures, "wall_s": wall_s, "cpu_s": tree_cpu_s() - cpu_s, "memory_mib": tree_memory_mib()}
 
 
-def held_frac(plan: Plan, index: ShardIndex) -> float:
-    """Return how long our loader's interpreter is held: the part of one core's time, at 1000 pictures a second.
-
-    Raises: OSError where that cannot be seen.
-    """
-    ours = OurLoader(replace(plan, threads=max(1, min(plan.threads, available_cores() - 1))), index)  # whoever watches takes a core
-    stream = ours.batches()
-    for _ in range(WARM_BATCHES):
-        next(stream)
-    with interpreter_watched() as interpreter:
-        pictures, cpu_s, start = 0, time.process_time(), time.perf_counter()
-        while time.perf_counter() - start < plan.seconds / 2:
-            pictures += next(stream)
-        cpu_s = time.process_time() - cpu_s
-    return interpreter.per_cpu_s * cpu_s / pictures * 1000
-
-
 def memory_by_epoch(ours: OurLoader) -> list[float]:
     """Return the memory after each of some epochs, MiB."""
     memory = []
@@ -298,56 +288,51 @@ def memory_by_epoch(ours: OurLoader) -> list[float]:
     return memory
 
 
-def make_contender(plan: Plan, index: ShardIndex) -> Contender:
-    """Build the contender that a plan names."""
-    threads, batch = plan.threads, plan.batch
-    match plan.contender:
+def make_contender(job: LoaderJob, index: ShardIndex) -> LoaderContender:
+    """Build the contender that a job names."""
+    threads, batch = job.threads, job.batch
+    match job.contender:
         case "dataset":
-            return OurTransform(plan, index)
+            return OurTransform(job, index)
         case "pil":
-            return peers.UsualLoader(peers.pillow(plan.photometrics), index, threads=threads, batch=batch)
+            return peers.UsualLoader(peers.pillow(job.photometrics), index, threads=threads, batch=batch)
         case "tv2":
-            return peers.UsualLoader(peers.torchvision_v2(plan.photometrics), index, threads=threads, batch=batch)
+            return peers.UsualLoader(peers.torchvision_v2(job.photometrics), index, threads=threads, batch=batch)
         case "kornia":
-            return peers.UsualLoader(peers.kornia(plan.photometrics), index, threads=threads, batch=batch)
+            return peers.UsualLoader(peers.kornia(job.photometrics), index, threads=threads, batch=batch)
         case "kornia_cuda":
-            return peers.Batched(peers.kornia(plan.photometrics), index, batch=batch, device="cuda")
+            return peers.BatchTransform(peers.kornia(job.photometrics), index, batch=batch, device="cuda")
         case "spdl":
-            return peers.ThreadsOfSpdl(peers.torchvision_v2(plan.photometrics), index, threads=threads, batch=batch)
+            return peers.SpdlLoader(peers.torchvision_v2(job.photometrics), index, threads=threads, batch=batch)
         case "dali_own" | "dali_own_cuda":
-            device = "cuda" if plan.contender in ON_GPU else "cpu"
-            return peers.OwnCropsOfDali(index, threads=threads, batch=batch, photometrics=plan.photometrics, device=device)
+            device = "cuda" if job.contender in ON_GPU else "cpu"
+            return peers.DaliCrops(index, threads=threads, batch=batch, photometrics=job.photometrics, device=device)
         case "decode_threads":
-            return DecodeInThreads(plan, index)
+            return DecodeInThreads(job, index)
         case "decode_dali":
-            return DecodeWithDali(plan, index)
+            return DecodeWithDali(job, index)
         case _:
-            return OurLoader(plan, index)
+            return OurLoader(job, index)
 
 
 def main(argument: str) -> int:
-    """Check and measure one contender, as the JSON of a Plan says."""
+    """Check and measure one contender, as the JSON of a LoaderJob says."""
     if platform.system() != "Linux":
         raise OSError(f"the benchmark reads /proc, which {platform.system()} has not; run it on Linux")
     warnings.simplefilter("ignore", DeprecationWarning)  # torchvision 0.29 announces the end of its decoders
-    plan = Plan(**json.loads(argument))
-    index = ShardIndex.open(plan.data)
-    plan = replace(plan, batch=min(plan.batch, len(index)))
-    contender = make_contender(plan, index)
-    checks = contender.check(plan.plant)
+    job = LoaderJob(**json.loads(argument))
+    index = ShardIndex.open(job.data)
+    job = replace(job, batch=min(job.batch, len(index)))
+    contender = make_contender(job, index)
+    checks = contender.check(job.plant)
     result: dict[str, Any] = {"checks": [asdict(check) | {"passed": check.passed} for check in checks]}
     if all(check.passed for check in checks):
-        if plan.memory and isinstance(contender, OurLoader):
+        if job.memory and isinstance(contender, OurLoader):
             result["memory_mib"] = memory_by_epoch(contender)
         else:
-            result |= timed(contender, plan.seconds, torch.cuda.synchronize if plan.contender in ON_GPU else lambda: None)
+            result |= time_batches(contender, job.seconds, torch.cuda.synchronize if job.contender in ON_GPU else lambda: None)
             if isinstance(contender, OurLoader):
                 result["draw_share"] = contender.draw_cpu_s() * result["pictures"] / result["cpu_s"]
-                contender.loader.close()
-                try:
-                    result["held_frac"] = held_frac(plan, index)
-                except OSError as problem:
-                    result["held_unseen"] = str(problem)
     print(json.dumps(result))
     return 0
 

@@ -22,16 +22,17 @@ from torch import Tensor
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.view_recipe import IMAGENET_MEAN, IMAGENET_STD
+from wherefrom.pipeline.views import Record
 from wherefrom.tools.bench_loader.checks import (
     ASPECT,
     COLOR,
     FAMILIES,
-    Check,
+    DeliveryCheck,
     bench_recipe,
-    checked_ids,
-    drawn,
+    draw_bench_records,
     endless_ids,
-    views_off,
+    ids_to_check,
+    worst_level_error,
 )
 
 PILLOW = "pillow-simd" if "post" in PIL.__version__ else "Pillow"  # the fork calls itself by the same name
@@ -39,7 +40,7 @@ FFCV_MISSING = "FFCV is left out: it reads files of a format of its own and resi
 BLUR_TAPS = 9  # of torchvision's and kornia's blur
 
 
-def installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
     """Say whether a module can be imported, without doing so."""
     parents = module.split(".")[:-1]
     return all(importlib.util.find_spec(".".join(parents[: n + 1])) for n in range(len(parents))) and bool(importlib.util.find_spec(module))
@@ -64,27 +65,27 @@ class UsualLoader:
         self.index = index
         self.library = library
         self.reader = ShardReader(index)
-        self.sound = np.flatnonzero(index.sound)
+        self.valid = np.flatnonzero(index.valid)
         dataset: Any = self  # it has the two methods that a dataset needs
-        endless = RandomSampler(range(len(self.sound)), replacement=True, num_samples=1 << 40)
+        endless = RandomSampler(range(len(self.valid)), replacement=True, num_samples=1 << 40)
         self.loader: Any = DataLoader(dataset, batch_size=batch, sampler=endless, num_workers=threads)
 
     def __len__(self) -> int:
-        return len(self.sound)
+        return len(self.valid)
 
     def __getitem__(self, number: int) -> list[Tensor]:
-        picture = self.library.decode(self.reader.read(int(self.sound[number])))
+        picture = self.library.decode(self.reader.read(int(self.valid[number])))
         return [rest(crop(picture)) for crop, rest in self.library.views]
 
-    def check(self, plant: bool) -> list[Check]:
-        return [_cuts_check(self.library, self.index, plant)]
+    def check(self, plant: bool) -> list[DeliveryCheck]:
+        return [_check_cuts(self.library, self.index, plant)]
 
     def batches(self) -> Iterator[int]:
         for batch in self.loader:
             yield len(batch[0])
 
 
-class ThreadsOfSpdl:
+class SpdlLoader:
     """SPDL's pipeline: the same work in threads of one process."""
 
     def __init__(self, library: Library, index: ShardIndex, *, threads: int, batch: int) -> None:
@@ -93,8 +94,8 @@ class ThreadsOfSpdl:
         self.reader = ShardReader(index)
         self.threads, self.batch = threads, batch
 
-    def check(self, plant: bool) -> list[Check]:
-        return [_cuts_check(self.library, self.index, plant)]
+    def check(self, plant: bool) -> list[DeliveryCheck]:
+        return [_check_cuts(self.library, self.index, plant)]
 
     def batches(self) -> Iterator[int]:
         from torch.utils.data import default_collate
@@ -112,7 +113,7 @@ class ThreadsOfSpdl:
         return [rest(crop(picture)) for crop, rest in self.library.views]
 
 
-class Batched:
+class BatchTransform:
     """A whole batch decoded and transformed on one device, as one uses kornia on a GPU: crops one by one, the rest together."""
 
     def __init__(self, library: Library, index: ShardIndex, *, batch: int, device: str) -> None:
@@ -121,24 +122,24 @@ class Batched:
         self.reader = ShardReader(index)
         self.batch, self.device = batch, device
 
-    def check(self, plant: bool) -> list[Check]:
-        on_device = replace(self.library, decode=lambda encoded: self._decoded([encoded])[0])
-        return [_cuts_check(on_device, self.index, plant)]
+    def check(self, plant: bool) -> list[DeliveryCheck]:
+        on_device = replace(self.library, decode=lambda encoded: self._decode_all([encoded])[0])
+        return [_check_cuts(on_device, self.index, plant)]
 
     def batches(self) -> Iterator[int]:
         for ids in endless_ids(self.index, self.batch):
-            pictures = self._decoded([self.reader.read(sample) for sample in ids])
+            pictures = self._decode_all([self.reader.read(sample) for sample in ids])
             for crop, rest in self.library.views:
                 rest(torch.cat([crop(picture) for picture in pictures]))
             yield len(ids)
 
-    def _decoded(self, encoded: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+    def _decode_all(self, encoded: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
         from torchvision.io import ImageReadMode, decode_jpeg
 
         return decode_jpeg([torch.from_numpy(file) for file in encoded], ImageReadMode.RGB, device=self.device)
 
 
-class OwnCropsOfDali:
+class DaliCrops:
     """DALI's random_resized_crop: boxes that nobody gets to know."""
 
     def __init__(self, index: ShardIndex, *, threads: int, batch: int, photometrics: bool, device: str) -> None:
@@ -147,15 +148,14 @@ class OwnCropsOfDali:
         self.settings = {"threads": threads, "photometrics": photometrics, "device": device}
         self.batch = batch
 
-    def check(self, plant: bool) -> list[Check]:
+    def check(self, plant: bool) -> list[DeliveryCheck]:
         """Have the whole of each picture cropped."""
-        ids = checked_ids(self.index)
-        plain = [(replace(r, flipped=torch.zeros_like(r.flipped)), color) for r, color in drawn(bench_recipe(False), self.index, ids)]
-        whole = [
-            (replace(record, boxes=torch.cat([torch.zeros_like(wh), wh], -1).float()), color)
-            for record, color in plain
-            for wh in [record.source_size.flip(-1)[:, None].expand(-1, len(record.view), -1)]
-        ]
+        ids = ids_to_check(self.index)
+        whole = []
+        for record in _unmirrored_records(self.index, ids):
+            wh = record.geometry.source_size.flip(-1)[:, None].expand(-1, len(record.geometry.view), -1)
+            boxes = torch.cat([torch.zeros_like(wh), wh], -1).float()
+            whole.append(replace(record, geometry=replace(record.geometry, boxes=boxes)))
         delivered = []
         for sample in ids.tolist():
             height, width = self.index.source_size[sample].tolist()
@@ -166,7 +166,9 @@ class OwnCropsOfDali:
             first = sum(views for views, _, _ in FAMILIES[:family])
             return torch.stack(delivered[b][first : first + FAMILIES[family][0]])
 
-        return [Check(name="levels off the float64 reference", value=views_off(self.index, whole, pixels, plant), limit=1.0)]
+        return [
+            DeliveryCheck(name="levels off the float64 reference", value=worst_level_error(self.index, whole, pixels, plant), limit=1.0)
+        ]
 
     def batches(self) -> Iterator[int]:
         pipeline = self._graph(endless_ids(self.index, self.batch), batch=self.batch)
@@ -181,10 +183,7 @@ class OwnCropsOfDali:
         colors = _dali_colors if self.settings["photometrics"] and whole is None else lambda views: views
 
         def files() -> list[NDArray[np.uint8]]:
-            wanted = next(ids, None)
-            if wanted is None:
-                raise StopIteration
-            return [self.reader.read(sample) for sample in wanted]
+            return [self.reader.read(sample) for sample in next(ids)]
 
         @pipeline_def(
             batch_size=batch,
@@ -196,31 +195,37 @@ class OwnCropsOfDali:
         def graph() -> Any:
             encoded = fn.external_source(source=files, batch=True, dtype=types.UINT8, ndim=1)
             pictures = fn.decoders.image(encoded, device="mixed" if on_gpu else "cpu")
-            views = []
-            for number, side, area in FAMILIES:
-                for _ in range(number):
-                    cropped = fn.random_resized_crop(
-                        pictures,
-                        size=[side, side],
-                        random_area=(1.0, 1.0) if whole else area,
-                        random_aspect_ratio=(whole, whole) if whole else ASPECT,
-                        antialias=True,
-                    )
-                    views.append(
-                        fn.crop_mirror_normalize(
-                            colors(cropped),
-                            mirror=0 if whole else fn.random.coin_flip(),
-                            mean=[255 * value for value in IMAGENET_MEAN],
-                            std=[255 * value for value in IMAGENET_STD],
-                            dtype=types.FLOAT,
-                            output_layout="CHW",
-                        )
-                    )
-            return tuple(views)
+            return _dali_views(pictures, colors, whole)
 
         pipeline = graph()
         pipeline.build()
         return pipeline
+
+
+def _dali_views(pictures: Any, colors: Callable[[Any], Any], whole: float | None) -> tuple[Any, ...]:
+    """Return every view of a graph's pictures, normalized; `whole` as for `DaliCrops._graph`."""
+    from nvidia.dali import fn, types
+
+    views = []
+    for number, side, area in FAMILIES:
+        for _ in range(number):
+            crop = fn.random_resized_crop(
+                pictures,
+                size=[side, side],
+                random_area=(1.0, 1.0) if whole else area,
+                random_aspect_ratio=(whole, whole) if whole else ASPECT,
+                antialias=True,
+            )
+            view = fn.crop_mirror_normalize(
+                colors(crop),
+                mirror=0 if whole else fn.random.coin_flip(),
+                mean=[255 * value for value in IMAGENET_MEAN],
+                std=[255 * value for value in IMAGENET_STD],
+                dtype=types.FLOAT,
+                output_layout="CHW",
+            )
+            views.append(view)
+    return tuple(views)
 
 
 def _as_tensor(views: Any) -> Tensor:
@@ -233,12 +238,12 @@ def _dali_colors(views: Any) -> Any:
 
     def around(strength: float, center: float = 1.0) -> Any:
         """Return uniform numbers around a center, and the center itself where the twist is left out."""
-        return center + jittered * fn.random.uniform(range=(-strength, strength))
+        return center + is_jittered * fn.random.uniform(range=(-strength, strength))
 
     def share(probability: float) -> Any:
         return fn.cast(fn.random.coin_flip(probability=probability), dtype=types.FLOAT)
 
-    jittered, gray = share(COLOR.jitter_prob), share(COLOR.gray_prob)
+    is_jittered, gray = share(COLOR.jitter_prob), share(COLOR.gray_prob)
     views = fn.color_twist(
         views,
         brightness=around(COLOR.brightness),
@@ -254,19 +259,26 @@ def _dali_colors(views: Any) -> Any:
     return views
 
 
-def _cuts_check(library: Library, index: ShardIndex, plant: bool) -> Check:
+def _check_cuts(library: Library, index: ShardIndex, plant: bool) -> DeliveryCheck:
     """Cut boxes that we draw, with the resizing that a library's transforms use."""
-    ids = checked_ids(index)
-    plain = [(replace(r, flipped=torch.zeros_like(r.flipped)), color) for r, color in drawn(bench_recipe(False), index, ids)]
+    ids = ids_to_check(index)
+    records = _unmirrored_records(index, ids)
     reader = ShardReader(index)
 
     def pixels(family: int, b: int) -> Tensor:
-        record, picture = plain[family][0], library.decode(reader.read(int(ids[b])))
-        return torch.stack([library.cut(picture, box, record.size_px[0]) for box in record.boxes[b].int().tolist()]).cpu()
+        geometry, picture = records[family].geometry, library.decode(reader.read(int(ids[b])))
+        return torch.stack([library.cut(picture, box, geometry.size_px[0]) for box in geometry.boxes[b].int().tolist()]).cpu()
 
-    value = views_off(index, plain, pixels, plant, antialias=library.antialias)
-    told = "the float64 reference" if library.antialias else "unfiltered views in float64"
-    return Check(name=f"levels off {told}", value=value, limit=0.5)
+    value = worst_level_error(index, records, pixels, plant, antialias=library.antialias)
+    yardstick = "the float64 reference" if library.antialias else "unfiltered views in float64"
+    return DeliveryCheck(name=f"levels off {yardstick}", value=value, limit=0.5)
+
+
+def _unmirrored_records(index: ShardIndex, ids: NDArray[np.int64]) -> list[Record]:
+    """Return the bench's records without mirrors and color: most libraries cut a given box and no more."""
+    records = draw_bench_records(bench_recipe(False), index, ids)
+    geometries = [replace(record.geometry, flipped=torch.zeros_like(record.geometry.flipped)) for record in records]
+    return [replace(record, geometry=geometry) for record, geometry in zip(records, geometries, strict=True)]
 
 
 def pillow(photometrics: bool) -> Library:

@@ -20,36 +20,36 @@ JPEG = {"quality": 90, "subsampling": "4:2:0"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pictures:
+class PictureFacts:
     """What the pictures of an index are like."""
 
     number: int
     megapixels: float  # on average
     kilobytes: float  # of a file, on average
-    made: str  # how they came about
+    origin: str  # how they came about
 
 
-def described(index: ShardIndex, megapixels: float) -> Pictures:
+def picture_facts(index: ShardIndex, megapixels: float) -> PictureFacts:
     """Return what an index holds; megapixels: what it was enlarged to, 0 where it is as given."""
     encoding = f"JPEG quality {JPEG['quality']}, {JPEG['subsampling']}"
-    made = f"enlarged (bicubic) to {megapixels:g} MP, {encoding}: faster to decode than photographs" if megapixels else "as given"
-    return Pictures(
+    origin = f"enlarged (bicubic) to {megapixels:g} MP, {encoding}: faster to decode than photographs" if megapixels else "as given"
+    return PictureFacts(
         number=len(index),
         megapixels=round(float(index.source_size.prod(-1, dtype=np.int64).mean()) / 1e6, 3),
         kilobytes=round(float(index.length.mean()) / 1e3, 1),
-        made=made,
+        origin=origin,
     )
 
 
 def enlarged_shard(index: ShardIndex, megapixels: float, folder: Path) -> Path:
-    """Write some of an index's sound pictures, upright and enlarged to so many megapixels, into a shard and return its path.
+    """Write some of an index's valid pictures, upright and enlarged to so many megapixels, into a shard and return its path.
 
     A picture that has as many pixels already keeps its size and is only encoded anew.
     """
     from webdataset import TarWriter
 
-    sound = np.flatnonzero(index.sound)
-    chosen = sound[np.unique(np.linspace(0, len(sound) - 1, ENLARGED_PICTURES).astype(int))]
+    valid = np.flatnonzero(index.valid)
+    chosen = valid[np.unique(np.linspace(0, len(valid) - 1, ENLARGED_PICTURES).astype(int))]
     path = folder / f"enlarged-{megapixels:g}.tar"
     with ShardReader(index) as reader, path.open("wb") as file, TarWriter(file, mtime=0.0) as tar:
         for sample in chosen.tolist():

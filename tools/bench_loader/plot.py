@@ -35,12 +35,12 @@ def draw_rates(result: Mapping[str, Any], path: Path) -> None:
     columns = min(COLUMNS, len(kinds))
     figure = Figure(figsize=(3.2 + 5.2 * columns, 0.6 + sum(heights)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
-    for row, (unit, names, shown) in zip(grid, rows, strict=True):
+    for row, (unit, names, cases_of_row) in zip(grid, rows, strict=True):
         for column, axes in enumerate(row):
-            if column >= len(shown):
+            if column >= len(cases_of_row):
                 axes.set_axis_off()
                 continue
-            _draw_panel(axes, shown[column], unit, {name: contenders[name]["role"] for name in names})
+            _draw_panel(axes, cases_of_row[column], unit, {name: contenders[name]["role"] for name in names})
             axes.set_yticks(
                 range(len(names)), [contenders[name]["title"] for name in names] if column == 0 else [""] * len(names), fontsize=9
             )
@@ -67,17 +67,17 @@ def _draw_panel(axes: Axes, cases: Sequence[Mapping[str, Any]], unit: str, roles
             rates = case["rates"][name][unit]
             rate = statistics.median(rates)
             y = place + (number + 0.5) * height - GROUP / 2
-            spread = [[rate - min(rates)], [max(rates) - rate]]
-            whiskers = {"capsize": 2, "lw": 0.8, "ecolor": "0.25"}
-            axes.barh(y, rate, 0.92 * height, color=COLORS[role][min(number, 1)], xerr=spread, error_kw=whiskers)
+            whiskers = [[rate - min(rates)], [max(rates) - rate]]
+            style = {"capsize": 2, "lw": 0.8, "ecolor": "0.25"}
+            axes.barh(y, rate, 0.92 * height, color=COLORS[role][min(number, 1)], xerr=whiskers, error_kw=style)
             beside: list[tuple[str, dict[str, Any]]] = [(f"{rate:.0f}", {})]
             if base and role != "ceiling":
                 beside.append((f"{rate / base:.1f} ×", {"fontweight": "bold"}))
             if len(cases) > 1:
                 beside.append((f"{case['threads']} thread{'s' if case['threads'] > 1 else ''}", {"color": "0.45"}))
             offset = 5.0
-            for words, style in beside:
-                axes.annotate(words, (max(rates), y), (offset, 0), textcoords="offset points", va="center", fontsize=8, **style)
+            for words, font in beside:
+                axes.annotate(words, (max(rates), y), (offset, 0), textcoords="offset points", va="center", fontsize=8, **font)
                 offset += LETTER * len(words) + 5
     decoders = [name for name, role in roles.items() if role == "ceiling"]
     ceiling = max((statistics.median(case["rates"][name][unit]) for case in cases for name in decoders), default=None)
@@ -86,7 +86,7 @@ def _draw_panel(axes: Axes, cases: Sequence[Mapping[str, Any]], unit: str, roles
     axes.set_xlim(0, (1.4 if len(cases) > 1 else 1.25) * most)
     pictures, threads = cases[0]["pictures"], " and ".join(str(case["threads"]) for case in cases)
     views = "all photometrics" if cases[0]["mode"] == "photometrics" else "geometry"
-    enlarged = "" if pictures["made"] == "as given" else " (enlarged)"
+    enlarged = "" if pictures["origin"] == "as given" else " (enlarged)"
     axes.set_title(f"{views}, pictures of {pictures['megapixels']:.2g} MP{enlarged}, threads: {threads}", fontsize=10)
     axes.set_xlabel(UNITS[unit], fontsize=8)
     axes.tick_params(axis="x", labelsize=8)

@@ -1,4 +1,4 @@
-"""What the loader's benchmark tells: ratios and their aims, what a rate is worth, tables; nothing is measured here.
+"""What the loader's benchmark prints: ratios and their aims, what a rate is worth, tables; nothing is measured here.
 
 Here: the cases, their rates, ratios of medians, `print_case`. Not here: measuring (command.py), the plot (plot.py).
 CPU contenders are compared by pictures per CPU-second, those on a GPU by the clock.
@@ -10,16 +10,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
 
-from wherefrom.tools.bench_loader.contenders import DECODERS, ON_GPU, OURS, TITLES, Name
-from wherefrom.tools.bench_loader.pictures import Pictures
+from wherefrom.tools.bench_loader.contenders import DECODERS, ON_GPU, OURS, TITLES, ContenderName
+from wherefrom.tools.bench_loader.pictures import PictureFacts
+from wherefrom.tools.console import print_line, print_table
 
 Mode = Literal["geometry", "photometrics"]
 Unit = Literal["per_cpu_s", "per_wall_s"]
 
-COMPARED: tuple[Name, ...] = (*OURS, "dataset")  # with everybody else
-WORTH: tuple[Name, ...] = (*OURS, "pil")  # of whom it is told how many cores they take
+COMPARED: tuple[ContenderName, ...] = (*OURS, "dataset")  # with everybody else
+WORTH: tuple[ContenderName, ...] = (*OURS, "pil")  # of whom it is printed how many cores they take
 AIMS: dict[tuple[Mode, Literal["small", "large"]], dict[str, float]] = {  # least ratios on photographs; "decode": the faster decoder
     ("geometry", "small"): {
         "native / pil": 4.5,
@@ -35,12 +35,11 @@ AIMS: dict[tuple[Mode, Literal["small", "large"]], dict[str, float]] = {  # leas
     ("geometry", "large"): {"native / decode": 0.6},
     ("photometrics", "large"): {},
 }
-MOST_HELD_FRAC = 0.03  # of one core at 1000 pictures a second: how long our interpreter may be held
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
-    """What all contenders are given alike."""
+class LoaderCase:
+    """What is the same for all contenders."""
 
     mode: Mode
     megapixels: float  # to which pictures are enlarged; 0: they are as given
@@ -64,11 +63,10 @@ class Rate:
     per_wall_s: list[float]
     memory_mib: float  # of the process tree, the largest of the rounds
     draw_share: float | None = None  # of a batch's CPU time; of our loaders alone
-    held_frac: float | None = None  # of one core at 1000 pictures a second: the interpreter's lock, the least of the rounds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ratio:
+class RateRatio:
     """A ratio of medians, with the least and the largest ratio of a single round, and the number of rounds."""
 
     median: float
@@ -80,10 +78,10 @@ class Ratio:
         return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
-Rates = Mapping[Name, Rate]
+Rates = Mapping[ContenderName, Rate]
 
 
-def ratios(rates: Rates) -> dict[str, dict[Unit, Ratio]]:
+def ratios(rates: Rates) -> dict[str, dict[Unit, RateRatio]]:
     """Return what is ours over everyone else: "native / pil" -> {"per_cpu_s": ..., "per_wall_s": ...}."""
     pairs = [(ours, other) for ours in rates if ours in COMPARED for other in rates if ours != other]
     return {
@@ -95,9 +93,9 @@ def ratios(rates: Rates) -> dict[str, dict[Unit, Ratio]]:
     }
 
 
-def _ratio(one: Sequence[float], other: Sequence[float]) -> Ratio:
+def _ratio(one: Sequence[float], other: Sequence[float]) -> RateRatio:
     by_round = [mine / theirs for mine, theirs in zip(one, other, strict=True)]
-    return Ratio(median=statistics.median(one) / statistics.median(other), low=min(by_round), high=max(by_round), rounds=len(by_round))
+    return RateRatio(median=statistics.median(one) / statistics.median(other), low=min(by_round), high=max(by_round), rounds=len(by_round))
 
 
 def cores_for(feed: float, rate: Rate) -> float:
@@ -105,8 +103,8 @@ def cores_for(feed: float, rate: Rate) -> float:
     return feed / statistics.median(rate.per_cpu_s)
 
 
-def as_data(case: Case, pictures: Pictures, rates: Rates, feed: float) -> dict[str, Any]:
-    """Return a case and what was found in it, as plain data for JSON."""
+def as_data(case: LoaderCase, pictures: PictureFacts, rates: Rates, feed: float) -> dict[str, Any]:
+    """Return a case and its rates as plain data for JSON."""
     return {
         **asdict(case),
         "title": case.title,
@@ -117,40 +115,40 @@ def as_data(case: Case, pictures: Pictures, rates: Rates, feed: float) -> dict[s
     }
 
 
-def role(name: Name) -> Literal["ours", "peer", "ceiling"]:
+def role(name: ContenderName) -> Literal["ours", "peer", "ceiling"]:
     """Return what a contender is in a comparison."""
     return "ours" if name in COMPARED else "ceiling" if name in DECODERS else "peer"
 
 
-def print_case(console: Console, case: Case, rates: Rates, feed: float) -> None:
+def print_case(console: Console, case: LoaderCase, rates: Rates, feed: float) -> None:
     """Print what was measured in one case: rates, ratios, aims, and what the rates are worth."""
-    measured = Table("", "pictures per CPU-s", "per s", "MiB", "draws", "interpreter held", title=f"{case.title}: medians")
+    medians = [("", "pictures per CPU-s", "per s", "MiB", "draws")]
     for name, rate in rates.items():
         numbers = (statistics.median(rate.per_cpu_s), statistics.median(rate.per_wall_s), rate.memory_mib)
-        shares = [f"{share:.1%}" if share is not None else "" for share in (rate.draw_share, rate.held_frac)]
-        measured.add_row(f"{name}: {TITLES[name]}", *(f"{number:.0f}" for number in numbers), *shares)
-    console.print(measured)
+        share = "" if rate.draw_share is None else f"{rate.draw_share:.1%}"
+        per_cpu_s, per_s, memory = (f"{number:.0f}" for number in numbers)
+        medians.append((f"{name}: {TITLES[name]}", per_cpu_s, per_s, memory, share))
+    print_table(console, medians, title=f"{case.title}: medians")
     _print_ratios(console, rates, "per_cpu_s", "per CPU-second")
     _print_ratios(console, rates, "per_wall_s", "per second, on the GPU")
     for line in [*_aims(case, rates), *_worth(rates, feed)]:
-        console.print(line, markup=False)
+        print_line(console, line)
 
 
-def _print_ratios(console: Console, rates: Rates, unit: Unit, told: str) -> None:
+def _print_ratios(console: Console, rates: Rates, unit: Unit, unit_words: str) -> None:
     """Print ours, a column each, over everyone, a row each: without a GPU by CPU time, with one by the clock."""
     by_clock = unit == "per_wall_s"
     ours = [name for name in rates if name in COMPARED and (name in ON_GPU) == by_clock]
     others = [name for name in rates if by_clock or name not in ON_GPU]
     if not ours or len(others) < 2:
         return
-    found = ratios(rates)
-    table = Table("", *ours, title=f"pictures {told}, over those of the row: ratios of medians (least-largest of a round)")
-    for other in others:
-        table.add_row(other, *("" if other == name else str(found[f"{name} / {other}"][unit]) for name in ours))
-    console.print(table)
+    of_pairs = ratios(rates)
+    rows = [(other, *("" if other == name else str(of_pairs[f"{name} / {other}"][unit]) for name in ours)) for other in others]
+    title = f"pictures {unit_words}, over those of the row: ratios of medians (least-largest of a round)"
+    print_table(console, [("", *ours), *rows], title)
 
 
-def _aims(case: Case, rates: Rates) -> list[str]:
+def _aims(case: LoaderCase, rates: Rates) -> list[str]:
     """Return a line for every aim whose contenders were measured; what decodes fastest stands for "decode"."""
     decoders = [name for name in rates if name in DECODERS]
     ceiling = max(decoders, key=lambda name: statistics.median(rates[name].per_cpu_s), default=None)
@@ -161,18 +159,10 @@ def _aims(case: Case, rates: Rates) -> list[str]:
         if ratio is not None:
             reached = "reached" if ratio["per_cpu_s"].median >= aim else "MISSED"
             lines.append(f"{ours} / {ceiling if other == 'decode' else other}: {ratio['per_cpu_s']}, aim {aim:g}: {reached}")
-    held = rates["native"].held_frac if "native" in rates else None
-    if held is not None:
-        reached = "reached" if held <= MOST_HELD_FRAC else "MISSED"
-        lines.append(
-            f"native holds its interpreter for {held:.1%} of one core at 1000 pictures/s, aim at most {MOST_HELD_FRAC:.0%}: {reached}"
-        )
     return lines
 
 
 def _worth(rates: Rates, feed: float) -> list[str]:
-    """Return how many cores feed so many pictures a second, and how many pictures one process can feed before its interpreter is full."""
+    """Return a line that says how many cores feed so many pictures a second."""
     cores = [f"{cores_for(feed, rate):.1f} with {name}" for name, rate in rates.items() if name in WORTH]
-    full = [f"{1000 / rate.held_frac:.0f} with {name}" for name, rate in rates.items() if rate.held_frac]
-    lines = [f"worth: {feed:g} pictures/s take so many cores like these: {', '.join(cores)}"] if cores else []
-    return [*lines, f"one process has its interpreter full at so many pictures/s: {', '.join(full)}"] if full else lines
+    return [f"worth: {feed:g} pictures/s take so many cores like these: {', '.join(cores)}"] if cores else []

@@ -17,7 +17,7 @@ from wherefrom.tools.gpu_check.stages import Options, Report
 
 PROCESSES = 8
 HANGS_S = 60  # after which pytest shows where a test stands
-WORDS = 2000  # characters kept of what a failed test said
+WORDS = 2000  # characters kept of a failed test's words
 
 # kernel x dtype x path, the likeliest to break first: processes take every eighth. dtype0, 1, 2 are float32, bfloat16, float16
 CHOSEN = (
@@ -32,7 +32,7 @@ CHOSEN = (
     "test_roi_align.py::test_outputs_and_gradients_are_as_exact_as_eager[adaptive-1-384-dtype2-triton]",
     "test_roi_align.py::test_outputs_and_gradients_are_as_exact_as_eager[adaptive-1-384-dtype1-triton]",
     "test_roi_align.py::test_outputs_and_gradients_are_as_exact_as_eager[adaptive-1-384-dtype0-triton]",
-    "test_pair_loss_triton.py::test_loss_and_gradients_are_those_of_float64[gelu-huber-given]",
+    "test_pair_loss_triton.py::test_loss_and_gradients_are_those_of_float64[gelu-huber-list]",
     "test_pair_loss_triton.py::test_loss_and_gradients_are_those_of_float64[relu-l1-others]",
     "test_render_views_triton.py::test_all_photometrics_in_every_output_equal_the_reference[planar-torch.bfloat16]",
     "test_render_views_triton.py::test_all_photometrics_in_every_output_equal_the_reference[channels last-torch.uint8]",
@@ -49,7 +49,7 @@ CHOSEN = (
     "test_roi_align.py::test_a_wild_token_spoils_only_the_outputs_that_read_it[nan-triton]",
     "test_roi_align.py::test_a_wild_gradient_spoils_only_the_tokens_that_its_output_read[triton]",
     "test_pair_loss_triton.py::test_every_element_is_written_and_results_repeat_bit_for_bit[all]",
-    "test_pair_loss_triton.py::test_every_element_is_written_and_results_repeat_bit_for_bit[given]",
+    "test_pair_loss_triton.py::test_every_element_is_written_and_results_repeat_bit_for_bit[list]",
     "test_render_views_triton.py::test_naming_the_views_that_blur_changes_no_bit",
     "test_render_views_triton.py::test_views_of_several_tiles_are_the_same_whatever_the_tiles",
     "test_pair_targets_paths.py::test_the_kernel_repeats_bit_for_bit_and_takes_any_strides",
@@ -82,13 +82,13 @@ CHOSEN = (
     "test_pair_targets_paths.py::test_compiled_whole_it_gives_the_same[triton]",
     "test_roi_align.py::test_second_gradients_equal_those_of_the_definition[triton]",
 )
-REHEARSED = ("test_pair_targets_paths.py::test_the_kernel_gives_every_option[False-view-log_area-reference]",)  # by a dry run
+DRY_RUN_TESTS = ("test_pair_targets_paths.py::test_the_kernel_gives_every_option[False-view-log_area-reference]",)  # by a dry run
 
 
 def kernel_tests(options: Options, report: Report) -> None:
     """Run the chosen tests; the report names each that does not pass, with its last words."""
-    root = Path(__file__).resolve().parents[1]
-    chosen = [f"tests/{name}" for name in (REHEARSED if options.dry_run else CHOSEN)]
+    root = Path(__file__).resolve().parents[2]
+    chosen = [f"tests/{name}" for name in (DRY_RUN_TESTS if options.dry_run else CHOSEN)]
     if missing := sorted({name.partition("::")[0] for name in chosen if not (root / name.partition("::")[0]).is_file()}):
         report.fail(f"{root} has no {missing[0]}: the kernels' tests come with a checkout, not with an installed wheel")
         return

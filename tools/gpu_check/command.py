@@ -2,7 +2,7 @@
 
 Here: stages one after another, the most important first, each in a process of its own, which is cut off when its time is over; what they
 report is in FOLDER/gpu_check.json at once, what they print in FOLDER/gpu_check.log.
-Not here: the stages (stages.py, whose table names them). Needs torch, Triton and pytest; what a stage lacks beyond them is said.
+Not here: the stages (stages.py, whose table names them). Needs torch, Triton and pytest; what a stage lacks beyond them is printed.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from wherefrom.tools.gpu_check.stages import STAGES, Options, Stage, write_json
 SECONDS = 480.0  # in all; other times shorten or lengthen every stage's own
 LEAST_FRAC = 0.1  # of its time that a stage must be able to have, or it is not begun
 LOOK_S = 0.2  # between two looks at a stage
-STATUSES = ("passed", "red", "cut off", "crashed", "left out")
 
 
 def run_stages(stages: Sequence[Stage], options: Options, out: Path) -> int:
@@ -39,14 +38,14 @@ def run_stages(stages: Sequence[Stage], options: Options, out: Path) -> int:
     with tempfile.TemporaryDirectory() as scratch, (out / "gpu_check.log").open("ab") as log:
         for stage in stages:
             whole = stage.seconds * scale
-            given = replace(options, seconds=min(whole, ends - time.monotonic()))
-            if stop or given.seconds < LEAST_FRAC * whole:
+            stage_options = replace(options, seconds=min(whole, ends - time.monotonic()))
+            if stop or stage_options.seconds < LEAST_FRAC * whole:
                 outcome["stages"][stage.name] = {"status": "left out", "left_out": [stop or "no time is left"]}
             else:
-                _run(stage, given, Path(scratch), log, outcome, out)
+                _run(stage, stage_options, Path(scratch), log, outcome, out)
                 stop = outcome["stages"][stage.name].get("stop", "")
             write_json(out / "gpu_check.json", outcome)
-            _tell(stage.name, outcome["stages"][stage.name])
+            _print_stage(stage.name, outcome["stages"][stage.name])
     return int(any(each["status"] in ("red", "cut off", "crashed") for each in outcome["stages"].values()))
 
 
@@ -60,12 +59,12 @@ def _run(stage: Stage, options: Options, scratch: Path, log: IO[bytes], outcome:
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=_environment(options), process_group=0
     )
-    seen = 0
+    modified_ns = 0
     try:
         while process.poll() is None and time.monotonic() - started < options.seconds:
             time.sleep(LOOK_S)
-            if report.exists() and report.stat().st_mtime_ns != seen:
-                seen = report.stat().st_mtime_ns
+            if report.exists() and report.stat().st_mtime_ns != modified_ns:
+                modified_ns = report.stat().st_mtime_ns
                 outcome["stages"][stage.name] = {"status": "under way", **json.loads(report.read_bytes())}
                 write_json(out / "gpu_check.json", outcome)
         code = process.poll()
@@ -92,7 +91,7 @@ def _environment(options: Options) -> dict[str, str]:
     return environment | ({"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if options.dry_run else {})
 
 
-def _tell(name: str, stage: dict[str, Any]) -> None:
+def _print_stage(name: str, stage: dict[str, Any]) -> None:
     print(f"{stage['status']:9} {name}" + (f", {stage['seconds']} s" if "seconds" in stage else ""))
     for line in stage.get("lines", stage.get("left_out", [])):
         print(f"          {line}")
@@ -110,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STAGE", help=f"of {', '.join(names)}")
     parser.add_argument("--batch", type=int, default=256, help="pictures a batch where loading and training are timed (default 256)")
     parser.add_argument("--dry-run", action="store_true", help="every stage, tiny, on the CPU: no GPU is needed or used")
-    given = parser.parse_args(arguments)
-    if not given.seconds > 0 or given.batch < 1:
-        parser.error(f"--seconds {given.seconds:g} --batch {given.batch}: needs seconds > 0 and a picture or more")
+    words = parser.parse_args(arguments)
+    if not words.seconds > 0 or words.batch < 1:
+        parser.error(f"--seconds {words.seconds:g} --batch {words.batch}: needs seconds > 0 and a picture or more")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the stage under way too
-    options = Options(seconds=given.seconds, dry_run=given.dry_run, shards=given.shards, batch=given.batch)
-    return run_stages([stage for stage in STAGES if stage.name in given.only], options, given.out)
+    options = Options(seconds=words.seconds, dry_run=words.dry_run, shards=words.shards, batch=words.batch)
+    return run_stages([stage for stage in STAGES if stage.name in words.only], options, words.out)

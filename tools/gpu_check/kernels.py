@@ -18,11 +18,11 @@ import torch
 from wherefrom.kernels.dispatch import triton_missing
 from wherefrom.kernels.pair_targets import pair_targets
 from wherefrom.kernels.pair_targets_reference import pair_targets_reference
-from wherefrom.tools.bench_kernels.cases import CASES, Case, Kernel
-from wherefrom.tools.bench_kernels.measuring import Plan, copy_bytes_per_s, measure
+from wherefrom.tools.bench_kernels.cases import CASES, Kernel, KernelCase
+from wherefrom.tools.bench_kernels.measuring import KernelPlan, copy_bytes_per_s, measure
 from wherefrom.tools.gpu_check.sharing import gpu_is_broken, kernel_errors
 from wherefrom.tools.gpu_check.stages import Options, Report
-from wherefrom.tools.machine import SMI_FIELDS, asked_of_gpu
+from wherefrom.tools.machine import SMI_FIELDS, query_gpu
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "scipy", "pytest", "hypothesis", "timm", "accelerate", "wherefrom")
 MODULES = ("nvidia.dali", "simplejpeg", "webdataset", "braceexpand", "tyro", "tensorboard", "wherefrom.kernels._native")
@@ -48,13 +48,13 @@ def facts(options: Options, report: Report) -> None:
         properties = torch.cuda.get_device_properties(device)
         gpu = {"name": properties.name, "processors": properties.multi_processor_count, "memory_bytes": properties.total_memory}
         gpu["capability"], gpu["cuda"] = list(torch.cuda.get_device_capability(device)), torch.version.cuda
-    report.add("gpu", gpu | asked_of_gpu((*SMI_FIELDS, "clocks.sm", "temperature.gpu")))
+    report.add("gpu", gpu | query_gpu((*SMI_FIELDS, "clocks.sm", "temperature.gpu")))
 
     boxes = torch.tensor([[[1.0, 2, 5, 8], [3, 1, 4, 9]]], device=device)
     started = time.perf_counter()
-    got = pair_targets(boxes, backend="triton").cpu()
+    targets = pair_targets(boxes, backend="triton").cpu()
     report.add("tiny_kernel_s", time.perf_counter() - started)
-    error = float((got - pair_targets_reference(boxes.cpu().double())).abs().max())
+    error = float((targets - pair_targets_reference(boxes.cpu().double())).abs().max())
     if not error <= TINY_BAR:
         report.fail(f"a tiny kernel errs by {error:.3g}, at most {TINY_BAR:g} is right")
     copied = copy_bytes_per_s(device)
@@ -72,15 +72,15 @@ def pair_loss_stage(options: Options, report: Report) -> None:
     _measure_all(("pair_loss", "pair_targets"), options, report)
 
 
-def measure_case(case: Case, options: Options, report: Report) -> None:
+def measure_case(case: KernelCase, options: Options, report: Report) -> None:
     """Check one case of the benchmark and, if nothing is wrong, report its times; half the samples as often as it takes to fit."""
     batch = case.batch
     while True:
-        plan = Plan(
+        plan = KernelPlan(
             case=case.name, batch=batch, seconds=CASE_S[options.dry_run], threads=torch.get_num_threads(), compiled=not options.dry_run
         )
         try:
-            found = measure(plan)
+            outcome = measure(plan)
             break
         except torch.OutOfMemoryError:
             if batch == 1:
@@ -93,13 +93,13 @@ def measure_case(case: Case, options: Options, report: Report) -> None:
             return
         torch.cuda.empty_cache()
         batch //= 2
-    report.add(case.name, found)
-    wrong = [check for check in found["checks"] if not check["passed"]]
+    report.add(case.name, outcome)
+    wrong = [check for check in outcome["checks"] if not check["passed"]]
     for check in wrong:
         words = f"{check['contender']}, {check['result']}: {check['error']:.3g} from float64, at most {check['limit']:.3g} is right"
         report.fail(f"{case.name}: {words}")
     if not wrong:
-        report.say(f"{case.name}{'' if batch == case.batch else f', B{batch} of it fits'}: {_speeds(found['seconds'], found['ours'])}")
+        report.say(f"{case.name}{'' if batch == case.batch else f', B{batch} of it fits'}: {_speeds(outcome['seconds'], outcome['ours'])}")
 
 
 def _measure_all(kernels: Sequence[Kernel], options: Options, report: Report) -> None:

@@ -26,19 +26,19 @@ from numpy.typing import NDArray
 
 from wherefrom.kernels import dispatch
 from wherefrom.kernels.render_views import native_missing
-from wherefrom.pipeline.color import draw_colors
-from wherefrom.pipeline.crops import draw_geometry
 from wherefrom.pipeline.decode import decode_picture
 from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.proof.level_errors import away_from_borders, level_errors, levels, reference_levels
 from wherefrom.pipeline.proof.prove import proof_cases, prove
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.dali_decode import installed
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.view_recipe import ColorLaw, Independent, PixelType, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Photometric, ViewGeometry
+from wherefrom.pipeline.views import Record
 from wherefrom.tools.gpu_check.stages import Options, Report
+from wherefrom.tools.machine import last_line
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,16 +52,15 @@ PICTURES = 32  # compared with the reference
 ROUND_S = 4.0  # of timing one contender once
 WARM_UPDATES = {False: 5, True: 1}  # until everything is built; in a dry run
 COMPILING_S = 40.0  # that must be left for another kind of training
-Records = list[tuple[ViewGeometry, Photometric]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
+class DaliCheck:
     """One line of the outcome."""
 
     name: str
     passed: bool
-    found: str
+    outcome: str
 
 
 def dali(options: Options, report: Report) -> None:
@@ -78,7 +77,7 @@ def dali(options: Options, report: Report) -> None:
         checks.append(asdict(check))
         report.add("checks", checks)
         if not check.passed:
-            report.fail(f"{check.name}: {check.found}")
+            report.fail(f"{check.name}: {check.outcome}")
     report.say(f"{sum(check['passed'] for check in checks)} of {len(checks)} checks of the dali renderer hold")
     if all(check["passed"] for check in checks):
         for name, rates in _speeds(index, options).items():
@@ -132,8 +131,7 @@ def build_native() -> str:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     importlib.invalidate_caches()
     missing = native_missing()
-    words = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
-    return f"the CPU view kernel is not built: {words}" if missing else "the CPU view kernel was built"
+    return f"the CPU view kernel is not built: {last_line(done.stderr)}" if missing else "the CPU view kernel was built"
 
 
 def _recipe(color: ColorLaw | None = None, pixels: PixelType = "float32") -> ViewRecipe:
@@ -147,37 +145,23 @@ def _recipe(color: ColorLaw | None = None, pixels: PixelType = "float32") -> Vie
     )
 
 
-def _draw(index: ShardIndex, recipe: ViewRecipe, ids: NDArray[np.int64]) -> Records:
+def _draw(index: ShardIndex, recipe: ViewRecipe, ids: NDArray[np.int64]) -> Sequence[Record]:
     size, orientation = index.source_size[ids], index.orientation[ids]
-    drawn = draw_geometry(recipe, seed=0, epoch=0, drawn_for=ids, source_size=size, stored_orientation=orientation)
-    return [(one.geometry, color) for one, color in zip(drawn, draw_colors(recipe, seed=0, epoch=0, drawn_for=ids), strict=True)]
+    return draw_records(recipe, seed=0, epoch=0, drawn_for=ids, source_size=size, stored_orientation=orientation)
 
 
-def _checks(index: ShardIndex, options: Options) -> Iterator[Check]:
+def _checks(index: ShardIndex, options: Options) -> Iterator[DaliCheck]:
     cases = [replace(case, laws=("grid",)) if options.dry_run else case for case in proof_cases(quick=True)]
     dali = partial(DaliRenderer, device=options.device)
     for share in HARDWARE_SHARES:
         report = prove(partial(dali, hw_decoder_load=share), cases=cases)
         worst = max(row.worst_px for row in report.rows)
-        yield Check(name=f"pixel proof, hardware share {share:g}", passed=report.passed, found=f"{worst:.3f} source px worst")
+        yield DaliCheck(name=f"pixel proof, hardware share {share:g}", passed=report.passed, outcome=f"{worst:.3f} source px worst")
     reader = ShardReader(index)
     ids = index.replacement(np.arange(min(2 if options.dry_run else PICTURES, len(index))))
     files = [reader.read(int(i)) for i in ids]
     for color in (None, ColorLaw(blur_prob=0.5, solarize_prob=0.3)):
-        recipe = _recipe(color)
-        records = _draw(index, recipe, ids)
-        shown = {share: dali(recipe, hw_decoder_load=share).render(files, records).pixels for share in HARDWARE_SHARES}
-        cpu = DaliRenderer(recipe).render(files, records).pixels
-        stored = [decode_picture(file) for file in files]
-        for number, record in enumerate(records):
-            inside = away_from_borders(*record)
-            others = {"the reference": reference_levels(stored, *record), "the CPU": levels(cpu[number], recipe)}
-            for share, pixels in shown.items():
-                for name, other in others.items():
-                    error = level_errors(levels(pixels[number], recipe), other, inside)
-                    found = f"mean {error.inside_mean:.4f} inside, {error.border_mean:.4f} at borders; worst {error.inside_worst:.2f}"
-                    told = f"{record[0].family}, {'all photometrics' if color else 'geometry'}, hardware share {share:g}, against {name}"
-                    yield Check(name=told, passed=error.inside_mean <= DECODER_BAR, found=found + " levels")
+        yield from _compare_pixels(index, _recipe(color), ids, files, options)
     for share in HARDWARE_SHARES:
         recipe = _recipe(ColorLaw(blur_prob=0.5))
         yield from _slots(
@@ -185,15 +169,38 @@ def _checks(index: ShardIndex, options: Options) -> Iterator[Check]:
         )
 
 
-def _slots(renderer: DaliRenderer, file: NDArray[np.uint8], records: Records, batches: Sequence[int], share: float) -> Iterator[Check]:
+def _compare_pixels(
+    index: ShardIndex, recipe: ViewRecipe, ids: NDArray[np.int64], files: Sequence[NDArray[np.uint8]], options: Options
+) -> Iterator[DaliCheck]:
+    """Compare what is rendered with each hardware share with the reference and with the CPU."""
+    records, stored = _draw(index, recipe, ids), [decode_picture(file) for file in files]
+    by_share = {
+        share: DaliRenderer(recipe, device=options.device, hw_decoder_load=share).render(files, records).pixels for share in HARDWARE_SHARES
+    }
+    cpu = DaliRenderer(recipe).render(files, records).pixels
+    what = "all photometrics" if recipe.families[0].color else "geometry"
+    for number, record in enumerate(records):
+        yardsticks = {"the reference": reference_levels(stored, record), "the CPU": levels(cpu[number], recipe)}
+        for (share, pixels), (name, expected) in itertools.product(by_share.items(), yardsticks.items()):
+            error = level_errors(levels(pixels[number], recipe), expected, away_from_borders(record))
+            yield DaliCheck(
+                name=f"{record.geometry.family}, {what}, hardware share {share:g}, against {name}",
+                passed=error.inside_mean <= DECODER_BAR,
+                outcome=f"mean {error.inside_mean:.4f} inside, {error.border_mean:.4f} at borders; worst {error.inside_worst:.2f} levels",
+            )
+
+
+def _slots(
+    renderer: DaliRenderer, file: NDArray[np.uint8], records: Sequence[Record], batches: Sequence[int], share: float
+) -> Iterator[DaliCheck]:
     """Render one picture in every slot of every batch size."""
     alone = renderer.render([file], records).pixels
     for batch in batches:
-        repeated = [(geometry[[0] * batch], photometric[[0] * batch]) for geometry, photometric in records]
+        repeated = [record[[0] * batch] for record in records]
         pixels = renderer.render([file] * batch, repeated).pixels
         other = sum(int((one != first).flatten(1).any(1).sum()) for one, first in zip(pixels, alone, strict=True))
-        yield Check(
-            name=f"one picture in {batch} slots, hardware share {share:g}", passed=other == 0, found=f"{other} slots with other bits"
+        yield DaliCheck(
+            name=f"one picture in {batch} slots, hardware share {share:g}", passed=other == 0, outcome=f"{other} slots with other bits"
         )
 
 
@@ -213,11 +220,11 @@ def _speeds(index: ShardIndex, options: Options) -> dict[str, list[float]]:
                 batches = loader.forever()
                 for _ in islice(batches, 3):  # until everything is built
                     wait()
-                started, shown = time.perf_counter(), 0
+                started, pictures = time.perf_counter(), 0
                 while time.perf_counter() - started < seconds:
-                    shown += len(next(batches))
+                    pictures += len(next(batches))
                 wait()
-                rates[name].append(shown / (time.perf_counter() - started))
+                rates[name].append(pictures / (time.perf_counter() - started))
     return rates
 
 

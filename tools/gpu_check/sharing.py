@@ -57,12 +57,12 @@ def share_out(
                 process.kill()
                 code = None
             lines = {line["item"]: line for line in _lines(file)}
-            left = [item for item in rest if item not in lines]
-            if code is not None and left and code != BROKEN_GPU:  # it died of the first that has no line
-                lines[left[0]] = {"item": left[0], "died": code}
-                left = left[1:]
+            rest = [item for item in rest if item not in lines]
+            if code is not None and rest and code != BROKEN_GPU:  # it died of the first that has no line
+                died, *rest = rest
+                lines[died] = {"item": died, "died": code}
             results.update(lines)
-            rest = left if code is not None else []
+            rest = [] if code is None else rest
 
     threads = [threading.Thread(target=work, args=(place,)) for place in range(len(shares))]
     for thread in threads:
@@ -73,7 +73,7 @@ def share_out(
 
 
 def _lines(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield what was said, but a line that was cut short."""
+    """Yield the lines, but one that was cut short."""
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.endswith("}"):
             yield json.loads(line)

@@ -39,7 +39,7 @@ STAGES = (  # the most important first: together they may take longer than there
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What a stage is told."""
+    """What a stage goes by."""
 
     seconds: float  # until it is cut off
     dry_run: bool = False  # without a GPU: Triton's interpreter on tiny CPU tensors
@@ -53,7 +53,7 @@ class Options:
 
 
 class Report:
-    """What a stage has to say; it lies on disk as soon as it is said, for the stage may be cut off at any moment."""
+    """What a stage has to say; it lies on disk at once, for the stage may be cut off at any moment."""
 
     def __init__(self, path: Path, seconds: float) -> None:
         self._path, self._ends = path, time.monotonic() + seconds
@@ -95,7 +95,7 @@ class Report:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a file whole or not at all, onto the disk itself."""
+    """Write a file whole or not at all, onto the disk itself; by hand, since pipeline/files.py comes with the pipeline's libraries."""
     aside = path.with_name(f".{path.name}.writing")
     with aside.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
@@ -107,16 +107,16 @@ def write_json(path: Path, value: Any) -> None:
 def main(target: str, options: str, report: str) -> None:
     """Do one stage in this process."""
     module, _, function = target.partition(":")
-    given = Options(**json.loads(options))
-    kept = Report(Path(report), given.seconds)
+    stage_options = Options(**json.loads(options))
+    stage_report = Report(Path(report), stage_options.seconds)
     try:
         stage = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as missing:
         if (missing.name or "").startswith("wherefrom"):
             raise
-        kept.leave_out(f"{function}: {missing}")
+        stage_report.leave_out(f"{function}: {missing}")
         return
-    stage(given, kept)
+    stage(stage_options, stage_report)
 
 
 if __name__ == "__main__":

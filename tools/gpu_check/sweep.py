@@ -25,9 +25,9 @@ import torch
 
 from wherefrom.kernels.render_views import native_missing
 from wherefrom.tools.bench_kernels import problems
-from wherefrom.tools.bench_kernels.cases import CASES, Case
+from wherefrom.tools.bench_kernels.cases import CASES, KernelCase
 from wherefrom.tools.bench_kernels.measuring import check, timer_of
-from wherefrom.tools.bench_kernels.problems import Contender, Problem
+from wherefrom.tools.bench_kernels.problems import KernelContender, KernelProblem
 from wherefrom.tools.gpu_check.sharing import BROKEN_GPU, add_line, gpu_is_broken, kernel_errors, share_out
 from wherefrom.tools.gpu_check.stages import Options, Report
 
@@ -104,7 +104,7 @@ def _pair_loss_trials(case: str) -> Iterator[Trial]:
     for samples in (16, 32, 128, 256):
         yield Trial(case=case, module="pair_loss_triton", constants={"SAMPLES_AT_ONCE": samples})
     for warps in (512, 2048, 4096):
-        yield Trial(case=case, module="pair_loss_triton", constants={"WARPS_WANTED": warps})
+        yield Trial(case=case, module="pair_loss_triton", constants={"BACKWARD_WARPS": warps})
 
 
 def _render_trials(case: str) -> Iterator[Trial]:
@@ -145,16 +145,16 @@ def sweep(options: Options, report: Report) -> None:
     report.say(f"{len(right)} of {len(trials)} trials are right, {len(problems)} are not usable, the others were not reached")
     for case in dict.fromkeys(trial.case for trial in trials):
         try:
-            found = _timed(case, [trial for trial in right if trial.case == case and trial.name], options, report)
+            times = _time_case(case, [trial for trial in right if trial.case == case and trial.name], options, report)
         except kernel_errors() as error:
             report.fail(f"{case}: {type(error).__name__}: {str(error)[:500]}")
             if gpu_is_broken(str(error)):
                 raise
             continue
-        report.add(case, found)
-        own, best = found[0], min(found, key=lambda each: each["median_s"])
+        report.add(case, times)
+        own, best = times[0], min(times, key=lambda each: each["median_s"])
         words = f"best {best['trial'] or 'as it is'} {best['median_s'] * 1e3:.3g} ms, as it is {own['median_s'] * 1e3:.3g} ms"
-        report.say(f"{case}: {words}, {len(found) - 1} others timed")
+        report.say(f"{case}: {words}, {len(times) - 1} others timed")
 
 
 def trials_of(options: Options) -> list[Trial]:
@@ -167,19 +167,19 @@ def trials_of(options: Options) -> list[Trial]:
 
 
 DRY_CASES = (
-    Case(
+    KernelCase(
         kernel="roi_align",
         sizes="tiny",
         batch=1,
         build=partial(problems.roi_align_problem, R=1, map_hw=(3, 4), D=16, out_hw=(2, 2)),
     ),
-    Case(
+    KernelCase(
         kernel="pair_loss",
         sizes="tiny",
         batch=1,
         build=partial(problems.pair_loss_problem, N=4, H=16, activation="relu", loss="squared"),
     ),
-    Case(
+    KernelCase(
         kernel="render_views",
         sizes="tiny",
         batch=1,
@@ -189,31 +189,31 @@ DRY_CASES = (
 
 
 @contextlib.contextmanager
-def applied(trial: Trial) -> Iterator[None]:
+def apply_trial(trial: Trial) -> Iterator[None]:
     """Launch as a trial says while the block runs.
 
     Raises: AttributeError if the module has no such constant or kernel.
     """
     module = importlib.import_module(f"wherefrom.kernels.{trial.module}") if trial.module else math
-    others: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in trial.constants.items():
-        others[name] = partial(_returned, value) if callable(getattr(module, name)) else value
+        values[name] = partial(_constant, value) if callable(getattr(module, name)) else value
     if trial.kernel:
-        others[trial.kernel] = _Relaunched(getattr(module, trial.kernel), trial)
-    with replaced(module, others):
+        values[trial.kernel] = _TrialKernel(getattr(module, trial.kernel), trial)
+    with replace_names(module, values):
         yield
 
 
-def _returned(value: Any, *_: Any) -> Any:
+def _constant(value: Any, *_: Any) -> Any:
     return value
 
 
 @contextlib.contextmanager
-def replaced(module: ModuleType, others: Mapping[str, Any]) -> Iterator[None]:
+def replace_names(module: ModuleType, values: Mapping[str, Any]) -> Iterator[None]:
     """Give names of a module other values while the block runs."""
-    own = {name: getattr(module, name) for name in others}
+    own = {name: getattr(module, name) for name in values}
     try:
-        for name, value in others.items():
+        for name, value in values.items():
             setattr(module, name, value)
         yield
     finally:
@@ -221,7 +221,7 @@ def replaced(module: ModuleType, others: Mapping[str, Any]) -> Iterator[None]:
             setattr(module, name, value)
 
 
-class _Relaunched:
+class _TrialKernel:
     """A kernel whose launches a trial concerns are made with its arguments, on as many programs as these ask for."""
 
     def __init__(self, kernel: Any, trial: Trial) -> None:
@@ -247,30 +247,30 @@ def _roi_programs(named: Mapping[str, Any]) -> int:
     return math.ceil(lines / named["BLOCK_ROWS"]) * math.ceil(named["D"] / named["BLOCK_D"])
 
 
-def _case(name: str) -> Case:
+def _case(name: str) -> KernelCase:
     return next(case for case in (*CASES, *DRY_CASES) if case.name == name)
 
 
 @functools.lru_cache(maxsize=1)
-def _problem(name: str, batch: int, device: str) -> Problem:
+def _problem(name: str, batch: int, device: str) -> KernelProblem:
     """Build a case for Triton's path alone and the yardstick; in Triton's interpreter on CPU tensors too."""
     case = _case(name)
-    with replaced(problems, {"_ours": _by_triton}):
-        problem: Problem = case.build(batch, case.dtype, torch.device(device), False)
+    with replace_names(problems, {"_ours": _by_triton}):
+        problem: KernelProblem = case.build(batch, case.dtype, torch.device(device), False)
     exact = problem.truth()  # once for all trials
     contenders = {each: one for each, one in problem.contenders.items() if one.ours or each == "eager"}
     return replace(problem, contenders=contenders, truth=lambda: exact)
 
 
-def _by_triton(device: torch.device, call: Callable[[Any], problems.Call]) -> dict[str, Contender]:
-    return {"triton": Contender(call=call("triton"), ours=True)}
+def _by_triton(device: torch.device, call: Callable[[Any], problems.Call]) -> dict[str, KernelContender]:
+    return {"triton": KernelContender(call=call("triton"), ours=True)}
 
 
-def _timed(name: str, trials: Sequence[Trial], options: Options, report: Report) -> list[dict[str, Any]]:
+def _time_case(name: str, trials: Sequence[Trial], options: Options, report: Report) -> list[dict[str, Any]]:
     """Time a case as it is and with each trial, in turns, as many rounds as there is time for, the first round at any rate."""
     case = _case(name)
-    with replaced(problems, {"_ours": _by_triton}):
-        problem: Problem = case.build(case.batch, case.dtype, torch.device(options.device), False)
+    with replace_names(problems, {"_ours": _by_triton}):
+        problem: KernelProblem = case.build(case.batch, case.dtype, torch.device(options.device), False)
     call = next(each.call for each in problem.contenders.values() if each.ours)
     timer = timer_of(torch.device(options.device))
     contenders = [Trial(case=name, module=""), *trials]
@@ -279,7 +279,7 @@ def _timed(name: str, trials: Sequence[Trial], options: Options, report: Report)
         for trial, rounds in zip(contenders, seconds, strict=True):
             if rounds and report.seconds_left < TIMING_LEFT_S:
                 continue
-            with applied(trial):
+            with apply_trial(trial):
                 rounds.append(timer(call, 1 if options.dry_run else CALLS))
         if options.dry_run:
             break
@@ -302,7 +302,7 @@ def main(settings: str, *names: str) -> None:
     for name in names:
         trial, started = trials[int(name)], time.perf_counter()
         try:
-            with applied(trial):
+            with apply_trial(trial):
                 red = [
                     each
                     for each in check(_problem(trial.case, CHECKED_BATCH, options.device))

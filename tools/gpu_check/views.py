@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from wherefrom.kernels.render_views import ViewBackend, native_missing, render_views
-from wherefrom.kernels.render_views_reference import render_views_reference
 from wherefrom.tools.bench_kernels.cases import CASES
 from wherefrom.tools.bench_kernels.measuring import interleaved, timer_of
 from wherefrom.tools.bench_kernels.problems import Call
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from wherefrom.pipeline.proof.prove import ProofCase
     from wherefrom.pipeline.render.renderer import Rendered
     from wherefrom.pipeline.view_recipe import ViewRecipe
-    from wherefrom.pipeline.views import Photometric, ViewGeometry
+    from wherefrom.pipeline.views import Record
 
 FLOAT_BAR, BYTE_BAR = 2e-3, 0.51  # levels of 255, worst: as the tests ask
 PLANTED_PX = 0.01  # a box so far aside must break the bar
@@ -41,7 +40,7 @@ def render_views_stage(options: Options, report: Report) -> None:
     """Compare with the reference, prove by pixels, then time; what is red is not timed."""
     sides, size_px = ((40, 53), (9, 12)) if options.dry_run else ((375, 500), (96, 80))
     pictures, records = random_records(2 if options.dry_run else 16, 2, sides)
-    exact = reference(pictures, records, size_px)
+    exact = render_views(pictures, size_px=size_px, backend="reference", **records).double()
     right = compare(pictures, records, exact, size_px, options, report)
     try:
         right &= _prove(options, report)
@@ -83,32 +82,22 @@ def random_records(count: int, views: int, sides: tuple[int, int]) -> tuple[list
     }
 
 
-def reference(pictures: Sequence[Tensor], records: dict[str, Any], size_px: tuple[int, int]) -> Tensor:
-    """Render records by the definition: (B, V, 3, h, w) float64, levels."""
-    views = []
-    for b, picture in enumerate(pictures):
-        one = {name: value[b] for name, value in records.items() if name != "orientation"}
-        geometry = (one.pop("boxes"), one.pop("flipped"), one.pop("quarter_turns"))
-        views.append(render_views_reference(picture, *geometry, size_px, orientation=int(records["orientation"][b]), **one))
-    return torch.stack(views)
-
-
 def compare(
     pictures: Sequence[Tensor], records: dict[str, Any], exact: Tensor, size_px: tuple[int, int], options: Options, report: Report
 ) -> bool:
     """Hold every dtype to the reference, and see that the bar finds boxes a hundredth of a pixel aside; return whether all is right."""
-    lying = [picture.to(options.device) for picture in pictures]
-    moved = {name: value.to(options.device) for name, value in records.items()}
-    render = partial(render_views, lying, size_px=size_px, backend="triton")
-    levels = render(**moved).cpu()
-    aside = render(**moved | {"boxes": moved["boxes"] + PLANTED_PX}).cpu()
+    pictures = [picture.to(options.device) for picture in pictures]
+    on_device = {name: value.to(options.device) for name, value in records.items()}
+    render = partial(render_views, pictures, size_px=size_px, backend="triton")
+    levels = render(**on_device).cpu()
+    aside = render(**on_device | {"boxes": on_device["boxes"] + PLANTED_PX}).cpu()
     errors = {
         "float32": _worst(levels, exact),
-        "uint8": _worst(render(**moved, dtype=torch.uint8).cpu(), exact),
+        "uint8": _worst(render(**on_device, dtype=torch.uint8).cpu(), exact),
         "planted": _worst(aside, exact),
     }
     for dtype in (torch.float16, torch.bfloat16):
-        errors[str(dtype).removeprefix("torch.")] = _worst(render(**moved, dtype=dtype).cpu(), exact)
+        errors[str(dtype).removeprefix("torch.")] = _worst(render(**on_device, dtype=dtype).cpu(), exact)
     report.add("errors_in_levels", errors)
     # rounding adds half a unit in the last place of 255: 1/16 in float16, 1/2 in bfloat16
     bars = {"float32": FLOAT_BAR, "uint8": BYTE_BAR, "float16": FLOAT_BAR + 1 / 16, "bfloat16": BYTE_BAR}
@@ -136,7 +125,7 @@ class ProofRenderer:
     def __init__(self, recipe: "ViewRecipe", device: str, backend: ViewBackend) -> None:
         self.recipe, self.device, self.backend = recipe, device, backend
 
-    def render(self, encoded: "Sequence[NDArray[np.uint8]]", records: "Sequence[tuple[ViewGeometry, Photometric]]") -> "Rendered":
+    def render(self, encoded: "Sequence[NDArray[np.uint8]]", records: "Sequence[Record]") -> "Rendered":
         """Render every family of a batch without color: a proof has none."""
         from wherefrom.pipeline.decode import decode_picture
         from wherefrom.pipeline.render.renderer import Rendered
@@ -147,17 +136,17 @@ class ProofRenderer:
         pixels = tuple(
             render_views(
                 pictures,
-                geometry.boxes.to(self.device),
-                flipped=geometry.flipped.to(self.device),
-                quarter_turns=geometry.quarter_turns.to(self.device),
+                record.geometry.boxes.to(self.device),
+                flipped=record.geometry.flipped.to(self.device),
+                quarter_turns=record.geometry.quarter_turns.to(self.device),
                 size_px=family.size_px,
-                orientation=geometry.stored_orientation.to(self.device),
+                orientation=record.geometry.stored_orientation.to(self.device),
                 mean=mean if normalized else None,
                 std=std if normalized else None,
                 dtype=getattr(torch, self.recipe.pixels),
                 backend=self.backend,
             )
-            for family, (geometry, _) in zip(self.recipe.families, records, strict=True)
+            for family, record in zip(self.recipe.families, records, strict=True)
         )
         return Rendered(pixels=pixels, failed={})
 
@@ -177,17 +166,17 @@ def _prove(options: Options, report: Report) -> bool:
     for place, case in enumerate(cases):
         if place > 1 and report.seconds_left < FULL_PROOF_S:
             break
-        found = prove(partial(ProofRenderer, device=options.device, backend=backend), cases=[case])
-        proved, worst = proved + 1, max(worst, *(row.worst_px for row in found.rows))
-        for row in found.rows:
+        outcome = prove(partial(ProofRenderer, device=options.device, backend=backend), cases=[case])
+        proved, worst = proved + 1, max(worst, *(row.worst_px for row in outcome.rows))
+        for row in outcome.rows:
             if not row.passed:
                 report.fail(
                     f"proof, {row.law}, {case}: mean {row.mean_px:.3f}, worst {row.worst_px:.3f} source px, read {row.read_frac:.0%}"
                 )
-        for control in found.controls:
+        for control in outcome.controls:
             if not control.caught:
                 report.fail(f"proof, {case}: the mistake {control.mistake!r} passes")
-        right &= found.passed
+        right &= outcome.passed
         report.add("proof", {"passed": right, "cases": proved, "of": len(cases), "worst_px": worst})
     report.say(f"proof: {proved} of {len(cases)} cases, {worst:.3f} source px worst")
     return right
@@ -197,13 +186,13 @@ def _time_photometrics(options: Options, report: Report) -> None:
     """Time two views each of 256 pictures of 0.2 MP with every photometric, a third of them blurred, and what the host takes for a call."""
     count, views, sides, side_px = (1, 1, (24, 30), 8) if options.dry_run else (256, 2, (375, 500), 224)
     pictures, records = random_records(count, views, sides)
-    lying = [picture.to(options.device) for picture in pictures]
-    moved = {name: value.to(options.device) for name, value in records.items()}
-    geometry = {name: moved[name] for name in ("boxes", "flipped", "quarter_turns", "orientation")}
-    render = partial(render_views, lying, size_px=(side_px, side_px), dtype=torch.float16, backend="triton")
+    pictures = [picture.to(options.device) for picture in pictures]
+    on_device = {name: value.to(options.device) for name, value in records.items()}
+    geometry = {name: on_device[name] for name in ("boxes", "flipped", "quarter_turns", "orientation")}
+    render = partial(render_views, pictures, size_px=(side_px, side_px), dtype=torch.float16, backend="triton")
     calls: dict[str, Call] = {
         "geometry": lambda: {"views": render(**geometry)},
-        "all photometrics": lambda: {"views": render(**moved)},
+        "all photometrics": lambda: {"views": render(**on_device)},
     }
     seconds = interleaved(calls, timer_of(torch.device(options.device)), VIEWS_S[options.dry_run])
     host = interleaved(calls, _host_seconds, VIEWS_S[options.dry_run])

@@ -20,7 +20,7 @@ from wherefrom.pipeline.loader import Loader, make_loader
 from wherefrom.pipeline.render.renderer import RendererName
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.view_recipe import ViewRecipe
-from wherefrom.pipeline.views import Batch
+from wherefrom.pipeline.views import Batch, Record
 
 Table = tuple[tuple[str, ...], ...]
 
@@ -64,7 +64,7 @@ class ShardPictures:
         loader = self._loader(recipe)
         batch = loader.batch(sample).to("cpu")
         upright = torch.ones(len(batch), dtype=torch.uint8)
-        records = [(replace(views.geometry, stored_orientation=upright), views.photometric) for views in batch.views]
+        records = [Record.of(replace(views.geometry, stored_orientation=upright), views.photometric) for views in batch.views]
         sizes = batch.source_size.tolist()
         rendered = loader.renderer.render([_plain_jpeg(i, hw) for i, hw in zip(batch.sample.tolist(), sizes, strict=True)], records)
         views = (replace(views, pixels=pixels.cpu()) for views, pixels in zip(batch.views, rendered.pixels, strict=True))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wherefrom.kernels.pair_loss import PairLoss
-from wherefrom.pipeline.crops import draw_geometry
+from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import ViewGeometry
 from wherefrom.train.objective import Terms
@@ -55,7 +55,7 @@ def ordered_pairs(views: int) -> Tensor:
 def drawn_records(family: ViewFamily, *, pictures: int, side_px: int = 1024, seed: int = 0) -> ViewGeometry:
     """Return the records that a family's law gives for square pictures 0, 1, ...; pixels are not needed for what the law alone knows."""
     size = np.full((pictures, 2), side_px, np.int32)
-    (drawn,) = draw_geometry(ViewRecipe(families=(family,)), seed=seed, epoch=0, drawn_for=np.arange(pictures), source_size=size)
+    (drawn,) = draw_records(ViewRecipe(families=(family,)), seed=seed, epoch=0, drawn_for=np.arange(pictures), source_size=size)
     return drawn.geometry
 
 

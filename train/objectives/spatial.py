@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wherefrom.kernels.pair_targets import Axes, Position, Scale, pair_targets
+from wherefrom.kernels.pair_targets import pair_targets
+from wherefrom.kernels.pair_targets_reference import CHANNELS, Axes, PairUnits, Position, Scale
 from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.view_recipe import ColorLaw, Disjoint, Independent, Law, Mirror, Paired, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
@@ -99,7 +100,7 @@ class SpatialSettings:
 
     def channels(self) -> tuple[str, ...]:
         """Return the names of what is predicted, in order."""
-        return ("x", "y", "scale") if self.scale == "log_area" else ("x", "y", "width", "height")
+        return CHANNELS[self.scale]
 
     def _law(self) -> Law:
         if self.law == "disjoint":
@@ -186,18 +187,13 @@ class SpatialPrediction(Objective):
 
     def targets(self, record: ViewGeometry, pairs: Tensor | None = None, *, standardized: bool = True) -> Tensor:
         """Return what is to be predicted, (B, P, C) float32, of the boxes as cut."""
-        settings = self.settings
         return pair_targets(
             record.boxes,
             self.pairs if pairs is None else pairs,
+            units=self._units(standardized=standardized),
             flipped=record.flipped,
             quarter_turns=record.quarter_turns,
-            position=settings.position,
-            scale=settings.scale,
-            axes=settings.axes,
             picture_hw=record.source_size,
-            mean=self.target_mean if standardized else None,
-            std=self.target_std if standardized else None,
         )
 
     def standardization(self) -> tuple[Tensor, Tensor]:
@@ -216,6 +212,12 @@ class SpatialPrediction(Objective):
         drawn = self.targets(record, self.pairs.cpu(), standardized=False).flatten(0, 1).double()
         return drawn.mean(0).float(), drawn.std(0).clamp(min=1e-6).float()
 
+    def _units(self, *, standardized: bool = True) -> PairUnits:
+        """Return the units of targets, standardized unless told not to."""
+        settings = self.settings
+        mean, std = (self.target_mean, self.target_std) if standardized else (None, None)
+        return PairUnits(position=settings.position, scale=settings.scale, axes=settings.axes, mean=mean, std=std)
+
     def _seen(self, features: Features) -> Features:
         return features.detach() if self.settings.stop == "encoder" else features
 
@@ -228,14 +230,10 @@ class SpatialPrediction(Objective):
             stop_reference=settings.stop == "reference",
             pairs=self.pairs if len(self.pairs) == 1 else "others",
             valid=views.valid,
+            units=self._units(),
             flipped=record.flipped,
             quarter_turns=record.quarter_turns,
-            position=settings.position,
-            scale=settings.scale,
-            axes=settings.axes,
             picture_hw=record.source_size,
-            mean=self.target_mean,
-            std=self.target_std,
             loss=settings.loss,
             beta=settings.smooth_l1_beta,
             channel_weights=self.channel_weights,

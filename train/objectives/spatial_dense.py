@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from wherefrom.kernels.pair_targets import Position, Scale, pair_targets
+from wherefrom.kernels.pair_targets import pair_targets
+from wherefrom.kernels.pair_targets_reference import CHANNELS, PairUnits, Position, Scale
 from wherefrom.kernels.roi_align import roi_align
 from wherefrom.kernels.roi_align_pairs import roi_align_pairs
 from wherefrom.pipeline.crops import SUBPIXELS
@@ -109,7 +110,7 @@ class DenseSpatialSettings:
 
     def channels(self) -> tuple[str, ...]:
         """Return the names of what is predicted, in order."""
-        return ("x", "y", "scale") if self.scale == "log_area" else ("x", "y", "width", "height")
+        return CHANNELS[self.scale]
 
 
 class DenseSpatialPrediction(Objective):
@@ -156,10 +157,9 @@ class DenseSpatialPrediction(Objective):
             self._tokens(views, encode),
             boxes,
             pairs=self.pairs,
-            mean=self.target_mean,
-            std=self.target_std,
+            units=self._units(),
+            picture_hw=settings.size_px,
             **self._pooling(),
-            **self._units(boxes),
         )
         predicted, _ = self.predict(_regions(pooled))
         counted = self._counted(boxes, views.valid)
@@ -191,9 +191,8 @@ class DenseSpatialPrediction(Objective):
 
     def targets(self, record: ViewGeometry, pairs: Tensor | None = None, *, standardized: bool = True) -> Tensor:
         """Return what is to be predicted, (B, P, C) float32, as the view shows it: regions are drawn in its own, mirrored, pixels."""
-        boxes = self.boxes(record)
-        mean, std = (self.target_mean, self.target_std) if standardized else (None, None)
-        return pair_targets(boxes, self.pairs if pairs is None else pairs, mean=mean, std=std, **self._units(boxes))
+        pairs = self.pairs if pairs is None else pairs
+        return pair_targets(self.boxes(record), pairs, units=self._units(standardized=standardized), picture_hw=self.settings.size_px)
 
     def standardization(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of every channel over the pairs that count, (C,) float32, by the same draws always."""
@@ -211,13 +210,12 @@ class DenseSpatialPrediction(Objective):
     def _pooling(self) -> dict[str, Any]:
         """Return how regions are pooled, as arguments."""
         settings = self.settings
-        return {"frame_hw": (settings.size_px,) * 2, "out_hw": settings.bins, "sampling": settings.sampling}
+        return {"frame_hw": settings.size_px, "out_hw": settings.bins, "sampling": settings.sampling}
 
-    def _units(self, boxes: Tensor) -> dict[str, Any]:
-        """Return in what units targets are told, as arguments."""
-        settings = self.settings
-        view_hw = boxes.new_full((len(boxes), 2), settings.size_px)
-        return {"position": settings.position, "scale": settings.scale, "picture_hw": view_hw}
+    def _units(self, *, standardized: bool = True) -> PairUnits:
+        """Return the units of targets, standardized unless told not to."""
+        mean, std = (self.target_mean, self.target_std) if standardized else (None, None)
+        return PairUnits(position=self.settings.position, scale=self.settings.scale, mean=mean, std=std)
 
     def _counted(self, boxes: Tensor, valid: Tensor) -> Tensor:
         reference, target = self.pairs.to(valid.device).unbind(-1)
