@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wherefrom.pipeline import ColorLaw, Independent, ViewFamily, ViewRecipe, make_loader
-from wherefrom.pipeline.demo.shards import demo_shards
+from wherefrom.pipeline import ColorLaw, Independent, ViewFamily, ViewRecipe, demo_shards, make_loader
 
 
 def two_views(side_px: int) -> ViewRecipe:

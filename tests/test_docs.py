@@ -311,7 +311,9 @@ API_NAME = re.compile(r"^   (\w+)$", re.MULTILINE)
 def test_reference_names_all_that_is_public(package: str) -> None:
     page = (DOCS / "api" / f"{package}.md").read_text(encoding="utf-8")
     names = API_NAME.findall(page) + re.findall(r"^`(\w+)`", page, re.MULTILINE)  # by autosummary, or in a sentence of its own
-    assert sorted(names) == sorted(importlib.import_module(f"wherefrom.{package}").__all__)
+    public = importlib.import_module(f"wherefrom.{package}").__all__
+    assert {"missing": set(public) - set(names), "gone": set(names) - set(public)} == {"missing": set(), "gone": set()}
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.core
