@@ -54,7 +54,7 @@ def available_cores() -> int:
 
 
 def single_threaded_pool(threads: int, name: str) -> ThreadPoolExecutor:
-    """Start a pool whose threads, `threads` of them, each do their own arithmetic in PyTorch alone: pictures are the parallelizm.
+    """Start a pool whose threads, `threads` of them, each do their own arithmetic in PyTorch alone: pictures are the parallelism.
 
     All start now, none amid the caller's arithmetic. PyTorch notes the last number that any thread set as the one that every later thread
     of the process begins with; it is noted anew as it was, for that is not ours to say.
