@@ -32,7 +32,8 @@ import pytest
 from PIL import Image
 
 from wherefrom.pipeline.demo.shards import demo_shards
-from wherefrom.pipeline.view_recipe import Snap
+from wherefrom.pipeline.render.choose import check_renderer
+from wherefrom.pipeline.view_recipe import LAWS, Snap
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -330,6 +331,15 @@ def test_quoted_messages_are_ones_that_are_said() -> None:
     messages = [block.text.strip() for block in BLOCKS[page] if block.language == "text"]
     assert len(messages) > 10
     assert [message for message in messages if not any(is_said(message, template) for template in templates)] == []
+
+
+@pytest.mark.core
+def test_misspelt_names_are_answered_as_quoted() -> None:
+    page = re.sub(r"\s+", " ", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"))
+    for ask in (lambda: LAWS["pared"], lambda: check_renderer("dalli")):
+        with pytest.raises(ValueError, match="did you mean") as refused:
+            ask()
+        assert f"`{refused.value}`" in page
 
 
 @pytest.mark.core
