@@ -420,6 +420,16 @@ def test_headings_of_docstrings_become_terms_and_nothing_else_is_markup(plain_do
     ]
 
 
+@pytest.mark.core
+def test_signatures_call_arrays_as_the_sources_do(plain_docstrings: ModuleType) -> None:
+    array = "~numpy.ndarray[tuple[~typing.Any, ...], ~numpy.dtype[~numpy.float64]]"
+    assert (
+        plain_docstrings.named_arrays(f"(a: {array}, b: dict[str, {array}])")
+        == "(a: NDArray[~numpy.float64], b: dict[str, NDArray[~numpy.float64]])"
+    )
+    assert plain_docstrings.named_arrays("(a: ndarray)") == "(a: ndarray)" and plain_docstrings.named_arrays(None) is None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Planted:
     """Fields of every kind."""
