@@ -1,8 +1,10 @@
 """Fixtures shared by the tests: where the real photographs are, and small pictures and shards made on the spot."""
 
+import importlib
 import io
 import os
 import tarfile
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -114,3 +116,21 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [(f"{name}{i:03d}", {"jpg": encode_jpeg(picture), "cls": str(i % 4).encode()}) for i, picture in enumerate(pictures)],
         )
     return folder
+
+
+def write_metadata(pyproject: Path, site: Path) -> None:
+    """Write into `site`, which is on the path, what pip would leave there of a package's entry points."""
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    metadata = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    metadata.mkdir(parents=True, exist_ok=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    groups = project.get("entry-points", {}).items()
+    lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items()) for group, points in groups]
+    (metadata / "entry_points.txt").write_text("\n".join(lines))
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def declare() -> Callable[[Path, Path], None]:
+    """`declare(pyproject, site)` writes the metadata of a package that is not installed."""
+    return write_metadata
