@@ -2,8 +2,9 @@
 
 import io
 import os
+import sys
 import tarfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 # Read by libgomp when torch is imported, here and in every process that a test starts: its threads spin at each barrier by
@@ -94,6 +95,32 @@ def make_shard() -> Callable[..., Path]:
 def jpeg_bytes() -> Callable[..., bytes]:
     """`jpeg_bytes(array, quality=95, exif_orientation=1) -> bytes` encodes a small picture."""
     return encode_jpeg
+
+
+@pytest.fixture
+def install(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """`install("their-laws", {"wherefrom.laws": {"ring": "their_laws:Ring"}}, version="1.5", modules=folder)`: a package, as pip leaves it.
+
+    Its metadata and the folder of its modules come to the head of the path; modules imported from there are forgotten afterwards.
+    """
+    folders: list[Path] = []
+
+    def put(name: str, entries: Mapping[str, Mapping[str, str]], *, version: str = "1.5", modules: Path | None = None) -> None:
+        site = tmp_path_factory.mktemp("site")
+        metadata = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        groups = (f"[{group}]\n" + "".join(f"{entry} = {value}\n" for entry, value in points.items()) for group, points in entries.items())
+        (metadata / "entry_points.txt").write_text("\n".join(groups))
+        for folder in (site,) if modules is None else (site, modules):
+            monkeypatch.syspath_prepend(str(folder))
+            folders.append(folder)
+
+    yield put
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is not None and Path(file).parent in folders:
+            del sys.modules[name]
 
 
 def smooth_picture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:

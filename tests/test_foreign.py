@@ -1,11 +1,10 @@
 """A law, an objective and a recipe of another package, with its metadata on the path as pip leaves it: they work wherever ours do."""
 
-import importlib
 import math
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,21 +36,10 @@ MODULES = ("foreign_law", "foreign_objective")
 
 
 @pytest.fixture(autouse=True)
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put the package and the metadata that its pyproject.toml asks for on the path."""
+def installed(install: Callable[..., None]) -> None:
+    """Install the package as its pyproject.toml says."""
     project = tomllib.loads((PACKAGE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    metadata = tmp_path / "site" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    groups = project["entry-points"].items()
-    lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items()) for group, points in groups]
-    (metadata / "entry_points.txt").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(str(metadata.parent))
-    monkeypatch.syspath_prepend(str(PACKAGE))
-    importlib.invalidate_caches()
-    yield
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    install(project["name"], project["entry-points"], version=project["version"], modules=PACKAGE)
 
 
 def ring(views: int = 4, **changes: float) -> ViewRecipe:
@@ -171,13 +159,8 @@ def test_a_foreign_recipe_with_a_foreign_objective_runs_and_goes_on(
     assert read_metrics(folder, "train")[-1]["losses"] == line["losses"]
 
 
-def test_what_another_package_declares_wrongly_is_named_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    metadata = tmp_path / "wrong" / "wrong_views-0.1.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: wrong-views\nVersion: 0.1\n")
-    (metadata / "entry_points.txt").write_text("[wherefrom.laws]\npi = math:pi\n[wherefrom.recipes]\nnone = builtins:dict\n")
-    monkeypatch.syspath_prepend(str(metadata.parent))
-    importlib.invalidate_caches()
+def test_what_another_package_declares_wrongly_is_named_with_the_package(install: Callable[..., None]) -> None:
+    install("wrong-views", {"wherefrom.laws": {"pi": "math:pi"}, "wherefrom.recipes": {"none": "builtins:dict"}}, version="0.1")
     with pytest.raises(ValueError, match=r"recipe 'none' of wrong-views 0\.1 returns {}, expected TrainSettings; mend or uninstall it"):
         recipe("none")
     message = r"spatial\.law: law 'pi' of wrong-views 0\.1 is 3\.14.*, expected a dataclass; mend or uninstall it"
