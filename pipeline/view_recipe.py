@@ -2,7 +2,7 @@
 
 Here: what a crop law is and the table of those that there are; frozen dataclasses that check themselves once; the fingerprint that a saved
 position carries.
-Not here: anything that only changes speed (loader.py), the laws (laws.py), drawing (draws.py, crops.py, color.py).
+Not here: anything that only changes speed (loader.py), the laws (laws.py), drawing (records.py).
 """
 
 import dataclasses
