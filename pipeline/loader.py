@@ -230,15 +230,15 @@ class Loader:
         Shapes: sample (B,), drawn_for (B,). Replays what a run saw; cuts a picture as another was cut.
         """
         check_literal("epoch", epoch, int)
-        shown = self._own_ids("sample", sample)
-        keyed = self._own_ids("drawn_for", sample if drawn_for is None else drawn_for)
-        if len(keyed) != len(shown):
-            raise ValueError(f"drawn_for has {len(keyed)} ids, sample has {len(shown)}; give one for every sample")
-        return self._handed_over(self._make(shown, keyed, epoch))
+        sample_ids = self._own_ids("sample", sample)
+        drawn_for_ids = self._own_ids("drawn_for", sample if drawn_for is None else drawn_for)
+        if len(drawn_for_ids) != len(sample_ids):
+            raise ValueError(f"drawn_for has {len(drawn_for_ids)} ids, sample has {len(sample_ids)}; give one for every sample")
+        return self._handed_over(self._make(sample_ids, drawn_for_ids, epoch))
 
-    def _own_ids(self, name: str, given: ArrayLike) -> NDArray[np.int64]:
+    def _own_ids(self, name: str, values: ArrayLike) -> NDArray[np.int64]:
         """Return ids (B,) in memory of their own, which a batch keeps."""
-        ids = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given)
+        ids = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
         whole = ids.dtype.kind in "iu" or not ids.size  # an empty list is an array of floats
         if not whole or ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(self.index))):
             raise IndexError(
@@ -307,12 +307,12 @@ class Loader:
         ids = self.order.micro_batch(epoch, step, micro)
         return self._make(ids, ids, epoch)
 
-    def _make(self, wanted: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int) -> Batch:
+    def _make(self, ids: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int) -> Batch:
         """Read, draw and render; pictures that will not decode are marked invalid and replaced until all do."""
         if self._closed:
             raise ValueError(CLOSED)
         start = time.perf_counter()
-        sample = self.index.replacement(wanted)
+        sample = self.index.replacement(ids)
         with self._stage("read"):
             encoded = self._reader.read_batch(sample)
         read = time.perf_counter()
@@ -327,7 +327,7 @@ class Loader:
         while failed:
             where = np.fromiter(failed, np.int64)
             self._mark_invalid({int(sample[position]): reason for position, reason in failed.items()})
-            sample[where] = self.index.replacement(wanted[where])
+            sample[where] = self.index.replacement(ids[where])
             records = self._draw(sample, drawn_for, epoch)
             again = self.renderer.render(self._reader.read_batch(sample[where]), [record[where.tolist()] for record in records])
             for pixels, part in zip(rendered.pixels, again.pixels, strict=True):
@@ -339,7 +339,7 @@ class Loader:
             stats = self._stats
             stats.pictures += len(sample)
             stats.batches += 1
-            stats.replaced += int((sample != wanted).sum())
+            stats.replaced += int((sample != ids).sum())
             stats.read_bytes += sum(len(item) for item in encoded)
             stats.pixel_bytes += sum(pixels.nbytes for pixels in rendered.pixels)
             stats.read_s += read - start
@@ -386,9 +386,9 @@ class Loader:
                     self.index.mark_invalid(i, reason)
                     log.warning("sample %d (%s) will not decode and is replaced: %s", i, self.index.name(i), reason)
             if len(self._bad) > self.max_bad:
-                listed = ", ".join(f"{i} ({self.index.name(i)})" for i in sorted(self._bad)[:20])
+                names = ", ".join(f"{i} ({self.index.name(i)})" for i in sorted(self._bad)[:20])
                 raise TooManyBadError(
-                    f"{len(self._bad)} samples would not decode, max_bad={self.max_bad}: {listed}; audit with wherefrom index --decode"
+                    f"{len(self._bad)} samples would not decode, max_bad={self.max_bad}: {names}; audit with wherefrom index --decode"
                 )
 
     def _stage(self, name: str) -> contextlib.AbstractContextManager[None]:
@@ -442,5 +442,5 @@ def make_loader(
         mode=order,
         shard_lengths=tuple(opened.shard_lengths.tolist()) if order == "block" else (),
     )
-    made = make_renderer(recipe, renderer, device=device, threads=threads, prefetch=prefetch)
-    return Loader(opened, recipe, plan, made, device=device, threads=threads, prefetch=prefetch, max_bad=max_bad)
+    pixel_renderer = make_renderer(recipe, renderer, device=device, threads=threads, prefetch=prefetch)
+    return Loader(opened, recipe, plan, pixel_renderer, device=device, threads=threads, prefetch=prefetch, max_bad=max_bad)

@@ -106,8 +106,8 @@ class ViewTransform:
         keys: (epoch, sample) for each, as `KeyedSampler` yields them, of one epoch; the others: one for each picture, as a call takes it.
         Raises: TypeError or ValueError as a call does, and if lengths differ, epochs are mixed or there are no pictures.
         """
-        given = {"keys": keys, "labels": labels, "points": points, "boxes": boxes, "masks": masks}
-        for name, items in given.items():
+        per_picture = {"keys": keys, "labels": labels, "points": points, "boxes": boxes, "masks": masks}
+        for name, items in per_picture.items():
             if items is not None and len(items) != len(pictures):
                 raise ValueError(f"{len(items)} {name} came with {len(pictures)} pictures; give one for each")
         if not len(pictures):

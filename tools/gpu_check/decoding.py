@@ -170,8 +170,8 @@ def check_renderer(name: str, decode_jpegs: DecodeJpegs, index: ShardIndex, opti
     records = draw_records(
         recipe, seed=0, epoch=0, drawn_for=ids, source_size=index.source_size[ids], stored_orientation=index.orientation[ids]
     )
-    shown, expected = (levels(renderer(recipe, each).render(files, records).pixels[0], recipe) for each in (decode_jpegs, None))
-    error = float((shown - expected).abs().flatten(1).mean(1).max())
+    rendered, expected = (levels(renderer(recipe, each).render(files, records).pixels[0], recipe) for each in (decode_jpegs, None))
+    error = float((rendered - expected).abs().flatten(1).mean(1).max())
     if not error <= DECODER_BAR:
         report.fail(f"{name}: views of a picture are {error:.1f} levels off, at most {DECODER_BAR:g} is right")
     report.add(f"{name}, renderer", {"proof_worst_px": worst, "views_levels": error, "proven": proof.passed})
