@@ -182,6 +182,14 @@ def test_a_file_adds_a_foreign_objective_to_any_recipe(tmp_path: Path) -> None:
         read_settings(path, base)
 
 
+@pytest.mark.parametrize("name", ["labels", "update", "full"])
+def test_an_objective_whose_name_the_evaluation_report_has_for_something_else_is_refused(name: str) -> None:
+    settings = OBJECTIVES["brightness"]()
+    assert replace(recipe("demo"), foreign_objectives={"brightness": settings}).objective_settings["brightness"] == settings
+    with pytest.raises(ValueError, match=rf"foreign_objectives\.{name}=Bright.*: needs an objective's settings under a name of its own"):
+        replace(recipe("demo"), foreign_objectives={name: settings})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Faulty(CropLaw):
     """A law that does not keep to what is asked of it, and that no package declares."""
