@@ -26,7 +26,7 @@ from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order, OrderMode
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import check_renderer, check_runtime, make_renderer
-from wherefrom.pipeline.render.renderer import Renderer
+from wherefrom.pipeline.render.renderer import Rendered, Renderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.system import single_threaded_pool
@@ -308,7 +308,7 @@ class Loader:
         return self._make(ids, ids, epoch)
 
     def _make(self, ids: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int) -> Batch:
-        """Read, draw and render; pictures that will not decode are marked invalid and replaced until all do."""
+        """Read, draw and render a batch: ids and drawn_for (B,)."""
         if self._closed:
             raise ValueError(CLOSED)
         start = time.perf_counter()
@@ -318,22 +318,11 @@ class Loader:
         read = time.perf_counter()
         with self._stage("draw"):
             records = self._draw(sample, drawn_for, epoch)
-        draw_s = time.perf_counter() - read
+        drawn = time.perf_counter()
         with self._stage("render"):
             rendered = self.renderer.render(encoded, records)
-        decode_s, render_s, failed = rendered.decode_s, rendered.render_s, rendered.failed
-        if failed:
-            sample = sample.copy()
-        while failed:
-            where = np.fromiter(failed, np.int64)
-            self._mark_invalid({int(sample[position]): reason for position, reason in failed.items()})
-            sample[where] = self.index.replacement(ids[where])
-            records = self._draw(sample, drawn_for, epoch)
-            again = self.renderer.render(self._reader.read_batch(sample[where]), [record[where.tolist()] for record in records])
-            for pixels, part in zip(rendered.pixels, again.pixels, strict=True):
-                pixels[torch.from_numpy(where).to(pixels.device)] = part
-            failed = {int(where[position]): reason for position, reason in again.failed.items()}
-
+        if rendered.failed:
+            sample, records = self._replace_failed(rendered, ids, sample.copy(), drawn_for, epoch)
         batch = self._assemble(sample, drawn_for, rendered.pixels, records)
         with self._lock:
             stats = self._stats
@@ -343,17 +332,32 @@ class Loader:
             stats.read_bytes += sum(len(item) for item in encoded)
             stats.pixel_bytes += sum(pixels.nbytes for pixels in rendered.pixels)
             stats.read_s += read - start
-            stats.draw_s += draw_s
-            stats.decode_s += decode_s
-            stats.render_s += render_s
+            stats.draw_s += drawn - read
+            stats.decode_s += rendered.decode_s
+            stats.render_s += rendered.render_s
             stats.make_s += time.perf_counter() - start
-            for record in records:
-                name, views = record.geometry.family, record.accepted.numel()
-                before = stats.drawn.get(name, 0)
-                accepted = stats.accepted.get(name, 0.0) * before + float(record.accepted.sum())
-                stats.drawn[name], stats.accepted[name] = before + views, accepted / max(before + views, 1)
-                stats.invalid_views += int((~record.valid).sum())
+            _count_accepted(stats, records)
         return batch
+
+    def _replace_failed(
+        self, rendered: Rendered, ids: NDArray[np.int64], sample: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int
+    ) -> tuple[NDArray[np.int64], tuple[Record, ...]]:
+        """Mark pictures that would not decode as invalid and render others in their place, into the same pixels, until all decode.
+
+        Returns: the pictures shown (B,), which is `sample` changed in place, and their records.
+        """
+        records: tuple[Record, ...] = ()
+        failed = rendered.failed
+        while failed:
+            where = np.fromiter(failed, np.int64)
+            self._mark_invalid({int(sample[position]): reason for position, reason in failed.items()})
+            sample[where] = self.index.replacement(ids[where])
+            records = self._draw(sample, drawn_for, epoch)
+            again = self.renderer.render(self._reader.read_batch(sample[where]), [record[where.tolist()] for record in records])
+            for pixels, part in zip(rendered.pixels, again.pixels, strict=True):
+                pixels[torch.from_numpy(where).to(pixels.device)] = part
+            failed = {int(where[position]): reason for position, reason in again.failed.items()}
+        return sample, records
 
     def _draw(self, sample: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int) -> tuple[Record, ...]:
         return draw_records(
@@ -396,6 +400,16 @@ class Loader:
         if self.device.type == "cuda":
             return torch.cuda.nvtx.range(f"wherefrom/{name}")
         return contextlib.nullcontext()
+
+
+def _count_accepted(stats: LoaderStats, records: Sequence[Record]) -> None:
+    """Add a batch's views to the counters: how many there are of every family, how many kept their law, how many are not valid."""
+    for record in records:
+        name, views = record.geometry.family, record.accepted.numel()
+        before = stats.drawn.get(name, 0)
+        accepted = stats.accepted.get(name, 0.0) * before + float(record.accepted.sum())
+        stats.drawn[name], stats.accepted[name] = before + views, accepted / max(before + views, 1)
+        stats.invalid_views += int((~record.valid).sum())
 
 
 def _check_updates(updates: int) -> None:

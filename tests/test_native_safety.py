@@ -127,7 +127,7 @@ def test_no_unwritten_memory_is_read(watched_fuzzer: list[str | Path]) -> None:
     assert_clean(fuzz(watched_fuzzer, span="120cases", seed=1, sets="baseline,avx2"))
 
 
-@pytest.mark.parametrize(("plant", "seen"), [("overrun", "Invalid write"), ("unset", "depends on uninitialized value")])
+@pytest.mark.parametrize(("plant", "seen"), [("overrun", "Invalid write"), ("unset", "depends on uninitialised value")])
 def test_what_is_done_wrong_is_seen_by_valgrind(watched_fuzzer: list[str | Path], plant: str, seen: str) -> None:
     done = fuzz(watched_fuzzer, span="40cases", seed=1, sets="baseline", plant=plant)
     assert done.returncode == 9 and seen in done.stderr, done.stderr

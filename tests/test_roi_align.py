@@ -23,7 +23,7 @@ from wherefrom.kernels.roi_align_torch import CHUNK, READERS, contract_torch, we
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BACKENDS = ("torch", pytest.param("triton", marks=pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")))
 backends = pytest.mark.parametrize("backend", BACKENDS)
-MODULE = importlib.import_module("wherefrom.kernels.roi_align")
+MODULE = importlib.import_module("wherefrom.kernels.roi_align_torch")
 H, W = 5, 4
 NAN, INF = math.nan, math.inf
 
