@@ -1,9 +1,12 @@
 """Fixtures shared by the tests: where the real photographs are, and small pictures and shards made on the spot."""
 
+import importlib
 import io
 import os
+import shutil
 import sys
 import tarfile
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -97,6 +100,17 @@ def jpeg_bytes() -> Callable[..., bytes]:
     return encode_jpeg
 
 
+def write_metadata(site: Path, name: str, version: str, entries: Mapping[str, Mapping[str, str]]) -> None:
+    """Write into a folder what pip would leave there of a package with these entry points, by group, in place of what is there of it."""
+    metadata = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    shutil.rmtree(metadata, ignore_errors=True)
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    groups = (f"[{group}]\n" + "".join(f"{entry} = {value}\n" for entry, value in points.items()) for group, points in entries.items())
+    (metadata / "entry_points.txt").write_text("\n".join(groups))
+    importlib.invalidate_caches()
+
+
 @pytest.fixture
 def install(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """`install("their-laws", {"wherefrom.laws": {"ring": "their_laws:Ring"}}, version="1.5", modules=folder)`: a package, as pip leaves it.
@@ -107,11 +121,7 @@ def install(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
     def put(name: str, entries: Mapping[str, Mapping[str, str]], *, version: str = "1.5", modules: Path | None = None) -> None:
         site = tmp_path_factory.mktemp("site")
-        metadata = site / f"{name.replace('-', '_')}-{version}.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        groups = (f"[{group}]\n" + "".join(f"{entry} = {value}\n" for entry, value in points.items()) for group, points in entries.items())
-        (metadata / "entry_points.txt").write_text("\n".join(groups))
+        write_metadata(site, name, version, entries)
         for folder in (site,) if modules is None else (site, modules):
             monkeypatch.syspath_prepend(str(folder))
             folders.append(folder)
@@ -141,3 +151,14 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [(f"{name}{i:03d}", {"jpg": encode_jpeg(picture), "cls": str(i % 4).encode()}) for i, picture in enumerate(pictures)],
         )
     return folder
+
+
+@pytest.fixture
+def declare() -> Callable[[Path, Path], None]:
+    """`declare(pyproject, site)` writes into `site`, which is on the path, the metadata of a package that is not installed."""
+
+    def write(pyproject: Path, site: Path) -> None:
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+        write_metadata(site, project["name"], project["version"], project.get("entry-points", {}))
+
+    return write

@@ -1,9 +1,11 @@
 """README.md and the pages of docs/, held to their word: Python runs and prints as written, commands exist, messages are ones that are said.
 
 A page's blocks fenced as python run in order, in one namespace, in a folder that holds pictures/ and shards/; a comment behind a `print`
-that looks like a value is what it prints. `<!-- no-test: reason -->` on the line before a block leaves it out; such blocks are printed,
-counted and must give a reason. Blocks fenced as console hold commands: lines behind `$ `, or else all lines; those after `<!-- run -->` are
-run too, after `<!-- run: slow -->` with the slow tests. What Sphinx makes of the pages is seen by .ci/run.
+that looks like a value is what it prints. A block that begins with `# NAME.py` or `# NAME.toml` is that file of a package, which is on the
+path as if it were installed; one that begins with `# NAME.yaml` is a file beside shards/; several blocks of one .toml are one file.
+`<!-- no-test: reason -->` on the line before a block leaves it out; such blocks are printed, counted and must give a reason. Blocks fenced
+as console hold commands: lines behind `$ `, or else all lines; those after `<!-- run -->` are run too, after `<!-- run: slow -->` with the
+slow tests. What Sphinx makes of the pages is seen by .ci/run.
 """
 
 import ast
@@ -20,6 +22,7 @@ import tokenize
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from types import ModuleType
@@ -29,14 +32,17 @@ import pytest
 from PIL import Image
 
 from wherefrom.pipeline.demo.shards import demo_shards
-from wherefrom.pipeline.view_recipe import Snap
+from wherefrom.pipeline.render.choose import check_renderer
+from wherefrom.pipeline.view_recipe import LAWS, Snap
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, *sorted(page for page in DOCS.rglob("*.md") if "generated" not in page.parts)]
 MOST_LINES = 120  # of the README
+MOST_EXAMPLE_LINES = 40  # of a file on the page of extending
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```\s*$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# ([\w/.-]+\.(?:py|toml|yaml))\n")
 NOTE = re.compile(r"<!--\s*(no-test|run)(?::\s*((?:(?!-->).)*?))?\s*-->\s*\Z", re.DOTALL)
 VALUE = re.compile(r"torch\.|[\d(\['\"-]|True\b|False\b|None\b")  # how a comment begins that says what is printed
 
@@ -50,6 +56,12 @@ class Block:
     line: int
     note: str = ""  # "no-test", "run", or nothing
     reason: str = ""
+
+    @property
+    def file(self) -> str:
+        """The name of the file that the block is, "" if it is none."""
+        match = FILE.match(self.text)
+        return match[1] if match else ""
 
 
 def blocks_of(markdown: str) -> list[Block]:
@@ -80,8 +92,8 @@ def commands_of(blocks: list[Block]) -> list[list[str]]:
     return [command for command in commands if command]
 
 
-def run_blocks(blocks: list[Block], name: str) -> str:
-    """Run Python blocks in one namespace and commands between them; return what is printed.
+def run_blocks(blocks: list[Block], name: str, declare: Callable[[Path, Path], None] = lambda pyproject, site: None) -> str:
+    """Run Python blocks in one namespace and commands between them, write blocks that are files; return what is printed.
 
     A traceback names the page's own lines. Raises: AssertionError if a block prints something else than its comments say.
     """
@@ -90,14 +102,27 @@ def run_blocks(blocks: list[Block], name: str) -> str:
     for block in blocks:
         heard = io.StringIO()
         with contextlib.redirect_stdout(heard):
-            if block.language == "python":
+            if block.file:
+                write_file(block, declare)
+            elif block.language == "python":
                 exec(compile("\n" * (block.line - 1) + block.text, name, "exec"), namespace)
             else:
                 run_commands(commands_of([block]))
-        if block.language == "python":
+        if block.language == "python" and not block.file:
             assert_printed(block, heard.getvalue(), name)
         printed += heard.getvalue()
     return printed
+
+
+def write_file(block: Block, declare: Callable[[Path, Path], None]) -> None:
+    """Write a block that is a file: YAML into the current folder, else into package/, whose metadata `declare` writes into site/."""
+    place = Path("." if block.language == "yaml" else "package", block.file)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    earlier = place.read_text(encoding="utf-8") if block.language == "toml" and place.exists() else ""
+    place.write_text(earlier + block.text, encoding="utf-8")
+    if place.name == "pyproject.toml":
+        declare(place, Path("site"))
+    importlib.invalidate_caches()
 
 
 def run_commands(commands: list[list[str]]) -> None:
@@ -154,7 +179,8 @@ def unknown_words(command: list[str], help_of: Callable[..., str]) -> list[str]:
         return [words[1]]
     named = list(takewhile(lambda word: not word.startswith("-"), words[1:]))
     options = [word.split("=")[0] for word in words[1 + len(named) :] if word.startswith("--")]
-    return [option for option in options if not known(option, help_of(*named))]
+    at = words.index("--spatial.law") if "--spatial.law" in words else len(words)  # a law has options of its own
+    return [option for option in options if not known(option, help_of(*named, *words[at : at + 2]))]
 
 
 BLOCKS = {page: blocks_of(page.read_text(encoding="utf-8")) for page in PAGES}
@@ -182,7 +208,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workplace(pictures: Path, make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(pictures: Path, make_shard: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder, with pictures/ and the same packed in shards/train and shards/val."""
     (tmp_path / "pictures").symlink_to(pictures)
     for split in ("train", "val"):
@@ -194,13 +220,25 @@ def workplace(pictures: Path, make_shard: Callable[..., Path], tmp_path: Path, m
         make_shard(tmp_path / "shards" / split / "000000.tar", samples)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WHEREFROM_CACHE", str(tmp_path / "cache"))
-    return tmp_path
+    for folder in ("package", "site"):  # for blocks that are files of a package
+        (tmp_path / folder).mkdir()
+        monkeypatch.syspath_prepend(str(tmp_path / folder))
+    before = set(sys.modules)
+    yield tmp_path
+    for module in set(sys.modules) - before:
+        if str(getattr(sys.modules[module], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[module]
 
 
 @pytest.mark.parametrize("slow", [False, pytest.param(True, id="slow", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("page", RUNNING, ids=named)
 def test_blocks_run_as_written(
-    page: Path, slow: bool, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    slow: bool,
+    workplace: Path,
+    declare: Callable[[Path, Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The README with fewer demo pictures than are drawn, unless slow; pages without their slow commands, unless slow."""
     if not slow:
@@ -212,9 +250,9 @@ def test_blocks_run_as_written(
         for block in left_out:
             print(f"\n{named(page)} line {block.line}: a {block.language} block is not tested: {block.reason}")
     assert [block.line for block in left_out if not block.reason] == []
-    python = [block for block in BLOCKS[page] if block.language == "python" and block.note != "no-test"]
+    python = [block for block in BLOCKS[page] if (block.language == "python" or block.file) and block.note != "no-test"]
     commands = [block for block in BLOCKS[page] if block.note == "run" and (slow or block.reason != "slow")]
-    run_blocks(sorted([*python, *commands], key=lambda block: block.line), str(page))
+    run_blocks(sorted([*python, *commands], key=lambda block: block.line), str(page), declare)
 
 
 @pytest.mark.core
@@ -225,7 +263,8 @@ def test_readme_runs_and_is_short() -> None:
 
 @pytest.mark.core
 @pytest.mark.parametrize("page", [page for page in PAGES if COMMANDS[page]], ids=named)
-def test_commands_exist(page: Path) -> None:
+def test_commands_exist(page: Path, workplace: Path, declare: Callable[[Path, Path], None]) -> None:
+    run_blocks([block for block in BLOCKS[page] if block.file], str(page), declare)
     unknown = {" ".join(command): unknown_words(command, help_of) for command in COMMANDS[page]}
     assert {command: words for command, words in unknown.items() if words} == {}
 
@@ -292,6 +331,15 @@ def test_quoted_messages_are_ones_that_are_said() -> None:
     messages = [block.text.strip() for block in BLOCKS[page] if block.language == "text"]
     assert len(messages) > 10
     assert [message for message in messages if not any(is_said(message, template) for template in templates)] == []
+
+
+@pytest.mark.core
+def test_misspelt_names_are_answered_as_quoted() -> None:
+    page = re.sub(r"\s+", " ", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"))
+    for ask in (lambda: LAWS["pared"], lambda: check_renderer("dalli")):
+        with pytest.raises(ValueError, match="did you mean") as refused:
+            ask()
+        assert f"`{refused.value}`" in page
 
 
 @pytest.mark.core
@@ -372,6 +420,16 @@ def test_headings_of_docstrings_become_terms_and_nothing_else_is_markup(plain_do
     ]
 
 
+@pytest.mark.core
+def test_signatures_call_arrays_as_the_sources_do(plain_docstrings: ModuleType) -> None:
+    array = "~numpy.ndarray[tuple[~typing.Any, ...], ~numpy.dtype[~numpy.float64]]"
+    assert (
+        plain_docstrings.named_arrays(f"(a: {array}, b: dict[str, {array}])")
+        == "(a: NDArray[~numpy.float64], b: dict[str, NDArray[~numpy.float64]])"
+    )
+    assert plain_docstrings.named_arrays("(a: ndarray)") == "(a: ndarray)" and plain_docstrings.named_arrays(None) is None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Planted:
     """Fields of every kind."""
@@ -390,6 +448,29 @@ def test_fields_are_documented_by_their_comments(plain_docstrings: ModuleType) -
         ("snap: 'pixel' | 'none' = 'none'", "of boxes"),
         ("notes: list[str] = list()", "in order"),
     ]
+
+
+@pytest.mark.core
+def test_blocks_that_are_files_make_a_package(workplace: Path, declare: Callable[[Path, Path], None]) -> None:
+    page = "```toml\n# pyproject.toml\n[project]\nname = 'a-b'\nversion = '1'\n```\n```python\n# a_b/c.py\nprint(D)\n```\n"
+    page += "```toml\n# pyproject.toml\n[project.entry-points.group]\nd = 'a_b.c:D'\n```\n```yaml\n# e.yaml\nf: 1\n```\n"
+    blocks = blocks_of(page)
+    assert [block.file for block in blocks] == ["pyproject.toml", "a_b/c.py", "pyproject.toml", "e.yaml"]
+    assert run_blocks(blocks, "page", declare) == ""
+    (point,) = entry_points(group="group")
+    assert (point.dist.name, point.value) == ("a-b", "a_b.c:D")
+    assert (workplace / "e.yaml").read_text() == "# e.yaml\nf: 1\n"
+    with pytest.raises(NameError, match="'D'"):
+        point.load()
+
+
+@pytest.mark.core
+def test_every_file_of_a_package_is_an_example_of_at_most_forty_lines() -> None:
+    blocks = [block for block in BLOCKS[DOCS / "extending.md"] if block.file]
+    groups = {group for block in blocks for group in re.findall(r'entry-points\."(.+)"', block.text)}
+    assert groups == {f"wherefrom.{kind}" for kind in ("laws", "renderers", "objectives", "recipes")}
+    sizes = {block.file: block.text.count("\n") for block in blocks if block.language == "python"}
+    assert {name: size for name, size in sizes.items() if size > MOST_EXAMPLE_LINES} == {}
 
 
 @pytest.mark.core
@@ -416,10 +497,16 @@ def test_reader_of_blocks_sees_fences_lines_and_reasons() -> None:
 
 def test_unknown_commands_and_options_are_seen() -> None:
     def help_of(*words: str) -> str:
-        return {(): "{train,bench} --version", ("train", "demo"): "--data PATTERN --optim.lr FLOAT", ("bench", "loader"): "--batch"}[words]
+        return {
+            (): "{train,bench} --version",
+            ("train", "demo"): "--data PATTERN --optim.lr FLOAT",
+            ("train", "--spatial.law", "ring"): "--spatial.law NAME --spatial.law.radius FLOAT",
+            ("bench", "loader"): "--batch",
+        }[words]
 
     assert unknown_words(["wherefrom", "trian"], help_of) == ["trian"]
     assert unknown_words(["wherefrom", "train", "demo", "--optim.lr=1", "--data", "x", "--dat"], help_of) == ["--dat"]
+    assert unknown_words(["wherefrom", "train", "--spatial.law", "ring", "--spatial.law.radius", "1", "--x"], help_of) == ["--x"]
     assert unknown_words(["wherefrom", "--verison"], help_of) == ["--verison"]
     assert unknown_words(["A=1", "B=2", "wherefrom", "bench", "loader", "--batch", "8", "--data"], help_of) == ["--data"]
     assert unknown_words(["wherefrom", "--version"], help_of) == unknown_words(["ls", "--anything"], help_of) == []

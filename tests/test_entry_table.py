@@ -1,6 +1,7 @@
 """Tables that other packages add to, with real packages: metadata in a folder on the path, as pip leaves it."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoints, entry_points
@@ -88,6 +89,7 @@ def test_packages_are_looked_for_once_and_again_when_the_path_or_what_is_on_it_c
     assert TABLE["ours"] and "theirs" not in TABLE and len(looks) <= 1  # 0 where another test has looked
     site = tmp_path / "site-packages"
     site.mkdir()
+    os.utime(site, ns=(0, 0))  # long ago: clocks of file systems are coarse
     monkeypatch.syspath_prepend(str(site))
     assert "later" not in TABLE
     metadata = tmp_path / "later_laws-1.5.dist-info"

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 HEADING = re.compile(r"(?P<title>Not here|[A-Z][A-Za-z]*|[a-z_]+(?:, [a-z_]+)*):\s+(?P<text>\S.*)")
+ARRAY = re.compile(r"[~\w.]*\bndarray\[[~\w.]*\btuple\[[~\w.]*\bAny, \.\.\.\], [~\w.]*\bdtype\[([~\w.]+)\]\]")  # what NDArray[X] stands for
 SPECIAL = re.compile(r"([*|\\]|(?<=\w)_(?!\w))")  # what reStructuredText would read as markup
 
 
@@ -118,12 +119,17 @@ def _process_signature(
 ) -> Any:
     """Leave out what a class's list of fields says better, or says nothing; give a protocol that is called the signature of its call."""
     if what != "class":
-        return signature, returned
+        return named_arrays(signature), named_arrays(returned)
     if getattr(documented, "_is_protocol", False):
         call = vars(documented).get("__call__")
         return (stringify_signature(signature_of(call, bound_method=True), unqualified_typehints=True) if call else ""), None
     anything = signature is not None and signature.startswith("(*args")
     return ("", None) if anything or dataclasses.is_dataclass(documented) or _is_named_tuple(documented) else (signature, returned)
+
+
+def named_arrays(text: str | None) -> str | None:
+    """Return part of a signature in which NumPy's arrays are called as our sources call them, NDArray[float64]."""
+    return None if text is None else ARRAY.sub("NDArray[\\1]", text)
 
 
 def _skip_member(app: object, what: str, name: str, documented: Any, skip: bool, options: object) -> bool | None:
