@@ -160,8 +160,8 @@ def sides_of(name: str, value: Any, words: str, *, whole: bool) -> tuple[Any, An
     sides = tuple(value) if isinstance(value, Sequence) else (value, value)
     sides = tuple(side.item() if hasattr(side, "item") and not isinstance(side, Tensor) else side for side in sides)  # a NumPy scalar
     if len(sides) != 2 or not all(_is_side(side, whole) for side in sides):
-        shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(f"{name}={shown}: needs {words}")
+        value_text = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name}={value_text}: needs {words}")
     return sides[0], sides[1]
 
 

@@ -20,7 +20,6 @@ from wherefrom.pipeline.views import ViewGeometry
 if TYPE_CHECKING:
     from torchvision.tv_tensors import BoundingBoxes
 
-
 Rows = ArrayLike | Tensor
 
 
@@ -61,9 +60,9 @@ class Carried:
 def carry(
     record: ViewGeometry,
     *,
-    points: ArrayLike | Tensor | None = None,
-    boxes: ArrayLike | Tensor | None = None,
-    masks: ArrayLike | Tensor | None = None,
+    points: Rows | None = None,
+    boxes: Rows | None = None,
+    masks: Rows | None = None,
 ) -> Carried:
     """Carry annotations of one picture into its views; `record` is any record of one picture, a loader's `views.geometry[b]` too.
 
@@ -90,10 +89,10 @@ def carry(
     return carried
 
 
-def _carry_all(record: ViewGeometry, annotations: Sequence[tuple[Rows | None, Rows | None, Rows | None]]) -> Carried:
+def carry_all(record: ViewGeometry, annotations: Sequence[tuple[Rows | None, Rows | None, Rows | None]]) -> Carried:
     """Carry (points, boxes, masks) of each of B pictures into its views."""
     nothing = _carried_nothing(record.family, len(record.view), record.size_px)
-    return _join_carried(
+    return join_carried(
         [
             nothing if points is boxes is masks is None else carry(record[b], points=points, boxes=boxes, masks=masks)
             for b, (points, boxes, masks) in enumerate(annotations)
@@ -115,15 +114,15 @@ def _carried_nothing(family: str, views: int, size_px: tuple[int, int]) -> Carri
     )
 
 
-def _join_carried(parts: Sequence[Carried]) -> Carried:
+def join_carried(parts: Sequence[Carried]) -> Carried:
+    """Return what several pictures carry into views of one family, in their order."""
     names = ("points", "points_visible", "boxes", "boxes_visible", "masks")
     joined: dict[str, Any] = {name: tuple(tensor for part in parts for tensor in getattr(part, name)) for name in names}
     return replace(parts[0], **joined)
 
 
-def _as_rows(name: str, rows: ArrayLike | Tensor | None, columns: int) -> Tensor:
-    """Return (N, columns) float64; an empty list, as of a picture without objects, and None are N = 0."""
-    rows = [] if rows is None else rows
+def _as_rows(name: str, rows: Rows, columns: int) -> Tensor:
+    """Return (N, columns) float64; an empty list, as of a picture without objects, is N = 0."""
     tensor = rows.as_subclass(Tensor) if isinstance(rows, Tensor) else torch.as_tensor(np.asarray(rows))
     tensor = tensor.reshape(0, columns) if tensor.shape == (0,) else tensor
     if tensor.ndim != 2 or tensor.shape[1] != columns:
@@ -131,19 +130,19 @@ def _as_rows(name: str, rows: ArrayLike | Tensor | None, columns: int) -> Tensor
     return tensor.double()
 
 
-def _as_boxes(boxes: ArrayLike | Tensor | None, source_hw: tuple[int, int]) -> Tensor:
+def _as_boxes(boxes: Rows, source_hw: tuple[int, int]) -> Tensor:
     """Return (N, 4) float64, xyxy."""
     if isinstance(boxes, Tensor) and hasattr(boxes, "canvas_size"):  # torchvision's: only then is it loaded
         from torchvision.transforms.v2.functional import convert_bounding_box_format
         from torchvision.tv_tensors import BoundingBoxFormat
 
-        given: Any = boxes
-        if tuple(given.canvas_size) != source_hw:
-            raise ValueError(f"boxes have canvas_size={tuple(given.canvas_size)}, the picture is {source_hw} (height, width) when upright")
-        known = (BoundingBoxFormat.XYXY, BoundingBoxFormat.XYWH, BoundingBoxFormat.CXCYWH)
-        if given.format not in known:
-            raise ValueError(f"boxes have format {given.format.value}, expected one of {[item.value for item in known]}")
-        boxes = convert_bounding_box_format(given, new_format=BoundingBoxFormat.XYXY)
+        theirs: Any = boxes
+        if tuple(theirs.canvas_size) != source_hw:
+            raise ValueError(f"boxes have canvas_size={tuple(theirs.canvas_size)}, the picture is {source_hw} (height, width) when upright")
+        unrotated = (BoundingBoxFormat.XYXY, BoundingBoxFormat.XYWH, BoundingBoxFormat.CXCYWH)
+        if theirs.format not in unrotated:
+            raise ValueError(f"boxes have format {theirs.format.value}, expected one of {[item.value for item in unrotated]}")
+        boxes = convert_bounding_box_format(theirs, new_format=BoundingBoxFormat.XYXY)
     rows = _as_rows("boxes", boxes, 4)
     wrong = ~(rows[:, 2:] >= rows[:, :2]).all(-1)  # nan too
     if wrong.any():
@@ -152,10 +151,8 @@ def _as_boxes(boxes: ArrayLike | Tensor | None, source_hw: tuple[int, int]) -> T
     return rows
 
 
-def _as_masks(masks: ArrayLike | Tensor | None, source_hw: tuple[int, int]) -> Tensor:
+def _as_masks(masks: Rows, source_hw: tuple[int, int]) -> Tensor:
     """Return (N, H, W)."""
-    if masks is None:
-        return torch.empty(0, *source_hw, dtype=torch.uint8)
     tensor = masks.as_subclass(Tensor) if isinstance(masks, Tensor) else torch.as_tensor(np.asarray(masks))
     if tensor.ndim not in (2, 3) or tuple(tensor.shape[-2:]) != source_hw:
         raise ValueError(f"masks have shape {tuple(tensor.shape)}, expected (N, {source_hw[0]}, {source_hw[1]}) as the upright picture")

@@ -123,9 +123,9 @@ def random_resized(law: AreaLaw, keys: Keys, frame: NDArray[np.float64], snap: S
         words = random_words(keys.seed, keys.epoch, sample, keys.family, view, Purpose.BOX, blocks)  # (n, tries, 4)
         around = np.repeat(frame[rows, cols][:, None], len(blocks), axis=1)
         sides, fits = _sized(law, words, around, snap)
-        found = np.any(fits, axis=1)
-        first = np.flatnonzero(found), fits[found].argmax(1)
-        boxes[rows[found], cols[found]] = _placed(words[first], sides[first], around[first], snap)
-        rows, cols = rows[~found], cols[~found]
+        any_fits = np.any(fits, axis=1)
+        first = np.flatnonzero(any_fits), fits[any_fits].argmax(1)
+        boxes[rows[any_fits], cols[any_fits]] = _placed(words[first], sides[first], around[first], snap)
+        rows, cols = rows[~any_fits], cols[~any_fits]
     boxes[rows, cols] = centered_fallback(law.aspect, frame[rows, cols], snap)
     return boxes

@@ -5,9 +5,11 @@ Not here: the tables themselves (laws, renderers, objectives, recipes), each bes
 """
 
 import difflib
+import functools
 import importlib
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -69,12 +71,30 @@ class EntryTable(Mapping[str, Any]):
         foreign = self._foreign().get(name)
         return "wherefrom" if name in self.own or not foreign else _package(foreign[0])
 
-    def _foreign(self) -> dict[str, list[EntryPoint]]:
-        found: dict[str, list[EntryPoint]] = {}
-        for point in entry_points(group=self.group):
-            if all(point.value != other.value for other in found.get(point.name, [])):  # one package may be on the path twice
-                found.setdefault(point.name, []).append(point)
-        return found
+    def _foreign(self) -> Mapping[str, Sequence[EntryPoint]]:
+        """Return what other packages declare, by name."""
+        return _declared(self.group, tuple((folder, _changed_ns(folder)) for folder in sys.path))
+
+
+@functools.lru_cache(maxsize=64)
+def _declared(group: str, path: tuple[tuple[str, int], ...]) -> Mapping[str, Sequence[EntryPoint]]:
+    """Return the entry points of a group, by name, for a state of `sys.path`.
+
+    Kept, for every look-up reads a file of each installed package, which takes milliseconds here and more on a network's disk.
+    """
+    declared: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=group):
+        if all(point.value != other.value for other in declared.get(point.name, [])):  # one package may be on the path twice
+            declared.setdefault(point.name, []).append(point)
+    return declared
+
+
+def _changed_ns(folder: str) -> int:
+    """Return when something was last installed into a folder of the path; 0 where that is not known."""
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _imported(value: str) -> Any:

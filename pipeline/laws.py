@@ -347,7 +347,7 @@ def draw_pairs(law: Paired, keys: Keys, source_size: NDArray[np.float64]) -> NDA
     """Draw reference and target boxes before they are snapped: (p, s) first, then the reference's side, then the place.
 
     Shapes: source_size (B, 2) (height, width) -> (B, 2, 4) float64, xyxy, source pixels.
-    Source: METHODS sheet 1.10's constructive sampler, ours; p is drawn without rejection, strip by strip of the square ring.
+    Source: ours; p is drawn without rejection, strip by strip of the square ring.
     """
     u = uniform(keys.words(1, Purpose.BOX, 2)[:, 0]).reshape(len(source_size), 8)
     a, d = law.position_max, law.position_min

@@ -34,11 +34,11 @@ def check_literal(name: str, value: object, annotation: Any) -> None:
     Raises: ValueError in one line.
     """
     if not _allowed(value, annotation):
-        shown = repr(value)
-        shown = shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
+        value_text = repr(value)
+        value_text = value_text if len(value_text) <= _LONGEST else f"{value_text[:_LONGEST]}..."
         needed = _needed(annotation)
         verb = "take" if needed.startswith("one of") else "needs"
-        raise ValueError(f"{name}={shown}: {verb} {needed}{_nearest(value, annotation)}")
+        raise ValueError(f"{name}={value_text}: {verb} {needed}{_nearest(value, annotation)}")
 
 
 @functools.cache

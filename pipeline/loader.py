@@ -230,15 +230,15 @@ class Loader:
         Shapes: sample (B,), drawn_for (B,). Replays what a run saw; cuts a picture as another was cut.
         """
         check_literal("epoch", epoch, int)
-        shown = self._own_ids("sample", sample)
-        keyed = self._own_ids("drawn_for", sample if drawn_for is None else drawn_for)
-        if len(keyed) != len(shown):
-            raise ValueError(f"drawn_for has {len(keyed)} ids, sample has {len(shown)}; give one for every sample")
-        return self._handed_over(self._make(shown, keyed, epoch))
+        sample_ids = self._own_ids("sample", sample)
+        drawn_for_ids = self._own_ids("drawn_for", sample if drawn_for is None else drawn_for)
+        if len(drawn_for_ids) != len(sample_ids):
+            raise ValueError(f"drawn_for has {len(drawn_for_ids)} ids, sample has {len(sample_ids)}; give one for every sample")
+        return self._handed_over(self._make(sample_ids, drawn_for_ids, epoch))
 
-    def _own_ids(self, name: str, given: ArrayLike) -> NDArray[np.int64]:
+    def _own_ids(self, name: str, values: ArrayLike) -> NDArray[np.int64]:
         """Return ids (B,) in memory of their own, which a batch keeps."""
-        ids = np.asarray(given.cpu() if isinstance(given, torch.Tensor) else given)
+        ids = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
         whole = ids.dtype.kind in "iu" or not ids.size  # an empty list is an array of floats
         if not whole or ids.ndim != 1 or (ids.size and not (ids.min() >= 0 and ids.max() < len(self.index))):
             raise IndexError(
@@ -390,9 +390,9 @@ class Loader:
                     self.index.mark_invalid(i, reason)
                     log.warning("sample %d (%s) will not decode and is replaced: %s", i, self.index.name(i), reason)
             if len(self._bad) > self.max_bad:
-                listed = ", ".join(f"{i} ({self.index.name(i)})" for i in sorted(self._bad)[:20])
+                names = ", ".join(f"{i} ({self.index.name(i)})" for i in sorted(self._bad)[:20])
                 raise TooManyBadError(
-                    f"{len(self._bad)} samples would not decode, max_bad={self.max_bad}: {listed}; audit with wherefrom index --decode"
+                    f"{len(self._bad)} samples would not decode, max_bad={self.max_bad}: {names}; audit with wherefrom index --decode"
                 )
 
     def _stage(self, name: str) -> contextlib.AbstractContextManager[None]:
@@ -456,5 +456,5 @@ def make_loader(
         mode=order,
         shard_lengths=tuple(opened.shard_lengths.tolist()) if order == "block" else (),
     )
-    made = make_renderer(recipe, renderer, device=device, threads=threads, prefetch=prefetch)
-    return Loader(opened, recipe, plan, made, device=device, threads=threads, prefetch=prefetch, max_bad=max_bad)
+    pixel_renderer = make_renderer(recipe, renderer, device=device, threads=threads, prefetch=prefetch)
+    return Loader(opened, recipe, plan, pixel_renderer, device=device, threads=threads, prefetch=prefetch, max_bad=max_bad)

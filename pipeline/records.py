@@ -72,14 +72,17 @@ def _draw_boxes(family: ViewFamily, keys: Keys, source_size: NDArray[np.int32], 
     law, views, size = family.law, family.views, source_size.astype(np.float64)
     small = law.smallest_side_px(law.frames(size, views, earlier)) < family.min_side_px  # (B, 1), or (B, V)
     drawable = np.where(small.all(1, keepdims=True), 256.0, size)  # any size will do: these rows are overwritten
-    made = law.draw(keys, views, drawable, family.snap, earlier)
+    law_boxes = law.draw(keys, views, drawable, family.snap, earlier)
     whole = np.zeros((len(small), 1, 4))
     whole[:, 0, 2:] = size[:, ::-1]
-    if made.boxes.shape != (len(size), views, 4):
-        raise ValueError(
-            f"the {law_name(law)} law of family {family.name!r} draws boxes of shape {made.boxes.shape}, expected {(len(size), views, 4)}"
-        )
-    cut = Boxes(boxes=np.where(small[..., None], whole, made.boxes), valid=made.valid & ~small, accepted=made.accepted & ~small)
+    shape, expected = law_boxes.boxes.shape, (len(size), views, 4)
+    if shape != expected:
+        raise ValueError(f"the {law_name(law)} law of family {family.name!r} draws boxes of shape {shape}, expected {expected}")
+    cut = Boxes(
+        boxes=np.where(small[..., None], whole, law_boxes.boxes),
+        valid=law_boxes.valid & ~small,
+        accepted=law_boxes.accepted & ~small,
+    )
     first, last = cut.boxes[..., :2], cut.boxes[..., 2:]
     inside = ((first >= 0) & (first < last) & (last <= whole[..., 2:])).all(-1) | small
     if not inside.all():

@@ -9,7 +9,6 @@ In a DataLoader's worker a batch is made in shared memory, so that handing it ov
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from wherefrom.pipeline.annotations import Carried, Rows, _carry_all, _join_carried
+from wherefrom.pipeline.annotations import Carried, Rows, carry_all, join_carried
 from wherefrom.pipeline.decode import nearest_byte
 from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.records import draw_records
@@ -27,9 +26,6 @@ from wherefrom.pipeline.shards.picture_headers import exif_orientation
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Views
 from wherefrom.pipeline.worker_memory import crosses_whole, empty_tensors
-
-if TYPE_CHECKING:
-    pass
 
 Picture = Image.Image | NDArray[np.uint8] | Tensor
 
@@ -110,8 +106,8 @@ class ViewTransform:
         keys: (epoch, sample) for each, as `KeyedSampler` yields them, of one epoch; the others: one for each picture, as a call takes it.
         Raises: TypeError or ValueError as a call does, and if lengths differ, epochs are mixed or there are no pictures.
         """
-        given = {"keys": keys, "labels": labels, "points": points, "boxes": boxes, "masks": masks}
-        for name, items in given.items():
+        per_picture = {"keys": keys, "labels": labels, "points": points, "boxes": boxes, "masks": masks}
+        for name, items in per_picture.items():
             if items is not None and len(items) != len(pictures):
                 raise ValueError(f"{len(items)} {name} came with {len(pictures)} pictures; give one for each")
         if not len(pictures):
@@ -145,7 +141,7 @@ class ViewTransform:
             source_size=torch.from_numpy(size),
             views=tuple(Views.of(record, tensor) for record, tensor in zip(records, made, strict=True)),
         )
-        return Transformed(batch=batch, carried=tuple(_carry_all(record.geometry, annotations) for record in records))
+        return Transformed(batch=batch, carried=tuple(carry_all(record.geometry, annotations) for record in records))
 
 
 def collate(items: Transformed | Sequence[Transformed]) -> Transformed:
@@ -156,7 +152,7 @@ def collate(items: Transformed | Sequence[Transformed]) -> Transformed:
     if isinstance(items, Transformed):
         return items
     batch = _join_batches([item.batch for item in items])
-    carried = tuple(_join_carried(parts) for parts in zip(*(item.carried for item in items), strict=True))
+    carried = tuple(join_carried(parts) for parts in zip(*(item.carried for item in items), strict=True))
     return Transformed(batch=batch, carried=carried)
 
 
@@ -186,7 +182,7 @@ def _check_key(name: str, value: object) -> None:
         raise TypeError(f"{name} is {value!r}, expected an integer; every call names its sample and epoch (KeyedSampler yields both)")
 
 
-def _as_stored(picture: Image.Image | NDArray[np.uint8] | Tensor) -> tuple[NDArray[np.uint8], int]:
+def _as_stored(picture: Picture) -> tuple[NDArray[np.uint8], int]:
     """Return (H, W, 3) uint8 RGB in memory order, as stored, and the EXIF orientation that is to be undone."""
     if isinstance(picture, Image.Image):
         pixels = np.require(_as_rgb(picture), np.uint8, ["C", "W"])  # decoded first: a PNG's EXIF may follow its pixels

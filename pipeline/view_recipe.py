@@ -2,7 +2,7 @@
 
 Here: what a crop law is and the table of those that there are; frozen dataclasses that check themselves once; the fingerprint that a saved
 position carries.
-Not here: anything that only changes speed (loader.py), the laws (laws.py), drawing (draws.py, crops.py, color.py).
+Not here: anything that only changes speed (loader.py), the laws (laws.py), drawing (records.py).
 """
 
 import dataclasses
@@ -127,13 +127,13 @@ def law_name(law: CropLaw) -> str:
 
 def check_law(law: object, of: str = "") -> None:
     """Raise ValueError in one line if something is no crop law; `of` tells whose it is."""
-    shown = f"law={law!r:.60}{of}"
+    law_text = f"law={law!r:.60}{of}"
     if isinstance(law, type) or not isinstance(law, CropLaw):
-        raise ValueError(f"{shown}: needs a crop law, such as Disjoint(); one of your own derives from CropLaw")
+        raise ValueError(f"{law_text}: needs a crop law, such as Disjoint(); one of your own derives from CropLaw")
     if not dataclasses.is_dataclass(law) or not law.__dataclass_params__.frozen:
-        raise ValueError(f"{shown}: settings keep and compare it; make its class a dataclass(frozen=True)")
+        raise ValueError(f"{law_text}: settings keep and compare it; make its class a dataclass(frozen=True)")
     if "name" in {field.name for field in dataclasses.fields(law)}:
-        raise ValueError(f"{shown}: in settings `name` tells which law it is; call its field of that name otherwise")
+        raise ValueError(f"{law_text}: in settings `name` tells which law it is; call its field of that name otherwise")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,7 @@
 """What the loader hands over: views, the record of where each came from, and the numbers that changed its color.
 
 Here: containers that check their tensors once, on construction, and slice and move them together.
-Not here: how any of it is drawn (crops.py, color.py) or rendered (render/).
+Not here: how any of it is drawn (records.py) or rendered (render/).
 Indexing `views[b, v]` takes slices, lists, tensors or numbers for samples and views; a number keeps its axis, so axes never vanish.
 """
 

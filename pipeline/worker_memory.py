@@ -139,9 +139,9 @@ def _reduce(container: Any) -> tuple[Any, ...]:
     slots: list[_Slot] = []
     placed: list[_Placed | Tensor] = []
     for _, tensor in tensors.values():
-        found = _slots_of(os.getpid()).find(tensor) if tensor.device.type == "cpu" else None
-        if found is not None:
-            slot, offset = found
+        place = _slots_of(os.getpid()).find(tensor) if tensor.device.type == "cpu" else None
+        if place is not None:
+            slot, offset = place
             if slot not in slots:
                 slots.append(slot)
             placed.append(_Placed(tensor.shape, tensor.dtype, tensor.stride(), offset, slots.index(slot)))

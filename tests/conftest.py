@@ -3,9 +3,11 @@
 import importlib
 import io
 import os
+import shutil
+import sys
 import tarfile
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 # Read by libgomp when torch is imported, here and in every process that a test starts: its threads spin at each barrier by
@@ -98,6 +100,39 @@ def jpeg_bytes() -> Callable[..., bytes]:
     return encode_jpeg
 
 
+def write_metadata(site: Path, name: str, version: str, entries: Mapping[str, Mapping[str, str]]) -> None:
+    """Write into a folder what pip would leave there of a package with these entry points, by group, in place of what is there of it."""
+    metadata = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    shutil.rmtree(metadata, ignore_errors=True)
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    groups = (f"[{group}]\n" + "".join(f"{entry} = {value}\n" for entry, value in points.items()) for group, points in entries.items())
+    (metadata / "entry_points.txt").write_text("\n".join(groups))
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def install(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """`install("their-laws", {"wherefrom.laws": {"ring": "their_laws:Ring"}}, version="1.5", modules=folder)`: a package, as pip leaves it.
+
+    Its metadata and the folder of its modules come to the head of the path; modules imported from there are forgotten afterwards.
+    """
+    folders: list[Path] = []
+
+    def put(name: str, entries: Mapping[str, Mapping[str, str]], *, version: str = "1.5", modules: Path | None = None) -> None:
+        site = tmp_path_factory.mktemp("site")
+        write_metadata(site, name, version, entries)
+        for folder in (site,) if modules is None else (site, modules):
+            monkeypatch.syspath_prepend(str(folder))
+            folders.append(folder)
+
+    yield put
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is not None and Path(file).parent in folders:
+            del sys.modules[name]
+
+
 def smooth_picture(rng: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
     """Return a picture of soft blobs, (H, W, 3): something to look at in every part, and small as a JPEG."""
     small = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
@@ -118,19 +153,12 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_metadata(pyproject: Path, site: Path) -> None:
-    """Write into `site`, which is on the path, what pip would leave there of a package's entry points."""
-    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    metadata = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    metadata.mkdir(parents=True, exist_ok=True)
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    groups = project.get("entry-points", {}).items()
-    lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in points.items()) for group, points in groups]
-    (metadata / "entry_points.txt").write_text("\n".join(lines))
-    importlib.invalidate_caches()
-
-
 @pytest.fixture
 def declare() -> Callable[[Path, Path], None]:
-    """`declare(pyproject, site)` writes the metadata of a package that is not installed."""
-    return write_metadata
+    """`declare(pyproject, site)` writes into `site`, which is on the path, the metadata of a package that is not installed."""
+
+    def write(pyproject: Path, site: Path) -> None:
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+        write_metadata(site, project["name"], project["version"], project.get("entry-points", {}))
+
+    return write

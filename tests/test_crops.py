@@ -203,7 +203,7 @@ def test_every_pair_lies_within_the_border(
 @pytest.mark.parametrize(
     ("settings_", "largest"),
     [
-        ({}, 1 / 3),  # METHODS 1.10: w* = 1/(a + s_max/2 + 1/2)
+        ({}, 1 / 3),  # w* = 1/(a + s_max/2 + 1/2)
         ({"position_max": 1.0}, 0.4),
         ({"position_max": 2.0}, 1 / 3.5),
         ({"position_max": 1.2, "log_scale_max": math.log(1.5)}, 1 / 2.45),

@@ -296,7 +296,7 @@ def test_the_interval_is_as_wide_as_fresh_pictures_make_it_spread() -> None:
 def test_the_oracle_of_one_view_gives_the_known_ceilings(
     settings: SpatialSettings, reference: tuple[float | None, ...], target: tuple[float | None, ...]
 ) -> None:
-    """The numbers are those of 400,000 draws of a sampler written apart from ours (METHODS sheet, 1.10)."""
+    """The numbers are those of 400,000 draws of a sampler written apart from ours."""
     objective = SpatialPrediction(settings)
     ceilings = one_view_oracle(objective)
     for name, values in (("reference", reference), ("target", target)):

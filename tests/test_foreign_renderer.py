@@ -1,10 +1,9 @@
 """A renderer that another package brings, with its metadata on the path as pip leaves it: it works by name wherever ours do."""
 
-import importlib
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,16 +29,8 @@ RECIPE = ViewRecipe(families=(ViewFamily(name="one", views=2, size_px=(16, 16), 
 
 
 @pytest.fixture(autouse=True)
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    metadata = tmp_path / "bilinear_views-1.2.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: bilinear-views\nVersion: 1.2\n")
-    (metadata / "entry_points.txt").write_text("[wherefrom.renderers]\nbilinear = foreign_renderer:ENTRY\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.syspath_prepend(str(PACKAGE))
-    importlib.invalidate_caches()
-    yield
-    sys.modules.pop("foreign_renderer", None)
+def installed(install: Callable[..., None]) -> None:
+    install("bilinear-views", {"wherefrom.renderers": {"bilinear": "foreign_renderer:ENTRY"}}, version="1.2", modules=PACKAGE)
 
 
 def test_it_is_imported_when_it_is_asked_for_and_serves_nobody_unasked() -> None:
@@ -89,9 +80,9 @@ def test_it_is_proven_like_ours(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 def test_one_that_cannot_be_imported_leaves_the_others_to_be_proven(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, install: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "bilinear_views-1.2.dist-info" / "entry_points.txt").write_text("[wherefrom.renderers]\nbilinear = no_such:ENTRY\n")
+    install("bilinear-views", {"wherefrom.renderers": {"bilinear": "no_such:ENTRY"}}, version="1.2")  # found before the other of its name
     reason = "renderer 'bilinear' of bilinear-views 1.2 cannot be imported: No module named 'no_such'; mend or uninstall it"
     with pytest.raises(ValueError, match=f"^{reason}$"):
         command.prove_command("bilinear")

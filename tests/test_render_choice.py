@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +56,8 @@ def test_auto_takes_the_first_of_a_fixed_list_that_can_run(missing: Missing, abs
     assert choose_renderer("triton", GPU) == ("triton", "as asked")
 
 
-def test_the_preference_is_fixed_and_no_other_package_has_a_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    foreign = EntryPoint(name="theirs", value="wherefrom.pipeline.render.torch_cutter:ENTRY", group=choose.RENDERERS.group)
-    monkeypatch.setattr("wherefrom.pipeline.entry_table.entry_points", lambda group: [foreign])
+def test_the_preference_is_fixed_and_no_other_package_has_a_say(install: Callable[..., None]) -> None:
+    install("their-views", {choose.RENDERERS.group: {"theirs": "wherefrom.pipeline.render.torch_cutter:ENTRY"}})
     assert "theirs" in RENDERERS and renderer_entry("theirs").auto
     assert auto_preference("cuda") == ["dali", "triton", "native", "torch"]
     assert auto_preference("cpu") == ["native", "torch"]
@@ -98,10 +96,9 @@ def test_the_table_imports_no_library_that_need_not_be_there() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_is_no_entry_is_refused_with_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    foreign = EntryPoint(name="theirs", value="math:pi", group=choose.RENDERERS.group)
-    monkeypatch.setattr("wherefrom.pipeline.entry_table.entry_points", lambda group: [foreign])
-    with pytest.raises(ValueError, match=r"^renderer 'theirs' of math:pi is 3\.14\d*: needs a RendererEntry$"):
+def test_what_is_no_entry_is_refused_with_its_owner(install: Callable[..., None]) -> None:
+    install("their-views", {choose.RENDERERS.group: {"theirs": "math:pi"}})
+    with pytest.raises(ValueError, match=r"^renderer 'theirs' of their-views 1.5 is 3\.14\d*: needs a RendererEntry$"):
         make_renderer(RECIPE, "theirs")
     assert make_renderer(RECIPE, "torch", threads=0).name == "torch"  # and ours are none the worse
 

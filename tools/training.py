@@ -78,7 +78,7 @@ def _without_entries(words: Sequence[str], base: TrainSettings) -> list[str]:
     The values of such an option end where another option begins, or a recipe is named.
     """
     paths = [f"--{path}".replace("_", "-") for path, _ in named_fields(base)]
-    kept, skipping = [], False
+    others, skipping = [], False
     for before, word in zip(["", *words], words, strict=False):
         option = word.partition("=")[0].replace("_", "-")
         if word.startswith("--"):
@@ -88,8 +88,8 @@ def _without_entries(words: Sequence[str], base: TrainSettings) -> list[str]:
         elif word in RECIPES:
             skipping = False
         if not skipping:
-            kept.append(word)
-    return kept
+            others.append(word)
+    return others
 
 
 def _with_entry(base: TrainSettings, path: str, table: EntryTable, words: Sequence[str]) -> TrainSettings:

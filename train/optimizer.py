@@ -21,9 +21,9 @@ def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Opt
 
     Raises: ValueError if timm has no such optimizer.
     """
-    known = [str(name) for name in timm.optim.list_optimizers()]
-    if settings.name not in known:
-        near = difflib.get_close_matches(settings.name, known, 3) or ["adamw", "sgd", "lamb"]
+    names = [str(name) for name in timm.optim.list_optimizers()]
+    if settings.name not in names:
+        near = difflib.get_close_matches(settings.name, names, 3) or ["adamw", "sgd", "lamb"]
         raise ValueError(f"optim.name={settings.name!r}: timm has no such optimizer; it has {', '.join(near)}, ...")
     about = timm.optim.get_optimizer_info(settings.name)
     options: dict[str, Any] = {}

@@ -242,8 +242,8 @@ def _replaced(base: T, restored: dict[str, Any], where: str) -> T:
         raise ValueError(f"{where}: {problem}" if where else str(problem)) from None
 
 
-def _checked(sound: bool, plain: Plain, where: str, need: str) -> Any:
-    if not sound:
+def _checked(holds: bool, plain: Plain, where: str, need: str) -> Any:
+    if not holds:
         raise ValueError(f"{where}={plain!r}: {need}")
     return plain
 

@@ -114,10 +114,10 @@ def recipe(name: str) -> TrainSettings:
 
     Raises: ValueError if there is none, with the nearest name; or if what another package calls so is none.
     """
-    made = RECIPES[name]()
-    if not isinstance(made, TrainSettings):
-        raise ValueError(f"recipe {name!r} of {RECIPES.owner(name)} returns {made!r:.60}, expected TrainSettings; mend or uninstall it")
-    return replace(made, recipe=name)
+    result = RECIPES[name]()
+    if not isinstance(result, TrainSettings):
+        raise ValueError(f"recipe {name!r} of {RECIPES.owner(name)} returns {result!r:.60}, expected TrainSettings; mend or uninstall it")
+    return replace(result, recipe=name)
 
 
 def started(name: str, file: Path | None) -> TrainSettings:

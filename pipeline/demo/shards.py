@@ -1,7 +1,7 @@
 """The embedded default data: a small labeled picture set, rendered once into the user's cache as ordinary WebDataset shards.
 
 Here: which pictures there are, how they become tar files, and how a half-written set is never seen.
-Not here: what a picture shows (scenes.py); reading the shards (pipeline), which knows nothing of their origin.
+Not here: what a picture shows (scenes.py); reading the shards (pipeline/shards), which knows nothing of their origin.
 """
 
 import io

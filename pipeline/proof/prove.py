@@ -176,13 +176,13 @@ class _Errors:
     rounded: bool = True
 
     def add(self, error: Tensor, read: Tensor, rounded: bool) -> None:
-        kept = error[read]
-        self.points += kept.numel()
+        readable = error[read]
+        self.points += readable.numel()
         self.pixels += read.numel()
         self.rounded &= rounded
-        if kept.numel():
-            self.total_px += float(kept.sum(dtype=torch.float64))
-            self.worst_px = max(self.worst_px, float(kept.max()))
+        if readable.numel():
+            self.total_px += float(readable.sum(dtype=torch.float64))
+            self.worst_px = max(self.worst_px, float(readable.max()))
 
     def row(self, law: str, case: ProofCase) -> ProofRow:
         mean = self.total_px / self.points if self.points else math.nan
@@ -207,7 +207,7 @@ def _case_errors(renderer: Renderer, case: ProofCase) -> dict[tuple[str, str | N
     found: dict[tuple[str, str | None], _Errors] = {}
     for orientations in np.split(np.arange(1, 9), 4):
         files = [np.frombuffer(file, np.uint8) for o in orientations for file in coordinate_pictures(case.source_size, case.format, int(o))]
-        drawn = draw_records(
+        law_records = draw_records(
             recipe,
             seed=0,
             epoch=0,
@@ -215,7 +215,7 @@ def _case_errors(renderer: Renderer, case: ProofCase) -> dict[tuple[str, str | N
             source_size=np.tile(np.array(case.source_size, np.int32), (len(files), 1)),
             stored_orientation=np.repeat(orientations.astype(np.uint8), SIGNALS),
         )
-        records = [_in_every_way(one.geometry) for one in drawn]
+        records = [_in_every_way(one.geometry) for one in law_records]
         rendered = renderer.render(files, [Record.of(record) for record in records])
         if rendered.failed:
             position, reason = next(iter(rendered.failed.items()))

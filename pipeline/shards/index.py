@@ -136,6 +136,7 @@ class ShardIndex:
 
     @property
     def invalid_count(self) -> int:
+        """How many samples are invalid now."""
         return len(self) - int(np.count_nonzero(self._valid))
 
     def warn_once(self, note: str) -> None:

@@ -1,7 +1,7 @@
 """What a picture's bytes say before anybody decodes them.
 
 Here: format, upright size, EXIF orientation and validity of JPEG, PNG and WebP bytes, and what a PNG's chunks hold.
-Not here: decoding (decode.py), tar files (tar_members.py, index.py).
+Not here: decoding (decode.py), tar files (tar_members.py, table.py).
 Convention: sizes are (height, width) of the upright picture; orientation is the EXIF value as stored, 1 to 8.
 The bytes are hostile until shown otherwise: every loop is bounded, and nothing but `InvalidPictureError` is raised.
 """
@@ -62,7 +62,7 @@ class PictureHeader:
 def examine_picture(data: bytes) -> PictureHeader:
     """Read the header of a JPEG, PNG or WebP and judge whether it is valid, without decoding it.
 
-    Sound means: a readable header, a start marker, lengths that do not lie, and an end after the last scan (JPEG: its end marker, bytes
+    Valid means: a readable header, a start marker, lengths that do not lie, and an end after the last scan (JPEG: its end marker, bytes
     after it are fine; PNG: IEND; WebP: the RIFF length). The bytes tell the format, never a file's name.
     Source: ITU-T T.81, PNG 3rd edition, RFC 9649 (WebP), Exif 3.0.
     """

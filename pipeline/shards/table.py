@@ -116,6 +116,7 @@ class ShardTable:
         return undecodable
 
     def key(self, row: int) -> str:
+        """Return the WebDataset key of the sample in this row; bytes that are no UTF-8 as surrogates."""
         return _text(self.keys, self.key_ends, row)
 
     def reason(self, row: int) -> str:

@@ -28,6 +28,7 @@ from wherefrom.tools.bench_kernels.cases import CASES, Kernel, KernelCase
 from wherefrom.tools.bench_kernels.measuring import GRAPH, KernelPlan
 from wherefrom.tools.bench_kernels.plot import draw_speeds
 from wherefrom.tools.bench_kernels.problems import COMPILE_MODE
+from wherefrom.tools.console import print_line
 from wherefrom.tools.machine import machine
 
 __all__ = ["bench_kernels_command"]
@@ -79,7 +80,7 @@ def bench_kernels_command(
     cuda = torch.cuda.is_available() and not cpu
     can_compile = cuda or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
     if not (can_compile or quick or no_compile):
-        console.print("left out: torch.compile, there is no C++ compiler here")
+        print_line(console, "left out: torch.compile, there is no C++ compiler here")
     settings = {
         "seconds": QUICK_SECONDS if quick else seconds,
         "threads": threads or available_cores(),
@@ -89,10 +90,10 @@ def bench_kernels_command(
     results = []
     try:
         for case in _select_cases(console, kernels, cuda=cuda, quick=quick):
-            console.print(f"measuring {case.name}", markup=False)
+            print_line(console, f"measuring {case.name}")
             results.append(_measure_case(case, settings))
     except WrongResultError as error:
-        console.print(f"wrong, so no speed is told: {error}", markup=False)
+        print_line(console, f"wrong, so no speed is told: {error}")
         return 1
     bench: dict[str, Any] = {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -104,10 +105,10 @@ def bench_kernels_command(
     }
     _write_files(bench, out)
     _print_tables(console, bench)
-    console.print(f"every result was checked; all numbers: {out / 'bench.json'}, {out / 'bench.png'}", markup=False)
+    print_line(console, f"every result was checked; all numbers: {out / 'bench.json'}, {out / 'bench.png'}")
     missed = [words for result in results for words in missed_floors(result)]
     for words in missed:
-        console.print(f"missed a floor: {words}", markup=False, soft_wrap=True)
+        print_line(console, f"missed a floor: {words}")
     return 2 if missed and not quick else 0
 
 
@@ -115,7 +116,7 @@ def _select_cases(console: Console, kernels: Sequence[Kernel], *, cuda: bool, qu
     """Return the cases to measure; say which kernel is left out."""
     cases = [case for case in CASES if case.kernel in kernels and case.cuda == cuda and (case.quick or not quick)]
     if not cuda and "render_views" in kernels and (missing := native_missing()):
-        console.print(f"left out: render_views, {missing}", markup=False)
+        print_line(console, f"left out: render_views, {missing}")
         return [case for case in cases if case.kernel != "render_views"]
     return cases
 
@@ -132,8 +133,8 @@ def _print_tables(console: Console, bench: Mapping[str, Any]) -> None:
     """Print a table a case, and one of machine code."""
     for result in bench["cases"]:
         console.print(_table(result))
-    console.print(
-        "medians of rounds taken in turns; error: of the largest value; copy: share of copy bandwidth; (quartiles) [floors]", markup=False
+    print_line(
+        console, "medians of rounds taken in turns; error: of the largest value; copy: share of copy bandwidth; (quartiles) [floors]"
     )
     if bench["ahead_of_time"]:
         console.print(_machine_code_table(bench["ahead_of_time"]))
@@ -240,7 +241,7 @@ def _ahead_of_time(console: Console, kernels: Sequence[Kernel]) -> list[dict[str
     for kernel in dict.fromkeys(kernel.removesuffix("_pairs") for kernel in kernels):  # roi_align_pairs is a launch of roi_align's
         done = _run_fresh("wherefrom.tools.bench_kernels.ahead_of_time", kernel)
         if done.returncode:
-            console.print(f"no figures of {kernel}'s machine code: {_last_words(done)}", markup=False)
+            print_line(console, f"no figures of {kernel}'s machine code: {_last_words(done)}")
         figures += [json.loads(line) for line in done.stdout.splitlines()]
     return figures
 

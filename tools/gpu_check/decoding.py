@@ -93,7 +93,7 @@ def _fault(decoded: Decoded, position: int, file: Bytes) -> tuple[str, float]:
     """Return what is wrong with a decoded picture, or "", and its mean error in levels."""
     expected, refusal = decode_or_stand_in(file)
     if position in decoded.failed or refusal:
-        # a GPU may show what is damaged, but must not refuse what is sound
+        # a GPU may show what is damaged, but must not refuse what is intact
         return (f"is refused: {decoded.failed[position]}" if not refusal else ""), 0.0
     picture = picture_of(decoded, position)
     if picture.shape != expected.shape:
@@ -110,19 +110,19 @@ def picture_of(decoded: Decoded, position: int) -> Bytes:
 
 
 def check_damaged_files(name: str, decode_jpegs: DecodeJpegs, index: ShardIndex, options: Options, report: Report) -> bool:
-    """See that damaged files among sound ones are refused or shown, as a picture of their size, and change no other; return whether so."""
-    sound = [file for file in next(_batches(index))[1] if is_jpeg(file)][:4]
+    """See that damaged files among intact ones are refused or shown, as a picture of their size, and change no other; return whether so."""
+    intact = [file for file in next(_batches(index))[1] if is_jpeg(file)][:4]
     decoder = TensorDecoder(device=torch.device(options.device), decode_jpegs=decode_jpegs)
     outcomes, wrong = {}, []
     for damage, spoil in DAMAGES.items():
-        spoiled = spoil(sound[0])
-        decoded = decoder.decode([sound[0], spoiled, *sound[1:]])
+        spoiled = spoil(intact[0])
+        decoded = decoder.decode([intact[0], spoiled, *intact[1:]])
         outcomes[damage] = decoded.failed.get(1, "shown")
         if 1 not in decoded.failed and picture_of(decoded, 1).max() == picture_of(decoded, 1).min():
             wrong.append(f"a JPEG {damage} is shown as one color")
-        for i, file in zip((0, *range(2, len(sound) + 1)), sound, strict=True):
+        for i, file in zip((0, *range(2, len(intact) + 1)), intact, strict=True):
             fault, _ = _fault(decoded, i, file)
-            wrong += [f"beside a JPEG {damage}, a sound one {fault}"] if fault else []
+            wrong += [f"beside a JPEG {damage}, an intact one {fault}"] if fault else []
     decoder.close()
     report.add(f"{name}, damaged files", outcomes)
     for words in wrong:
@@ -170,8 +170,8 @@ def check_renderer(name: str, decode_jpegs: DecodeJpegs, index: ShardIndex, opti
     records = draw_records(
         recipe, seed=0, epoch=0, drawn_for=ids, source_size=index.source_size[ids], stored_orientation=index.orientation[ids]
     )
-    shown, expected = (levels(renderer(recipe, each).render(files, records).pixels[0], recipe) for each in (decode_jpegs, None))
-    error = float((shown - expected).abs().flatten(1).mean(1).max())
+    rendered, expected = (levels(renderer(recipe, each).render(files, records).pixels[0], recipe) for each in (decode_jpegs, None))
+    error = float((rendered - expected).abs().flatten(1).mean(1).max())
     if not error <= DECODER_BAR:
         report.fail(f"{name}: views of a picture are {error:.1f} levels off, at most {DECODER_BAR:g} is right")
     report.add(f"{name}, renderer", {"proof_worst_px": worst, "views_levels": error, "proven": proof.passed})
@@ -197,7 +197,7 @@ def _time(name: str, decode_jpegs: DecodeJpegs, index: ShardIndex, options: Opti
 
 
 def _batches(index: ShardIndex) -> Iterator[tuple[NDArray[np.int64], list[Bytes]]]:
-    """Yield the ids of sound pictures and their files, a batch at a time."""
+    """Yield the ids of valid pictures and their files, a batch at a time."""
     ids = np.unique(index.replacement(np.arange(len(index))))
     with ShardReader(index) as reader:
         for start in range(0, len(ids), BATCH):

@@ -173,7 +173,7 @@ def structure_gates(objective: PairObjective, features: Features) -> dict[str, f
     identity_position, identity_scale: root mean square for a view paired with itself, in the targets' units (scale in nats).
     symmetry: sqrt(sum |p_ij + p_ji s_ij|^2 / sum |p_ij|^2).
     composition: sqrt(sum |p_ij + s_ij p_jk - p_ik|^2 / sum |p_ik|^2) over triples; only for three views or more.
-    Source: the gates of METHODS 6.4 (RoPART), with the terms of scale; p in units other than the reference has s = 1.
+    Source: after RoPART's gates, with the terms of scale; p in units other than the reference has s = 1.
     """
     settings, views = objective.settings, features.summary.shape[1]
     each = torch.arange(views, device=features.summary.device)

@@ -146,9 +146,9 @@ class SpatialPrediction(Objective):
         if isinstance(self.head, AdditiveHead):
             return self._terms_without_pairs(self.head, features, views)
         predicted, meters = self.predict(features)
-        wanted, counted = self.targets(views.geometry), self.pair_mask(views.geometry, views.valid)
-        terms = pair_terms(predicted, wanted, counted, self.channels, loss=self.settings.loss, beta=self.settings.smooth_l1_beta)
-        return Terms(losses=terms.losses, meters={**meters, **terms.meters, "pairs_left_out": 1 - counted.float().mean()})
+        targets, mask = self.targets(views.geometry), self.pair_mask(views.geometry, views.valid)
+        terms = pair_terms(predicted, targets, mask, self.channels, loss=self.settings.loss, beta=self.settings.smooth_l1_beta)
+        return Terms(losses=terms.losses, meters={**meters, **terms.meters, "pairs_left_out": 1 - mask.float().mean()})
 
     def features(self, views: Views, encode: Encode) -> Features:
         """Return what the head sees of `views`; those that were rendered small are enlarged first."""
@@ -197,8 +197,8 @@ class SpatialPrediction(Objective):
             mean = [0.0] * 2 + [moments.log_scale_mean] * (channels - 2)
             return torch.tensor(mean), torch.tensor([moments.position_std] * 2 + [moments.log_scale_std] * (channels - 2))
         record = law_records(self.families[0], pictures=8192)
-        drawn = self.targets(record, self.pairs.cpu(), standardized=False).flatten(0, 1).double()
-        return drawn.mean(0).float(), drawn.std(0).clamp(min=1e-6).float()
+        targets = self.targets(record, self.pairs.cpu(), standardized=False).flatten(0, 1).double()
+        return targets.mean(0).float(), targets.std(0).clamp(min=1e-6).float()
 
     def _units(self, *, standardized: bool = True) -> PairUnits:
         """Return the units of targets, standardized unless told not to."""
@@ -212,7 +212,7 @@ class SpatialPrediction(Objective):
     def _terms_without_pairs(self, head: AdditiveHead, features: Features, views: Views) -> Terms:
         """Return what `forward` does, by the kernel that never stores what it says of a pair."""
         settings, record = self.settings, views.geometry
-        found = head.loss(
+        result = head.loss(
             self._seen(features),
             record.boxes,
             stop_reference=settings.stop == "reference",
@@ -226,9 +226,9 @@ class SpatialPrediction(Objective):
             beta=settings.smooth_l1_beta,
             channel_weights=self.channel_weights,
         )
-        meters = {f"r2_{name}": value for name, value in zip(self.channels, found.r2, strict=True)}
-        meters["pairs_left_out"] = 1 - found.counted.sum() / (len(record) * len(self.pairs))
-        return Terms(losses=position_and_scale(found, self.weights), meters=meters)
+        meters = {f"r2_{name}": value for name, value in zip(self.channels, result.r2, strict=True)}
+        meters["pairs_left_out"] = 1 - result.counted.sum() / (len(record) * len(self.pairs))
+        return Terms(losses=position_and_scale(result, self.weights), meters=meters)
 
 
 def enlarged(views: Views, side_px: int) -> Views:

@@ -158,7 +158,7 @@ class DenseSpatialPrediction(Objective):
         """Return the terms. What is said of a few hundred pairs is stored: `pair_loss` saves no time at that number."""
         settings, views = self.settings, batch.family(self.name)
         boxes = self.boxes(views.geometry)
-        pooled, wanted = roi_align_pairs(
+        pooled, targets = roi_align_pairs(
             self._tokens(views, encode),
             boxes,
             pairs=self.pairs,
@@ -167,9 +167,9 @@ class DenseSpatialPrediction(Objective):
             **self._pooling(),
         )
         predicted, _ = self.predict(_regions(pooled))
-        counted = self._counted(boxes, views.valid)
-        terms = pair_terms(predicted, wanted, counted, self.channels, loss=settings.loss, beta=settings.smooth_l1_beta)
-        numbers = {"pairs_left_out": 1 - views.valid.float().mean(), "pairs_a_picture": counted.sum() / len(counted)}
+        mask = self._counted(boxes, views.valid)
+        terms = pair_terms(predicted, targets, mask, self.channels, loss=settings.loss, beta=settings.smooth_l1_beta)
+        numbers = {"pairs_left_out": 1 - views.valid.float().mean(), "pairs_a_picture": mask.sum() / len(mask)}
         return Terms(losses=terms.losses, meters={**terms.meters, **numbers})
 
     def features(self, views: Views, encode: Encode) -> Features:
