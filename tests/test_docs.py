@@ -334,7 +334,7 @@ def test_quoted_messages_are_ones_that_are_said() -> None:
 
 
 @pytest.mark.core
-def test_misspelt_names_are_answered_as_quoted() -> None:
+def test_misspelled_names_are_answered_as_quoted() -> None:
     page = re.sub(r"\s+", " ", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"))
     for ask in (lambda: LAWS["pared"], lambda: check_renderer("dalli")):
         with pytest.raises(ValueError, match="did you mean") as refused:
