@@ -21,6 +21,9 @@ from wherefrom.pipeline.loader import Loader, LoaderStats, make_loader
 from wherefrom.pipeline.order import KeyedSampler, Order
 from wherefrom.pipeline.proof.prove import ProofReport, proof_cases, prove
 from wherefrom.pipeline.records import draw_records
+from wherefrom.pipeline.render.choose import RENDERERS, make_renderer
+from wherefrom.pipeline.render.renderer import Cutter, Rendered, Renderer, RendererEntry
+from wherefrom.pipeline.render.threads import in_threads
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.transform import Transformed, ViewTransform, collate
 from wherefrom.pipeline.view_recipe import LAWS, ColorLaw, CropLaw, Earlier, TargetMoments, ViewFamily, ViewRecipe
@@ -74,6 +77,13 @@ __all__ = [  # in reading order  # noqa: RUF022
     "KeyedSampler",
     "carry",
     "collate",
+    "RENDERERS",
+    "make_renderer",
+    "Renderer",
+    "Rendered",
+    "RendererEntry",
+    "Cutter",
+    "in_threads",
     "prove",
     "proof_cases",
     "ProofReport",

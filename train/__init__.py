@@ -6,6 +6,7 @@ from wherefrom.train.evaluation.pairs import evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.loop import run
 from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, Progress, Step, StepOutput, Terms
+from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
 from wherefrom.train.recipes import RECIPES, recipe
@@ -46,6 +47,8 @@ __all__ = [  # in reading order  # noqa: RUF022
     "EvaluationResults",
     "RunFacts",
     "Summary",
+    "PairObjective",
+    "is_pair_objective",
     "evaluate_pairs",
     "pair_r2",
     "evaluate_labels",
