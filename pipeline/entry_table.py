@@ -49,15 +49,22 @@ class EntryTable(Mapping[str, Any]):
         if name not in self.own and not foreign:
             near = difflib.get_close_matches(name, list(self), 1)
             raise ValueError(f"no {self.kind} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self)}"))
-        module, _, attribute = (self.own[name] if name in self.own else foreign[0].value).partition(":")
-        try:
+        if name in self.own:
+            module, _, attribute = self.own[name].partition(":")
             return getattr(importlib.import_module(module), attribute)
+        try:
+            return foreign[0].load()
         except (ImportError, AttributeError) as problem:
-            if name in self.own:
-                raise
             raise ValueError(
                 f"{self.kind} {name!r} of {_package(foreign[0])} cannot be imported: {problem}; mend or uninstall it"
             ) from problem
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return what a name stands for, or `default` if there is no such entry.
+
+        Raises: ValueError as a look-up does, if there is one that cannot be had.
+        """
+        return self[name] if name in self else default
 
     def name_of(self, kind: type) -> str:
         """Return the name that stands for a class; if none does, where it is defined, as "module:class". Nothing is imported for it."""

@@ -134,6 +134,10 @@ def check_law(law: object, of: str = "") -> None:
         raise ValueError(f"{law_text}: settings keep and compare it; make its class a dataclass(frozen=True)")
     if "name" in {field.name for field in dataclasses.fields(law)}:
         raise ValueError(f"{law_text}: in settings `name` tells which law it is; call its field of that name otherwise")
+    try:
+        json.dumps(dataclasses.asdict(law), allow_nan=False)
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"{law_text}: settings keep it as JSON, and it is none: {problem}; use finite numbers, words and tuples") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -60,6 +60,13 @@ def test_a_name_that_two_packages_declare_is_refused(bring: Bring) -> None:
     assert list(TABLE) == ["ours", "broken", "theirs"]
 
 
+def test_get_gives_the_default_for_what_there_is_not_and_nothing_for_what_cannot_be_had() -> None:
+    assert TABLE.get("ours") == importlib.import_module("math").pi
+    assert TABLE.get("theirs") is None and TABLE.get("theirs", 3) == 3
+    with pytest.raises(AttributeError):
+        TABLE.get("broken", 3)
+
+
 def test_a_misspelled_name_is_refused_and_the_nearest_named() -> None:
     with pytest.raises(ValueError, match=r"no law 'our'; did you mean 'ours'\?"):
         TABLE["our"]

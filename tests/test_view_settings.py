@@ -109,6 +109,16 @@ class Named(CropLaw):
         raise NotImplementedError
 
 
+@dataclasses.dataclass(frozen=True)
+class Opaque(CropLaw):
+    """A law with a field that no settings file can hold."""
+
+    places: Any = frozenset({1, 2})
+
+    def draw(self, *_: Any) -> Any:
+        raise NotImplementedError
+
+
 @pytest.mark.parametrize(
     ("law", "message"),
     [
@@ -117,6 +127,8 @@ class Named(CropLaw):
             for law in ("disjoint", Disjoint, None, Spiral())
         ),
         (Loose(), r"settings keep and compare it; make its class a dataclass\(frozen=True\)$"),
+        (Opaque(), "settings keep it as JSON, and it is none: .*; use finite numbers, words and tuples$"),
+        (Opaque(places=float("inf")), "settings keep it as JSON, and it is none: .*; use finite numbers, words and tuples$"),
         (Named(), "in settings `name` tells which law it is; call its field of that name otherwise$"),
     ],
 )
