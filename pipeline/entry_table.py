@@ -64,7 +64,9 @@ class EntryTable(Mapping[str, Any]):
 
         Raises: ValueError as a look-up does, if there is one that cannot be had.
         """
-        return self[name] if name in self else default
+        if name not in self:
+            return default
+        return self[name]
 
     def name_of(self, kind: type) -> str:
         """Return the name that stands for a class; if none does, where it is defined, as "module:class". Nothing is imported for it."""

@@ -43,15 +43,15 @@ def train_command(arguments: Sequence[str]) -> int:
     # once to learn what to start from, whatever it may learn, then again from there
     anything = replace(recipe(DEFAULT), spatial=SpatialSettings(), dense=DenseSpatialSettings())
     words = [word for word in arguments if word not in HELP]
-    asked = _parsed(anything, "", _without_entries(words, anything), tyro.conf.AvoidSubcommands)
-    file = _file(asked)
-    base = started(asked.recipe, file)
+    first_pass = _parsed(anything, "", _without_entries(words, anything), tyro.conf.AvoidSubcommands)
+    file = _file(first_pass)
+    base = started(first_pass.recipe, file)
     for path, table in list(named_fields(base)):
         base = _with_entry(base, path, table, words)
     given = {word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")}
     _refuse_absent(base, given)
-    options = _parsed(base, asked.recipe or base.recipe, arguments, tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
-    if options.recipe != (asked.recipe or base.recipe):
+    options = _parsed(base, first_pass.recipe or base.recipe, arguments, tyro.conf.AvoidSubcommands, tyro.conf.FlagCreatePairsOff)
+    if options.recipe != (first_pass.recipe or base.recipe):
         raise ValueError(f"recipe {recipe(options.recipe).recipe!r}: name it before the options")
     stage = with_its_own_model(options, base, given={name.removeprefix("model.") for name in given})
     settings = settled(stage, source=f"{file} and the command line" if file is not None else None)
@@ -109,16 +109,16 @@ def _with_entry(base: TrainSettings, path: str, table: EntryTable, words: Sequen
     return changed
 
 
-def _file(asked: TrainOptions) -> Path | None:
+def _file(first_pass: TrainOptions) -> Path | None:
     """Return the file whose settings the command line changes: the one that is named, or that of the run to go on with.
 
     Raises: ValueError if there is no run to go on with.
     """
-    if asked.resume and asked.out is not None:
-        refuse_if_absent(asked.out)
-        saved = RunFolder(asked.out).settings
-        return asked.config or (saved if saved.is_file() else None)
-    return asked.config
+    if first_pass.resume and first_pass.out is not None:
+        refuse_if_absent(first_pass.out)
+        saved = RunFolder(first_pass.out).settings
+        return first_pass.config or (saved if saved.is_file() else None)
+    return first_pass.config
 
 
 def _refuse_absent(base: TrainSettings, given: set[str]) -> None:

@@ -146,21 +146,21 @@ def prove(
             errors = _case_errors(renderer, case)
         finally:
             renderer.close()
-        rows += [found.row(law, case) for (law, mistake), found in errors.items() if mistake is None]
-        for (law, mistake), found in errors.items():
-            if mistake is not None and found.points:
-                mistaken[mistake].append(found.row(law, case))
+        rows += [sums.row(law, case) for (law, mistake), sums in errors.items() if mistake is None]
+        for (law, mistake), sums in errors.items():
+            if mistake is not None and sums.points:
+                mistaken[mistake].append(sums.row(law, case))
         if progress is not None:
             progress(done + 1, len(cases))
     controls = tuple(
         Control(
             mistake=mistake,
-            rows=len(found),
-            mildest_mean_px=min((row.mean_px for row in found), default=math.nan),
-            mildest_worst_px=min((row.worst_px for row in found), default=math.nan),
-            caught=bool(found) and not any(_within_bars(row.mean_px, row.worst_px, row.rounded) for row in found),
+            rows=len(each),
+            mildest_mean_px=min((row.mean_px for row in each), default=math.nan),
+            mildest_worst_px=min((row.worst_px for row in each), default=math.nan),
+            caught=bool(each) and not any(_within_bars(row.mean_px, row.worst_px, row.rounded) for row in each),
         )
-        for mistake, found in mistaken.items()
+        for mistake, each in mistaken.items()
     )
     return ProofReport(renderer=name, rows=tuple(rows), controls=controls)
 
@@ -204,7 +204,7 @@ def _within_bars(mean_px: float, worst_px: float, rounded: bool) -> bool:
 def _case_errors(renderer: Renderer, case: ProofCase) -> dict[tuple[str, str | None], _Errors]:
     """Return the errors of one case, by law and by mistake (None: none was made)."""
     recipe = case.recipe
-    found: dict[tuple[str, str | None], _Errors] = {}
+    errors: dict[tuple[str, str | None], _Errors] = {}
     for orientations in np.split(np.arange(1, 9), 4):
         files = [np.frombuffer(file, np.uint8) for o in orientations for file in coordinate_pictures(case.source_size, case.format, int(o))]
         law_records = draw_records(
@@ -228,8 +228,8 @@ def _case_errors(renderer: Renderer, case: ProofCase) -> dict[tuple[str, str | N
             for mistake, claim, concerned in _claims(record):
                 channels = slice(None) if mistake is None else slice(1)  # one channel is enough to see a mistake
                 error, kept = (read[:, :, channels] - claim).abs(), usable[:, :, channels] & concerned
-                found.setdefault((law, mistake), _Errors()).add(error, kept, rounded)
-    return found
+                errors.setdefault((law, mistake), _Errors()).add(error, kept, rounded)
+    return errors
 
 
 def _in_every_way(record: ViewGeometry) -> ViewGeometry:
