@@ -72,5 +72,16 @@ def test_a_foreign_entry_that_cannot_be_imported_is_one_line_and_ours_is_a_bug(i
     install("absent_laws", "theirs = absent_laws:value", code="import no_such_module")
     with pytest.raises(ValueError, match=r"law 'theirs' of absent_laws 1.5 cannot be imported: No module named 'no_such_module'; mend"):
         TABLE["theirs"]
+    install("faulty_laws", "faulty = faulty_laws:value", code="1 / 0")
+    with pytest.raises(ValueError, match=r"law 'faulty' of faulty_laws 1.5 cannot be imported: ZeroDivisionError: division by zero; mend"):
+        TABLE["faulty"]
     with pytest.raises(AttributeError):
         TABLE["broken"]
+
+
+def test_a_class_goes_by_a_name_that_can_be_looked_up(install: Install) -> None:
+    install("single_laws", "single = one_laws:Law")
+    install("two_laws", "shared = two_laws:value")
+    install("one_laws", "shared = one_laws:Law", code="class Law: ...")
+    law = importlib.import_module("one_laws").Law
+    assert TABLE.name_of(law) == "single" and TABLE["single"] is law
