@@ -97,13 +97,13 @@ def pair_loss(
     check_backend(backend)
     _check_words(pairs, activation, loss, beta)
     picture_hw = picture_sizes(picture_hw, boxes)
+    check_picture_hw(units, picture_hw)
     learned = (a, b, weight, output_bias, hidden_bias)
     fixed = {"boxes": boxes, "valid": valid, "flipped": flipped, "quarter_turns": quarter_turns, "picture_hw": picture_hw}
     fixed |= {"mean": units.mean, "std": units.std, "channel_weights": channel_weights}
     fixed |= {"pairs": pairs} if isinstance(pairs, Tensor) else {}
     tensors = {name: tensor for name, tensor in [*zip(LEARNED, learned, strict=True), *fixed.items()] if tensor is not None}
     _check_tensors(tensors, len(units.channels), loss, float64=backend == "reference")
-    check_picture_hw(units, picture_hw)
     if isinstance(pairs, Tensor):
         check_pair_values(pairs, a.shape[1], wait=check_values)
     _check_boxes(boxes, valid, wait=check_values)

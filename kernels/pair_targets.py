@@ -188,6 +188,8 @@ def check_targets(
 
 
 def check_picture_hw(units: PairUnits, picture_hw: Tensor | None) -> None:
-    """Raise ValueError if positions are told in a unit that is missing: picture_hw, a tensor (..., 2)."""
+    """Raise ValueError if `units` is none, or positions are told in a unit that is missing: picture_hw, a tensor (..., 2)."""
+    if not isinstance(units, PairUnits):
+        raise ValueError(f"units={units!r:.60}: needs PairUnits, e.g. PairUnits(position='reference')")
     if units.position == "picture" and picture_hw is None:
         raise ValueError('picture_hw is None, position="picture" divides by it; pass picture_hw=source_size')

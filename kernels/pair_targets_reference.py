@@ -35,7 +35,7 @@ class PairUnits:
 
     Shapes: mean and std (C,), one number a channel: C = 3 with scale="log_area", else 4. They may require a gradient.
     Units:  position is a multiple of the sides named; "log_area" and "log_sides" are in nats, "ratio" is a plain number.
-    Raises: ValueError if a word is unknown, or mean or std has not one number a channel.
+    Raises: ValueError if a word is unknown, or mean or std is no tensor of one number a channel.
     Source: position="reference" with scale="log_sides" is the box regression of R-CNN, arXiv:1311.2524, appendix C.
     """
 
@@ -51,6 +51,8 @@ class PairUnits:
                 raise ValueError(f"{name}={word!r}: take one of {', '.join(get_args(words))}")
         expected = (len(self.channels),)
         for name, value in (("mean", self.mean), ("std", self.std)):
+            if value is not None and not isinstance(value, Tensor):
+                raise ValueError(f"{name}={value!r:.60}: needs a tensor {expected}, one number a channel")
             if value is not None and value.shape != expected:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {expected}, one a channel")
 

@@ -16,6 +16,20 @@ from typing import Any
 
 __all__ = ["EntryTable"]
 
+IMPORT_FAILURES = (  # what mistakes in a module, or in a dataclass of it, raise when it is imported
+    ImportError,
+    AttributeError,
+    NameError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    AssertionError,
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EntryTable(Mapping[str, Any]):
@@ -54,9 +68,9 @@ class EntryTable(Mapping[str, Any]):
             return getattr(importlib.import_module(module), attribute)
         try:
             return foreign[0].load()
-        except (ImportError, AttributeError) as problem:
+        except IMPORT_FAILURES as problem:
             raise ValueError(
-                f"{self.kind} {name!r} of {_package(foreign[0])} cannot be imported: {problem}; mend or uninstall it"
+                f"{self.kind} {name!r} of {_package(foreign[0])} cannot be imported: {_reason(problem)}; mend or uninstall it"
             ) from problem
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -71,7 +85,8 @@ class EntryTable(Mapping[str, Any]):
     def name_of(self, kind: type) -> str:
         """Return the name that stands for a class; if none does, where it is defined, as "module:class". Nothing is imported for it."""
         own = (name for name, value in self.own.items() if _imported(value) is kind)
-        foreign = (name for name, points in self._foreign().items() if any(_imported(point.value) is kind for point in points))
+        declared = self._foreign().items()
+        foreign = (name for name, points in declared if len(points) == 1 and name not in self.own and _imported(points[0].value) is kind)
         home = f"{kind.__module__}:{kind.__qualname__}"
         return next(own, None) or next(foreign, home)
 
@@ -110,6 +125,11 @@ def _imported(value: str) -> Any:
     """Return what "module:attribute" is, if its module is imported already."""
     module, _, attribute = value.partition(":")
     return getattr(sys.modules.get(module), attribute, None)
+
+
+def _reason(problem: Exception) -> str:
+    """Say why an import failed; who expects it to can do without the kind of failure."""
+    return str(problem) if isinstance(problem, ImportError | AttributeError) else f"{type(problem).__name__}: {problem}"
 
 
 def _package(point: EntryPoint) -> str:

@@ -26,7 +26,7 @@ from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order, OrderMode
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import check_renderer, check_runtime, make_renderer
-from wherefrom.pipeline.render.renderer import Rendered, Renderer
+from wherefrom.pipeline.render.renderer import Rendered, Renderer, render_checked
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.system import single_threaded_pool
@@ -320,7 +320,7 @@ class Loader:
             records = self._draw(sample, drawn_for, epoch)
         drawn = time.perf_counter()
         with self._stage("render"):
-            rendered = self.renderer.render(encoded, records)
+            rendered = render_checked(self.renderer, self.recipe, encoded, records)
         if rendered.failed:
             sample, records = self._replace_failed(rendered, ids, sample.copy(), drawn_for, epoch)
         batch = self._assemble(sample, drawn_for, rendered.pixels, records)
@@ -353,7 +353,8 @@ class Loader:
             self._mark_invalid({int(sample[position]): reason for position, reason in failed.items()})
             sample[where] = self.index.replacement(ids[where])
             records = self._draw(sample, drawn_for, epoch)
-            again = self.renderer.render(self._reader.read_batch(sample[where]), [record[where.tolist()] for record in records])
+            missing = [record[where.tolist()] for record in records]
+            again = render_checked(self.renderer, self.recipe, self._reader.read_batch(sample[where]), missing)
             for pixels, part in zip(rendered.pixels, again.pixels, strict=True):
                 pixels[torch.from_numpy(where).to(pixels.device)] = part
             failed = {int(where[position]): reason for position, reason in again.failed.items()}

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wherefrom.pipeline.color import draw_color
-from wherefrom.pipeline.crops import Boxes
+from wherefrom.pipeline.crops import SUBPIXELS, Boxes
 from wherefrom.pipeline.draws import PICTURE, Keys, Purpose, family_word, integer, random_words
 from wherefrom.pipeline.view_recipe import Earlier, ViewFamily, ViewRecipe, law_name
 from wherefrom.pipeline.views import Record, ViewGeometry
@@ -67,31 +67,52 @@ def _draw_boxes(family: ViewFamily, keys: Keys, source_size: NDArray[np.int32], 
 
     Shapes: source_size (B, 2) (height, width); `earlier` holds the boxes of the families before it -> boxes (B, V, 4).
     Units:  source pixels, multiples of 1 or 1/1024 as `family.snap` says.
-    Raises: ValueError in one line if the law draws another number of boxes, or leaves the picture.
+    Raises: ValueError in one line if the law draws what are no boxes, another number of them, or leaves the picture or its grid.
     """
     law, views, size = family.law, family.views, source_size.astype(np.float64)
-    small = law.smallest_side_px(law.frames(size, views, earlier)) < family.min_side_px  # (B, 1), or (B, V)
+    small = np.asarray(law.smallest_side_px(law.frames(size, views, earlier)) < family.min_side_px)  # (B, 1), or (B, V)
+    if small.shape not in ((len(size), 1), (len(size), views)):
+        raise ValueError(
+            f"the {law_name(law)} law of family {family.name!r} tells smallest sides of shape {small.shape}, expected {(len(size), 1)} or "
+            f"{(len(size), views)}, one a frame"
+        )
     drawable = np.where(small.all(1, keepdims=True), 256.0, size)  # any size will do: these rows are overwritten
-    law_boxes = law.draw(keys, views, drawable, family.snap, earlier)
+    made = law.draw(keys, views, drawable, family.snap, earlier)
     whole = np.zeros((len(small), 1, 4))
     whole[:, 0, 2:] = size[:, ::-1]
-    shape, expected = law_boxes.boxes.shape, (len(size), views, 4)
-    if shape != expected:
-        raise ValueError(f"the {law_name(law)} law of family {family.name!r} draws boxes of shape {shape}, expected {expected}")
-    cut = Boxes(
-        boxes=np.where(small[..., None], whole, law_boxes.boxes),
-        valid=law_boxes.valid & ~small,
-        accepted=law_boxes.accepted & ~small,
-    )
-    first, last = cut.boxes[..., :2], cut.boxes[..., 2:]
-    inside = ((first >= 0) & (first < last) & (last <= whole[..., 2:])).all(-1) | small
-    if not inside.all():
-        row, view = np.argwhere(~inside)[0]
-        raise ValueError(
-            f"the {law_name(law)} law of family {family.name!r} draws {cut.boxes[row, view].tolist()} in a picture of (height, width) "
-            f"{tuple(source_size[row].tolist())}; boxes are x0 < x1, y0 < y1 within it, as snap_boxes leaves them"
-        )
+    _check_made(made, (len(size), views), family)
+    cut = Boxes(boxes=np.where(small[..., None], whole, made.boxes), valid=made.valid & ~small, accepted=made.accepted & ~small)
+    _check_boxes(cut.boxes, small, source_size, family)
     return cut
+
+
+def _check_made(made: object, shape: tuple[int, int], family: ViewFamily) -> None:
+    """Raise ValueError unless a law drew `Boxes` for so many pictures and views: numbers, and two words of yes or no, as arrays."""
+    of = f"the {law_name(family.law)} law of family {family.name!r} draws"
+    if not isinstance(made, Boxes):
+        raise ValueError(f"{of} {type(made).__name__}, expected Boxes, e.g. Boxes.all_kept(boxes)")
+    for name, expected, kinds in (("boxes", (*shape, 4), "fiu"), ("valid", shape, "b"), ("accepted", shape, "b")):
+        array = getattr(made, name)
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{of} {name} as {type(array).__name__}, expected an array of shape {expected}")
+        if array.shape != expected or array.dtype.kind not in kinds:
+            needed = "bool" if kinds == "b" else "numbers"
+            raise ValueError(f"{of} {name} of shape {array.shape} and {array.dtype}, expected {expected} of {needed}")
+
+
+def _check_boxes(boxes: NDArray[np.float64], small: NDArray[np.bool_], source_size: NDArray[np.int32], family: ViewFamily) -> None:
+    """Raise ValueError if boxes (B, V, 4) leave their pictures, but for those too small, (B, 1) or (B, V), or float32 cannot hold them."""
+    first, last = boxes[..., :2], boxes[..., 2:]
+    inside = ((first >= 0) & (first < last) & (last <= source_size[:, None, ::-1])).all(-1) | small
+    exact = (boxes * SUBPIXELS % 1 == 0).all(-1)
+    if (inside & exact).all():
+        return
+    row, view = np.argwhere(~(inside & exact))[0]
+    need = "multiples of 1/1024 pixel" if inside[row, view] else "x0 < x1, y0 < y1 within it"
+    raise ValueError(
+        f"the {law_name(family.law)} law of family {family.name!r} draws {boxes[row, view].tolist()} in a picture of (height, width) "
+        f"{tuple(source_size[row].tolist())}; boxes are {need}, as snap_boxes leaves them"
+    )
 
 
 def _draw_orientation(family: ViewFamily, keys: Keys) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

@@ -78,6 +78,9 @@ def test_a_foreign_entry_that_cannot_be_imported_is_one_line_and_ours_is_a_bug(b
     bring("absent_laws", "theirs = absent_laws:value", code="import no_such_module")
     with pytest.raises(ValueError, match=r"law 'theirs' of absent_laws 1.5 cannot be imported: No module named 'no_such_module'; mend"):
         TABLE["theirs"]
+    bring("faulty_laws", "faulty = faulty_laws:value", code="1 / 0")
+    with pytest.raises(ValueError, match=r"law 'faulty' of faulty_laws 1.5 cannot be imported: ZeroDivisionError: division by zero; mend"):
+        TABLE["faulty"]
     with pytest.raises(AttributeError):
         TABLE["broken"]
 
@@ -107,3 +110,11 @@ def test_packages_are_looked_for_once_and_again_when_the_path_or_what_is_on_it_c
     assert "later" in TABLE and TABLE.owner("later") == "later-laws 1.5"
     bring("new_laws", "theirs = new_laws:value")
     assert TABLE["theirs"] == 7
+
+
+def test_a_class_goes_by_a_name_that_can_be_looked_up(bring: Bring) -> None:
+    bring("single_laws", "single = one_laws:Law")
+    bring("two_laws", "shared = two_laws:value")
+    bring("one_laws", "shared = one_laws:Law", code="class Law: ...")
+    law = importlib.import_module("one_laws").Law
+    assert TABLE.name_of(law) == "single" and TABLE["single"] is law

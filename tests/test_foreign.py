@@ -159,11 +159,47 @@ def test_a_foreign_recipe_with_a_foreign_objective_runs_and_goes_on(
     assert read_metrics(folder, "train")[-1]["losses"] == line["losses"]
 
 
-def test_what_another_package_declares_wrongly_is_named_with_the_package(install: Callable[..., None]) -> None:
-    install("wrong-views", {"wherefrom.laws": {"pi": "math:pi"}, "wherefrom.recipes": {"none": "builtins:dict"}}, version="0.1")
+WRONG_VIEWS = """
+from dataclasses import dataclass, field
+
+from wherefrom.pipeline import CropLaw
+
+
+@dataclass
+class Thawed:
+    side: float = 1.0
+
+
+@dataclass(frozen=True)
+class Abstract(CropLaw):
+    side: float = 1.0
+
+
+@dataclass(frozen=True)
+class Listed(CropLaw):
+    scales: list[float] = field(default_factory=list)
+
+    def draw(self, *_): ...
+"""
+
+
+def test_what_another_package_declares_wrongly_is_named_with_the_package(install: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "wrong_views.py").write_text(WRONG_VIEWS)
+    laws = {"pi": "math:pi", "thawed": "wrong_views:Thawed", "abstract": "wrong_views:Abstract", "listed": "wrong_views:Listed"}
+    entries = {"wherefrom.laws": laws, "wherefrom.recipes": {"none": "builtins:dict", "number": "math:pi"}}
+    install("wrong-views", entries, version="0.1", modules=tmp_path)
     with pytest.raises(ValueError, match=r"recipe 'none' of wrong-views 0\.1 returns {}, expected TrainSettings; mend or uninstall it"):
         recipe("none")
-    message = r"spatial\.law: law 'pi' of wrong-views 0\.1 is 3\.14.*, expected a dataclass; mend or uninstall it"
+    with pytest.raises(ValueError, match=r"recipe 'number' of wrong-views 0\.1 is 3\.14.*, expected a function; mend or uninstall it"):
+        recipe("number")
+    for name, reason in (
+        ("thawed", "expected a frozen dataclass"),
+        ("abstract", "lacks no method"),
+        ("listed", "scales: settings of type"),
+    ):
+        with pytest.raises(ValueError, match=rf"spatial\.law.*{reason}"):
+            to_plain(from_plain(recipe("demo"), {"spatial": {"law": {"name": name, **({"scales": [1]} if name == "listed" else {})}}}))
+    message = r"spatial\.law: law 'pi' of wrong-views 0\.1 is 3\.14.*, expected a frozen dataclass that .*; mend or uninstall it"
     with pytest.raises(ValueError, match=message):
         from_plain(recipe("demo"), {"spatial": {"law": {"name": "pi"}}})
     with pytest.raises(ValueError, match=message.replace("spatial", "--spatial", 1)):
@@ -194,23 +230,39 @@ def test_an_objective_whose_name_the_evaluation_report_has_for_something_else_is
 class Faulty(CropLaw):
     """A law that does not keep to what is asked of it, and that no package declares."""
 
-    views: int
-    beyond_px: int = 0
+    views: int = 2
+    beyond_px: float = 0
+    fault: str = ""
 
-    def draw(self, keys: Keys, views: int, source_size: NDArray[np.float64], snap: Any, earlier: Any) -> Boxes:
+    def draw(self, keys: Keys, views: int, source_size: NDArray[np.float64], snap: Any, earlier: Any) -> Any:
         """Draw so many whole pictures, and more than that."""
         whole = np.concatenate([np.zeros_like(source_size), source_size[:, ::-1] + self.beyond_px], -1)
-        return Boxes.all_kept(np.repeat(whole[:, None], self.views, 1))
+        made = Boxes.all_kept(np.repeat(whole[:, None], self.views, 1))
+        faults = {
+            "bare": made.boxes,
+            "counts": replace(made, valid=made.valid.astype(int)),
+            "one": replace(made, accepted=made.accepted[:, 0]),
+        }
+        return faults.get(self.fault, made)
+
+    def smallest_side_px(self, sizes: NDArray[np.float64]) -> Any:
+        """Return one number a frame, or one for all."""
+        return 20.0 if self.fault == "side" else sizes.min(-1)
 
 
 @pytest.mark.parametrize(
     ("law", "message"),
     [
-        (Faulty(views=3), r"the \S+:Faulty law of family 'f' draws boxes of shape \(5, 3, 4\), expected \(5, 2, 4\)"),
+        (Faulty(views=3), r"the \S+:Faulty law of family 'f' draws boxes of shape \(5, 3, 4\) and float64, expected \(5, 2, 4\)"),
         (
             Faulty(views=2, beyond_px=1),
             r"law of family 'f' draws \[0\.0, 0\.0, 31\.0, 21\.0\] in a picture of .* \(20, 30\);",
         ),
+        (Faulty(beyond_px=-0.3), r"draws \[0\.0, 0\.0, 29\.7, 19\.7\] in .*; boxes are multiples of 1/1024 pixel, as snap_boxes"),
+        (Faulty(fault="bare"), r"law of family 'f' draws ndarray, expected Boxes, e\.g\. Boxes\.all_kept\(boxes\)"),
+        (Faulty(fault="counts"), r"law of family 'f' draws valid of shape \(5, 2\) and int64, expected \(5, 2\) of bool"),
+        (Faulty(fault="one"), r"law of family 'f' draws accepted of shape \(5,\) and bool, expected \(5, 2\) of bool"),
+        (Faulty(fault="side"), r"law of family 'f' tells smallest sides of shape \(\), expected \(5, 1\) or \(5, 2\), one a frame"),
     ],
 )
 def test_a_law_that_draws_what_no_view_can_show_is_named(law: CropLaw, message: str) -> None:

@@ -14,7 +14,9 @@ import torch
 from wherefrom.pipeline import Independent, ViewFamily, ViewRecipe, ViewTransform, make_loader
 from wherefrom.pipeline.proof.prove import proof_cases
 from wherefrom.pipeline.render.choose import RENDERERS, choose_renderer, make_renderer
+from wherefrom.pipeline.render.renderer import Rendered
 from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.view_recipe import LAWS
 from wherefrom.tools import prove as command
 from wherefrom.train.loop import accelerator_for
 from wherefrom.train.plain_data import from_plain, to_plain
@@ -90,3 +92,66 @@ def test_one_that_cannot_be_imported_leaves_the_others_to_be_proven(
     command.prove_command()
     printed = capsys.readouterr().out
     assert f"left out: {reason}" in printed and "torch on cpu: errors" in printed
+
+
+class Careless:
+    """A renderer that returns what is not asked for."""
+
+    name = "careless"
+    strict = True
+
+    def __init__(self, returned: Any) -> None:
+        self.returned = returned
+
+    def render(self, encoded: Any, records: Any) -> Any:
+        """Return what it was told to."""
+        return self.returned
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "NoneType, expected Rendered"),
+        (Rendered(pixels=(), failed={}), "pixels of 0 families, the recipe has 1"),
+        (
+            Rendered(pixels=(torch.zeros(4, 2, 3, 16, 17),), failed={}),
+            "pixels of shape (4, 2, 3, 16, 17) and torch.float32 for family 'one', expected (4, 2, 3, 16, 16) of torch.float32",
+        ),
+        (
+            Rendered(pixels=(torch.zeros(4, 2, 3, 16, 16).double(),), failed={}),
+            "pixels of shape (4, 2, 3, 16, 16) and torch.float64 for family 'one', expected (4, 2, 3, 16, 16) of torch.float32",
+        ),
+        (Rendered(pixels=(torch.zeros(4, 2, 3, 16, 16),), failed={4: "lost"}), "as failed the position 4, in a batch of 4"),
+    ],
+)
+def test_one_that_returns_what_was_not_asked_for_is_named(tiny_shards: Path, returned: Any, message: str) -> None:
+    with make_loader(tiny_shards / "train.tar", RECIPE, global_batch=4) as loader:
+        loader.renderer.close()
+        loader.renderer = Careless(returned)
+        with pytest.raises(ValueError, match=f"^renderer 'careless' returns {re.escape(message)}$"):
+            next(iter(loader))
+
+
+def test_a_law_without_an_example_leaves_the_others_to_be_proven(
+    install: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "needy_law.py").write_text(
+        "from dataclasses import dataclass\nfrom wherefrom.pipeline import CropLaw\n\n"
+        "@dataclass(frozen=True)\nclass Needy(CropLaw):\n    side: float\n    def draw(self, *_): ...\n"
+    )
+    install("needy-views", {"wherefrom.laws": {"needy": "needy_law:Needy", "lost": "no_such:X"}}, version="1.2", modules=tmp_path)
+    seen: list[tuple[str, ...]] = []
+
+    def proven(make: Any, cases: Any, progress: Any) -> Any:
+        seen.extend(case.laws for case in cases)
+        return command.ProofReport(renderer="", rows=(), controls=())
+
+    monkeypatch.setattr(command, "prove", proven)
+    command.prove_command("torch", quick=True)
+    printed = capsys.readouterr().out
+    assert "left out: law 'needy' of needy-views 1.2 makes no example to prove: " in printed and "mend its `examples`" in printed
+    assert "left out: law 'lost' of needy-views 1.2 cannot be imported: " in printed
+    assert seen and all(laws == tuple(LAWS.own) for laws in seen)

@@ -268,6 +268,7 @@ def test_what_does_not_fit_is_named(arguments: dict[str, object], message: str) 
         ({"scale": "area"}, "scale='area': take one of log_area, log_sides, ratio"),
         ({"axes": "picture"}, "axes='picture': take one of view, source"),
         ({"mean": torch.zeros(4)}, "mean has shape (4,), expected (3,), one a channel"),
+        ({"std": [1.0, 1.0, 1.0]}, "std=[1.0, 1.0, 1.0]: needs a tensor (3,), one number a channel"),
         ({"scale": "ratio", "std": torch.ones(3)}, "std has shape (3,), expected (4,), one a channel"),
     ],
 )
@@ -275,6 +276,19 @@ def test_units_check_themselves(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the whole message is compared)
         PairUnits(**settings)
     assert str(caught.value) == message
+
+
+@pytest.mark.core
+def test_a_word_in_the_place_of_units_is_refused_by_each_call() -> None:
+    a, weight = torch.ones(len(BOXES), 4), torch.ones(3, 4)
+    calls: list[Callable[[Any], object]] = [
+        lambda units: pair_targets(BOXES, units=units),
+        lambda units: pair_loss(a[None], a[None], BOXES[None], weight=weight, output_bias=weight[:, 0], units=units),
+        lambda units: roi_align_pairs(torch.zeros(1, 3, 3, 1), BOXES[None], frame_hw=64, out_hw=1, units=units),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"^units='picture': needs PairUnits, e\.g\. PairUnits\(position='reference'\)$"):
+            call("picture")
 
 
 @pytest.mark.core

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,9 @@ def test_every_choice_of_0_1_0_is_read_under_its_name_of_today() -> None:
         ("{min_gap_frac: 0.1}", {"law": dataclasses.replace(recipe("demo").spatial.law, min_gap_frac=0.1)}),
         ("{law: paired, position_max: 1.2}", {"law": Paired(position_max=1.2, border_frac=0.02)}),
         ("{law: paired, views: 6, border_frac: 0.1, aspect: [1, 1]}", {"law": Paired(border_frac=0.1)}),
+        ("{law: paired}", {"law": Paired(border_frac=0.02)}),
+        ("{law: independent}", {"law": Independent(area_frac=(0.05, 0.12))}),
+        ("{law: {name: independent}}", {"law": Independent()}),
         ("{colour: {grey_prob: 0.5}, standardise: false}", {"color": ColorLaw(gray_prob=0.5), "standardize": False}),
         ("{color: {gray_prob: 0.5}}", {"color": ColorLaw(gray_prob=0.5)}),
     ],
@@ -280,6 +284,22 @@ def test_a_file_written_by_hand_for_0_1_0_is_read_alike(tmp_path: Path, text: st
     path.write_text(f"spatial: {text}\n")
     base = recipe("demo")
     assert read_settings(path, base).spatial == dataclasses.replace(base.spatial, **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new"),
+    [
+        ("{standardise: false, standardize: true}", "spatial.standardise", "spatial.standardize"),
+        ("{color: null, colour: {grey_prob: 0.5}}", "spatial.colour", "spatial.color"),
+        ("{law: {area_frac: [0.1, 0.2]}, area_frac: [0.2, 0.3]}", "spatial.area_frac", "spatial.law.area_frac"),
+    ],
+)
+def test_a_setting_under_its_name_of_0_1_0_and_of_today_is_refused(tmp_path: Path, text: str, old: str, new: str) -> None:
+    path = tmp_path / "both.yaml"
+    path.write_text(f"spatial: {text}\n")
+    message = f"{path}: {old}: is called {new} today, which is given too; leave one of them out"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        read_settings(path, recipe("demo"))
 
 
 def test_the_table_of_renames_leads_to_settings_that_there_are() -> None:

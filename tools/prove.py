@@ -6,7 +6,7 @@ Not here: the proof itself (pipeline/proof/prove.py), parsing the command line (
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Literal
 
@@ -15,10 +15,19 @@ import tyro
 from rich.console import Console
 
 from wherefrom.pipeline.literals import check_literal
-from wherefrom.pipeline.proof.prove import FLOAT_WORST_PX, ROUNDED_MEAN_PX, ROUNDED_WORST_PX, ProofReport, ProofRow, proof_cases, prove
+from wherefrom.pipeline.proof.prove import (
+    FLOAT_WORST_PX,
+    ROUNDED_MEAN_PX,
+    ROUNDED_WORST_PX,
+    ProofReport,
+    ProofRow,
+    law_examples,
+    proof_cases,
+    prove,
+)
 from wherefrom.pipeline.render.choose import RENDERERS, choose_renderer, make_renderer, renderer_entry
 from wherefrom.pipeline.render.renderer import RenderDevice, Renderer
-from wherefrom.pipeline.view_recipe import Snap, ViewRecipe
+from wherefrom.pipeline.view_recipe import LAWS, Snap, ViewRecipe
 from wherefrom.tools.console import print_line, print_table, progress
 
 __all__ = ["prove_command"]
@@ -47,10 +56,12 @@ def prove_command(renderer: RendererChoice = "all", *, device: RenderDevice | No
     """
     console = Console()
     proven = True
-    for candidate in _candidates(console, renderer, device):
+    candidates, laws = _candidates(console, renderer, device), _laws(console)
+    for candidate in candidates:
         started = time.perf_counter()
+        cases = [replace(case, laws=case.laws or laws) for case in proof_cases(candidate.snaps, quick=quick)]
         with progress(console, f"{candidate.title}, cases") as show:
-            report = prove(candidate.make, cases=proof_cases(candidate.snaps, quick=quick), progress=show)
+            report = prove(candidate.make, cases=cases, progress=show)
         _print_report(console, report, candidate.title, time.perf_counter() - started)
         proven &= report.passed
     print_line(console, "proven" if proven else "NOT proven: see the rows marked RED", "bold green" if proven else "bold red")
@@ -78,6 +89,21 @@ def _candidates(console: Console, renderer: str, device: RenderDevice | None) ->
     if not candidates:
         raise ValueError(f"device={device!r}: no renderer runs there; leave out --device")
     return candidates
+
+
+def _laws(console: Console) -> tuple[str, ...]:
+    """Return the laws that renderers cut by; say which ones are left out, of packages that are at fault, and why."""
+    laws = []
+    for name in LAWS:
+        try:
+            law_examples(name, of="independent/0")
+        except ValueError as reason:
+            if name in LAWS.own:
+                raise
+            print_line(console, f"left out: {reason}")
+        else:
+            laws.append(name)
+    return tuple(laws)
 
 
 def _candidates_of(name: str, devices: Sequence[RenderDevice]) -> list[_Candidate]:

@@ -8,6 +8,7 @@ and from the tables' entries.
 
 import dataclasses
 import difflib
+import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -98,9 +99,11 @@ def entry_class(table: EntryTable, name: str, where: str) -> type:
         kind = table[name]
     except ValueError as problem:
         raise ValueError(f"{where}: {problem}") from None
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+    parameters = getattr(kind, "__dataclass_params__", None)
+    if not isinstance(kind, type) or parameters is None or not parameters.frozen or inspect.isabstract(kind):
         raise ValueError(
-            f"{where}: {table.kind} {name!r} of {table.owner(name)} is {kind!r:.60}, expected a dataclass; mend or uninstall it"
+            f"{where}: {table.kind} {name!r} of {table.owner(name)} is {kind!r:.60}, expected a frozen dataclass that lacks no method; "
+            "mend or uninstall it"
         )
     return kind
 
@@ -169,7 +172,7 @@ def _restored(hint: Any, plain: Plain, base: object, where: str, stage: bool = F
         return _checked(isinstance(plain, int) and not isinstance(plain, bool), plain, where, "needs a whole number")
     if hint in (bool, str):
         return _checked(isinstance(plain, hint), plain, where, "needs true or false" if hint is bool else "needs a word")
-    raise TypeError(f"{where}: settings of type {hint} have no plain form")
+    raise ValueError(f"{where}: settings of type {hint} have no plain form; make it numbers, words, tuples or dataclasses of these")
 
 
 def _restored_entry(table: EntryTable, plain: Plain, base: object, where: str, stage: bool) -> Any:

@@ -114,7 +114,10 @@ def recipe(name: str) -> TrainSettings:
 
     Raises: ValueError if there is none, with the nearest name; or if what another package calls so is none.
     """
-    result = RECIPES[name]()
+    make = RECIPES[name]
+    if not callable(make):
+        raise ValueError(f"recipe {name!r} of {RECIPES.owner(name)} is {make!r:.60}, expected a function; mend or uninstall it")
+    result = make()
     if not isinstance(result, TrainSettings):
         raise ValueError(f"recipe {name!r} of {RECIPES.owner(name)} returns {result!r:.60}, expected TrainSettings; mend or uninstall it")
     return replace(result, recipe=name)

@@ -29,7 +29,10 @@ RENAMED = {  # of 0.1.0, in this order: where a setting was -> where it is
 
 
 def current(plain: dict[str, Any]) -> dict[str, Any]:
-    """Return named settings under today's names; what has no other name stays where it is."""
+    """Return named settings under today's names; what has no other name stays where it is.
+
+    Raises: ValueError in one line if something is named twice, as 0.1.0 called it and as it is called today.
+    """
     names = copy.deepcopy(plain)
     spatial = names.get("spatial")
     if isinstance(spatial, dict) and spatial.get("law") in list(LAW_FIELDS):
@@ -45,13 +48,18 @@ def _leave_to_the_law(spatial: dict[str, Any]) -> None:
     for name in set(flat) - set(LAW_FIELDS[law]):
         del spatial[name]
     if law == "paired":
-        spatial.setdefault("border_frac", 0.02)  # the default of 0.1.0; the law's own is 0
+        spatial.setdefault("border_frac", 0.02)  # the default of 0.1.0, as the next; the laws' own are 0 and (0.08, 1)
+    elif law == "independent":
+        spatial.setdefault("area_frac", [0.05, 0.12])
     if flat and (law == "paired" or spatial.get("views") == 6):
         spatial["views"] = None
 
 
 def _move(names: dict[str, Any], old: list[str], new: list[str]) -> None:
-    """Move a setting, if it is there; only a word moves into a place below its own, all else that lies there is of today."""
+    """Move a setting, if it is there; only a word moves into a place below its own, all else that lies there is of today.
+
+    Raises: ValueError if its place is taken.
+    """
     parent = _mapping_at(names, old[:-1])
     if parent is None or old[-1] not in parent or (new[: len(old)] == old and not isinstance(parent[old[-1]], str)):
         return
@@ -59,8 +67,11 @@ def _move(names: dict[str, Any], old: list[str], new: list[str]) -> None:
     target = _mapping_at(names, new[:-1], make=True)
     if target is None:
         parent[old[-1]] = value
+    elif new[-1] in target:
+        today = ".".join(new)
+        raise ValueError(f"{'.'.join(old)}: is called {today} today, which is given too; leave one of them out")
     else:
-        target.setdefault(new[-1], value)
+        target[new[-1]] = value
 
 
 def _mapping_at(names: dict[str, Any], path: list[str], *, make: bool = False) -> dict[str, Any] | None:

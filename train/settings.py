@@ -199,7 +199,10 @@ def read_plain_settings(path: Path) -> dict[str, object]:
         raise ValueError(f"{path}: no settings file, {' '.join(str(problem).split())}") from None
     if not isinstance(plain, dict):
         raise ValueError(f"{path}: holds {type(plain).__name__}, expected named settings as in a run's settings.yaml")
-    return current(plain)
+    try:
+        return current(plain)
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}") from None
 
 
 def read_settings(path: Path, base: TrainSettings) -> TrainSettings:

@@ -6,7 +6,7 @@ Not here: the pictures and how they are read (coordinate_pictures.py), printing 
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,8 +17,8 @@ from wherefrom.pipeline import geometry as maps
 from wherefrom.pipeline.proof.coordinate_pictures import SIGNALS, Format, coordinate_pictures, is_clear, read_coordinate, wave_level
 from wherefrom.pipeline.proof.level_errors import levels
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.render.renderer import Renderer
-from wherefrom.pipeline.view_recipe import LAWS, CropLaw, PixelType, Snap, ViewFamily, ViewRecipe
+from wherefrom.pipeline.render.renderer import Renderer, render_checked
+from wherefrom.pipeline.view_recipe import LAWS, CropLaw, PixelType, Snap, ViewFamily, ViewRecipe, check_law
 from wherefrom.pipeline.views import Record, ViewGeometry
 
 LEAST_READ = 0.05  # a row of which fewer points can be read proves nothing
@@ -58,8 +58,25 @@ def _examples(names: Sequence[str]) -> Iterator[tuple[str, CropLaw]]:
     """Yield the laws of the table with what to call them; those that refer to a family take the first one of the table's first law."""
     anchor = f"{next(iter(LAWS))}/0"
     for name in names or LAWS:
-        for word, law in LAWS[name].examples(anchor).items():
+        for word, law in law_examples(name, anchor).items():
             yield f"{name}, {word}" if word else name, law
+
+
+def law_examples(name: str, of: str) -> Mapping[str, CropLaw]:
+    """Return the laws under a name of the table that the proof cuts by; `of` is a family to refer to.
+
+    Raises: ValueError in one line if another package declares what makes no laws.
+    """
+    kind = LAWS[name]
+    try:
+        laws = kind.examples(of)
+        for law in laws.values():
+            check_law(law)
+    except (TypeError, AttributeError, ValueError) as problem:
+        if name in LAWS.own:
+            raise
+        raise ValueError(f"law {name!r} of {LAWS.owner(name)} makes no example to prove: {problem}; mend its `examples`") from problem
+    return laws
 
 
 def proof_cases(snaps: Sequence[Snap] = ("pixel", "none"), *, quick: bool = False) -> tuple[ProofCase, ...]:
@@ -216,7 +233,7 @@ def _case_errors(renderer: Renderer, case: ProofCase) -> dict[tuple[str, str | N
             stored_orientation=np.repeat(orientations.astype(np.uint8), SIGNALS),
         )
         records = [_in_every_way(one.geometry) for one in law_records]
-        rendered = renderer.render(files, [Record.of(record) for record in records])
+        rendered = render_checked(renderer, recipe, files, [Record.of(record) for record in records])
         if rendered.failed:
             position, reason = next(iter(rendered.failed.items()))
             raise ValueError(f"coordinate picture {position} of {len(files)} ({case.format}): renderer {renderer.name!r} says {reason}")

@@ -98,6 +98,27 @@ def view_shapes(recipe: ViewRecipe, samples: int) -> list[tuple[int, ...]]:
     return [(samples, family.views, 3, *family.size_px) for family in recipe.families]
 
 
+def render_checked(renderer: Renderer, recipe: ViewRecipe, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record]) -> Rendered:
+    """Return what a renderer makes of a batch of B files and their records, one a family of the recipe.
+
+    Raises: ValueError in one line if it is not what was asked for.
+    """
+    rendered, of = renderer.render(encoded, records), f"renderer {renderer.name!r} returns"
+    if not isinstance(rendered, Rendered):
+        raise ValueError(f"{of} {type(rendered).__name__}, expected Rendered")
+    shapes, dtype = view_shapes(recipe, len(encoded)), getattr(torch, recipe.pixels)
+    if len(rendered.pixels) != len(shapes):
+        raise ValueError(f"{of} pixels of {len(rendered.pixels)} families, the recipe has {len(shapes)}")
+    for family, pixels, shape in zip(recipe.families, rendered.pixels, shapes, strict=True):
+        if tuple(pixels.shape) != shape or pixels.dtype != dtype:
+            shown = f"{tuple(pixels.shape)} and {pixels.dtype}"
+            raise ValueError(f"{of} pixels of shape {shown} for family {family.name!r}, expected {shape} of {dtype}")
+    beyond = [position for position in rendered.failed if not 0 <= position < len(encoded)]
+    if beyond:
+        raise ValueError(f"{of} as failed the position {beyond[0]}, in a batch of {len(encoded)}")
+    return rendered
+
+
 def wrong_sizes(upright_size: NDArray[np.int32], recorded_size: NDArray[np.int32]) -> dict[int, str]:
     """Return which pictures have not the size that their record says, position -> reason; both sizes (B, 2), (height, width)."""
     reasons = {}
