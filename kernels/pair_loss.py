@@ -36,7 +36,7 @@ from wherefrom.kernels.dispatch import (
 from wherefrom.kernels.pair_loss_reference import PairLoss, pair_loss_reference
 from wherefrom.kernels.pair_loss_torch import PairLossProblem, PairLossSums, pair_loss_torch
 from wherefrom.kernels.pair_targets import check_pair_values, check_picture_hw, picture_sizes
-from wherefrom.kernels.pair_targets_reference import CHANNELS, DEFAULT_UNITS, Axes, PairUnits, Position, Scale
+from wherefrom.kernels.pair_targets_reference import CHANNELS, DEFAULT_UNITS, Axes, PairUnits, PositionUnit, Scale
 
 Pairs = Literal["all", "others", "disjoint"]
 Activation = Literal["gelu", "gelu_tanh", "relu"]
@@ -245,7 +245,7 @@ LIBRARY.define(
 def _pair_loss_op(
     a: Tensor, b: Tensor, weight: Tensor, output_bias: Tensor, hidden_bias: Tensor | None, boxes: Tensor, chosen: Tensor | None,
     valid: Tensor | None, flipped: Tensor | None, quarter_turns: Tensor | None, picture_hw: Tensor | None, mean: Tensor | None,
-    std: Tensor | None, channel_weights: Tensor | None, pairs: str, position: Position, scale: Scale, axes: Axes, activation: str,
+    std: Tensor | None, channel_weights: Tensor | None, pairs: str, position: PositionUnit, scale: Scale, axes: Axes, activation: str,
     loss: str, beta: float, per_sample: bool, grads: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Serve the call by the path that there is -> the five parts of PairLoss, then gradients of a, b, weight, output_bias.
@@ -307,7 +307,7 @@ def _means(problem: PairLossProblem, sums: PairLossSums) -> tuple[Tensor, ...]:
 def _pair_loss_fake(
     a: Tensor, b: Tensor, weight: Tensor, output_bias: Tensor, hidden_bias: Tensor | None, boxes: Tensor, chosen: Tensor | None,
     valid: Tensor | None, flipped: Tensor | None, quarter_turns: Tensor | None, picture_hw: Tensor | None, mean: Tensor | None,
-    std: Tensor | None, channel_weights: Tensor | None, pairs: str, position: Position, scale: Scale, axes: Axes, activation: str,
+    std: Tensor | None, channel_weights: Tensor | None, pairs: str, position: PositionUnit, scale: Scale, axes: Axes, activation: str,
     loss: str, beta: float, per_sample: bool, grads: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return empty tensors of the shapes that `_pair_loss_op` returns; shapes as there."""

@@ -25,7 +25,7 @@ from wherefrom.kernels.dispatch import (
     sides_of,
     without_derivative,
 )
-from wherefrom.kernels.pair_targets_reference import CHANNELS, DEFAULT_UNITS, Axes, PairUnits, Position, Scale, pair_targets_reference
+from wherefrom.kernels.pair_targets_reference import CHANNELS, DEFAULT_UNITS, Axes, PairUnits, PositionUnit, Scale, pair_targets_reference
 
 NO_DERIVATIVE = 'pair_targets has no derivative with backend="triton"; use backend="torch"'
 
@@ -95,7 +95,7 @@ def _pair_targets_op(
     picture_hw: Tensor | None,
     mean: Tensor | None,
     std: Tensor | None,
-    position: Position,
+    position: PositionUnit,
     scale: Scale,
     axes: Axes,
     backend: str,

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Position = Literal["reference", "picture", "mean"]
+PositionUnit = Literal["reference", "picture", "mean"]
 Scale = Literal["log_area", "log_sides", "ratio"]
 Axes = Literal["view", "source"]
 
@@ -39,14 +39,14 @@ class PairUnits:
     Source: position="reference" with scale="log_sides" is the box regression of R-CNN, arXiv:1311.2524, appendix C.
     """
 
-    position: Position = "reference"
+    position: PositionUnit = "reference"
     scale: Scale = "log_area"
     axes: Axes = "view"
     mean: Tensor | None = None  # (C,)
     std: Tensor | None = None  # (C,)
 
     def __post_init__(self) -> None:
-        for name, word, words in (("position", self.position, Position), ("scale", self.scale, Scale), ("axes", self.axes, Axes)):
+        for name, word, words in (("position", self.position, PositionUnit), ("scale", self.scale, Scale), ("axes", self.axes, Axes)):
             if word not in get_args(words):
                 raise ValueError(f"{name}={word!r}: take one of {', '.join(get_args(words))}")
         expected = (len(self.channels),)

@@ -21,7 +21,7 @@ from wherefrom.kernels.dispatch import (
     needs_gradient,
 )
 from wherefrom.kernels.pair_targets import check_targets, pair_targets, picture_sizes
-from wherefrom.kernels.pair_targets_reference import CHANNELS, DEFAULT_UNITS, Axes, PairUnits, Position, Scale, pair_targets_reference
+from wherefrom.kernels.pair_targets_reference import CHANNELS, DEFAULT_UNITS, Axes, PairUnits, PositionUnit, Scale, pair_targets_reference
 from wherefrom.kernels.roi_align import check_rois, contract, roi_align, samples_of
 from wherefrom.kernels.roi_align_reference import Sampling
 from wherefrom.kernels.roi_align_torch import contract_torch
@@ -113,7 +113,7 @@ def _roi_align_pairs_op(
     std: Tensor | None,
     map_hw: Sequence[int],
     out_hw: Sequence[int],
-    position: Position,
+    position: PositionUnit,
     scale: Scale,
     axes: Axes,
     backend: str,

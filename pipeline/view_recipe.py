@@ -173,7 +173,7 @@ class ViewFamily:
 
     name: str
     views: int  # V of this family
-    size_px: tuple[int, int]  # (height, width) of the finished view
+    size_px: tuple[int, int]  # (height, width) of the finished view; one number is a square's side
     law: CropLaw = field(default_factory=lambda: LAWS["independent"]())
     mirror: Mirror = "none"  # "view": each by itself; "picture": all views of the picture together, p = 1/2 either way
     turns: bool = False  # quarter turns, uniform over four
@@ -182,6 +182,8 @@ class ViewFamily:
     min_side_px: int = 16  # pictures in which the law would go below this give invalid views
 
     def __post_init__(self) -> None:
+        if type(self.size_px) is int:
+            object.__setattr__(self, "size_px", (self.size_px, self.size_px))
         check_law(self.law, f" of family {self.name!r}")
         check_literals(self)
         if not self.name:

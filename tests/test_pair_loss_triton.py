@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wherefrom.kernels.pair_loss import Activation, Pairs, Regression, pair_loss
-from wherefrom.kernels.pair_targets_reference import PairUnits, Position, Scale
+from wherefrom.kernels.pair_targets_reference import PairUnits, PositionUnit, Scale
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -29,7 +29,7 @@ def problem(
     hidden: int,
     *,
     scale: Scale = "log_area",
-    position: Position = "reference",
+    position: PositionUnit = "reference",
     loss: str = "squared",
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def test_every_two_options_meet_in_the_cut() -> None:
 )
 def test_loss_and_gradients_are_those_of_float64(activation: str, loss: str, pairs: str) -> None:
     number = CASES.index((activation, loss, pairs))
-    scale, position = get_args(Scale)[number % 3], get_args(Position)[number // 3 % 3]
+    scale, position = get_args(Scale)[number % 3], get_args(PositionUnit)[number // 3 % 3]
     assert_exact(
         *(
             problem(samples, boxes, hidden, scale=scale, position=position, loss=loss)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from wherefrom.kernels.pair_loss import pair_loss
 from wherefrom.kernels.pair_targets import pair_targets
-from wherefrom.kernels.pair_targets_reference import Axes, PairUnits, Position, Scale
+from wherefrom.kernels.pair_targets_reference import Axes, PairUnits, PositionUnit, Scale
 from wherefrom.kernels.roi_align_pairs import roi_align_pairs
 from wherefrom.pipeline import geometry
 
-POSITIONS, SCALES, AXES = get_args(Position), get_args(Scale), get_args(Axes)
+POSITIONS, SCALES, AXES = get_args(PositionUnit), get_args(Scale), get_args(Axes)
 OPTIONS = list(itertools.product(POSITIONS, SCALES, AXES))
 PICTURE_HW = (480, 640)
 
@@ -64,7 +64,9 @@ def one_pair(reference: NDArray, target: NDArray, flipped: bool, turns: int, pos
 @pytest.mark.parametrize(("position", "scale", "axes"), OPTIONS)
 @settings(max_examples=15)
 @given(box_sets())
-def test_every_option_agrees_with_brute_force(position: Position, scale: Scale, axes: Axes, made: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_every_option_agrees_with_brute_force(
+    position: PositionUnit, scale: Scale, axes: Axes, made: tuple[Tensor, Tensor, Tensor]
+) -> None:
     boxes, flipped, turns = made
     picture_hw = torch.tensor(PICTURE_HW)
     found = pair_targets(
@@ -92,7 +94,7 @@ def test_every_option_agrees_with_brute_force(position: Position, scale: Scale, 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("position", POSITIONS)
 @given(box_sets())
-def test_leading_axes_are_a_loop(position: Position, scale: Scale, made: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_leading_axes_are_a_loop(position: PositionUnit, scale: Scale, made: tuple[Tensor, Tensor, Tensor]) -> None:
     boxes, flipped, turns = (torch.stack([part, part.flip(0)]) for part in made)
     hw = torch.tensor([[480, 640], [333, 500]])
     together = pair_targets(boxes, flipped=flipped, quarter_turns=turns, units=PairUnits(position=position, scale=scale), picture_hw=hw)
@@ -117,7 +119,7 @@ def test_swapping_divides_by_the_scale_and_negates(made: tuple[Tensor, Tensor, T
 @pytest.mark.parametrize(("position", "scale", "axes"), OPTIONS)
 @given(box_sets())
 def test_a_box_relative_to_itself_is_nowhere_else(
-    position: Position, scale: Scale, axes: Axes, made: tuple[Tensor, Tensor, Tensor]
+    position: PositionUnit, scale: Scale, axes: Axes, made: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     boxes, flipped, turns = made
     hw = torch.tensor(PICTURE_HW)
@@ -172,7 +174,7 @@ def test_source_axes_know_nothing_of_mirrors_and_turns(made: tuple[Tensor, Tenso
 
 @pytest.mark.parametrize("position", POSITIONS)
 @given(box_sets())
-def test_mirroring_the_reference_negates_x_before_the_turn(position: Position, made: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_mirroring_the_reference_negates_x_before_the_turn(position: PositionUnit, made: tuple[Tensor, Tensor, Tensor]) -> None:
     boxes, flipped, turns = made
     hw = torch.tensor(PICTURE_HW)
     one, other = (

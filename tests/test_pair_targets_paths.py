@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wherefrom.kernels import pair_targets
-from wherefrom.kernels.pair_targets_reference import Axes, PairUnits, Position, Scale, pair_targets_reference
+from wherefrom.kernels.pair_targets_reference import Axes, PairUnits, PositionUnit, Scale, pair_targets_reference
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -29,7 +29,7 @@ def some_boxes(*shape: int, seed: int = 0) -> Tensor:
 
 
 def everything(
-    samples: int, boxes: int, *, position: Position = "reference", scale: Scale = "log_area", axes: Axes = "view", seed: int = 0
+    samples: int, boxes: int, *, position: PositionUnit = "reference", scale: Scale = "log_area", axes: Axes = "view", seed: int = 0
 ) -> dict[str, Any]:
     """Return an orientation for every box, picture sizes, and units with numbers to standardize by."""
     draw = torch.Generator().manual_seed(seed)
@@ -58,7 +58,7 @@ def assert_no_worse_than_eager(out: Tensor, boxes: Tensor, pairs: Tensor | None,
 @pytest.mark.parametrize("scale", ["log_area", "log_sides", "ratio"])
 @pytest.mark.parametrize("axes", ["view", "source"])
 @pytest.mark.parametrize("chosen", [False, True])
-def test_the_kernel_gives_every_option(position: Position, scale: Scale, axes: Axes, chosen: bool) -> None:
+def test_the_kernel_gives_every_option(position: PositionUnit, scale: Scale, axes: Axes, chosen: bool) -> None:
     boxes = some_boxes(2, 5)
     options = everything(2, 5, position=position, scale=scale, axes=axes)
     pairs = torch.tensor([[0, 1], [4, 2], [3, 3]], device=DEVICE) if chosen else None

@@ -55,7 +55,7 @@ MISSPELLED: list[tuple[Any, dict[str, Any], str]] = [
     (FAMILY, {"views": 2.0}, "views=2.0: needs a whole number"),
     (FAMILY, {"views": True}, "views=True: needs a whole number"),
     (FAMILY, {"size_px": [8, 8]}, "size_px=[8, 8]: needs a tuple (a whole number, a whole number)"),
-    (FAMILY, {"size_px": 8}, "size_px=8: needs a tuple (a whole number, a whole number)"),
+    (FAMILY, {"size_px": 8.0}, "size_px=8.0: needs a tuple (a whole number, a whole number)"),
     (
         ViewRecipe(families=(FAMILY,)),
         {"pixels": "bfloat16"},
@@ -136,6 +136,15 @@ def test_what_is_no_law_is_refused_in_one_short_line(law: Any, message: str) -> 
     with pytest.raises(ValueError, match=f"^law=.* of family 'a': {message}") as refused:
         ViewFamily(name="a", views=2, size_px=(8, 8), law=law)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 250
+
+
+def test_one_number_is_the_side_of_square_views() -> None:
+    square: Any = 24
+    family = ViewFamily(name="a", views=2, size_px=square)
+    assert family == ViewFamily(name="a", views=2, size_px=(24, 24)) and dataclasses.replace(family, views=3).size_px == (24, 24)
+    for size in (24.0, True, 0, (24,)):
+        with pytest.raises(ValueError, match=r"^size_px="):
+            ViewFamily(name="a", views=2, size_px=size)  # type: ignore[arg-type]
 
 
 def test_whole_numbers_serve_where_numbers_are_asked_for() -> None:

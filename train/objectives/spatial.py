@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wherefrom.kernels.pair_targets import pair_targets
-from wherefrom.kernels.pair_targets_reference import CHANNELS, Axes, PairUnits, Position, Scale
+from wherefrom.kernels.pair_targets_reference import CHANNELS, Axes, PairUnits, PositionUnit, Scale
 from wherefrom.pipeline.laws import Paired
 from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.view_recipe import ColorLaw, CropLaw, Mirror, ViewFamily, check_law, law_name
@@ -45,7 +45,7 @@ class SpatialSettings:
     color: ColorLaw | None = field(default_factory=ColorLaw)
     equalize_px: int | None = None  # render at this side, then enlarge to size_px: both views lose the same detail
 
-    position: Position = "reference"
+    position: PositionUnit = "reference"
     scale: Scale = "log_area"
     axes: Axes = "view"
     standardize: bool = True  # by the law's mean and standard deviation

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wherefrom.kernels.pair_targets import pair_targets
-from wherefrom.kernels.pair_targets_reference import CHANNELS, PairUnits, Position, Scale
+from wherefrom.kernels.pair_targets_reference import CHANNELS, PairUnits, PositionUnit, Scale
 from wherefrom.kernels.roi_align import roi_align
 from wherefrom.kernels.roi_align_pairs import roi_align_pairs
 from wherefrom.pipeline.crops import SUBPIXELS
@@ -64,7 +64,7 @@ class DenseSpatialSettings:
     sampling: int | Literal["adaptive", "area"] = 1  # samples along each axis of a bin, as in `roi_align`
     positions: bool = False
 
-    position: Position = "reference"  # "picture": in sides of the view
+    position: PositionUnit = "reference"  # "picture": in sides of the view
     scale: Scale = "log_area"
     standardize: bool = True  # by the law's mean and standard deviation, drawn
     hidden: int | None = None  # None: the encoder's width
