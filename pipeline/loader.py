@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order, OrderMode
 from wherefrom.pipeline.records import draw_records
-from wherefrom.pipeline.render.choose import check_renderer, check_runtime, make_renderer
+from wherefrom.pipeline.render.choose import check_device, check_renderer, check_runtime, make_renderer
 from wherefrom.pipeline.render.renderer import Rendered, Renderer, render_checked
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
@@ -446,6 +446,7 @@ def make_loader(
         check_literal(name, value, annotation)  # now: to build an index may take minutes
     check_renderer(renderer)
     check_runtime(threads=threads, prefetch=prefetch)
+    check_device(device)
     opened = index if isinstance(index, ShardIndex) else ShardIndex.open(index)
     plan = Order(
         samples=len(opened),

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,6 +80,22 @@ def test_the_choice_says_what_was_passed_over_and_how_to_get_it(missing: Missing
     for make in (make_renderer, make_cutter):
         with pytest.raises(ValueError, match=r'^renderer "native" cannot run: it was not built; or use renderer="auto"$'):
             make(RECIPE, "native")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda", "device='cuda': torch sees no CUDA GPU here; use device='cpu'"),
+        ("cuda:1", "device='cuda:1': torch sees no CUDA GPU here; use device='cpu'"),
+        ("gpu", "device='gpu': views are handed over on a processor or a CUDA GPU; use 'cpu', 'cuda' or 'cuda:0'"),
+        ("meta", "device='meta': views are handed over on a processor or a CUDA GPU; use 'cpu', 'cuda' or 'cuda:0'"),
+    ],
+)
+def test_a_device_that_is_not_here_is_refused_before_an_index_is_built(device: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    recipe = ViewRecipe(families=(ViewFamily(name="a", views=1, size_px=(8, 8)),))
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make_loader("no-such-shard.tar", recipe, device=device)
 
 
 def test_no_clock_has_a_say() -> None:

@@ -83,6 +83,18 @@ def check_runtime(*, threads: int | None, prefetch: int) -> None:
         raise ValueError(f"prefetch={prefetch}: needs at least 1 batch")
 
 
+def check_device(device: str | torch.device) -> None:
+    """Raise ValueError unless views can be handed over on a device of this machine."""
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError):
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device={str(device)!r}: views are handed over on a processor or a CUDA GPU; use 'cpu', 'cuda' or 'cuda:0'")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}: torch sees no CUDA GPU here; use device='cpu'")
+
+
 def make_cutter(recipe: ViewRecipe, name: str = "auto") -> Cutter:
     """Build what cuts views of decoded pictures, and say which one and why.
 
