@@ -109,6 +109,8 @@ class Order:
             raise ValueError(
                 f"{self.samples} samples are fewer than one batch; take global_batch <= {self.samples}, now {self.global_batch}"
             )
+        if min(self.shard_lengths, default=0) < 0:
+            raise ValueError(f"shard_lengths hold {min(self.shard_lengths)}: a shard has 0 samples or more")
         if self.mode == "block" and (sum(self.shard_lengths) != self.samples or self.window < 1):
             raise ValueError(f"block order: shard_lengths sum to {sum(self.shard_lengths)} of {self.samples} samples, window={self.window}")
 

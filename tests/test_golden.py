@@ -273,7 +273,8 @@ def settings_of_0_1() -> dict[str, TrainSettings]:
 
 def order(samples: int, mode: Any, *, seed: int = 0, global_batch: int = 1, **parts: Any) -> Order:
     """Return an order, in blocks of ten shards of different lengths."""
-    lengths = (*(samples // 10 + 3 * (shard % 2) for shard in range(9)), samples - 9 * (samples // 10) - 12)
+    more = 3 if samples > 100 else 2
+    lengths = (*(samples // 10 + more * (shard % 2) for shard in range(9)), samples - 9 * (samples // 10) - 4 * more)
     blocks = {"shard_lengths": lengths, "window": 3} if mode == "block" else {}
     return Order(samples=samples, mode=mode, seed=seed, global_batch=global_batch, **blocks, **parts)
 

@@ -223,6 +223,10 @@ def test_places_outside_the_epoch_are_named(mode: OrderMode) -> None:
         ({"samples": 99, "global_batch": 2, "ranks": 4}, "take 4"),
         ({"samples": 3, "global_batch": 4}, "3 samples are fewer than one batch; take global_batch <= 3, now 4"),
         ({"samples": 9, "global_batch": 4, "mode": "block", "shard_lengths": (4, 4)}, "shard_lengths sum to 8 of 9 samples"),
+        (
+            {"samples": 9, "global_batch": 4, "mode": "block", "shard_lengths": (11, -2)},
+            "shard_lengths hold -2: a shard has 0 samples or more",
+        ),
         ({"samples": 9, "global_batch": 4, "mode": "random"}, "mode='random'"),
         ({"samples": 2**40 + 1, "global_batch": 4}, "at most 2\\*\\*40 samples"),
     ],

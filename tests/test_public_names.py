@@ -5,6 +5,7 @@ A list changes when somebody means it to: `python tests/test_public_names.py --t
 
 import contextlib
 import difflib
+import enum
 import importlib
 import inspect
 import io
@@ -35,6 +36,8 @@ def _descriptions(module: Any) -> Iterator[tuple[str, str]]:
         thing = getattr(module, name)
         if not (inspect.isclass(thing) or inspect.isroutine(thing)):
             yield name, "value"
+        elif isinstance(thing, enum.EnumMeta):  # whose signature is Python's, another in each version
+            yield name, "enum: " + ", ".join(thing.__members__)
         elif getattr(thing, "_is_protocol", False):
             members = sorted(member for member in vars(thing) if member == "__call__" or not member.startswith("_"))
             yield name, "protocol: " + ", ".join(_member(thing, member) for member in members)
