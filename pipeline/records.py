@@ -73,8 +73,7 @@ def _draw_boxes(family: ViewFamily, keys: Keys, source_size: NDArray[np.int32], 
     small = np.asarray(law.smallest_side_px(law.frames(size, views, earlier)) < family.min_side_px)  # (B, 1), or (B, V)
     if small.shape not in ((len(size), 1), (len(size), views)):
         raise ValueError(
-            f"the {law_name(law)} law of family {family.name!r} tells smallest sides of shape {small.shape}, expected {(len(size), 1)} or "
-            f"{(len(size), views)}, one a frame"
+            f"{_law_of(family)} tells smallest sides of shape {small.shape}, expected {(len(size), 1)} or {(len(size), views)}, one a frame"
         )
     drawable = np.where(small.all(1, keepdims=True), 256.0, size)  # any size will do: these rows are overwritten
     made = law.draw(keys, views, drawable, family.snap, earlier)
@@ -86,18 +85,22 @@ def _draw_boxes(family: ViewFamily, keys: Keys, source_size: NDArray[np.int32], 
     return cut
 
 
+def _law_of(family: ViewFamily) -> str:
+    """Say whose law it is, for messages alone: a law's name is looked up in the tables of installed packages."""
+    return f"the {law_name(family.law)} law of family {family.name!r}"
+
+
 def _check_made(made: object, shape: tuple[int, int], family: ViewFamily) -> None:
     """Raise ValueError unless a law drew `Boxes` for so many pictures and views: numbers, and two words of yes or no, as arrays."""
-    of = f"the {law_name(family.law)} law of family {family.name!r} draws"
     if not isinstance(made, Boxes):
-        raise ValueError(f"{of} {type(made).__name__}, expected Boxes, e.g. Boxes.all_kept(boxes)")
+        raise ValueError(f"{_law_of(family)} draws {type(made).__name__}, expected Boxes, e.g. Boxes.all_kept(boxes)")
     for name, expected, kinds in (("boxes", (*shape, 4), "fiu"), ("valid", shape, "b"), ("accepted", shape, "b")):
         array = getattr(made, name)
         if not isinstance(array, np.ndarray):
-            raise ValueError(f"{of} {name} as {type(array).__name__}, expected an array of shape {expected}")
+            raise ValueError(f"{_law_of(family)} draws {name} as {type(array).__name__}, expected an array of shape {expected}")
         if array.shape != expected or array.dtype.kind not in kinds:
             needed = "bool" if kinds == "b" else "numbers"
-            raise ValueError(f"{of} {name} of shape {array.shape} and {array.dtype}, expected {expected} of {needed}")
+            raise ValueError(f"{_law_of(family)} draws {name} of shape {array.shape} and {array.dtype}, expected {expected} of {needed}")
 
 
 def _check_boxes(boxes: NDArray[np.float64], small: NDArray[np.bool_], source_size: NDArray[np.int32], family: ViewFamily) -> None:
@@ -110,7 +113,7 @@ def _check_boxes(boxes: NDArray[np.float64], small: NDArray[np.bool_], source_si
     row, view = np.argwhere(~(inside & exact))[0]
     need = "multiples of 1/1024 pixel" if inside[row, view] else "x0 < x1, y0 < y1 within it"
     raise ValueError(
-        f"the {law_name(family.law)} law of family {family.name!r} draws {boxes[row, view].tolist()} in a picture of (height, width) "
+        f"{_law_of(family)} draws {boxes[row, view].tolist()} in a picture of (height, width) "
         f"{tuple(source_size[row].tolist())}; boxes are {need}, as snap_boxes leaves them"
     )
 
