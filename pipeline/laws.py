@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wherefrom.pipeline.crops import (
+    AreaLaw,
     Boxes,
     Snap,
     candidates,
@@ -30,6 +31,12 @@ from wherefrom.pipeline.view_recipe import CropLaw, Earlier, TargetMoments, View
 __all__ = ["Center", "Disjoint", "Grid", "Independent", "Inside", "Overlapping", "Paired"]
 
 
+def _check_areas(law: AreaLaw) -> None:
+    """Raise ValueError unless a law's areas are fractions and its aspect ratios positive, low before high."""
+    check_range("area_frac", law.area_frac, 1)
+    check_range("aspect", law.aspect)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Independent(CropLaw):
     """RandomResizedCrop's law: uniform in area, log-uniform in aspect, then an offset uniform over all valid ones.
@@ -43,8 +50,7 @@ class Independent(CropLaw):
 
     def __post_init__(self) -> None:
         check_literals(self)
-        check_range("area_frac", self.area_frac, 1)
-        check_range("aspect", self.aspect)
+        _check_areas(self)
         if self.tries < 1:
             raise ValueError(f"tries={self.tries}: needs at least 1")
 
@@ -142,8 +148,7 @@ class Disjoint(CropLaw):
 
     def __post_init__(self) -> None:
         check_literals(self)
-        check_range("area_frac", self.area_frac, 1)
-        check_range("aspect", self.aspect)
+        _check_areas(self)
         if self.tries < 1 or self.min_gap_frac < 0:
             raise ValueError(f"tries={self.tries}, min_gap_frac={self.min_gap_frac}: needs tries >= 1 and min_gap_frac >= 0")
 
@@ -184,8 +189,7 @@ class Overlapping(CropLaw):
 
     def __post_init__(self) -> None:
         check_literals(self)
-        check_range("area_frac", self.area_frac, 1)
-        check_range("aspect", self.aspect)
+        _check_areas(self)
         if self.tries < 1 or not 0 < self.min_shared_frac <= 1:
             raise ValueError(f"tries={self.tries}, min_shared_frac={self.min_shared_frac}: needs tries >= 1 and 0 < min_shared_frac <= 1")
 
@@ -243,8 +247,7 @@ class Inside(CropLaw):
 
     def __post_init__(self) -> None:
         check_literals(self)
-        check_range("area_frac", self.area_frac, 1)
-        check_range("aspect", self.aspect)
+        _check_areas(self)
         if self.tries < 1:
             raise ValueError(f"tries={self.tries}: needs at least 1")
 
