@@ -33,6 +33,7 @@
 #define LONGS NAME(longs)
 typedef float FLOATS __attribute__((vector_size(4 * LANES)));
 typedef int32_t INTS __attribute__((vector_size(4 * LANES)));
+typedef uint32_t NAME(words) __attribute__((vector_size(4 * LANES)));
 typedef double DOUBLES __attribute__((vector_size(8 * LANES)));
 typedef int64_t LONGS __attribute__((vector_size(8 * LANES)));
 typedef uint8_t NAME(bytes) __attribute__((vector_size(LANES)));
@@ -129,7 +130,7 @@ static INLINE INTS NAME(rounded)(FLOATS levels)
 
 static INLINE NAME(halves) NAME(bfloat16)(FLOATS values)
 {
-    const INTS bits = (INTS)values;
+    const NAME(words) bits = (NAME(words))values; /* unsigned: any bits may come, and rounding a NaN carries out */
     return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, NAME(halves));
 }
 
@@ -141,12 +142,12 @@ static INLINE NAME(halves) NAME(float16)(FLOATS values)
     return (NAME(halves))_mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT);
 #else
     /* Below 2^-14 adding 0.5 leaves the wanted bits last in the sum; elsewhere the exponent is moved and the tail rounded to even. */
-    const INTS sign = (INTS)values & INT32_MIN, bits = (INTS)values ^ sign;
-    const INTS small = (INTS)((FLOATS)bits + 0.5f) - 0x3f000000;
-    const INTS normal = (bits - 0x38000000 + 0xfff + ((bits >> 13) & 1)) >> 13;
-    const INTS tiny = bits < 0x38800000, huge = bits >= 0x47800000;
-    const INTS half = (tiny & small) | (~tiny & ~huge & normal) | (huge & 0x7c00);
-    return __builtin_convertvector(half | ((sign >> 16) & 0x8000), NAME(halves));
+    const NAME(words) sign = (NAME(words))values & 0x80000000u, bits = (NAME(words))values ^ sign;
+    const NAME(words) small = (NAME(words))((FLOATS)bits + 0.5f) - 0x3f000000u;
+    const NAME(words) normal = (bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1)) >> 13;
+    const NAME(words) tiny = (NAME(words))(bits < 0x38800000u), huge = (NAME(words))(bits >= 0x47800000u);
+    const NAME(words) half = (tiny & small) | (~tiny & ~huge & normal) | (huge & 0x7c00u);
+    return __builtin_convertvector(half | sign >> 16, NAME(halves));
 #endif
 }
 

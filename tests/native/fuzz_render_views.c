@@ -87,7 +87,8 @@ static float any_float(source *choices)
 {
     static const float NASTY[] = {NAN,      INFINITY, -INFINITY, 0.0f,    -0.0f,     1e-45f,  FLT_MIN,  FLT_MAX, -FLT_MAX, 1e-30f, 1e30f,
                                   -1e9f,    0x1p20f,  -0x1p20f,  0x1p24f, 0x1.8p20f, 0x1p31f, -0x1p31f, 0x1p63f, -0x1p63f, 255.0f, 256.0f,
-                                  257.0f,   -1.0f,    0.5f,      1.0f,    1.5f,      3.0f,    1e-7f,    1e-3f,   16.0f,    300.0f};
+                                  257.0f,   -1.0f,    0.5f,      1.0f,    1.5f,      3.0f,    1e-7f,    1e-3f,   16.0f,    300.0f,
+                                  /* all bits but the sign */ __builtin_nanf("0x3fffff")};
     const uint32_t bits = draw(choices);
     float value;
     memcpy(&value, &bits, sizeof value);
