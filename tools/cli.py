@@ -22,6 +22,7 @@ COMMANDS = {  # name: (what it does, module, function)
     "views": ("draw a picture of sources, their boxes and their views", "wherefrom.tools.views_picture", "views_command"),
     "prove": ("prove by pixels that the records of every renderer here are true", "wherefrom.tools.prove", "prove_command"),
     "index": ("build, audit and explain the index of a set of shards", "wherefrom.tools.index", "index_command"),
+    "pack": ("pack a folder, tars or parquet files into tar shards", "wherefrom.tools.pack", "pack_command"),
     "bench loader": ("measure the loader against others", "wherefrom.tools.bench_loader.command", "bench_loader_command"),
     "bench kernels": ("measure the kernels against the usual ways", "wherefrom.tools.bench_kernels.command", "bench_kernels_command"),
 }
