@@ -30,6 +30,7 @@ from webdataset.tariterators import group_by_keys
 
 from wherefrom.pipeline.shards import store
 from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.shards.labels import LabelRule
 from wherefrom.pipeline.shards.pattern import expand_pattern
 from wherefrom.pipeline.shards.picture_headers import FORMATS, examine_picture
 from wherefrom.pipeline.shards.reader import ShardReader
@@ -318,9 +319,9 @@ def test_ids_are_ordinals_in_the_given_order(shards: list[Path]) -> None:
 def test_a_stored_index_is_reused_and_only_missing_ones_are_built(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     scanned: list[str] = []
 
-    def counted(shard: str) -> ShardTable:
+    def counted(shard: str, labels: LabelRule) -> ShardTable:
         scanned.append(Path(shard).name)
-        return scan_shard(shard)
+        return scan_shard(shard, labels)
 
     monkeypatch.setattr(store, "scan_shard", counted)
     first = ShardIndex.open(shards)

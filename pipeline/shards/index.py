@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wherefrom.pipeline.files import write_aside
+from wherefrom.pipeline.shards.labels import LabelRule
 from wherefrom.pipeline.shards.pattern import expand_pattern
 from wherefrom.pipeline.shards.storage import read_head
 from wherefrom.pipeline.shards.store import DECODED_PIXELS, ShardProgress, StoredTable, file_beside, gather_tables, load_table, printable
@@ -49,6 +50,7 @@ class QuarantineEntry:
 class ShardIndex:
     """All samples of a set of shards: arrays over their N ids, and the list of those that are replaced.
 
+    `classes` are the names that labels number, none where labels are numbers of the data's own.
     Shapes: shard (N,) int32; offset, length, label (N,) int64 (label -1: none); source_size (N, 2) int32, upright (height, width), (0, 0)
     where it is not known; orientation (N,) uint8, EXIF 1 to 8; format (N,) uint8, place in picture_headers.FORMATS; valid (N,) bool;
     shard_lengths (S,) int64, samples of each of the S shards.
@@ -63,8 +65,11 @@ class ShardIndex:
         files: Sequence[Path | None],
         reused: int = 0,
         max_pixels: int = MAX_PIXELS,
+        labels: str | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         self.paths = tuple(paths)
+        self.labels = labels  # the rule that they were read by
         self.files = tuple(files)  # where each shard's index lies; None: nowhere, it could not be stored
         self.reused = reused  # shards whose stored index served
         self.max_pixels = max_pixels
@@ -75,7 +80,8 @@ class ShardIndex:
         self.shard = _read_only(np.repeat(np.arange(len(tables), dtype=np.int32), self.shard_lengths))
         self.offset = _read_only(np.concatenate([table.offset for table in tables]))
         self.length = _read_only(np.concatenate([table.length for table in tables]))
-        self.label = _read_only(np.concatenate([table.label for table in tables]))
+        self.classes, label = _numbered(paths, tables, classes)
+        self.label = _read_only(label)
         self.source_size = _read_only(np.concatenate([table.source_size for table in tables]))
         self.orientation = _read_only(np.concatenate([table.orientation for table in tables]))
         self.format = _read_only(np.concatenate([table.format for table in tables]))
@@ -108,9 +114,14 @@ class ShardIndex:
         beside: bool = True,
         rebuild: bool = False,
         decode: bool = False,
+        labels: str | None = None,
+        classes: Sequence[str] = (),
     ) -> Self:
         """Find the stored index of every shard or build it, and join them.
 
+        `labels` says what labels the samples: None (whole numbers in KEY.cls; names of tars within a tar, and of tars that are WordNet
+        ids), the extension of a member that holds a number or a class's name, "json.FIELD", "tar" (each tar's name) or "none".
+        `classes` are names that have their numbers already, such as a train set's; others are numbered after them, in Python's order.
         A shard's index is kept in the folder `.wherefrom` beside it, or in `cache` (default: the user's cache folder) where that place
         cannot be written or `beside` is False; it is keyed by the shard's size and mtime. `progress` is called with (shards done, shards
         in all). `decode` really decodes every picture that counts as valid, once, with progress of its own, and keeps the verdicts.
@@ -119,10 +130,14 @@ class ShardIndex:
         """
         if max_pixels < 1 or (workers is not None and workers < 1):
             raise ValueError(f"max_pixels={max_pixels}, workers={workers}: needs at least 1 of each")
+        LabelRule.of(labels)
         paths = expand_pattern(_one_pattern(pattern))
-        stored = gather_tables(paths, cache=cache, beside=beside, rebuild=rebuild, decode=decode, workers=workers, progress=progress)
+        stored = gather_tables(
+            paths, cache=cache, beside=beside, rebuild=rebuild, decode=decode, workers=workers, progress=progress, labels=labels
+        )
         tables, files = [item.table for item in stored], [item.file for item in stored]
-        index = cls(paths, tables, files=files, reused=sum(item.reused for item in stored), max_pixels=max_pixels)
+        reused = sum(item.reused for item in stored)
+        index = cls(paths, tables, files=files, reused=reused, max_pixels=max_pixels, labels=labels, classes=classes)
         if not len(index):
             unread = ", ".join(f"{count} .{kind}" for kind, count in index.unread_members.most_common(3)) or "nothing else either"
             others = f" nor in {len(paths) - 1} more shards" if len(paths) > 1 else ""
@@ -153,6 +168,14 @@ class ShardIndex:
         self._check_ids(np.asarray([sample], np.int64))
         shard = int(self.shard[sample])
         return self._table(shard).key(int(sample - self._starts[shard]))
+
+    def location(self, sample: int) -> tuple[str, int, int]:
+        """Return where a sample's bytes lie: the file, the offset in it, their length.
+
+        Raises: IndexError.
+        """
+        self._check_ids(np.asarray([sample], np.int64))
+        return self.paths[self.shard[sample]], int(self.offset[sample]), int(self.length[sample])
 
     def name(self, sample: int) -> str:
         """Return `SHARD:KEY` in printable characters for messages; the number stands for a key that cannot be looked up any more."""
@@ -242,7 +265,7 @@ class ShardIndex:
         file = self.files[shard]
         table = load_table(file, stamp) if file is not None else None
         if table is None:
-            table = scan_shard(self.paths[shard])
+            table = scan_shard(self.paths[shard], LabelRule.of(self.labels))
         if tuple(table.stamp.tolist()) != stamp or len(table) != self.shard_lengths[shard]:
             raise BrokenShardError(f"{self.paths[shard]}: changed since it was indexed; open the index again")
         with self._lock:
@@ -263,6 +286,24 @@ def _one_pattern(pattern: object) -> str:
         if not isinstance(part, str | os.PathLike):
             raise TypeError(f"{part!r:.60} names no shards; give a path or a pattern, or several of them in a list")
     return "::".join(os.fspath(part) for part in parts)
+
+
+def _numbered(paths: Sequence[str], tables: Sequence[ShardTable], classes: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Return the names of all classes, those of `classes` first, and the label (N,) of every sample.
+
+    Raises: ValueError if some shards name their classes and others number them.
+    """
+    names = [table.classes() for table in tables]
+    if not any(names):
+        return (), np.concatenate([table.label for table in tables])
+    numbered = [path for path, table, own in zip(paths, tables, names, strict=True) if not own and (table.label >= 0).any()]
+    if numbered:
+        named = next(path for path, own in zip(paths, names, strict=True) if own)
+        raise ValueError(f"{named} names its classes, {numbered[0]} numbers them; label both alike by --labels, or take one of them")
+    ordered = (*classes, *sorted(set().union(*names).difference(classes)))
+    number_of = {name: number for number, name in enumerate(ordered)}
+    labels = [np.append([number_of[name] for name in own], -1)[table.label] for table, own in zip(tables, names, strict=True)]
+    return ordered, np.concatenate(labels).astype(np.int64)
 
 
 def _fingerprint(paths: Sequence[str], tables: Sequence[ShardTable]) -> str:

@@ -22,6 +22,7 @@ from safetensors.numpy import load, save
 
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
 from wherefrom.pipeline.files import read_regular, write_aside
+from wherefrom.pipeline.shards.labels import LabelRule
 from wherefrom.pipeline.shards.storage import StoredFile, read_at, storage_of
 from wherefrom.pipeline.shards.table import TABLE_LAYOUT, BrokenShardError, ShardTable, scan_shard, stamp_of
 from wherefrom.pipeline.system import available_cores, user_cache_folder
@@ -56,12 +57,13 @@ def gather_tables(
     decode: bool,
     workers: int | None,
     progress: ShardProgress | None,
+    labels: str | None = None,
 ) -> list[StoredTable]:
     """Find or build the table of every shard, in threads; finished ones are stored at once, so that a second run goes on from there.
 
     Raises: BrokenShardError for the first broken shard, in their order, when all others are done; OSError if one cannot be read.
     """
-    index_files = _IndexFiles(cache=cache, beside=beside)
+    index_files = _IndexFiles(cache=cache, beside=beside, labels=labels)
     with ThreadPoolExecutor(workers or min(16, available_cores())) as pool:
         futures = [pool.submit(_find_or_scan, path, index_files, rebuild) for path in paths]
         try:
@@ -74,11 +76,16 @@ def gather_tables(
     return _audit_all(paths, stored, index_files, workers, progress) if decode else stored
 
 
-def file_beside(shard: str | os.PathLike[str]) -> Path | None:
-    """Return where the index file of a shard lies by preference, None for a shard that lies on no disk of this machine."""
-    path = os.fspath(shard)
+def file_beside(shard: str | os.PathLike[str], labels: str | None = None) -> Path | None:
+    """Return where the index file of a shard, by a rule of labels, lies by preference; None for a shard on no disk of this machine."""
+    path = os.fspath(shard).rstrip("/")
     folder = storage_of(path).local_folder(path)
-    return None if folder is None else folder / _FOLDER / (os.path.basename(path) + _SUFFIX)
+    return None if folder is None else folder / _FOLDER / (os.path.basename(path) + _suffix(labels))
+
+
+def _suffix(labels: str | None) -> str:
+    """Return what an index file's name ends with: other rules, other files."""
+    return _SUFFIX if labels is None else f".{labels}{_SUFFIX}"
 
 
 def load_table(file: Path, stamp: tuple[int, ...]) -> ShardTable | None:
@@ -105,9 +112,10 @@ class _IndexFiles:
 
     cache: Path | None  # None: the user's
     beside: bool
+    labels: str | None = None  # the rule that labels are read by
 
     def candidates(self, shard: str) -> Iterator[Path]:
-        if self.beside and (beside := file_beside(shard)) is not None:
+        if self.beside and (beside := file_beside(shard, self.labels)) is not None:
             yield beside
         try:
             folder = self.cache or user_cache_folder()
@@ -115,7 +123,7 @@ class _IndexFiles:
             log.debug("%s", error)
             return
         whole_path = hashlib.blake2b(os.fsencode(storage_of(shard).canonical(shard)), digest_size=8).hexdigest()
-        yield folder / "indexes" / f"{os.path.basename(shard)[:100]}.{whole_path}{_SUFFIX}"
+        yield folder / "indexes" / f"{os.path.basename(shard)[:100]}.{whole_path}{_suffix(self.labels)}"
 
     def store(self, shard: str, table: ShardTable) -> Path | None:
         """Store in the first place that can be written and return it."""
@@ -136,7 +144,7 @@ def _find_or_scan(shard: str, index_files: _IndexFiles, rebuild: bool) -> Stored
         stored = [StoredTable(table, file, True) for table, file in loaded if table is not None]
         if stored:  # audited ones first: where nothing can be written beside the shard, its audit lies in the cache
             return max(stored, key=lambda item: bool(item.table.audited[0]))
-    table = scan_shard(shard)
+    table = scan_shard(shard, LabelRule.of(index_files.labels))
     return StoredTable(table, index_files.store(shard, table), False)
 
 

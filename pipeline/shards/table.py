@@ -1,8 +1,8 @@
 """One shard as plain arrays, and the scan that makes them.
 
 Here: WebDataset's grouping of members into samples, the verdict on each picture, `ShardTable` with its checks.
-Not here: tar headers (tar_members.py), picture headers (picture_headers.py), where tables are kept (store.py).
-A sample is a key that has a picture, valid or not; members of one key are neighbors.
+Not here: tar headers (tar_members.py), picture headers (picture_headers.py), what labels say (labels.py), where tables are kept (store.py).
+A sample is a key that has a picture, valid or not; members of one key are neighbors. A tar may hold tars, one level deep.
 """
 
 import hashlib
@@ -10,28 +10,28 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wherefrom.pipeline.shards.labels import LabelRule, class_of_tar, label_of_text
 from wherefrom.pipeline.shards.picture_headers import FORMATS, MAX_ENCODED_BYTES, PictureHeader, examine_picture
-from wherefrom.pipeline.shards.storage import StoredFile, read_at, storage_of
+from wherefrom.pipeline.shards.storage import Stamp, StoredFile, read_at, storage_of
 from wherefrom.pipeline.shards.tar_members import Member, TarError, walk_tar
 
 __all__ = ["TABLE_LAYOUT", "BrokenShardError", "ShardTable", "scan_shard", "stamp_of"]
 
 PICTURE_EXTENSIONS = (b"jpg", b"jpeg", b"png", b"webp")  # where a key has several, the first of these is the sample's picture
 
-_FORMAT_VERSION = 3  # of index files; others are built again
+_FORMAT_VERSION = 4  # of index files; others are built again
 _WEBDATASET_META = re.compile(rb"__[^/]*__(?:$|/)")
-_LABEL = re.compile(rb"\s*([+-]?[0-9]{1,18})\s*")
-_MAX_LABEL_BYTES = 64
+_MAX_LABEL_BYTES = 2**20  # of a member that labels its sample
 _MAX_EXTENSIONS_COUNTED = 64
 
-# dtype and shape of every stored array: n samples, u of them invalid, d of these by a decode alone; e extensions that are not read;
-# any number of bytes
+# dtype and shape of every stored array: n samples, v versions, one a sample where each is a file of its own, else none; u invalid samples,
+# d of these by a decode alone; c classes; e extensions that are not read; f folders of a tree; any number of bytes
 TABLE_LAYOUT: dict[str, tuple[type, tuple[int | str, ...]]] = {
     "stamp": (np.int64, (3,)),
     "audited": (np.bool_, (1,)),
@@ -41,8 +41,11 @@ TABLE_LAYOUT: dict[str, tuple[type, tuple[int | str, ...]]] = {
     "source_size": (np.int32, ("n", 2)),
     "orientation": (np.uint8, ("n",)),
     "format": (np.uint8, ("n",)),
+    "version": (np.int64, ("v",)),
     "keys": (np.uint8, ("key bytes",)),
     "key_ends": (np.int64, ("n",)),
+    "class_names": (np.uint8, ("class name bytes",)),
+    "class_name_ends": (np.int64, ("c",)),
     "invalid": (np.int64, ("u",)),
     "undecodable": (np.int64, ("d",)),
     "reasons": (np.uint8, ("reason bytes",)),
@@ -50,6 +53,9 @@ TABLE_LAYOUT: dict[str, tuple[type, tuple[int | str, ...]]] = {
     "extensions": (np.uint8, ("extension bytes",)),
     "extension_ends": (np.int64, ("e",)),
     "extension_counts": (np.int64, ("e",)),
+    "folders": (np.uint8, ("folder bytes",)),
+    "folder_ends": (np.int64, ("f",)),
+    "folder_versions": (np.int64, ("f",)),
 }
 
 
@@ -61,8 +67,9 @@ class BrokenShardError(ValueError):
 class ShardTable:
     """What one shard holds, and exactly what its index file stores.
 
-    Shapes: as in TABLE_LAYOUT. stamp is (format version, shard's size in bytes, its version: mtime_ns of a local file). The texts
-    (keys of the n samples, reasons of the u invalid ones, extensions of other members) lie end to end as bytes, text i up to ends[i].
+    Shapes: as in TABLE_LAYOUT. stamp is (format version, shard's size in bytes, its version: mtime_ns of a local file). The texts (keys of
+    the n samples, names of the c classes, reasons of the u invalid samples, extensions of other members, folders of a tree, relative to
+    its root) lie end to end as bytes, text i up to ends[i].
     Raises: ValueError if the arrays do not fit one another: those of a damaged or foreign file.
     """
 
@@ -70,12 +77,15 @@ class ShardTable:
     audited: NDArray[np.bool_]  # whether the samples that count as valid were decoded once as well
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
-    label: NDArray[np.int64]  # -1: none
+    label: NDArray[np.int64]  # -1: none; where classes have names, the place of its class among them, else a number of the data's own
     source_size: NDArray[np.int32]  # upright (height, width); (0, 0) where the header cannot be trusted
     orientation: NDArray[np.uint8]
     format: NDArray[np.uint8]  # place in picture_headers.FORMATS
+    version: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # of each loose file, as in a stamp
     keys: NDArray[np.uint8]
     key_ends: NDArray[np.int64]
+    class_names: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))  # rising
+    class_name_ends: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     invalid: NDArray[np.int64]  # rows, rising
     undecodable: NDArray[np.int64]  # those of them that only decoding found, rising
     reasons: NDArray[np.uint8]
@@ -83,6 +93,9 @@ class ShardTable:
     extensions: NDArray[np.uint8]
     extension_ends: NDArray[np.int64]
     extension_counts: NDArray[np.int64]
+    folders: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    folder_ends: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    folder_versions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         sides: dict[str, int] = {}
@@ -90,13 +103,22 @@ class ShardTable:
             array = getattr(self, name)
             if array.dtype != dtype or array.ndim != len(shape) or not _same_sides(shape, array.shape, sides):
                 raise ValueError(f"{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}")
-        for texts, ends in ((self.keys, self.key_ends), (self.reasons, self.reason_ends), (self.extensions, self.extension_ends)):
+        for texts, ends in (
+            (self.keys, self.key_ends),
+            (self.class_names, self.class_name_ends),
+            (self.reasons, self.reason_ends),
+            (self.extensions, self.extension_ends),
+            (self.folders, self.folder_ends),
+        ):
             if not _rises(ends, lowest=0) or (ends[-1] if len(ends) else 0) != len(texts):
                 raise ValueError("texts and their ends do not fit")
         in_file = (self.offset >= 0) & (self.length >= 0) & (self.offset <= self.stamp[1] - self.length)
         coded = (self.orientation >= 1) & (self.orientation <= 8) & (self.format < len(FORMATS))
         rows_fit = _rises(self.invalid, lowest=0) and (not len(self.invalid) or self.invalid[-1] < len(self))
         rows_fit = rows_fit and _rises(self.undecodable, lowest=0) and bool(np.isin(self.undecodable, self.invalid).all())
+        named = len(self.class_name_ends) == 0 or bool(np.all(self.label < len(self.class_name_ends)))
+        if not named or len(self.version) not in (0, len(self)):
+            raise ValueError("labels and classes, or versions and samples, do not fit")
         if not rows_fit or not np.all(in_file & coded) or not np.all(self.source_size[self.valid()] > 0):
             raise ValueError("offsets, sizes and verdicts do not fit")
 
@@ -125,6 +147,15 @@ class ShardTable:
         is_invalid = position < len(self.invalid) and self.invalid[position] == row
         return _text(self.reasons, self.reason_ends, position) if is_invalid else ""
 
+    def classes(self) -> list[str]:
+        """Return the names of the classes, empty where labels are numbers of the data's own."""
+        return [_text(self.class_names, self.class_name_ends, position) for position in range(len(self.class_name_ends))]
+
+    def with_classes(self, names: Sequence[str | None]) -> "ShardTable":
+        """Return the table with a class name, or none, for each of its n samples."""
+        arrays = {item.name: getattr(self, item.name) for item in fields(self)}
+        return ShardTable(**(arrays | _pack_labels(list(names))))
+
     def unread_members(self) -> Counter[str]:
         """Count the members that belong to no sample or are not read, by extension."""
         names = (_text(self.extensions, self.extension_ends, position) for position in range(len(self.extension_ends)))
@@ -135,12 +166,14 @@ class ShardTable:
         hasher = hashlib.blake2b(digest_size=16)
         for array in (self.stamp[1:2], self.offset, self.length, self.label, self.key_ends, self.keys):
             hasher.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
+        if len(self.class_name_ends):
+            hasher.update(self.class_name_ends.astype("<i8").tobytes() + self.class_names.tobytes())
         return hasher.digest()
 
     def with_audit(self, failures: dict[int, str]) -> "ShardTable":
         """Return the table after an audit by decoding: `failures` maps rows to reasons, all other valid rows decode."""
         reasons = {int(row): self.reason(row) for row in self.invalid} | failures
-        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {item.name: getattr(self, item.name) for item in fields(self)}
         audit = {"audited": np.array([True]), "undecodable": np.array(sorted(failures), np.int64)}
         return ShardTable(**(arrays | _pack_verdicts(reasons) | audit))
 
@@ -154,14 +187,14 @@ def stamp_of(shard: str | os.PathLike[str]) -> tuple[int, int, int]:
     return _FORMAT_VERSION, *storage_of(path).stamp(path)
 
 
-def scan_shard(shard: str | os.PathLike[str]) -> ShardTable:
-    """Read a shard once, from its first header to its end mark, and judge every picture in it.
+def scan_shard(shard: str | os.PathLike[str], labels: LabelRule | None = None) -> ShardTable:
+    """Read a shard once, from its first header to its end mark, and judge every picture in it; its samples are labeled as the rule says.
 
     Raises: BrokenShardError if it is not a whole, plain tar, or changed meanwhile; OSError if it cannot be read.
     """
     stamp = stamp_of(shard)
     try:
-        groups = _group_members(os.fspath(shard), stamp[1])
+        groups = _group_members(os.fspath(shard), stamp[1], labels or LabelRule.of(None))
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"{shard}: cannot be read ({reason}); see that you may read it and that its disk is healthy") from error
@@ -170,9 +203,9 @@ def scan_shard(shard: str | os.PathLike[str]) -> ShardTable:
     return groups.table(stamp)
 
 
-def _group_members(shard: str, size: int) -> "_SampleGrouper":
+def _group_members(shard: str, size: int, labels: LabelRule) -> "_SampleGrouper":
     file = storage_of(shard).open(shard)
-    groups = _SampleGrouper(file)
+    groups = _SampleGrouper(file, labels, class_of_tar(shard, labels))
     try:
         for member in walk_tar(file, size):
             groups.add(member)
@@ -188,21 +221,25 @@ class _Sample(NamedTuple):
     key: bytes
     offset: int
     length: int
-    label: int
+    label: int | str | None
+    tar: str | None  # the class that its tar's name says
     header: PictureHeader
 
 
 class _SampleGrouper:
     """Groups members into samples as WebDataset does: neighbors that share a key."""
 
-    def __init__(self, file: StoredFile) -> None:
+    def __init__(self, file: StoredFile, labels: LabelRule, class_name: str | None) -> None:
         self.samples: list[_Sample] = []
         self.unread_members: Counter[str] = Counter()
         self._file = file
+        self._labels = labels
+        self._class = class_name
+        self._prefix = b""  # of the keys of a tar within the tar
         self._keys_seen: set[bytes] = set()
         self._key = b""
         self._pictures: dict[bytes, Member] = {}
-        self._label = -1
+        self._label: int | str | None = None
 
     def add(self, member: Member) -> None:
         if member.kind == "folder" or _WEBDATASET_META.match(member.name):
@@ -212,16 +249,31 @@ class _SampleGrouper:
         if not stem or not dot:
             self._count_unread("(no extension)")
             return
-        key = member.name[: folder_end + len(stem)]
+        key = self._prefix + member.name[: folder_end + len(stem)]
         if key != self._key or extension in self._pictures:
             self.end_sample()
             self._key = key
         if extension in PICTURE_EXTENSIONS:
             self._pictures[extension] = member
-        elif extension == b"cls" and member.kind == "file":
+        elif member.name.lower().endswith(b".tar") and member.kind == "file" and not self._prefix:
+            self._add_tar(member, member.name[: -len(b".tar")])
+        elif extension == self._labels.extension and member.kind == "file":
             self._read_label(member)
         else:
             self._count_unread(extension.decode("ascii", "backslashreplace")[:24])
+
+    def _add_tar(self, tar: Member, key: bytes) -> None:
+        """Add the members of a tar within the tar, as ILSVRC2012 has one a class; offsets are those in the outer file."""
+        self.end_sample()
+        outer, self._prefix, self._class = self._class, key + b"/", class_of_tar(os.fsdecode(key), self._labels, nested=True)
+        name = os.fsdecode(tar.name)
+        try:
+            for member in walk_tar(_Part(self._file, tar.offset, tar.length), tar.length):
+                self.add(replace(member, offset=tar.offset + member.offset))
+            self.end_sample()
+        except TarError as error:
+            raise TarError(f"holds {name!r:.80}, which {error}") from error
+        self._prefix, self._class = b"", outer
 
     def end_sample(self) -> None:
         """Close the group of the current key; a key without a picture is no sample."""
@@ -230,9 +282,9 @@ class _SampleGrouper:
             picture = self._pictures.pop(chosen)
             for extension in self._pictures:
                 self._count_unread(f"{extension.decode()} beside {chosen.decode()}")
-            self.samples.append(_Sample(self._key, picture.offset, picture.length, self._label, self._examine(picture)))
+            self.samples.append(_Sample(self._key, picture.offset, picture.length, self._label, self._class, self._examine(picture)))
             self._keys_seen.add(self._key)
-        self._pictures, self._label, self._key = {}, -1, b""
+        self._pictures, self._label, self._key = {}, None, b""
 
     @property
     def whole_samples(self) -> int:
@@ -248,7 +300,6 @@ class _SampleGrouper:
             audited=np.array([False]),
             offset=np.array([sample.offset for sample in samples], np.int64),
             length=np.array([sample.length for sample in samples], np.int64),
-            label=np.array([sample.label for sample in samples], np.int64),
             source_size=np.array([(header.height, header.width) for header in headers], np.int32).reshape(-1, 2),
             orientation=np.array([header.orientation for header in headers], np.uint8),
             format=np.array([header.format for header in headers], np.uint8),
@@ -259,6 +310,7 @@ class _SampleGrouper:
             extension_ends=extension_ends,
             extension_counts=np.array([self.unread_members[kind] for kind in kinds], np.int64),
             **_pack_verdicts({row: header.reason for row, header in enumerate(headers) if header.reason}),
+            **_pack_labels(self._settled_labels()),
         )
 
     def _examine(self, picture: Member) -> PictureHeader:
@@ -275,17 +327,38 @@ class _SampleGrouper:
             raise TarError(f"lost bytes while it was read (at byte {picture.offset + len(data)})")
         return examine_picture(data)
 
+    def _settled_labels(self) -> Sequence[int | str | None]:
+        """Return a label or none for every sample: what its member says, or where no member says anything, what its tar's name says."""
+        own = [sample.label for sample in self.samples]
+        return own if any(label is not None for label in own) else [sample.tar for sample in self.samples]
+
     def _read_label(self, member: Member) -> None:
         text = read_at(self._file, member.offset, min(member.length, _MAX_LABEL_BYTES))
-        number = _LABEL.fullmatch(text) if member.length <= _MAX_LABEL_BYTES else None
-        if number is None:
-            self._count_unread("cls (not a number)")
+        label = label_of_text(text, self._labels) if member.length <= _MAX_LABEL_BYTES else None
+        if label is None:
+            self._count_unread(f"{self._labels.extension.decode()} ({self._labels.complaint})")
         else:
-            self._label = int(number[1])
+            self._label = label
 
     def _count_unread(self, kind: str) -> None:
         full = len(self.unread_members) >= _MAX_EXTENSIONS_COUNTED and kind not in self.unread_members
         self.unread_members["(others)" if full else kind] += 1
+
+
+class _Part:
+    """A stretch of a file, as a file of its own."""
+
+    def __init__(self, file: StoredFile, offset: int, length: int) -> None:
+        self._file, self._offset, self._length = file, offset, length
+
+    def stamp(self) -> Stamp:
+        return Stamp(self._length, self._file.stamp().version)
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        return self._file.read_into(buffer[: max(0, self._length - offset)], self._offset + offset)
+
+    def close(self) -> None:
+        """Nothing: the whole file is closed by who opened it."""
 
 
 def _same_sides(names: tuple[int | str, ...], sizes: tuple[int, ...], sides: dict[str, int]) -> bool:
@@ -306,6 +379,18 @@ def _pack_verdicts(reasons: dict[int, str]) -> dict[str, NDArray]:
     rows = sorted(reasons)
     texts, ends = _pack(reasons[row].encode() for row in rows)
     return {"invalid": np.array(rows, np.int64), "reasons": texts, "reason_ends": ends}
+
+
+def _pack_labels(labels: Sequence[int | str | None]) -> dict[str, NDArray]:
+    """Return the arrays of labels and of class names, which there are where a label is a name: numbers beside it become names then."""
+    names: list[str] = []
+    if any(isinstance(label, str) for label in labels):
+        labels = [None if label is None else str(label) for label in labels]
+        names = sorted({label for label in labels if isinstance(label, str)})
+    number_of = {name: number for number, name in enumerate(names)}
+    numbers = [-1 if label is None else number_of[label] if isinstance(label, str) else label for label in labels]
+    texts, ends = _pack(os.fsencode(name) for name in names)
+    return {"label": np.array(numbers, np.int64), "class_names": texts, "class_name_ends": ends}
 
 
 def _text(texts: NDArray[np.uint8], ends: NDArray[np.int64], position: int) -> str:
