@@ -30,6 +30,7 @@ from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.loader import Loader, make_loader
 from wherefrom.pipeline.proof.level_errors import levels
 from wherefrom.pipeline.shards.reader import ShardReader
+from wherefrom.pipeline.shards.store import printable
 from wherefrom.pipeline.view_recipe import ViewRecipe, law_name
 from wherefrom.pipeline.views import Batch, Photometric, Views
 from wherefrom.train.objective import Objective
@@ -227,7 +228,7 @@ def _title(loader: Loader, one: Batch) -> str:
     sample, drawn_for = int(one.sample), int(one.drawn_for)
     height, width = one.source_size[0].tolist()
     orientation = int(one.views[0].geometry.stored_orientation)
-    words = f"sample {sample} ({loader.index.key(sample)}), {width} x {height} pixels"
+    words = f"sample {sample} ({printable(loader.index.key(sample))}), {width} x {height} pixels"
     words += f", stored with EXIF orientation {orientation}" if orientation != 1 else ""
     return words + (f", in place of sample {drawn_for}, with its draws" if drawn_for != sample else "")
 
@@ -255,7 +256,7 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float) 
 
 def _write(figure: Figure, left: float, top: float, lines: Sequence[str], **style: Any) -> None:
     across, down = figure.get_size_inches()
-    figure.text(left / across, 1 - top / down, "\n".join(lines), va="top", linespacing=1.3, **style)
+    figure.text(left / across, 1 - top / down, "\n".join(lines), va="top", linespacing=1.3, parse_math=False, **style)
 
 
 def _show(axes: Axes, picture: NDArray[np.uint8], interpolation: str) -> None:
