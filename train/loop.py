@@ -351,10 +351,12 @@ def _lock(folder: RunFolder, ranks: Ranks, stack: contextlib.ExitStack) -> None:
 
 
 def _circumstances(trainer: Trainer) -> dict[str, Plain]:
-    """Return what rounding and speed hang on and no setting says: the metrics' line of a start."""
+    """Return what rounding and speed hang on and no setting says, and where the loader stands: the metrics' line of a start."""
     waits = {name.lower(): os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    numbers = {"ranks": trainer.ranks.count, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return {"kind": "start", "update": trainer.done} | numbers | waits
+    device = trainer.accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    numbers = {"ranks": trainer.ranks.count, "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"kind": "start", "update": trainer.done} | numbers | waits | {"position": trainer.loader.position(trainer.done)}
 
 
 def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
