@@ -39,12 +39,15 @@ from wherefrom.train.run_folder import (
     cut_metrics,
     refuse_if_absent,
     refuse_if_taken,
+    start_of,
     write_evaluation,
 )
 from wherefrom.train.run_lock import locked
 from wherefrom.train.settings import TrainSettings, check_same_run, read_plain_settings, write_settings
 from wherefrom.train.trainer import Trainer
 
+CHANGES_BITS = ("renderer", "ranks", "accumulation", "device", "compile", "threads", "torch")  # of a run, where it goes on with another
+SPLITS_BATCH = {"ranks", "accumulation"}
 NO_PAIRS = 1 - 1e-6  # share of pairs left out from which on none counted: float32 says no more of a mean
 
 
@@ -68,16 +71,18 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
             )
         if resumed_folder is not None:
             _lock(resumed_folder, ranks, stack)
-            settings = _going_on(settings, resumed_folder, reporter)
+            settings = _with_its_renderer(settings, resumed_folder)
         train, val = _open_data(settings, accelerator, reporter)
         trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks)))
         _report_unreached(trainer, reporter)
-        _restore_newest(trainer, resumed_folder)
+        resumption = _restore_newest(trainer, resumed_folder)
         folder = resumed_folder or _claimed(out, settings.recipe, ranks, stack, resume=resume)
         stack.enter_context(writing(folder.path))
         _begin_records(trainer, folder)
         stack.callback(accelerator.end_training)
         reporter.started(_facts(trainer, folder))
+        if resumption:
+            reporter.message(resumption)
         if val is None:
             reporter.message("no held-out pictures: neither R2 nor k-NN will be measured; name some shards by --val")
         stopped_by = _train(trainer, folder, val, reporter)
@@ -96,11 +101,37 @@ def _report_unreached(trainer: Trainer, reporter: Reporter) -> None:
         reporter.message(f"not reached before the first update, and free to be later: {', '.join(trainer.unreached_parameters)}")
 
 
-def _restore_newest(trainer: Trainer, folder: RunFolder | None) -> None:
-    """Go on from the newest checkpoint of a resumed run's folder, if there is one."""
-    newest = None if folder is None else checkpoint.latest(folder.checkpoints)
-    if newest is not None:
-        trainer.restore(newest)
+def _restore_newest(trainer: Trainer, folder: RunFolder | None) -> str:
+    """Go on from the newest checkpoint of a resumed run's folder, if there is one; return where that is, and whether bit for bit.
+
+    Empty for a new run.
+    """
+    if folder is None:
+        return ""
+    newest = checkpoint.latest(folder.checkpoints)
+    if newest is None:
+        return "goes on at the start: no checkpoint was saved yet"
+    trainer.restore(newest)
+    epoch, step = divmod(trainer.done, trainer.loader.updates_per_epoch)
+    samples = len(trainer.loader.index)
+    where = f"epoch {epoch}, step {step}, sample {step * trainer.settings.global_batch} of {samples}"
+    return f"goes on at update {trainer.done} of {trainer.updates}: {where}; {_bit_for_bit(trainer, folder, newest)}"
+
+
+def _bit_for_bit(trainer: Trainer, folder: RunFolder, restored: Path) -> str:
+    """Return whether a run goes on from a checkpoint bit for bit, as far as can be known, and if not, why not and what will differ."""
+    then, here = (plain["runtime"] for plain in (checkpoint.read_state(restored).settings, to_plain(trainer.settings)))
+    told = ("renderer", "accumulation", "compile")  # by the settings
+    before = {name: then[name] for name in told if name in then} | start_of(folder, trainer.done)
+    now = {name: here[name] for name in told} | _circumstances(trainer)
+    changes = [name for name in CHANGES_BITS if name in before and before[name] != now[name]]
+    if not changes:
+        alike = "bit for bit"
+        return f"{alike}, but for the order in which a GPU adds" if trainer.accelerator.device.type == "cuda" else alike
+    why = ", ".join(f"{name} is {now[name]}, was {before[name]}" for name in changes)
+    more = ", by more with BatchNorm, drop-path or negatives in the batch" if SPLITS_BATCH & {*changes} else ""
+    pixels = "pixels and " if "renderer" in changes else ""
+    return f"not bit for bit, for {why}: {pixels}losses differ by rounding{more}, records do not"
 
 
 def _begin_records(trainer: Trainer, folder: RunFolder) -> None:
@@ -252,20 +283,11 @@ def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> 
     return folder
 
 
-def _going_on(settings: TrainSettings, folder: RunFolder, reporter: Reporter) -> TrainSettings:
-    """Return the settings with the renderer that the run began with in place of "auto", and say what makes its continuation another one."""
+def _with_its_renderer(settings: TrainSettings, folder: RunFolder) -> TrainSettings:
+    """Return the settings with the renderer that the run began with in place of "auto"."""
     plain = read_plain_settings(folder.settings).get("runtime")
-    saved_runtime = plain if isinstance(plain, dict) else {}
-    runtime = settings.runtime
-    renderer, accumulation = saved_runtime.get("renderer", "auto"), saved_runtime.get("accumulation", runtime.accumulation)
-    if renderer not in (runtime.renderer, "auto") and runtime.renderer != "auto":
-        reporter.message(f"goes on with the {runtime.renderer} renderer, began with {renderer}: pixels differ by rounding, records do not")
-    if accumulation != runtime.accumulation:
-        reporter.message(
-            f"goes on with runtime.accumulation={runtime.accumulation}, began with {accumulation}: losses differ by rounding, "
-            "by more with BatchNorm, drop-path or negatives in the batch"
-        )
-    return from_plain(settings, {"runtime": {"renderer": renderer}}) if runtime.renderer == "auto" else settings
+    began_with = plain.get("renderer", "auto") if isinstance(plain, dict) else "auto"
+    return from_plain(settings, {"runtime": {"renderer": began_with}}) if settings.runtime.renderer == "auto" else settings
 
 
 def accelerator_for(settings: TrainSettings) -> Accelerator:
