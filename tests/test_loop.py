@@ -184,7 +184,7 @@ def test_timm_loads_the_exported_encoder(finished: Path, tiny_shards: Path) -> N
     assert_same_weights(load_file(folder.encoder), trained)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_it_had_not(
     number: signal.Signals, finished: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
@@ -198,6 +198,19 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_it_had_not(
     assert (summary.stopped_by, summary.update) == (None, 6)
     assert losses(out) == losses(finished)
     assert_same_weights(weights(out), weights(finished))
+
+
+def test_a_schedulers_signal_that_comes_twice_stops_the_run_once_and_saved(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    class SendsAgain(_Sends):
+        def logged(self, record: LogRecord) -> None:
+            if record.update >= self.at:
+                os.kill(os.getpid(), self.number)
+
+    out, before = tmp_path / "run", signal.getsignal(signal.SIGUSR1)
+    summary = run(tiny(tiny_shards), reporter=SendsAgain(signal.SIGUSR1, at=3), out=out)
+    assert (summary.stopped_by, summary.update) == ("SIGUSR1", 4)
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert_same_weights(weights(out), load_file(RunFolder(finished).checkpoints / "update-00000004" / "weights.safetensors"))
 
 
 def test_a_live_run_is_not_gone_on_with_by_a_second_process(tiny_shards: Path, tmp_path: Path) -> None:
@@ -218,7 +231,7 @@ def test_a_live_run_is_not_gone_on_with_by_a_second_process(tiny_shards: Path, t
     assert run(settings, reporter=Reporter(), out=out, resume=True).update == 6
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_in_the_last_evaluation_stops_a_saved_run_which_is_measured_when_it_goes_on(
     number: signal.Signals, finished: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:

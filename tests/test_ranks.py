@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,13 @@ import pytest
 
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.views import Batch
+from wherefrom.train import checkpoint
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.loop import accelerator_for
 from wherefrom.train.objective import Encode, Progress, Terms
 from wherefrom.train.objectives import SpatialPrediction
 from wherefrom.train.recipes import recipe
+from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import TrainSettings, read_settings
 from wherefrom.train.trainer import Trainer
 
@@ -171,6 +175,33 @@ def test_any_split_of_the_batch_gives_the_same_losses(ranks: int, accumulation: 
     alone = run_alone(tiny_shards, tmp_path / "one", updates=10)
     split = run_ranks(ranks, accumulation, tiny_shards, tmp_path / "split", updates=10)
     assert_ranks_agree(alone, split, micro=accumulation, updates=10)
+
+
+@pytest.mark.slow
+def test_a_signal_to_any_rank_stops_them_all_after_the_same_update(tiny_shards: Path, tmp_path: Path) -> None:
+    folder, out = written(tmp_path / "run", 1, tiny_shards), tmp_path / "run" / "out"
+    words = ["train", "--config", str(folder / "settings.yaml"), "--out", str(out), "--updates", "2000", "--runtime.log-every", "1"]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "wherefrom.tools.cli", *words],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    until = time.monotonic() + 120
+    while not read_metrics(RunFolder(out), "train"):
+        assert time.monotonic() < until and all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGUSR1)
+    for process in processes:
+        _, complaint = process.communicate(timeout=120)
+        assert process.returncode == 128 + signal.SIGUSR1, complaint.decode()[-2000:]
+    newest = checkpoint.latest(RunFolder(out).checkpoints)
+    assert newest is not None
+    assert checkpoint.read_state(newest).update == read_metrics(RunFolder(out), "train")[-1]["update"] < 2000
 
 
 if __name__ == "__main__":

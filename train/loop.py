@@ -48,6 +48,7 @@ from wherefrom.train.trainer import Trainer
 
 CHANGES_BITS = ("renderer", "ranks", "accumulation", "device", "compile", "threads", "torch")  # of a run, where it goes on with another
 SPLITS_BATCH = {"ranks", "accumulation"}
+REPEATED = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]  # signals to stop that may come twice; not on Windows
 NO_PAIRS = 1 - 1e-6  # share of pairs left out from which on none counted: float32 says no more of a mean
 
 
@@ -401,9 +402,10 @@ def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
 
 
 class _Signals:
-    """SIGTERM, and SIGINT once, as a number that is asked for at the end of an update; a second one is not caught.
+    """A signal that asks the run to stop, as a number that is asked for at the end of an update: SIGTERM, SIGINT, or SIGUSR1.
 
-    With `at_once`, KeyboardInterrupt is raised besides.
+    A second SIGTERM or SIGINT is not caught: whoever sends it will not wait. SIGUSR1 is what schedulers send before a job's time is over,
+    to each of its processes, perhaps more than once; repeated, it changes nothing. With `at_once`, KeyboardInterrupt is raised besides.
     """
 
     def __init__(self, *, at_once: bool = False) -> None:
@@ -413,11 +415,11 @@ class _Signals:
 
     def __enter__(self) -> "_Signals":
         if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT, *REPEATED)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        self._restore(self._before)
 
     @staticmethod
     def name(number: int) -> str | None:
@@ -425,12 +427,14 @@ class _Signals:
         return signal.Signals(number).name if number else None
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        if self.came:
+            return
         self.came = number
-        self._restore()
+        self._restore({number: handler for number, handler in self._before.items() if number not in REPEATED})
         if self._at_once:
             raise KeyboardInterrupt
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
+    def _restore(self, handlers: Mapping[int, Any]) -> None:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._before = {number: handler for number, handler in self._before.items() if number not in handlers}
