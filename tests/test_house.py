@@ -37,6 +37,7 @@ FIRST_USER = {  # of each library from outside: that folder and those after it m
     "braceexpand": "pipeline",
     "safetensors": "pipeline",
     "simplejpeg": "pipeline",
+    "scipy": "pipeline",
     "torchvision": "pipeline",
     "webdataset": "pipeline",
     "accelerate": "train",
@@ -47,6 +48,7 @@ FIRST_USER = {  # of each library from outside: that folder and those after it m
     "rich": "tools",
     "tyro": "tools",
 }
+OPTIONAL = {"scipy": "imagenet"}  # libraries that an extra brings
 DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "nvidia": "nvidia-dali-cuda130", "triton": "torch"}  # where the name differs
 TESTS = sorted((ROOT / "tests").glob("test_*.py"))
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -296,8 +298,17 @@ def test_pyproject_lists_every_package_on_disk() -> None:
 @pytest.mark.core
 def test_every_library_from_outside_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    declared = {re.split(r"[^\w-]", requirement)[0] for requirement in project["dependencies"]}
+    extras = [requirement for extra in set(OPTIONAL.values()) for requirement in project["optional-dependencies"][extra]]
+    declared = {re.split(r"[^\w-]", requirement)[0] for requirement in (*project["dependencies"], *extras)}
     assert {DISTRIBUTION.get(name, name) for name in FIRST_USER} <= declared
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_an_extra_is_imported_where_it_is_needed_alone(name: str) -> None:
+    """At the head of a file it would be needed by all."""
+    heads = [line for text in TEXTS.values() for line in text.splitlines() if re.match(rf"(import|from) {name}\b", line)]
+    assert heads == []
 
 
 @pytest.mark.core

@@ -456,10 +456,10 @@ def test_index_files_lie_in_one_folder_beside_the_shards(shards: list[Path]) -> 
     ("members", "words"),
     [
         ({"cls": b"dog"}, "3 .cls members hold no whole number, so their samples have no label"),
-        ({"json": b"{}"}, "3 of 4 samples have no label, and 3 .json members are not read; a label is a whole number in KEY.cls"),
+        ({"json": b"{}"}, "3 of 4 samples have no label, and 3 .json members are not read; --labels json.FIELD does"),
         ({"cls": b"7"}, None),
         ({"cls": b"7", "json": b"{}"}, None),
-        ({}, None),
+        ({}, "3 of 4 samples have no label, first SHARD:k1; the others have"),
     ],
 )
 def test_labels_that_are_not_read_are_counted_where_the_index_opens(
@@ -475,7 +475,8 @@ def test_labels_that_are_not_read_are_counted_where_the_index_opens(
     for _ in range(2):  # read, and found stored
         caplog.clear()
         ShardIndex.open(shard)
-        assert [record.getMessage().split(": ")[-1].split("; write")[0] for record in caplog.records] == ([words] if words else [])
+        said = [record.getMessage().removeprefix(f"{shard}: ").replace(str(shard), "SHARD") for record in caplog.records]
+        assert [note.split("; --labels cls")[0] for note in said] == ([words] if words else [])
 
 
 def test_a_folder_without_shards_is_told_how_to_pack_it(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def index_command(
     workers: int | None = None,
     cache: Path | None = None,
     max_pixels: int = MAX_PIXELS,
+    labels: str | None = None,
     list_quarantine: int = 20,
     quarantine: Path | None = None,
 ) -> int:
@@ -44,6 +45,8 @@ def index_command(
         workers: threads; default: one a processor.
         cache: where the index is kept when nothing can be written beside the shards; default: the user's cache folder.
         max_pixels: larger pictures are quarantined.
+        labels: what labels samples: a member such as 'cls' or 'txt', 'json.FIELD', 'tar' (each tar's name) or 'none'; default: whole
+            numbers in KEY.cls, folders' names, names of tars within a tar.
         list_quarantine: how many quarantined samples are listed.
         quarantine: a file for all of them, one JSON object a line.
     Returns: the exit code, 0.
@@ -54,7 +57,9 @@ def index_command(
     console = Console()
     start = time.perf_counter()
     with progress(console, "shards") as show:
-        index = ShardIndex.open(pattern, rebuild=rebuild, decode=decode, workers=workers, cache=cache, max_pixels=max_pixels, progress=show)
+        index = ShardIndex.open(
+            pattern, rebuild=rebuild, decode=decode, workers=workers, cache=cache, max_pixels=max_pixels, labels=labels, progress=show
+        )
     _print_pairs(console, [*_facts(index), ("index", _where(index, time.perf_counter() - start)), ("fingerprint", index.fingerprint)])
     _print_quarantine(console, index, list_quarantine)
     if quarantine is not None:
@@ -82,6 +87,8 @@ def _facts(index: ShardIndex) -> Iterator[tuple[str, str]]:
         unlabeled = count - int(members.sum())
         without = f"; {unlabeled} samples without" if unlabeled else ""
         yield "classes", f"{len(labels)}, numbered {labels[0]} to {labels[-1]}; samples a class: {_quantiles(members)}{without}"
+        if index.classes:
+            yield "", _class_names(index)
     else:
         yield "classes", "none"
     if index.unread_members:
@@ -91,10 +98,19 @@ def _facts(index: ShardIndex) -> Iterator[tuple[str, str]]:
         )
 
 
+def _class_names(index: ShardIndex) -> str:
+    """Say which number the first and the last class have, and where all of them are written."""
+    shown = [*range(len(index.classes))] if len(index.classes) <= 4 else [0, 1, len(index.classes) - 1]
+    words = [f"{number} {printable(index.classes[number])}" for number in shown]
+    if len(words) < len(index.classes):
+        words.insert(2, "...")
+    return ", ".join(words) + (f"; all in {index.classes_file}" if index.classes_file is not None else "")
+
+
 def _where(index: ShardIndex, seconds: float) -> str:
     locations: Counter[str] = Counter()
     for path, file in zip(index.paths, index.files, strict=True):
-        beside = file == file_beside(path)
+        beside = file == file_beside(path, index.labels)
         locations["not stored" if file is None else "in .wherefrom beside the shards" if beside else f"in {file.parent}"] += 1
     where = ", ".join(f"{count} {location}" if len(locations) > 1 else location for location, count in locations.items())
     return f"{index.reused} reused, {len(index.paths) - index.reused} built, {seconds:.2f} s; {where}"

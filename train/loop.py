@@ -27,7 +27,7 @@ from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.train import checkpoint
 from wherefrom.train.disk import writing
 from wherefrom.train.evaluation.pictures import ShardPictures
-from wherefrom.train.evaluation.report import check_held_out, evaluate_run
+from wherefrom.train.evaluation.report import check_held_out, check_same_classes, evaluate_run
 from wherefrom.train.export import write_encoder
 from wherefrom.train.plain_data import Plain, from_plain, to_plain
 from wherefrom.train.ranks import Ranks
@@ -40,6 +40,7 @@ from wherefrom.train.run_folder import (
     refuse_if_absent,
     refuse_if_taken,
     start_of,
+    write_classes,
     write_evaluation,
 )
 from wherefrom.train.run_lock import locked
@@ -139,6 +140,8 @@ def _begin_records(trainer: Trainer, folder: RunFolder) -> None:
     """Write down how the run starts, forget what was logged after its checkpoint, and begin to track."""
     if trainer.ranks.first:
         write_settings(folder.settings, trainer.settings)
+        if trainer.loader.index.classes:
+            write_classes(folder, trainer.loader.index.classes)
         cut_metrics(folder, trainer.done)
         append_metrics(folder, _circumstances(trainer))
     _start_tracker(trainer, folder)
@@ -344,11 +347,14 @@ def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Repo
             demo = demo_shards(progress=partial(reporter.progressed, "rendering demo pictures"))
             train, val = demo.train, demo.val
         progress = partial(reporter.progressed, "indexing shards")
-        train_index, val_index = ShardIndex.open(train, progress=progress), None if val is None else ShardIndex.open(val, progress=progress)
+        train_index, val_index = ShardIndex.open(train, labels=settings.labels, progress=progress), None
+        if val is not None:
+            val_index = ShardIndex.open(val, labels=settings.labels, classes=train_index.classes, progress=progress)
     if val_index is not None and len(val_index) - val_index.invalid_count < 2:
         raise ValueError(f"val={settings.val!r}: 1 valid picture or none, R2 needs at least 2; name more shards, or leave out --val")
     if val_index is not None:
         check_held_out(train_index, val_index)
+        check_same_classes(train_index, val_index)
     return train_index, val_index
 
 

@@ -185,9 +185,9 @@ def _renderer_here(wanted: str, start: Mapping[str, Plain], settings: TrainSetti
 def _index_of(settings: TrainSettings, data: str | None) -> ShardIndex:
     """Return the index of the run's data, or of where it lies now."""
     if data is not None:
-        return ShardIndex.open(data)
+        return ShardIndex.open(data, labels=settings.labels)
     try:
-        return ShardIndex.open(settings.data if settings.data is not None else demo_shards().train)
+        return ShardIndex.open(settings.data if settings.data is not None else demo_shards().train, labels=settings.labels)
     except FileNotFoundError as problem:
         raise FileNotFoundError(f"{problem}; if the run's data lies elsewhere now, name it by --data") from None
 

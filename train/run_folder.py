@@ -7,7 +7,7 @@ Not here: checkpoints (checkpoint.py); the encoder written out for others (expor
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,11 @@ class RunFolder:
     def evaluation(self) -> Path:
         """The last full evaluation."""
         return self.path / "evaluation.json"
+
+    @property
+    def classes(self) -> Path:
+        """The number of every class of the training pictures by its name; not there where labels are numbers of the data's own."""
+        return self.path / "classes.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -157,6 +162,11 @@ def cut_metrics(folder: RunFolder, update: int) -> None:
 def write_evaluation(folder: RunFolder, report: Mapping[str, Plain]) -> None:
     """Write evaluation.json, whole or not at all."""
     replace_text(folder.evaluation, json.dumps(_finite(report), indent=1, allow_nan=False) + "\n")
+
+
+def write_classes(folder: RunFolder, classes: Sequence[str]) -> None:
+    """Write classes.json, whole or not at all."""
+    replace_text(folder.classes, json.dumps({name: number for number, name in enumerate(classes)}, indent=1) + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ import yaml
 from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.render.choose import check_renderer
+from wherefrom.pipeline.shards.labels import LabelRule
 from wherefrom.train.encoder import ARCHITECTURE, ModelSettings
 from wherefrom.train.objective import OBJECTIVES, Objective, ObjectiveSettings
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
@@ -115,6 +116,7 @@ class TrainSettings:
     needs_data: bool = False  # no run without `data`: the recipe is not meant for the demo's pictures
     data: str | None = None  # shards to learn from, e.g. '.../train-{000000..001281}.tar'; None: the embedded demo pictures
     val: str | None = None  # held-out shards; None: the demo's where `data` is the demo's, else none, and it says so
+    labels: str | None = None  # what labels tar shards: a member such as 'cls', 'json.FIELD', 'tar', 'none'; None: numbers in KEY.cls
     seed: int = 0
     global_batch: int = 16  # samples of one update, over all ranks and micro-batches
     order: Literal["shuffled", "block"] = "shuffled"
@@ -132,6 +134,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         check_literals(self)
         _at_least(self, 1, "global_batch", "epochs", "updates")
+        LabelRule.of(self.labels)
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed={self.seed}: needs 0 <= seed < 2**64")
         if self.val is not None and self.data is None:

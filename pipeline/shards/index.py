@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wherefrom.pipeline.files import write_aside
-from wherefrom.pipeline.shards.labels import LabelRule
+from wherefrom.pipeline.shards.labels import LabelRule, imagenet_classes, is_imagenet_validation
 from wherefrom.pipeline.shards.pattern import expand_pattern
-from wherefrom.pipeline.shards.storage import read_head
+from wherefrom.pipeline.shards.storage import read_head, storage_of
 from wherefrom.pipeline.shards.store import DECODED_PIXELS, ShardProgress, StoredTable, file_beside, gather_tables, load_table, printable
 from wherefrom.pipeline.shards.table import BrokenShardError, ShardTable, scan_shard
 
@@ -80,6 +80,7 @@ class ShardIndex:
         self.shard = _read_only(np.repeat(np.arange(len(tables), dtype=np.int32), self.shard_lengths))
         self.offset = _read_only(np.concatenate([table.offset for table in tables]))
         self.length = _read_only(np.concatenate([table.length for table in tables]))
+        self.classes_file: Path | None = None  # where the names of classes lie by number; None: there are none, or nothing can be written
         self.classes, label = _numbered(paths, tables, classes)
         self.label = _read_only(label)
         self.source_size = _read_only(np.concatenate([table.source_size for table in tables]))
@@ -135,14 +136,15 @@ class ShardIndex:
         stored = gather_tables(
             paths, cache=cache, beside=beside, rebuild=rebuild, decode=decode, workers=workers, progress=progress, labels=labels
         )
-        tables, files = [item.table for item in stored], [item.file for item in stored]
+        tables, files = _with_imagenet_classes(paths, [item.table for item in stored], labels), [item.file for item in stored]
         reused = sum(item.reused for item in stored)
         index = cls(paths, tables, files=files, reused=reused, max_pixels=max_pixels, labels=labels, classes=classes)
         if not len(index):
             unread = ", ".join(f"{count} .{kind}" for kind, count in index.unread_members.most_common(3)) or "nothing else either"
             others = f" nor in {len(paths) - 1} more shards" if len(paths) > 1 else ""
             raise ValueError(f"{paths[0]}: no pictures{others} ({unread}); a picture is a member KEY.jpg, .jpeg, .png or .webp")
-        for note in _notes(index, stored, beside):
+        index.classes_file = _write_classes(index)
+        for note in _notes(index, stored, beside, classes):
             index.warn_once(note)
         return index
 
@@ -306,6 +308,36 @@ def _numbered(paths: Sequence[str], tables: Sequence[ShardTable], classes: Seque
     return ordered, np.concatenate(labels).astype(np.int64)
 
 
+def _with_imagenet_classes(paths: Sequence[str], tables: Sequence[ShardTable], labels: str | None) -> list[ShardTable]:
+    """Return the tables, those of ImageNet's flat validation set with the classes that its lists name."""
+    labeled = []
+    for path, table in zip(paths, tables, strict=True):
+        names = None
+        if labels is None and len(table) and not (table.label >= 0).any() and is_imagenet_validation(table.key(0)):
+            folder = path if storage_of(path).kind(path) == "folder" else os.path.dirname(path)
+            names = imagenet_classes([table.key(row) for row in range(len(table))], folder or os.curdir)
+        labeled.append(table if names is None else table.with_classes(names))
+    return labeled
+
+
+def _write_classes(index: ShardIndex) -> Path | None:
+    """Write the number of every class beside the index, as JSON; return the file, or None."""
+    beside = next((file for file in index.files if file is not None), None)
+    if not index.classes or beside is None:
+        return None
+    others = f"-and-{len(index.paths) - 1}-more" if len(index.paths) > 1 else ""
+    path = beside.with_name(f"{beside.name.removesuffix('.index')}{others}.classes.json")
+    text = json.dumps({name: number for number, name in enumerate(index.classes)}, indent=1) + "\n"
+    try:
+        if not path.is_file() or path.read_text(encoding="ascii") != text:
+            with write_aside(path, concurrent=True) as aside:
+                aside.write_text(text, encoding="ascii")
+    except (OSError, ValueError) as error:
+        log.debug("%s: %s", path, error)
+        return None
+    return path
+
+
 def _fingerprint(paths: Sequence[str], tables: Sequence[ShardTable]) -> str:
     """Hash the shards' names and what their members are, in order."""
     hasher = hashlib.blake2b(digest_size=16)
@@ -323,7 +355,7 @@ def _read_only(array: NDArray) -> NDArray:
     return array
 
 
-def _notes(index: ShardIndex, stored: Sequence[StoredTable], beside: bool) -> Iterator[str]:
+def _notes(index: ShardIndex, stored: Sequence[StoredTable], beside: bool, classes: Sequence[str]) -> Iterator[str]:
     """Say what a user should know once: invalid samples, odd shards, an index that lies elsewhere, other indexes that disagree."""
     if index.invalid_count:
         first = int(np.argmin(index.valid))
@@ -339,11 +371,12 @@ def _notes(index: ShardIndex, stored: Sequence[StoredTable], beside: bool) -> It
         where = f"{unstored[0]}: its index could not be stored and is built each time ({len(unstored)} shards)"
         yield f"{where}; set WHEREFROM_CACHE to a folder that can be written"
     built = [(path, item.file) for path, item in zip(index.paths, stored, strict=True) if item.file and not item.reused]
-    elsewhere = [(path, file.parent) for path, file in built if file_beside(path) not in (file, None)]
+    elsewhere = [(path, file.parent) for path, file in built if file_beside(path, index.labels) not in (file, None)]
     if beside and elsewhere:
         path, folder = elsewhere[0]
         yield f"nothing can be written beside {path}: its index lies in {folder} ({len(elsewhere)} shards)"
     yield from _labels_not_read(index)
+    yield from _odd_classes(index, classes)
     yield from _other_counts_that_differ(index)
 
 
@@ -351,13 +384,24 @@ def _labels_not_read(index: ShardIndex) -> Iterator[str]:
     """Say why samples have no label although something like one lies beside them."""
     unlabeled = int(np.count_nonzero(index.label < 0))
     words, described = index.unread_members["cls (not a number)"], index.unread_members["json"]
+    if index.labels is not None:
+        words = described = 0
     if words:
-        yield f"{words} .cls members hold no whole number, so their samples have no label; write the number of the class into KEY.cls"
-    if unlabeled and described:
-        yield (
-            f"{unlabeled} of {len(index)} samples have no label, and {described} .json members are not read; "
-            "a label is a whole number in KEY.cls"
-        )
+        yield f"{words} .cls members hold no whole number, so their samples have no label; --labels cls takes them for names of classes"
+    elif unlabeled and described:
+        yield f"{unlabeled} of {len(index)} samples have no label, and {described} .json members are not read; --labels json.FIELD does"
+    elif 0 < unlabeled < len(index):
+        yield f"{unlabeled} of {len(index)} samples have no label, first {index.name(int(np.argmax(index.label < 0)))}; the others have"
+
+
+def _odd_classes(index: ShardIndex, numbered_before: Sequence[str]) -> Iterator[str]:
+    """Say what makes numbers about labels poorer: a single class, classes that another set has not."""
+    if len(index.classes) == 1:
+        yield f"all labels are of one class, {printable(index.classes[0])!r}: they tell nothing about an encoder"
+    others = index.classes[len(numbered_before) :] if numbered_before else ()
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        yield f"{index.paths[0]}: class {printable(others[0])!r}{more} are not among the {len(numbered_before)} that were numbered before"
 
 
 def _other_counts_that_differ(index: ShardIndex) -> Iterator[str]:

@@ -5,18 +5,29 @@ Not here: reading tars (table.py), folders' names as labels (tree.py), names of 
 A label is a whole number of the data's own, or the name of a class; Python's order of strings, which torchvision sorts by, numbers names.
 """
 
+import csv
+import io
 import json
 import os
 import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
-__all__ = ["LabelRule", "class_of_tar", "label_of_text"]
+from wherefrom.pipeline.shards.storage import read_head, storage_of
+
+__all__ = ["LabelRule", "class_of_tar", "imagenet_classes", "is_imagenet_validation", "label_of_text"]
 
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 _EXTENSION = re.compile(r"[a-z0-9_]{1,16}(\.[a-z0-9_]{1,16})*")
 _WORDNET_ID = re.compile(r"n[0-9]{8}")
 _MAX_NAME = 256  # letters of a class's name
+_VALIDATION_PICTURE = re.compile(r"(?:^|/)ILSVRC2012_val_([0-9]{8})(?:\.|$)")
+_SOLUTION, _GROUND_TRUTH, _META = "LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+_PLACES = ("", "ILSVRC2012_devkit_t12/data", "data")  # in a folder that holds the pictures, or one of its parents
+_PARENTS = 5  # Kaggle's archive has the pictures in ILSVRC/Data/CLS-LOC/val and the solution beside ILSVRC
+_MAX_LIST_BYTES = 2**26
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,3 +88,89 @@ def class_of_tar(tar: str, rule: LabelRule, *, nested: bool = False) -> str | No
     stem = name if nested else name.removesuffix(".tar")
     by_itself = rule.kind == "auto" and (nested or _WORDNET_ID.fullmatch(stem) is not None)
     return stem if rule.kind == "tar" or by_itself else None
+
+
+def imagenet_classes(keys: Sequence[str], folder: str) -> list[str | None] | None:
+    """Return the WordNet ids of ImageNet's validation pictures in a folder, from the lists in it or above it; None if there is no list.
+
+    Lists: LOC_val_solution.csv as Kaggle has it, or the devkit's meta.mat with its ground truth, which counts classes in the devkit's way.
+    Raises: ValueError if the ground truth is there without meta.mat, or a list is not what its name says.
+    """
+    ground_truth = ""
+    for place in _places(folder):
+        solution = _text_of(os.path.join(place, _SOLUTION))
+        if solution is not None:
+            classes = dict(_solution(solution, os.path.join(place, _SOLUTION)))
+            return [classes.get(_picture_name(key)) for key in keys]
+        numbers = _text_of(os.path.join(place, _GROUND_TRUTH))
+        if numbers is None:
+            continue
+        meta = os.path.join(place, _META)
+        if storage_of(meta).kind(meta) == "file":
+            classes = dict(_devkit(numbers, os.path.join(place, _GROUND_TRUTH), meta))
+            return [classes.get(_picture_name(key)) for key in keys]
+        ground_truth = ground_truth or os.path.join(place, _GROUND_TRUTH)
+    if ground_truth:
+        raise ValueError(
+            f"{ground_truth}: its numbers are the devkit's own, not those of sorted class names; put the devkit's {_META} beside it, "
+            f"or {_SOLUTION}, or take --labels none"
+        )
+    return None
+
+
+def is_imagenet_validation(key: str) -> bool:
+    """Return whether a key is of a picture of ILSVRC2012's validation set."""
+    return _VALIDATION_PICTURE.search(key) is not None
+
+
+def _places(folder: str) -> Iterator[str]:
+    """Yield where ImageNet's lists may lie, the nearest first."""
+    for _ in range(_PARENTS):
+        for place in _PLACES:
+            yield os.path.join(folder, place)
+        folder = os.path.join(folder, os.pardir)
+
+
+def _text_of(path: str) -> bytes | None:
+    try:
+        return read_head(path, _MAX_LIST_BYTES)
+    except OSError:
+        return None
+
+
+def _picture_name(key: str) -> str:
+    found = _VALIDATION_PICTURE.search(key)
+    return f"ILSVRC2012_val_{found[1]}" if found else ""
+
+
+def _solution(text: bytes, path: str) -> Iterator[tuple[str, str]]:
+    """Yield picture and class from lines such as `ILSVRC2012_val_00048981,n03995372 85 1 499 272`."""
+    lines = csv.reader(io.StringIO(text.decode("utf-8", "replace")))
+    if next(lines, None) != ["ImageId", "PredictionString"]:
+        raise ValueError(f"{path}: does not begin with ImageId,PredictionString; fetch it again, or take --labels none")
+    for line in lines:
+        if len(line) == 2 and (words := line[1].split()):
+            yield line[0], words[0]
+
+
+def _devkit(text: bytes, path: str, meta: str) -> Iterator[tuple[str, str]]:
+    """Yield picture and class from the ground truth, a number a line in the order of the pictures, and what meta.mat says of numbers."""
+    wordnet_id = _wordnet_ids(meta)
+    for number, word in enumerate(text.split(), 1):
+        if not word.isdigit() or int(word) not in wordnet_id:
+            raise ValueError(f"{path}: line {number} is {word[:20]!r}, no number of a class of {meta}; fetch it again")
+        yield f"ILSVRC2012_val_{number:08d}", wordnet_id[int(word)]
+
+
+def _wordnet_ids(meta: str) -> Mapping[int, str]:
+    """Return the WordNet id of every number that the devkit gives a class."""
+    try:
+        from scipy.io import loadmat  # an extra: one file of one data set is all that needs it
+        from scipy.io.matlab import MatReadError
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{meta}: is read by scipy, which is not here; pip install scipy, or put {_SOLUTION} there") from error
+    try:
+        rows = loadmat(io.BytesIO(read_head(meta, _MAX_LIST_BYTES)), variable_names=["synsets"], squeeze_me=True)["synsets"]
+        return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows if int(row["num_children"]) == 0}
+    except (MatReadError, LookupError, TypeError, ValueError, OSError, NotImplementedError, ArithmeticError, zlib.error) as error:
+        raise ValueError(f"{meta}: is not the devkit's ({type(error).__name__}); fetch it again, or put {_SOLUTION} there") from error

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation.labels import PROTOCOL_NAMES, evaluate_labels
@@ -36,6 +38,32 @@ def check_held_out(train: ShardIndex, held_out: ShardIndex) -> None:
             if os.path.samefile(path, training) or filecmp.cmp(path, training, shallow=False):
                 same = "is a training shard too" if path == training else f"holds the same bytes as the training shard {training}"
                 raise ValueError(f"val: {path} {same}; hold out shards that are not learned from, or leave out --val")
+
+
+def check_same_classes(train: ShardIndex, held_out: ShardIndex) -> None:
+    """Refuse held-out pictures whose labels cannot be compared with those of the training pictures; unlabeled ones are no trouble.
+
+    Raises: ValueError if one set names its classes and the other numbers them, or they have no class in common.
+    """
+    labels, held_out_labels = train.label[train.label >= 0], held_out.label[held_out.label >= 0]
+    if not len(labels) or not len(held_out_labels):
+        return
+    if bool(train.classes) != bool(held_out.classes):
+        named, numbered = (train, held_out) if train.classes else (held_out, train)
+        raise ValueError(
+            f"{numbered.paths[0]} numbers its classes, {named.paths[0]} names them: they cannot be compared; label both alike, or set "
+            "labels to 'none'"
+        )
+    if not np.isin(held_out_labels, labels).any():
+        theirs, ours = (_class_name(index, int(numbers[0])) for index, numbers in ((held_out, held_out_labels), (train, labels)))
+        raise ValueError(
+            f"val: {held_out.paths[0]} has no class of the training pictures: {theirs} there, {ours} here; hold out pictures of the same "
+            "classes, or set labels to 'none'"
+        )
+
+
+def _class_name(index: ShardIndex, label: int) -> str:
+    return repr(index.classes[label]) if index.classes else str(label)
 
 
 def _numbers(index: ShardIndex) -> Iterator[tuple[int, int]]:
