@@ -19,7 +19,7 @@ from rich.text import Text
 from wherefrom.pipeline.shards.index import MAX_PIXELS, ShardIndex
 from wherefrom.pipeline.shards.picture_headers import FORMATS
 from wherefrom.pipeline.shards.store import file_beside, printable
-from wherefrom.tools.console import print_line, progress
+from wherefrom.tools.console import print_line, print_pairs, progress
 
 __all__ = ["index_command"]
 
@@ -60,7 +60,7 @@ def index_command(
         index = ShardIndex.open(
             pattern, rebuild=rebuild, decode=decode, workers=workers, cache=cache, max_pixels=max_pixels, labels=labels, progress=show
         )
-    _print_pairs(console, [*_facts(index), ("index", _where(index, time.perf_counter() - start)), ("fingerprint", index.fingerprint)])
+    print_pairs(console, [*_facts(index), ("index", _where(index, time.perf_counter() - start)), ("fingerprint", index.fingerprint)])
     _print_quarantine(console, index, list_quarantine)
     if quarantine is not None:
         index.write_quarantine(quarantine)
@@ -114,17 +114,6 @@ def _where(index: ShardIndex, seconds: float) -> str:
         locations["not stored" if file is None else "in .wherefrom beside the shards" if beside else f"in {file.parent}"] += 1
     where = ", ".join(f"{count} {location}" if len(locations) > 1 else location for location, count in locations.items())
     return f"{index.reused} reused, {len(index.paths) - index.reused} built, {seconds:.2f} s; {where}"
-
-
-def _print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
-    if not console.is_terminal:
-        for name, text in pairs:
-            print_line(console, f"{name:<12} {text}")
-        return
-    table = Table.grid(padding=(0, 2))
-    for name, text in pairs:
-        table.add_row(Text(name, style="bold"), Text(text))
-    console.print(table)
 
 
 def _print_quarantine(console: Console, index: ShardIndex, limit: int) -> None:
