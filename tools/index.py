@@ -20,6 +20,7 @@ from wherefrom.pipeline.shards.index import MAX_PIXELS, ShardIndex
 from wherefrom.pipeline.shards.picture_headers import FORMATS
 from wherefrom.pipeline.shards.store import file_beside, printable
 from wherefrom.tools.console import print_line, print_pairs, progress
+from wherefrom.tools.mixing import mixing
 
 __all__ = ["index_command"]
 
@@ -33,6 +34,7 @@ def index_command(
     cache: Path | None = None,
     max_pixels: int = MAX_PIXELS,
     labels: str | None = None,
+    batch: int = 256,
     list_quarantine: int = 20,
     quarantine: Path | None = None,
 ) -> int:
@@ -47,6 +49,7 @@ def index_command(
         max_pixels: larger pictures are quarantined.
         labels: what labels samples: a member such as 'cls' or 'txt', 'json.FIELD', 'tar' (each tar's name) or 'none'; default: whole
             numbers in KEY.cls, folders' names, names of tars within a tar.
+        batch: how many pictures make the batches by which it says how well the order of training mixes shards and classes.
         list_quarantine: how many quarantined samples are listed.
         quarantine: a file for all of them, one JSON object a line.
     Returns: the exit code, 0.
@@ -54,13 +57,18 @@ def index_command(
     """
     if quarantine is not None and not quarantine.absolute().parent.is_dir():
         raise ValueError(f"{quarantine}: there is no folder {quarantine.absolute().parent}; make it, or take another --quarantine")
+    if batch < 2:
+        raise ValueError(f"batch={batch}: needs at least 2 pictures to compare")
     console = Console()
     start = time.perf_counter()
     with progress(console, "shards") as show:
         index = ShardIndex.open(
             pattern, rebuild=rebuild, decode=decode, workers=workers, cache=cache, max_pixels=max_pixels, labels=labels, progress=show
         )
-    print_pairs(console, [*_facts(index), ("index", _where(index, time.perf_counter() - start)), ("fingerprint", index.fingerprint)])
+    print_pairs(
+        console,
+        [*_facts(index), *mixing(index, batch), ("index", _where(index, time.perf_counter() - start)), ("fingerprint", index.fingerprint)],
+    )
     _print_quarantine(console, index, list_quarantine)
     if quarantine is not None:
         index.write_quarantine(quarantine)
