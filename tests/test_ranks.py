@@ -22,8 +22,9 @@ from wherefrom.train.loop import accelerator_for
 from wherefrom.train.objective import Encode, Progress, Terms
 from wherefrom.train.objectives import SpatialPrediction
 from wherefrom.train.recipes import recipe
+from wherefrom.train.replay import replayed_batch
 from wherefrom.train.run_folder import RunFolder, read_metrics
-from wherefrom.train.settings import TrainSettings, read_settings
+from wherefrom.train.settings import TrainSettings, read_settings, write_settings
 from wherefrom.train.trainer import Trainer
 
 SETTINGS = """
@@ -149,11 +150,24 @@ def assert_ranks_agree(alone: dict[str, Any], ranks: list[dict[str, Any]], *, mi
         assert rank["texts"] == [[""] * len(ranks), ["grüße " * number for number in range(len(ranks))]]
 
 
+def assert_replayed(folder: Path, ranks: list[dict[str, Any]], *, updates: int) -> None:
+    """Hold batches that are replayed from the settings alone to what the ranks saw, each its part of them in their order."""
+    write_settings(folder / "settings.yaml", read_settings(folder / "settings.yaml", recipe("demo")))
+    for update in range(updates):
+        batch, each = replayed_batch(folder, update + 1), 8 // len(ranks)
+        for rank, observed in enumerate(ranks):
+            views = batch[rank * each : (rank + 1) * each].views[0]
+            samples, boxes, pixels = observed["batches"][update]
+            assert (views.geometry.sample.tolist(), views.geometry.boxes.tolist()) == (samples, boxes)
+            assert views.pixels.double().sum().item() == pytest.approx(pixels, rel=1e-12)
+
+
 @pytest.mark.core
 def test_two_ranks_see_the_batches_of_one_and_agree_on_the_loss(tiny_shards: Path, tmp_path: Path) -> None:
     alone = run_alone(tiny_shards, tmp_path / "one", updates=6)
     two = run_ranks(2, 1, tiny_shards, tmp_path / "two", updates=6)
     assert_ranks_agree(alone, two, micro=1, updates=6)
+    assert_replayed(tmp_path / "two", two, updates=6)
     # control: ranks in the wrong order, and another update's loss, are seen
     with pytest.raises(AssertionError):
         assert_ranks_agree(alone, two[::-1], micro=1, updates=6)

@@ -48,7 +48,7 @@ def show_command(source: str, which: str, *, labels: str | None = None, out: Pat
         index = ShardIndex.open(source, labels=labels, progress=show)
     samples = _looked_up(index, which)
     if out is not None and len(samples) > 1:
-        numbers = " or ".join(f"+{sample} ({index.paths[index.shard[sample]]})" for sample in samples[:MOST_SHOWN])
+        numbers = " or ".join(f"+{sample} ({printable(index.location(sample)[0])})" for sample in samples[:MOST_SHOWN])
         raise ValueError(f"{len(samples)} samples have the key {which!r:.100}; write one of them by its number, {numbers}")
     for sample in samples[:MOST_SHOWN]:
         encoded = _read(index, sample)

@@ -111,10 +111,10 @@ def open_replay(run: str | PathLike[str], update: int, *, data: str | None = Non
     start, position = _told(folder, update)
     renderer, device, notes = _renderer_here(position.get("renderer", settings.runtime.renderer), start, settings)
     index = _index_of(settings, data)
-    if position and position["dataset"] != index.fingerprint:
+    if position and position.get("dataset") != index.fingerprint:
         place = data or settings.data or "the demo's data"
         raise ValueError(
-            f"{place} has the fingerprint {index.fingerprint}, the data that {folder.path} learned from has {position['dataset']}; "
+            f"{place} has the fingerprint {index.fingerprint}, the data that {folder.path} learned from has {position.get('dataset')}; "
             "restore that, or name where it lies by --data"
         )
     loader = make_loader(
@@ -200,7 +200,7 @@ def _agreeing(loader: Loader, position: dict[str, Any], folder: RunFolder) -> li
     if not position:
         return [f"{folder.path} holds no position: whether the data is still what it learned from is not known"]
     here, notes = loader.position(), []
-    if (position["decoding"], here["decoding"]) == ("lenient", "strict"):
+    if (position.get("decoding"), here["decoding"]) == ("lenient", "strict"):
         position = position | {name: here[name] for name in ("decoding", "invalid")}
         notes.append("the run's decoder on the GPU may have shown damaged pictures in part, which are replaced here")
     try:
