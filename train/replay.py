@@ -110,15 +110,8 @@ def open_replay(run: str | PathLike[str], update: int, *, data: str | None = Non
     settings = read_settings(folder.settings, TrainSettings(recipe="the file's"))
     start, position = _told(folder, update)
     renderer, device, notes = _renderer_here(position.get("renderer", settings.runtime.renderer), start, settings)
-    index = _index_of(settings, data)
-    if position and position.get("dataset") != index.fingerprint:
-        place = data or settings.data or "the demo's data"
-        raise ValueError(
-            f"{place} has the fingerprint {index.fingerprint}, the data that {folder.path} learned from has {position.get('dataset')}; "
-            "restore that, or name where it lies by --data"
-        )
     loader = make_loader(
-        index,
+        _index_of(settings, data, position, folder),
         ViewRecipe(families=united_families(settings.objectives())),
         seed=settings.seed,
         global_batch=settings.global_batch,
@@ -182,14 +175,24 @@ def _renderer_here(wanted: str, start: Mapping[str, Plain], settings: TrainSetti
     return name, "cpu", [f"rendered by {name}, for {wanted}, the run's, cannot run here ({lacks}): pixels differ by rounding"]
 
 
-def _index_of(settings: TrainSettings, data: str | None) -> ShardIndex:
-    """Return the index of the run's data, or of where it lies now."""
-    if data is not None:
-        return ShardIndex.open(data, labels=settings.labels)
+def _index_of(settings: TrainSettings, data: str | None, position: Mapping[str, Any], folder: RunFolder) -> ShardIndex:
+    """Return the index of the run's data, or of where that lies now.
+
+    Raises: OSError if it is not there; ValueError that names both fingerprints, if it is other data than the position's.
+    """
+    place = data or settings.data or demo_shards().train
     try:
-        return ShardIndex.open(settings.data if settings.data is not None else demo_shards().train, labels=settings.labels)
+        index = ShardIndex.open(place, labels=settings.labels)
     except FileNotFoundError as problem:
+        if data is not None:
+            raise
         raise FileNotFoundError(f"{problem}; if the run's data lies elsewhere now, name it by --data") from None
+    if position and position.get("dataset") != index.fingerprint:
+        raise ValueError(
+            f"{place} has the fingerprint {index.fingerprint}, the data that {folder.path} learned from has {position.get('dataset')}; "
+            "restore that, or name where it lies by --data"
+        )
+    return index
 
 
 def _agreeing(loader: Loader, position: dict[str, Any], folder: RunFolder) -> list[str]:
