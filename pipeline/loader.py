@@ -136,6 +136,15 @@ class Loader:
         """Micro-batches of the next pass on this rank: of a whole epoch, or after `seek` of the rest of one."""
         return (self.updates_per_epoch - self.updates % self.updates_per_epoch) * self.order.accumulation
 
+    def __repr__(self) -> str:
+        epoch, step = divmod(self.updates, self.updates_per_epoch)
+        order, where = self.order, f"{self.order.mode}, epoch {epoch}, step {step} of {self.updates_per_epoch}"
+        micro_batch = order.global_batch // (order.ranks * order.accumulation)
+        batch = f"B = {micro_batch} of {order.global_batch} samples, rank {order.rank} of {order.ranks}"
+        views = ", ".join(f"{each.name!r} (B, {each.views}, 3, {each.size_px[0]}, {each.size_px[1]})" for each in self.recipe.families)
+        served = f"{self.renderer.name} renderer, {self.device}" + (", closed" if self._closed else "")
+        return f"Loader({len(self.index)} samples, {where}; {batch}; {views} {self.recipe.pixels}; {served})"
+
     def __enter__(self) -> "Loader":
         return self
 

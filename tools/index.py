@@ -19,7 +19,8 @@ from rich.text import Text
 from wherefrom.pipeline.shards.index import MAX_PIXELS, ShardIndex
 from wherefrom.pipeline.shards.picture_headers import FORMATS
 from wherefrom.pipeline.shards.store import file_beside, printable
-from wherefrom.tools.console import print_line, progress
+from wherefrom.tools.console import print_line, print_pairs, progress
+from wherefrom.tools.mixing import mixing
 
 __all__ = ["index_command"]
 
@@ -33,6 +34,7 @@ def index_command(
     cache: Path | None = None,
     max_pixels: int = MAX_PIXELS,
     labels: str | None = None,
+    batch: int = 256,
     list_quarantine: int = 20,
     quarantine: Path | None = None,
 ) -> int:
@@ -47,6 +49,7 @@ def index_command(
         max_pixels: larger pictures are quarantined.
         labels: what labels samples: a member such as 'cls' or 'txt', 'json.FIELD', 'tar' (each tar's name) or 'none'; default: whole
             numbers in KEY.cls, folders' names, names of tars within a tar.
+        batch: how many pictures make the batches by which it says how well the order of training mixes shards and classes.
         list_quarantine: how many quarantined samples are listed.
         quarantine: a file for all of them, one JSON object a line.
     Returns: the exit code, 0.
@@ -54,13 +57,18 @@ def index_command(
     """
     if quarantine is not None and not quarantine.absolute().parent.is_dir():
         raise ValueError(f"{quarantine}: there is no folder {quarantine.absolute().parent}; make it, or take another --quarantine")
+    if batch < 2:
+        raise ValueError(f"batch={batch}: needs at least 2 pictures to compare")
     console = Console()
     start = time.perf_counter()
     with progress(console, "shards") as show:
         index = ShardIndex.open(
             pattern, rebuild=rebuild, decode=decode, workers=workers, cache=cache, max_pixels=max_pixels, labels=labels, progress=show
         )
-    _print_pairs(console, [*_facts(index), ("index", _where(index, time.perf_counter() - start)), ("fingerprint", index.fingerprint)])
+    print_pairs(
+        console,
+        [*_facts(index), *mixing(index, batch), ("index", _where(index, time.perf_counter() - start)), ("fingerprint", index.fingerprint)],
+    )
     _print_quarantine(console, index, list_quarantine)
     if quarantine is not None:
         index.write_quarantine(quarantine)
@@ -114,17 +122,6 @@ def _where(index: ShardIndex, seconds: float) -> str:
         locations["not stored" if file is None else "in .wherefrom beside the shards" if beside else f"in {file.parent}"] += 1
     where = ", ".join(f"{count} {location}" if len(locations) > 1 else location for location, count in locations.items())
     return f"{index.reused} reused, {len(index.paths) - index.reused} built, {seconds:.2f} s; {where}"
-
-
-def _print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
-    if not console.is_terminal:
-        for name, text in pairs:
-            print_line(console, f"{name:<12} {text}")
-        return
-    table = Table.grid(padding=(0, 2))
-    for name, text in pairs:
-        table.add_row(Text(name, style="bold"), Text(text))
-    console.print(table)
 
 
 def _print_quarantine(console: Console, index: ShardIndex, limit: int) -> None:

@@ -10,6 +10,7 @@ from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
 from wherefrom.train.recipes import RECIPES, recipe
+from wherefrom.train.replay import Replay, open_replay, replayed_batch
 from wherefrom.train.reporting import EvaluationResults, LogRecord, Reporter, RunFacts, Summary
 from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings, write_settings
@@ -42,6 +43,9 @@ __all__ = [  # in reading order  # noqa: RUF022
     "DenseSpatialPrediction",
     "Trainer",
     "RunFolder",
+    "replayed_batch",
+    "open_replay",
+    "Replay",
     "Reporter",
     "LogRecord",
     "EvaluationResults",

@@ -5,6 +5,7 @@ Not here: one shard (table.py), index files (store.py), reading pictures (reader
 Convention: a sample id is the ordinal: shards in the given order, samples in file order, valid or not; sizes are upright (height, width).
 """
 
+import difflib
 import hashlib
 import json
 import logging
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wherefrom.pipeline.files import write_aside
+from wherefrom.pipeline.shards.key_search import nearest_rows, rows_of_key
 from wherefrom.pipeline.shards.labels import LabelRule, imagenet_classes, is_imagenet_validation
 from wherefrom.pipeline.shards.pattern import expand_pattern
 from wherefrom.pipeline.shards.storage import read_head, storage_of
@@ -32,6 +34,7 @@ __all__ = ["MAX_PIXELS", "BrokenShardError", "QuarantineEntry", "ShardIndex", "e
 MAX_PIXELS = 64_000_000
 
 _MAX_METADATA_BYTES = 2**26  # of an _info.json
+_KEYS_COMPARED = 200  # letter by letter, of those that begin or end as a key does
 _MAX_RECENT_TABLES = 8  # shards whose keys are at hand
 
 log = logging.getLogger(__name__)
@@ -151,6 +154,11 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self._valid)
 
+    def __repr__(self) -> str:
+        shards = f"{self.paths[0]!r}" + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "")
+        classes = f", {len(self.classes)} classes by name" if self.classes else ""
+        return f"ShardIndex({len(self)} samples, {self.invalid_count} invalid{classes}, of {shards}, fingerprint {self.fingerprint[:8]})"
+
     @property
     def invalid_count(self) -> int:
         """How many samples are invalid now."""
@@ -170,6 +178,27 @@ class ShardIndex:
         self._check_ids(np.asarray([sample], np.int64))
         shard = int(self.shard[sample])
         return self._table(shard).key(int(sample - self._starts[shard]))
+
+    def ids_of(self, key: str) -> list[int]:
+        """Return the samples that have a key, in their order: one, several where shards share it, or none. Each shard is looked at once.
+
+        Raises: as `key`.
+        """
+        wanted = key.encode("utf-8", "surrogateescape")
+        return [start + row for shard, start in enumerate(self._starts.tolist()) for row in rows_of_key(self._table(shard), wanted)]
+
+    def nearest_keys(self, key: str, count: int = 3) -> list[str]:
+        """Return the keys most like one that no sample has, the nearest first; few or none where nothing is like it.
+
+        Raises: as `key`.
+        """
+        wanted, found = key.encode("utf-8", "surrogateescape"), list[tuple[int, str]]()
+        for shard in range(len(self.paths)):
+            table = self._table(shard)
+            found += [(score, table.key(row)) for row, score in nearest_rows(table, wanted, _KEYS_COMPARED)]
+            found = sorted(found, reverse=True)[:_KEYS_COMPARED]
+        half_alike = [each for score, each in found[:count] if score >= len(wanted) > 0]
+        return difflib.get_close_matches(key, [each for _, each in found], count) or half_alike
 
     def location(self, sample: int) -> tuple[str, int, int]:
         """Return where a sample's bytes lie: the file, the offset in it, their length.
