@@ -8,12 +8,9 @@ import importlib.util
 import io
 import json
 import os
-import random
 import re
 import resource
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -621,92 +618,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half(many: str, tmp_path: Pa
     assert "\n" not in str(raised.value) and bytes_of(out) == {}
     pack(many, out, settings=PackSettings(samples=20))
     assert bytes_of(out) == bytes_of(tmp_path / "through" / "out")
-
-
-DRIVER = """
-import os, random, signal, sys, time
-from pathlib import Path
-from wherefrom.pipeline import PackSettings, pack
-from wherefrom.pipeline.packing import shard
-
-source, through, out, mode, *rest = sys.argv[1:]
-settings = PackSettings(samples=int(rest[-1]), short_side_px=20, shuffle=4)
-
-def run(folder):
-    pack(source, folder, settings=settings, workers=2)
-
-def child(prepare, folder):
-    process = os.fork()
-    if process:
-        return process
-    try:
-        prepare()
-        run(folder)
-        os._exit(0)
-    except BaseException as problem:
-        print("child:", repr(problem), file=sys.stderr)
-        os._exit(1)
-
-def ended(process):
-    _, status = os.waitpid(process, 0)
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL or os.waitstatus_to_exitcode(status) == 0, status
-    shown = {path.name: path.read_bytes() for path in Path(out).glob("*.*") if path.name[0] != "."}
-    whole = {path.name: path.read_bytes() for path in Path(through).glob("*.*") if path.name[0] != "."}
-    assert all(content == whole[name] for name, content in shown.items()), "half a file"
-    assert "_info.json" not in shown or shown == whole, "complete too early"
-    return not os.WIFSIGNALED(status)
-
-begun = time.monotonic()
-assert ended(child(lambda: None, through))
-whole = time.monotonic() - begun
-kills = 0
-if mode == "random":
-    chance = random.Random(int(rest[0]))
-    for _ in range(int(rest[1])):
-        process = child(lambda: None, out)
-        time.sleep(chance.uniform(0, whole))
-        os.kill(process, signal.SIGKILL)
-        kills += not ended(process)
-else:  # at every n-th touch of a file, n = 1, 2, ...
-    def die_at(number):
-        left = [number]
-        def hook(event, arguments):
-            if event in ("open", "os.rename", "os.remove", "os.mkdir") and out in str(arguments[0]):
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-        sys.addaudithook(hook)
-    while not ended(child(lambda: die_at(kills + 1), out)):
-        kills += 1
-        assert kills < 1000
-ended(child(lambda: None, out))
-print(kills)
-"""
-
-
-def kill_and_go_on(many: str, tmp_path: Path, *mode: str) -> int:
-    """Pack in processes that are killed by SIGKILL and started again; compare with one that ran through; return how many were killed."""
-    through, out = tmp_path / "through" / "out", tmp_path / "killed" / "out"
-    command = [sys.executable, "-c", DRIVER, many, str(through), str(out), *mode]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert bytes_of(out) == bytes_of(through)
-    assert len([path for path in bytes_of(out) if path.endswith(".tar")]) == 60 // int(mode[-1])
-    assert not [path for path in out.rglob("*.writing") if ".wherefrom" not in path.parts]
-    return int(done.stdout.split()[-1])
-
-
-def test_killed_at_random_moments_and_started_again_it_is_as_if_it_ran_through(many: str, tmp_path: Path) -> None:
-    kill_and_go_on(many, tmp_path, "random", "0", "6", "5")
-
-
-@pytest.mark.slow
-def test_killed_at_thirty_random_moments_and_started_again_it_is_as_if_it_ran_through(many: str, tmp_path: Path) -> None:
-    assert kill_and_go_on(many, tmp_path, "random", str(random.SystemRandom().randrange(2**32)), "30", "5") > 5
-
-
-def test_killed_wherever_it_touches_a_file_and_started_again_it_is_as_if_it_ran_through(many: str, tmp_path: Path) -> None:
-    assert kill_and_go_on(many, tmp_path, "touches", "20") > 20
 
 
 # the command

@@ -276,8 +276,8 @@ def test_a_file_that_lies_costs_one_line_and_leaves_nothing_half(lie: str, tmp_p
     assert not list(tmp_path.glob("out/*.tar")) and not list(tmp_path.glob("out/**/*.writing"))
 
 
-@pytest.mark.parametrize("count", [pytest.param(150, id="few"), pytest.param(5000, marks=pytest.mark.slow, id="many")])
-def test_bytes_changed_at_random_cost_one_line_or_a_picture_in_bounded_time_and_memory(tmp_path: Path, count: int) -> None:
+def test_bytes_changed_at_random_cost_one_line_or_a_picture_in_bounded_time_and_memory(tmp_path: Path) -> None:
+    count = 300
     content = write_hub(tmp_path / "true.parquet", 0, 12, rows_a_group=5).read_bytes()
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     path, refused, read = tmp_path / "lie.parquet", 0, 0
