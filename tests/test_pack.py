@@ -214,6 +214,32 @@ def test_members_have_no_time_and_no_owner_of_this_machine(packed: Path) -> None
         assert [member.offset_data for member in tar][:2] == [512, 1536]  # one header a member: no PAX header for a time of 0.0
 
 
+@pytest.mark.skipif(not hasattr(ShardIndex, "is_tree"), reason="folders are not read in place yet")
+def test_a_folder_tree_is_packed_with_the_labels_and_views_of_the_tree(tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    tree = tmp_path / "tree"
+    for folder, file, content in [
+        *(("b cls", f"pic.{n}.JPEG", encode("JPEG", picture(24 + n, 40))) for n in range(6)),
+        ("a.x", "one.jpg", encode("JPEG", picture(31, 40), orientation=6)),
+        ("a.x", "one.png", encode("PNG", picture(32, 40))),
+        ("a.x/deep", "one_2.JPG", encode("PNG", picture(33, 40))),  # called what it is not
+        ("__c__", "torn.webp", encode("WEBP", picture(34, 40))[:-9]),
+        ("__c__", "whole.webp", encode("WEBP", picture(35, 40))),
+    ]:
+        (tree / folder).mkdir(parents=True, exist_ok=True)
+        (tree / folder / file).write_bytes(content)
+    report = pack(tree, tmp_path / "out", settings=PackSettings(samples=4))
+    index = ShardIndex.open(str(tmp_path / "out"))
+    theirs = [(path, label) for path, label in ImageFolder(str(tree)).samples if "torn" not in path]
+    assert samples_of(index) == [(Path(path).read_bytes(), label) for path, label in theirs]
+    assert (report.left_out, list(json.loads((tmp_path / "out" / "classes.json").read_text()))) == (1, ["__c__", "a.x", "b cls"])
+    names = [name for name in members(tmp_path / "out") if not name.endswith(".cls")]
+    assert names == ["x__c__/whole.webp", "a.x/one.jpg", "a.x/one~3.png", "a.x/deep/one_2.jpg", *(f"b cls/pic_{n}.jpg" for n in range(6))]
+    with pytest.raises(ValueError, match="lies in the source"):
+        pack(ShardIndex.open(str(tree)), tree / "a.x" / "out")
+
+
 # keys
 
 
