@@ -27,6 +27,7 @@ from wherefrom.pipeline.shards.storage import LocalStorage
 from wherefrom.pipeline.shards.store import file_beside
 from wherefrom.tools.index import index_command
 from wherefrom.tools.views_picture import views_command
+from wherefrom.train.evaluation.report import check_held_out
 
 pytestmark = pytest.mark.core
 
@@ -514,6 +515,30 @@ def test_trees_and_tars_are_mixed(pictures: Path, tmp_path: Path, make_shard: Ca
     assert index.name(2) == f"{pictures}/ant/0.JPEG" and index.name(0) == f"{named}:x"
     with ShardReader(index) as reader:
         assert [data.tobytes() for data in reader.read_batch(np.array([3, 0]))] == [(pictures / "ant" / "1.JPEG").read_bytes(), picture(1)]
+
+
+def test_held_out_trees_that_are_learned_from_are_refused_by_name(
+    pictures: Path, tmp_path: Path, picture: Callable[[int], bytes], make_shard: Callable[..., Path]
+) -> None:
+    train = ShardIndex.open(pictures)
+    same_sizes = plant(
+        tmp_path / "held" / "train", keys(train), lambda number: (pictures / keys(train)[number]).read_bytes()[:-1] + b"\xd8"
+    )
+    check_held_out(train, ShardIndex.open(same_sizes))
+    check_held_out(train, ShardIndex.open(make_shard(tmp_path / "one.tar", [("x", {"jpg": picture(1)})])))
+    linked, farm, copied = tmp_path / "linked", tmp_path / "farm", tmp_path / "copied"
+    linked.symlink_to(pictures)
+    farm.mkdir()
+    (farm / "cat").symlink_to(pictures / "cat")
+    shutil.copytree(pictures, copied)
+    for again in (pictures, pictures / "bee", linked, farm, copied):
+        with pytest.raises(
+            ValueError, match=r"val: \S+ (is a folder of training pictures too|holds copies of the training pictures in)"
+        ) as refused:
+            check_held_out(train, ShardIndex.open(again))
+        assert str(again) in str(refused.value) and "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="is a folder of training pictures too"):
+        check_held_out(ShardIndex.open(pictures / "bee"), train)
 
 
 def test_progress_moves_while_a_tree_is_read(tmp_path: Path, make_shard: Callable[..., Path], picture: Callable[[int], bytes]) -> None:
