@@ -517,6 +517,16 @@ def test_trees_and_tars_are_mixed(pictures: Path, tmp_path: Path, make_shard: Ca
         assert [data.tobytes() for data in reader.read_batch(np.array([3, 0]))] == [(pictures / "ant" / "1.JPEG").read_bytes(), picture(1)]
 
 
+def test_blocks_of_a_tree_are_its_folders(
+    pictures: Path, tmp_path: Path, make_shard: Callable[..., Path], picture: Callable[[int], bytes]
+) -> None:
+    shard = make_shard(tmp_path / "one.tar", [(f"{number}", {"jpg": picture(number)}) for number in range(2)])
+    index = ShardIndex.open([pictures, shard], labels="none")
+    assert index.block_lengths == (0, 4, 4, 4, 2)
+    with make_loader(index, ViewRecipe(families=FAMILIES), global_batch=2, order="block", threads=0) as loader:
+        assert sorted(np.concatenate([batch.sample.numpy() for batch in loader]).tolist()) == list(range(14))
+
+
 def test_held_out_trees_that_are_learned_from_are_refused_by_name(
     pictures: Path, tmp_path: Path, picture: Callable[[int], bytes], make_shard: Callable[..., Path]
 ) -> None:
@@ -570,7 +580,7 @@ def test_a_scan_that_is_broken_off_leaves_nothing_and_the_next_one_is_whole(pict
 def test_the_commands_take_a_tree(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert index_command(str(pictures)) == 0
     text = capsys.readouterr().out
-    for expected in ("1 (1 of loose files)", "12: 12 valid", "12 jpeg", "0 ant, 1 bee, 2 cat", "1 built"):
+    for expected in ("1 (1 of loose files)", "12: 12 valid", "12 jpeg", "0 ant, 1 bee, 2 cat", "same folder", "1 built"):
         assert expected in text
     (pictures / "ant" / "0.JPEG").rename(pictures / "ant" / "$\\frac{\udcff\n.jpg")
     views_command(data=str(pictures), out=tmp_path / "views.png", samples=1)
