@@ -118,7 +118,7 @@ class Loader:
         self.prefetch = prefetch
         self.max_bad = max(MAX_BAD_LEAST, int(MAX_BAD_SHARE * len(index))) if max_bad is None else max_bad
         self.updates = 0  # the position
-        self._reader = ShardReader(index)
+        self._reader = ShardReader(index) if threads != 0 else ShardReader(index, loose_threads=0)
         weakref.finalize(self, self._reader.close)  # a dropped loader leaves no file open
         self._makers = single_threaded_pool(min(2, prefetch), "wherefrom-make") if threads != 0 else None
         self._stats = LoaderStats()
@@ -465,7 +465,7 @@ def make_loader(
         ranks=ranks,
         accumulation=accumulation,
         mode=order,
-        shard_lengths=tuple(opened.shard_lengths.tolist()) if order == "block" else (),
+        shard_lengths=opened.block_lengths if order == "block" else (),
     )
     pixel_renderer = make_renderer(recipe, renderer, device=device, threads=threads, prefetch=prefetch)
     return Loader(opened, recipe, plan, pixel_renderer, device=device, threads=threads, prefetch=prefetch, max_bad=max_bad)

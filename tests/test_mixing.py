@@ -20,12 +20,12 @@ class Samples:
     """What an index says of its samples' shards and labels."""
 
     def __init__(self, lengths: list[int], label: NDArray[np.int64] | None = None) -> None:
-        self.shard_lengths = np.array(lengths)
-        self.shard = np.repeat(np.arange(len(lengths)), lengths)
+        self.block_lengths = tuple(lengths)
+        self.has_trees = False
         self.label = np.full(sum(lengths), -1) if label is None else label
 
     def __len__(self) -> int:
-        return len(self.shard)
+        return len(self.label)
 
 
 def shares(samples: Any, batch: int = 256) -> dict[str, dict[str, float]]:

@@ -41,7 +41,7 @@ def index_command(
     """Build, audit and explain the index of the shards that PATTERN names.
 
     Args:
-        pattern: a shard, a folder of shards, a glob, or 'train-{000000..001281}.tar'; '::' joins several.
+        pattern: a shard, a folder of shards or of pictures, a glob, or 'train-{000000..001281}.tar'; '::' joins several.
         rebuild: read the shards again even where a stored index fits.
         decode: really decode every picture once; those that fail are quarantined from then on.
         workers: threads; default: one a processor.
@@ -61,7 +61,7 @@ def index_command(
         raise ValueError(f"batch={batch}: needs at least 2 pictures to compare")
     console = Console()
     start = time.perf_counter()
-    with progress(console, "shards") as show:
+    with progress(console, "indexing") as show:
         index = ShardIndex.open(
             pattern, rebuild=rebuild, decode=decode, workers=workers, cache=cache, max_pixels=max_pixels, labels=labels, progress=show
         )
@@ -79,10 +79,9 @@ def index_command(
 def _facts(index: ShardIndex) -> Iterator[tuple[str, str]]:
     count, invalid = len(index), index.invalid_count
     sizes = index.source_size[(index.source_size > 0).all(1)]
-    yield (
-        "shards",
-        f"{len(index.paths)}, {_bytes(int(index.shard_stamps[:, 1].sum()))}; samples a shard: {_quantiles(index.shard_lengths)}",
-    )
+    trees = sum(map(index.is_tree, range(len(index.paths))))
+    shards = f"{len(index.paths)} ({trees} of loose files)" if trees else f"{len(index.paths)}"
+    yield "shards", f"{shards}, {_bytes(int(index.shard_stamps[:, 1].sum()))}; samples a shard: {_quantiles(index.shard_lengths)}"
     yield "samples", f"{count}: {count - invalid} valid, {invalid} quarantined; {_bytes(int(index.length.sum()))} of pictures"
     if len(sizes):
         yield "height", _quantiles(sizes[:, 0], "px")
@@ -100,10 +99,8 @@ def _facts(index: ShardIndex) -> Iterator[tuple[str, str]]:
     else:
         yield "classes", "none"
     if index.unread_members:
-        yield (
-            "not read",
-            ", ".join(f"{number} {kind}" for kind, number in index.unread_members.most_common(8)) + " (members of the tars)",
-        )
+        where = "members of tars" if not trees else "files" if trees == len(index.paths) else "members of tars and files"
+        yield "not read", ", ".join(f"{number} {kind}" for kind, number in index.unread_members.most_common(8)) + f" ({where})"
 
 
 def _class_names(index: ShardIndex) -> str:

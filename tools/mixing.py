@@ -1,4 +1,4 @@
-"""How well an order mixes: how many pairs of pictures in a batch come from one shard, or show one class, against chance.
+"""How well an order mixes: how many pairs of pictures in a batch come from one shard or folder, or show one class, against chance.
 
 Here: some batches of an epoch, counted. Not here: the orders (pipeline/order.py), where the lines stand (index.py).
 """
@@ -17,16 +17,18 @@ BATCHES = 32  # that are counted, spread over an epoch
 def mixing(index: ShardIndex, batch: int) -> Iterator[tuple[str, str]]:
     """Yield what is counted, and the shares of pairs in batches of so many samples (or of all) for each order and by chance.
 
-    Nothing is said of shards where there is one, nor of classes where there is one or none; where the shards are one, so are the orders.
+    Nothing is said of shards, or a tree's folders, where there is one, nor of classes where there is one or none; where the shards are one,
+    so are the orders.
     """
     size = min(batch, len(index))
-    several = np.count_nonzero(index.shard_lengths) > 1
+    several = np.count_nonzero(index.block_lengths) > 1
     modes: tuple[OrderMode, ...] = ("shuffled", "block") if several else ("shuffled",)
     batches = {mode: _some_batches(index, size, mode) for mode in modes if size > 1}
     unlabeled = index.label < 0
     own_class = -1 - np.arange(len(index))  # of a sample without a label: nobody else's
+    blocks = np.repeat(np.arange(len(index.block_lengths)), index.block_lengths)
     groups = {
-        "same shard": index.shard if several else None,
+        "same folder" if index.has_trees else "same shard": blocks if several else None,
         "same class": np.where(unlabeled, own_class, index.label) if len(np.unique(index.label[~unlabeled])) > 1 else None,
     }
     for name, group in groups.items():
@@ -44,7 +46,7 @@ def share_of_pairs(group: NDArray) -> float:
 
 def _some_batches(index: ShardIndex, size: int, mode: OrderMode) -> NDArray[np.int64]:
     """Return the sample ids of some batches of the first epoch, (batches, size)."""
-    lengths = tuple(index.shard_lengths.tolist()) if mode == "block" else ()
+    lengths = index.block_lengths if mode == "block" else ()
     order = Order(samples=len(index), global_batch=size, mode=mode, shard_lengths=lengths)
     steps = np.unique(np.linspace(0, order.updates_per_epoch - 1, BATCHES).round().astype(np.int64))
     positions = steps[:, None] * size + np.arange(size)

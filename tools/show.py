@@ -44,7 +44,7 @@ def show_command(source: str, which: str, *, labels: str | None = None, out: Pat
     if out is not None and not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.absolute().parent}; make it, or take another --out")
     console = Console()
-    with progress(console, "shards") as show:
+    with progress(console, "indexing") as show:
         index = ShardIndex.open(source, labels=labels, progress=show)
     samples = _looked_up(index, which)
     if out is not None and len(samples) > 1:

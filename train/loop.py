@@ -346,7 +346,7 @@ def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Repo
         if train is None:
             demo = demo_shards(progress=partial(reporter.progressed, "rendering demo pictures"))
             train, val = demo.train, demo.val
-        progress = partial(reporter.progressed, "indexing shards")
+        progress = partial(reporter.progressed, "indexing")
         train_index, val_index = ShardIndex.open(train, labels=settings.labels, progress=progress), None
         if val is not None:
             val_index = ShardIndex.open(val, labels=settings.labels, classes=train_index.classes, progress=progress)
