@@ -142,17 +142,21 @@ class ShardIndex:
         if max_pixels < 1 or (workers is not None and workers < 1):
             raise ValueError(f"max_pixels={max_pixels}, workers={workers}: needs at least 1 of each")
         LabelRule.of(labels)
+        numbered_before = classes
         paths = expand_pattern(_one_pattern(pattern))
         stored = gather_tables(
             paths, cache=cache, beside=beside, rebuild=rebuild, decode=decode, workers=workers, progress=progress, labels=labels
         )
         tables, files = _with_imagenet_classes(paths, [item.table for item in stored], labels), [item.file for item in stored]
+        if labels in (None, "cls"):
+            tables, numbered = _with_written_classes(paths, tables)
+            classes = classes or numbered
         reused = sum(item.reused for item in stored)
         index = cls(paths, tables, files=files, reused=reused, max_pixels=max_pixels, labels=labels, classes=classes)
         if not len(index):
             raise ValueError(_no_pictures(index))
         index.classes_file = _write_classes(index)
-        for note in _notes(index, stored, beside, classes):
+        for note in _notes(index, stored, beside, numbered_before):
             index.warn_once(note)
         return index
 
@@ -403,6 +407,35 @@ def _with_imagenet_classes(paths: Sequence[str], tables: Sequence[ShardTable], l
             names = imagenet_classes([table.key(row) for row in range(len(table))], folder or os.curdir)
         labeled.append(table if names is None else table.with_classes(names))
     return labeled
+
+
+def _with_written_classes(paths: Sequence[str], tables: Sequence[ShardTable]) -> tuple[list[ShardTable], tuple[str, ...]]:
+    """Return the tables, numbers of classes as the names that an _info.json beside their shards gives them, and the first such list.
+
+    So sets that were packed apart, each with numbers of its own, are compared by names.
+    """
+    lists: dict[str, tuple[str, ...]] = {}
+    named, first = [], ()
+    for path, table in zip(paths, tables, strict=True):
+        folder = path.removesuffix(os.path.basename(path))
+        is_numbered = not len(table.class_name_ends) and (table.label >= 0).any()
+        if is_numbered and folder not in lists:
+            lists[folder] = _info_classes(folder)
+        names = lists.get(folder, ()) if is_numbered else ()
+        fits = len(names) > int(table.label.max(initial=-1)) if names else False
+        first = first or (names if fits else ())
+        named.append(table.with_names_of_numbers(names) if fits else table)
+    return named, first
+
+
+def _info_classes(folder: str) -> tuple[str, ...]:
+    """Return the names of classes by number that an `_info.json` lists; empty where there is none, or it lists none that are all unlike."""
+    try:
+        names = json.loads(read_head(folder + "_info.json", _MAX_METADATA_BYTES))["classes"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ()
+    unlike = isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    return tuple(names) if unlike else ()
 
 
 def _write_classes(index: ShardIndex) -> Path | None:

@@ -189,6 +189,15 @@ class ShardTable:
         arrays = {item.name: getattr(self, item.name) for item in fields(self)}
         return ShardTable(**(arrays | _pack_labels(list(names))))
 
+    def with_names_of_numbers(self, names: Sequence[str]) -> "ShardTable":
+        """Return the table, whose labels are numbers, with the names that these have; a name for every number, no name twice."""
+        ordered = sorted(names)
+        place = {name: position for position, name in enumerate(ordered)}
+        arrays = {item.name: getattr(self, item.name) for item in fields(self)}
+        texts, ends = pack_texts(os.fsencode(name) for name in ordered)
+        label = np.append([place[name] for name in names], -1)[np.maximum(self.label, -1)]
+        return ShardTable(**(arrays | {"label": label, "class_names": texts, "class_name_ends": ends}))
+
     def unread_members(self) -> Counter[str]:
         """Count the members that belong to no sample or are not read, by extension."""
         names = (text_at(self.extensions, self.extension_ends, position) for position in range(len(self.extension_ends)))
