@@ -214,7 +214,6 @@ def test_members_have_no_time_and_no_owner_of_this_machine(packed: Path) -> None
         assert [member.offset_data for member in tar][:2] == [512, 1536]  # one header a member: no PAX header for a time of 0.0
 
 
-@pytest.mark.skipif(not hasattr(ShardIndex, "is_tree"), reason="folders are not read in place yet")
 def test_a_folder_tree_is_packed_with_the_labels_and_views_of_the_tree(tmp_path: Path) -> None:
     from torchvision.datasets import ImageFolder
 

@@ -733,3 +733,10 @@ def test_the_command_lists_the_quarantine_and_obeys_no_text_from_a_shard(
     assert "[bold]2" not in text
     assert "3 more are quarantined" in text
     assert "\x1b" not in text
+
+
+def test_parquet_is_answered_by_the_command_that_packs_it(tmp_path: Path) -> None:
+    (tmp_path / "train-0.parquet").write_bytes(b"PAR1")
+    for pattern in (tmp_path / "train-0.parquet", f"{tmp_path}/*.parquet"):
+        with pytest.raises(ValueError, match=r"train-0\.parquet: .*`wherefrom pack` makes shards of it"):
+            ShardIndex.open(pattern)

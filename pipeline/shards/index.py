@@ -415,7 +415,7 @@ def _with_written_classes(paths: Sequence[str], tables: Sequence[ShardTable]) ->
     So sets that were packed apart, each with numbers of its own, are compared by names.
     """
     lists: dict[str, tuple[str, ...]] = {}
-    named, first = [], ()
+    named, first = [], tuple[str, ...]()
     for path, table in zip(paths, tables, strict=True):
         folder = path.removesuffix(os.path.basename(path))
         is_numbered = not len(table.class_name_ends) and (table.label >= 0).any()

@@ -36,6 +36,11 @@ def expand_pattern(pattern: str | os.PathLike[str]) -> list[str]:
         near = _near(missing[0])
         mend = f"is it {near}?" if near else "fetch it, or name a shard, a folder of shards or of pictures, or a pattern"
         raise FileNotFoundError(f"{missing[0]}: no such file{others}; {mend}")
+    parquet = [path for path in paths if path.lower().endswith(".parquet")]
+    if parquet:
+        raise ValueError(
+            f"{parquet[0]}: pictures in parquet have no place that could be read by itself; `wherefrom pack` makes shards of it"
+        )
     names = [storage_of(path).canonical(path) for path in paths]
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
