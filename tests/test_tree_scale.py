@@ -1,7 +1,6 @@
-"""Folder trees of very many files: arrays alone, in bounded time and memory."""
+"""Folder trees of very many files: arrays alone, in bounded memory."""
 
 import os
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -52,14 +51,10 @@ def test_thousands_of_files_take_arrays_alone(tmp_path: Path, picture: bytes) ->
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_files_are_indexed_in_bounded_time_and_memory(tmp_path: Path, picture: bytes) -> None:
+def test_a_hundred_thousand_files_take_arrays_alone(tmp_path: Path, picture: bytes) -> None:
     root = plant(tmp_path / "many", 100_000, picture)
-    start = time.perf_counter()
     assert len(ShardIndex.open(root)) == 100_000
-    assert time.perf_counter() - start < 100_000 / 1_280_000 * 5 * 60  # five minutes for 1.28 million
-    start = time.perf_counter()
     assert ShardIndex.open(root).reused == 1
-    assert time.perf_counter() - start < 5
     assert peak_of_indexing(root) < 3e6 + BYTES_A_FILE * 100_000
 
 
@@ -68,18 +63,16 @@ def index_empty_files(root: Path, files: int, picture: bytes) -> None:
     for number in range(files):
         os.close(os.open(root / f"{number:06d}.jpg", os.O_CREAT))
     (root / "x.jpg").write_bytes(picture)
-    start = time.perf_counter()
     index = ShardIndex.open(root)
-    assert time.perf_counter() - start < 3 + files * 2e-4
     assert index.invalid_count == files and index.reason(0) == "is empty"
     assert index.replacement(np.arange(5)).tolist() == [files] * 5
 
 
 @pytest.mark.core
-def test_empty_files_are_invalid_in_bounded_time(tmp_path: Path, picture: bytes) -> None:
+def test_empty_files_are_invalid(tmp_path: Path, picture: bytes) -> None:
     index_empty_files(tmp_path / "empty", 3000, picture)
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_empty_files_are_invalid_in_bounded_time(tmp_path: Path, picture: bytes) -> None:
+def test_a_hundred_thousand_empty_files_are_invalid(tmp_path: Path, picture: bytes) -> None:
     index_empty_files(tmp_path / "empty", 100_000, picture)
