@@ -328,3 +328,18 @@ def test_sets_packed_apart_are_compared_by_the_names_that_their_info_lists(tmp_p
         (tmp_path / "val" / "_info.json").write_text(damaged)
         assert ShardIndex.open(tmp_path / "val").classes == ()
         assert ShardIndex.open(tmp_path / "val").label.tolist() == [0, 1]
+
+
+def test_a_rule_that_labels_nothing_and_trees_of_other_classes_are_said_aloud(
+    tmp_path: Path, make_shard: MakeShard, picture: bytes
+) -> None:
+    shard = make_shard(tmp_path / "s.tar", [("k", {"jpg": picture, "cls": b"1"})])
+    assert "no sample has a label by 'clss'; a member .clss beside each picture would say it" in ShardIndex.open(shard, labels="clss").notes
+    for place in ("one/ant", "one/bee", "two/ant", "two/cow", "two/dog"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "1.jpg").write_bytes(picture)
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    index = ShardIndex.open([two, one])
+    assert index.classes == ("ant", "bee", "cow", "dog")
+    assert [note for note in index.notes if note.startswith(f"{two}: class 'cow' and 1 more not in all 2 folders")]
+    assert not ShardIndex.open(one).notes

@@ -7,6 +7,7 @@ Convention: a sample id is the ordinal: shards in the given order, samples in fi
 """
 
 import difflib
+import functools
 import hashlib
 import json
 import logging
@@ -517,6 +518,8 @@ def _labels_not_read(index: ShardIndex) -> Iterator[str]:
     words, described = index.unread_members["cls (not a number)"], index.unread_members["json"]
     if index.labels is not None:
         words = described = 0
+    if unlabeled == len(index) and LabelRule.of(index.labels).kind == "member":
+        yield f"no sample has a label by {index.labels!r}; a member .{str(index.labels).partition('.')[0]} beside each picture would say it"
     if words:
         yield f"{words} .cls members hold no whole number, so their samples have no label; --labels cls takes them for names of classes"
     elif unlabeled and described:
@@ -531,8 +534,21 @@ def _odd_classes(index: ShardIndex, numbered_before: Sequence[str]) -> Iterator[
         yield f"all labels are of one class, {printable(index.classes[0])!r}: they tell nothing about an encoder"
     others = index.classes[len(numbered_before) :] if numbered_before else ()
     if others:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        yield f"{index.paths[0]}: class {printable(others[0])!r}{more} are not among the {len(numbered_before)} that were numbered before"
+        more = f" and {len(others) - 1} more are" if len(others) > 1 else " is"
+        yield f"{index.paths[0]}: class {printable(others[0])!r}{more} not among the {len(numbered_before)} that were numbered before"
+    yield from _trees_of_other_classes(index)
+
+
+def _trees_of_other_classes(index: ShardIndex) -> Iterator[str]:
+    """Say which classes some of several trees have and others lack; they are numbered together."""
+    of_tree = {index.paths[shard]: np.unique(index.label[index.shard == shard]) for shard in index._trees}
+    in_all = functools.reduce(np.intersect1d, of_tree.values()) if len(of_tree) > 1 else np.array([])
+    for path, labels in of_tree.items() if len(of_tree) > 1 else ():
+        alone = [label for label in np.setdiff1d(labels, in_all).tolist() if label >= 0]
+        if alone:
+            more = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
+            yield f"{path}: class {printable(index.classes[alone[0]])!r}{more} not in all {len(of_tree)} folders; numbered all together"
+            return
 
 
 def _other_counts_that_differ(index: ShardIndex) -> Iterator[str]:
