@@ -278,6 +278,13 @@ def test_a_solution_of_another_form_is_one_line(tmp_path: Path) -> None:
         imagenet_classes(VALIDATION, str(tmp_path))
 
 
+def test_a_solution_with_a_field_that_does_not_end_is_one_line(tmp_path: Path) -> None:
+    endless = '"n01440764' + " 1" * csv.field_size_limit()
+    (tmp_path / "LOC_val_solution.csv").write_text(f"ImageId,PredictionString\nILSVRC2012_val_00000001,{endless}")
+    with pytest.raises(ValueError, match=r"LOC_val_solution\.csv: line \d+ is no line of CSV \(.+\); fetch it again"):
+        imagenet_classes(["ILSVRC2012_val_00000001"], str(tmp_path))
+
+
 def test_pictures_without_a_label_and_a_single_class_are_said_aloud(tmp_path: Path, make_shard: MakeShard, picture: bytes) -> None:
     some = make_shard(tmp_path / "some.tar", [(f"k{n}", {"jpg": picture, **({"cls": b"ox"} if n else {})}) for n in range(3)])
     index = ShardIndex.open(some, labels="cls")

@@ -146,11 +146,14 @@ def _picture_name(key: str) -> str:
 def _solution(text: bytes, path: str) -> Iterator[tuple[str, str]]:
     """Yield picture and class from lines such as `ILSVRC2012_val_00048981,n03995372 85 1 499 272`."""
     lines = csv.reader(io.StringIO(text.decode("utf-8", "replace")))
-    if next(lines, None) != ["ImageId", "PredictionString"]:
-        raise ValueError(f"{path}: does not begin with ImageId,PredictionString; fetch it again, or take --labels none")
-    for line in lines:
-        if len(line) == 2 and (words := line[1].split()):
-            yield line[0], words[0]
+    try:
+        if next(lines, None) != ["ImageId", "PredictionString"]:
+            raise ValueError(f"{path}: does not begin with ImageId,PredictionString; fetch it again, or take --labels none")
+        for line in lines:
+            if len(line) == 2 and (words := line[1].split()):
+                yield line[0], words[0]
+    except csv.Error as error:  # a field without end, such as a quote that nothing closes
+        raise ValueError(f"{path}: line {lines.line_num} is no line of CSV ({error}); fetch it again, or take --labels none") from error
 
 
 def _devkit(text: bytes, path: str, meta: str) -> Iterator[tuple[str, str]]:
