@@ -740,3 +740,10 @@ def test_parquet_is_answered_by_the_command_that_packs_it(tmp_path: Path) -> Non
     for pattern in (tmp_path / "train-0.parquet", f"{tmp_path}/*.parquet"):
         with pytest.raises(ValueError, match=r"train-0\.parquet: .*`wherefrom pack` makes shards of it"):
             ShardIndex.open(pattern)
+
+
+def test_a_picture_in_place_of_a_shard_is_answered_by_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "cat.JPG").write_bytes(b"\xff\xd8")
+    for pattern in (tmp_path / "cat.JPG", f"{tmp_path}/*.JPG"):
+        with pytest.raises(ValueError, match=r"cat\.JPG: is a picture, not a shard; name the folder that it lies in"):
+            ShardIndex.open(pattern)

@@ -16,6 +16,7 @@ from pathlib import PurePath
 from braceexpand import braceexpand
 
 from wherefrom.pipeline.shards.storage import storage_of
+from wherefrom.pipeline.shards.tree_folders import PICTURE_SUFFIXES
 
 _MAX_SHARDS = 100_000
 _MAX_NAMES = 10_000  # of a folder, among which a misspelled one is looked for
@@ -26,8 +27,8 @@ def expand_pattern(pattern: str | os.PathLike[str]) -> list[str]:
 
     A pattern is a path, a folder (its *.tar, sorted; without any, the tree below it), a glob (sorted), or a brace expression such as
     `train-{000000..001281}.tar`; `::` joins several.
-    Raises: ValueError for a URL, an empty pattern, or a shard named twice, be it as a part of a tree; FileNotFoundError if a named file is
-            missing or none matches.
+    Raises: ValueError for a URL, an empty pattern, a parquet file, a picture, or a shard named twice, be it as a part of a tree;
+            FileNotFoundError if a named file is missing or none matches.
     """
     paths = [path for part in os.fspath(pattern).split("::") for path in _expand_part(part)]
     missing = [path for path in paths if storage_of(path).kind(path) is None]
@@ -41,6 +42,9 @@ def expand_pattern(pattern: str | os.PathLike[str]) -> list[str]:
         raise ValueError(
             f"{parquet[0]}: pictures in parquet have no place that could be read by itself; `wherefrom pack` makes shards of it"
         )
+    picture = next((path for path in paths if path.lower().endswith(PICTURE_SUFFIXES) and storage_of(path).kind(path) == "file"), None)
+    if picture is not None:
+        raise ValueError(f"{picture}: is a picture, not a shard; name the folder that it lies in")
     names = [storage_of(path).canonical(path) for path in paths]
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
