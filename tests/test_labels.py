@@ -97,6 +97,19 @@ def test_a_rule_that_names_nothing_is_refused_in_one_line(labels: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("classes", ["ox", b"ox", [1, 2], ["ox", "ape", "ox"]])
+def test_classes_that_do_not_number_names_are_refused(tmp_path: Path, make_shard: MakeShard, picture: bytes, classes: Any) -> None:
+    shard = make_shard(tmp_path / "a.tar", [("k", {"jpg": picture, "cls": b"ox"})])
+    with pytest.raises((TypeError, ValueError), match=r"^classes(=.*: needs a list of names| name 'ox' twice)"):
+        ShardIndex.open(shard, labels="cls", classes=classes)
+    assert ShardIndex.open(shard, labels="cls", classes=["ape", "ox"]).label.tolist() == [1]
+
+
+def test_a_rule_that_is_no_word_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^labels=3: needs a word such as 'cls'"):
+        LabelRule.of(3)  # type: ignore[arg-type]
+
+
 def ilsvrc_train(folder: Path, jpeg_bytes: JpegBytes, *, classes: int, pictures: int) -> Path:
     """Write a tar of tars as ILSVRC2012 has it, with `pictures` in all, odd names among them, and return it."""
     rng = np.random.default_rng(1)

@@ -138,11 +138,12 @@ class ShardIndex:
         that changed are listed again. `progress` is called with (done, in all): shards, and of trees the pictures that are read.
         `decode` really decodes every picture that counts as valid, once, with progress of its own, and keeps the verdicts.
         Raises: FileNotFoundError, ValueError (expand_pattern); BrokenShardError; ValueError if there is no picture, or a bad setting;
-                TypeError for what is no path.
+                TypeError for what is no path, rule or name.
         """
         if max_pixels < 1 or (workers is not None and workers < 1):
             raise ValueError(f"max_pixels={max_pixels}, workers={workers}: needs at least 1 of each")
         LabelRule.of(labels)
+        _check_names(classes)
         numbered_before = classes
         paths = expand_pattern(_one_pattern(pattern))
         stored = gather_tables(
@@ -352,6 +353,15 @@ class ShardIndex:
             while len(self._recent) > _MAX_RECENT_TABLES:
                 self._recent.popitem(last=False)
         return table
+
+
+def _check_names(classes: Sequence[str]) -> None:
+    """Raise TypeError or ValueError unless these are names of classes, each with one number."""
+    if isinstance(classes, str | bytes) or not all(isinstance(name, str) for name in classes):
+        raise TypeError(f"classes={classes!r:.60}: needs a list of names, by number")
+    twice = [name for name, times in Counter(classes).items() if times > 1]
+    if twice:
+        raise ValueError(f"classes name {printable(twice[0])!r} twice; every name has one number")
 
 
 def _one_pattern(pattern: object) -> str:

@@ -42,10 +42,12 @@ class LabelRule:
     def of(cls, labels: str | None) -> Self:
         """Return the rule that is written as None, "none", "tar", an extension such as "cls", or "json.FIELD".
 
-        Raises: ValueError for anything else.
+        Raises: ValueError for any other word; TypeError for what is none.
         """
         if labels is None:
             return cls(kind="auto", extension=b"cls")
+        if not isinstance(labels, str):
+            raise TypeError(f"labels={labels!r:.60}: needs a word such as 'cls', 'json.FIELD', 'tar' or 'none'")
         if labels in ("none", "tar"):
             return cls(kind="none" if labels == "none" else "tar")
         extension, _, field = labels.partition(".")
