@@ -160,6 +160,19 @@ def test_rows_that_hold_no_picture_are_left_out_and_listed(tmp_path: Path) -> No
     assert [(each["id"], each["reason"]) for each in listed] == list(zip((1, 2, 3), reasons, strict=True))
 
 
+def test_rows_of_which_none_holds_a_picture_are_refused_with_the_first_reason(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "x.parquet", {"image": [None, {"bytes": b"words", "path": None}], "label": [0, 1]}, image=PICTURE)
+    with pytest.raises(ValueError, match=r"x\.parquet: none of its 2 samples is valid, first 0+: has no bytes in its row$"):
+        pack(path, tmp_path / "out")
+    assert not (tmp_path / "out" / "_info.json").exists()  # not complete
+
+
+def test_a_column_of_labels_that_cannot_be_read_is_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_table(tmp_path / "x.parquet", {"image": [{"bytes": jpeg(0), "path": None}], "label": [1.5]}, image=PICTURE)
+    assert main(["pack", str(path), str(tmp_path / "out")]) == 0
+    assert "1 of 1 samples have no label" in capsys.readouterr().out
+
+
 def test_the_way_on_of_a_source_that_cannot_be_shuffled_works(hub: Path, tmp_path: Path) -> None:
     train = str(hub / "data" / "train-*.parquet")
     with pytest.raises(ValueError, match="parquet files can be read in order alone; pack in order, then pack the result shuffled"):

@@ -122,7 +122,7 @@ def _summary(report: PackReport, part: str) -> Iterator[str]:
     if report.left_out:
         listed = f", listed in {report.folder / LEFT_OUT}" if not report.missing else ""
         yield f"left out: {_counted(report.left_out, 'invalid sample')}{listed}"
-    if 0 < report.unlabeled < report.samples:
+    if report.unlabeled:
         yield f"{report.unlabeled} of {report.samples} samples have no label, and no .cls"
     if report.missing:
         yield f"part {part} is done; {_counted(report.missing, 'shard')} left for other parts, the last of which completes the folder"

@@ -148,6 +148,9 @@ class _Run:
         finished = [facts for facts in found if facts is not None]
         left_out = [*self._pictures.left_out(), *chain.from_iterable(facts.left_out for facts in finished)]
         if len(finished) == count:
+            if not any(facts.samples for facts in finished):
+                first = min(left_out, key=lambda entry: entry.id)
+                raise ValueError(f"{self._pictures.name}: none of its {len(left_out)} samples is valid, first {first.key}: {first.reason}")
             self._folder.complete(finished, sorted(left_out, key=lambda entry: entry.id), self._plan)
         return PackReport(
             folder=self._folder.path,
