@@ -363,3 +363,29 @@ def test_a_rule_that_labels_nothing_and_trees_of_other_classes_are_said_aloud(
     assert index.classes == ("ant", "bee", "cow", "dog")
     assert [note for note in index.notes if note.startswith(f"{two}: class 'cow' and 1 more not in all 2 folders")]
     assert not ShardIndex.open(one).notes
+
+
+def test_what_would_label_unlabeled_pictures_is_named(tmp_path: Path, make_shard: MakeShard, picture: bytes) -> None:
+    val = ShardIndex.open(make_shard(tmp_path / "val.tar", [(name, {"JPEG": picture}) for name in VALIDATION]))
+    assert [note for note in val.notes if "put LOC_val_solution.csv" in note]
+    (tmp_path / "tars").mkdir()
+    for stem in ("cat", "dog"):
+        make_shard(tmp_path / "tars" / f"{stem}.tar", [("k", {"jpg": picture})])
+    assert [note for note in ShardIndex.open(tmp_path / "tars").notes if "--labels tar" in note]
+    assert not ShardIndex.open(tmp_path / "tars", labels="tar").notes
+    (tmp_path / "shards").mkdir()
+    for number in range(2):  # shards are numbered: nothing is amiss
+        make_shard(tmp_path / "shards" / f"train-{number:06d}.tar", [("k", {"jpg": picture})])
+    assert not ShardIndex.open(tmp_path / "shards").notes
+
+
+def test_a_tar_beside_folders_is_read_alone_and_that_is_said(
+    tmp_path: Path, make_shard: MakeShard, picture: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_shard(tmp_path / "s.tar", [("k", {"jpg": picture})])
+    ShardIndex.open(tmp_path)
+    ShardIndex.open(tmp_path)  # our own hidden folder is none
+    assert "its folders are not" not in caplog.text
+    (tmp_path / "dog").mkdir()
+    assert len(ShardIndex.open(tmp_path)) == 1
+    assert "its tars are read (1), its folders are not (1, such as 'dog')" in caplog.text

@@ -518,6 +518,7 @@ def _notes(index: ShardIndex, stored: Sequence[StoredTable], beside: bool, class
             yield from (f"{path}: {note}" for note in label_notes(item.table))
     if not all(item.table.is_tree and item.table.classes() for item in stored):
         yield from _labels_not_read(index)
+    yield from _lists_missing(index)
     yield from _odd_classes(index, classes)
     yield from _other_counts_that_differ(index)
 
@@ -536,6 +537,18 @@ def _labels_not_read(index: ShardIndex) -> Iterator[str]:
         yield f"{unlabeled} of {len(index)} samples have no label, and {described} .json members are not read; --labels json.FIELD does"
     elif 0 < unlabeled < len(index):
         yield f"{unlabeled} of {len(index)} samples have no label, first {index.name(int(np.argmax(index.label < 0)))}; the others have"
+
+
+def _lists_missing(index: ShardIndex) -> Iterator[str]:
+    """Say what would label pictures that have no label at all, where their names or their tars' number tell what they are."""
+    if index.labels is not None or (index.label >= 0).any():
+        return
+    if is_imagenet_validation(index.key(0)):
+        mend = "put LOC_val_solution.csv, or the devkit's two lists, beside or above"
+        yield f"{index.paths[0]}: ImageNet's validation pictures without labels; {mend}"
+    words = [path for path in index.paths if re.search(r"[^0-9]\.tar$", path)]  # shards are numbered, classes are words
+    if len(words) == len(index.paths) > 1:
+        yield f"no sample of {len(words)} tars has a label; --labels tar takes the tars' names for classes"
 
 
 def _odd_classes(index: ShardIndex, numbered_before: Sequence[str]) -> Iterator[str]:

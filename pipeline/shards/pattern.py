@@ -6,6 +6,7 @@ Not here: looking at files (storage.py), what the shards hold (index.py).
 
 import difflib
 import glob
+import logging
 import math
 import os
 import re
@@ -19,6 +20,8 @@ from wherefrom.pipeline.shards.storage import storage_of
 from wherefrom.pipeline.shards.tree_folders import PICTURE_SUFFIXES
 
 _MAX_SHARDS = 100_000
+
+log = logging.getLogger(__name__)
 _MAX_NAMES = 10_000  # of a folder, among which a misspelled one is looked for
 
 
@@ -81,6 +84,18 @@ def _shards_of_folder(folder: str) -> list[str]:
     """Return the tars in a folder, or the folder itself as a tree, under a name that says which it is."""
     storage = storage_of(folder)
     if tars := storage.glob(os.path.join(glob.escape(folder), "*.tar")):
+        local = storage.local_folder(tars[0])
+        folders = (
+            [entry.name for entry in os.scandir(local) if not entry.name.startswith(".") and entry.is_dir()] if local is not None else []
+        )
+        if folders:
+            log.warning(
+                "%s: its tars are read (%d), its folders are not (%d, such as %r); name these too where they are meant",
+                folder,
+                len(tars),
+                len(folders),
+                min(folders),
+            )
         return tars
     if storage.local_folder(folder) is None:
         raise FileNotFoundError(f"{folder}: no file matches *.tar, and loose pictures are read from local disks alone; pack them into tars")
