@@ -51,7 +51,7 @@ from wherefrom.train.evaluation.pair_controls import (
 from wherefrom.train.evaluation.pairs import PairReport, evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.report import check_held_out, evaluate_run
-from wherefrom.train.objective import Encode, Objective, Step, Terms, random_scope
+from wherefrom.train.objective import Encode, Objective, Progress, Step, Terms, random_scope
 from wherefrom.train.objectives.pair_heads import AdditiveHead
 from wherefrom.train.objectives.pairs import is_pair_objective, ordered_pairs
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
@@ -522,7 +522,7 @@ class OffsetsOfSomebodyElse(Objective):
         self.register_buffer("target_mean", torch.zeros(3))
         self.register_buffer("target_std", torch.tensor([30.0, 30.0, 1.0]))
 
-    def forward(self, batch: Batch, encode: Encode) -> Terms:
+    def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
         return Terms(losses={"position": self.predict(encode(batch.family(self.name)))[0].square().mean()})
 
     def new_head(self, width: int) -> nn.Module:

@@ -32,7 +32,7 @@ from wherefrom.train.encoder import Encoder, ModelSettings
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.report import evaluate_run
 from wherefrom.train.loop import accelerator_for, run
-from wherefrom.train.objective import Encode, Terms
+from wherefrom.train.objective import Encode, Progress, Terms
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialPrediction
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.optimizer import gated_step, make_optimizer
@@ -274,8 +274,8 @@ def test_a_run_that_goes_on_with_other_micro_batches_says_so(finished: Path, tin
 class _Rests(SpatialPrediction):
     """An objective whose head no gradient reaches."""
 
-    def forward(self, batch: Batch, encode: Encode) -> Terms:
-        terms = super().forward(batch, encode)
+    def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
+        terms = super().forward(batch, encode, progress)
         return dataclasses.replace(terms, losses={name: value.detach() for name, value in terms.losses.items()})
 
 

@@ -5,12 +5,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.views import Batch
@@ -37,11 +38,11 @@ class Late(SpatialPrediction):
 
     awake = False
 
-    def forward(self, batch: Batch, encode: Encode) -> Terms:
-        terms = super().forward(batch, encode)
+    def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
+        terms = super().forward(batch, encode, progress)
         return terms if self.awake else replace(terms, losses={name: value.detach() for name, value in terms.losses.items()})
 
-    def after_step(self, encoder: Encoder, progress: Progress) -> None:
+    def after_step(self, encoder: Encoder, progress: Progress, seen: Mapping[str, Tensor]) -> None:
         self.awake = True
 
 

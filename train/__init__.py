@@ -9,6 +9,8 @@ from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSe
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
+from wherefrom.train.objectives.teacher import follow
+from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered, mean_over_ranks, own_rank, rank_count
 from wherefrom.train.recipes import RECIPES, recipe
 from wherefrom.train.reporting import EvaluationResults, LogRecord, Reporter, RunFacts, Summary
 from wherefrom.train.run_folder import RunFolder
@@ -38,6 +40,12 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Progress",
     "Step",
     "StepOutput",
+    "follow",
+    "gathered",
+    "mean_over_ranks",
+    "batch_norm_over_ranks",
+    "rank_count",
+    "own_rank",
     "SpatialPrediction",
     "DenseSpatialPrediction",
     "Trainer",

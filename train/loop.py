@@ -37,6 +37,7 @@ from wherefrom.train.run_folder import (
     append_metrics,
     claim,
     cut_metrics,
+    read_metrics,
     refuse_if_absent,
     refuse_if_taken,
     write_classes,
@@ -69,7 +70,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
             )
         if resumed_folder is not None:
             _lock(resumed_folder, ranks, stack)
-            settings = _going_on(settings, resumed_folder, reporter)
+            settings = _going_on(settings, resumed_folder, ranks, reporter)
         train, val = _open_data(settings, accelerator, reporter)
         trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks)))
         _report_unreached(trainer, reporter)
@@ -200,8 +201,9 @@ def _finish_unless_stopped(trainer: Trainer, folder: RunFolder, val: ShardIndex 
 def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
     """Write the trained encoder for others, and measure it: the curves' last point, then everything with every control."""
     if trainer.ranks.first:
-        encoder, loader = trainer.step.encoder, trainer.loader
-        write_encoder(folder, encoder, loader.recipe, settings=trainer.settings, data=loader.index.fingerprint)
+        exported, loader = trainer.step.exported(), trainer.loader
+        network = "encoder" if exported is trainer.step.encoder else "teacher"
+        write_encoder(folder, exported, loader.recipe, settings=trainer.settings, data=loader.index.fingerprint, network=network)
     for full in (False, True):
         _evaluate(trainer, folder, val, reporter, full=full)
 
@@ -255,7 +257,7 @@ def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> 
     return folder
 
 
-def _going_on(settings: TrainSettings, folder: RunFolder, reporter: Reporter) -> TrainSettings:
+def _going_on(settings: TrainSettings, folder: RunFolder, ranks: Ranks, reporter: Reporter) -> TrainSettings:
     """Return the settings with the renderer that the run began with in place of "auto", and say what makes its continuation another one."""
     plain = read_plain_settings(folder.settings).get("runtime")
     saved_runtime = plain if isinstance(plain, dict) else {}
@@ -266,7 +268,14 @@ def _going_on(settings: TrainSettings, folder: RunFolder, reporter: Reporter) ->
     if accumulation != runtime.accumulation:
         reporter.message(
             f"goes on with runtime.accumulation={runtime.accumulation}, began with {accumulation}: losses differ by rounding, "
-            "by more with BatchNorm, drop-path or negatives in the batch"
+            "by more with BatchNorm or drop-path"
+        )
+    began_with = [line.get("ranks") for line in read_metrics(folder, "start")][-1:]
+    if began_with not in ([], [ranks.count]):
+        coupled = settings.coupled_by()
+        gathers = f"; {', '.join(coupled)} gathers samples of all ranks" if coupled else ""
+        reporter.message(
+            f"goes on with {ranks.count} ranks, began with {began_with[0]}: losses differ by rounding, by more with drop-path{gathers}"
         )
     return from_plain(settings, {"runtime": {"renderer": renderer}}) if runtime.renderer == "auto" else settings
 

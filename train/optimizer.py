@@ -53,11 +53,21 @@ def gated_step(optimizer: torch.optim.Optimizer, is_finite: Tensor) -> None:
     Fused optimizers ask the device themselves; for the others the host has to, and waits for it.
     Source: `found_inf` as torch.amp.GradScaler hands it to them.
     """
+    if isinstance(optimizer, torch.optim.SGD):
+        _begin_late_momenta(optimizer)
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.grad_scale, optimizer.found_inf = None, (~is_finite).float()  # type: ignore[attr-defined]
         optimizer.step()
     elif bool(is_finite):
         optimizer.step()
+
+
+def _begin_late_momenta(optimizer: torch.optim.SGD) -> None:
+    """Give a momentum of 0 to parameters that get their first gradient later than others: torch's fused SGD knows all or none."""
+    parameters = [p for group in optimizer.param_groups if group["momentum"] for p in group["params"] if p.grad is not None]
+    late = [p for p in parameters if optimizer.state[p].get("momentum_buffer") is None]
+    for parameter in late if len(late) < len(parameters) else ():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _undecayed(model: nn.Module) -> list[str]:

@@ -87,8 +87,9 @@ class EvaluationSettings:
 class RuntimeSettings:
     """What changes speed, place and habit, and results by rounding at most.
 
-    But for `accumulation`, which like the number of ranks splits a batch: where samples see one another (BatchNorm, negatives in the batch)
-    or draw random numbers (drop-path, dropout) the parts are another run. No view and no record depends on it.
+    But for `accumulation`, which like the number of ranks splits a batch: where the parts draw random numbers (drop-path, dropout), or an
+    encoder has BatchNorm, they are another run. Where an objective's samples see one another (BatchNorm, negatives) micro-batches belong
+    to the method, and a run does not go on with another number; ranks gather them. No view and no record depends on either.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -154,6 +155,10 @@ class TrainSettings:
     def objectives(self) -> tuple[Objective, ...]:
         """Return what is to be learned, the host first, not yet set up; each is named as its settings are."""
         return tuple(settings.objective(name) for name, settings in self.objective_settings.items())
+
+    def coupled_by(self) -> tuple[str, ...]:
+        """Return the names of the learned objectives in which samples see one another."""
+        return tuple(objective.name for objective in self.objectives() if objective.weight > 0 and objective.couples_samples)
 
     @property
     def view_px(self) -> int:
@@ -258,8 +263,15 @@ def settled(stage: TrainSettings, *, source: Path | str | None = None) -> TrainS
 def check_same_run(settings: TrainSettings, saved: Plain) -> None:
     """Refuse settings that would not go on with the run whose settings were saved; only `runtime` and the data's place may differ.
 
+    Of `runtime` the number of micro-batches may not, where samples of one see one another.
     Raises: ValueError that names the first setting that differs.
     """
     ours, theirs = ({name: value for name, value in plain.items() if name not in NOT_COMPARED} for plain in (to_plain(settings), saved))
     for where, here, there in differences(ours, theirs):
         raise ValueError(f"{where}={here!r}: the run to go on with has {there!r}; take its value, or another --out")
+    here, there = settings.runtime.accumulation, saved.get("runtime", {}).get("accumulation", settings.runtime.accumulation)
+    if here != there and (coupled := settings.coupled_by()):
+        raise ValueError(
+            f"runtime.accumulation={here}: the run to go on with has {there}, and in {', '.join(map(repr, coupled))} the samples of a "
+            "micro-batch see one another; take its value, or another --out"
+        )

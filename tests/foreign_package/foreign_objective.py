@@ -6,7 +6,7 @@ from foreign_law import Ring
 from torch import nn
 
 from wherefrom.pipeline import Batch, CropLaw, ViewFamily
-from wherefrom.train import Encode, Encoder, ModelSettings, Objective, Terms, TrainSettings
+from wherefrom.train import Encode, Encoder, ModelSettings, Objective, Progress, Terms, TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Brightness(Objective):
         """Build the head."""
         self.head = nn.Linear(encoder.width, 1)
 
-    def forward(self, batch: Batch, encode: Encode) -> Terms:
+    def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
         """Return the squared error over all views."""
         views = batch.family(self.name)
         brightness = views.pixels.mean((-3, -2, -1))  # (B, V)

@@ -84,8 +84,8 @@ def evaluate_run(
 ) -> EvaluationResults:
     """Measure a run after `update` updates: pairs of held-out pictures, and labels, by views of side `view_px`, where there are any.
 
-    Pairs: of every objective that `is_pair_objective`. The short form takes fewer pictures and no control. It alone gives curves: k-NN from
-    another number of pictures is another number.
+    Pairs: of every objective that `is_pair_objective`. Labels: by the network that the host exports. The short form takes fewer pictures
+    and no control. It alone gives curves: k-NN from another number of pictures is another number.
     """
     sections: dict[str, _Section] = {}
     for name, objective in step.objectives.items():
@@ -99,7 +99,7 @@ def evaluate_run(
             except NoPairsError as problem:  # held-out pictures may be smaller than those learned from; that is no reason to stop
                 plain: Plain = {"protocol": PAIRS_PROTOCOL, "law": objective.settings.law_name, "not_measured": str(problem)}
                 sections[name] = _Section(plain=plain, tables=(((f"{_heading(name, objective)}: not measured, {problem}",),),))
-    sections["labels"] = _labels(step.encoder, train, held_out, settings, view_px=view_px, full=full, progress=progress)
+    sections["labels"] = _labels(step.exported(), train, held_out, settings, view_px=view_px, full=full, progress=progress)
     return EvaluationResults(
         update=update,
         full=full,

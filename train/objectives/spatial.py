@@ -19,7 +19,7 @@ from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.view_recipe import ColorLaw, CropLaw, Mirror, ViewFamily, check_law, law_name
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
-from wherefrom.train.objective import Encode, Objective, Terms
+from wherefrom.train.objective import Encode, Objective, Progress, Terms
 from wherefrom.train.objectives.pair_heads import AdditiveHead, AttendHead
 from wherefrom.train.objectives.pairs import Loss, law_records, ordered_pairs, pair_terms, position_and_scale
 
@@ -140,7 +140,7 @@ class SpatialPrediction(Objective):
             return AdditiveHead(width, hidden, channels)
         return AttendHead(width, hidden, channels, temperature=settings.temperature, projections=settings.projections)
 
-    def forward(self, batch: Batch, encode: Encode) -> Terms:
+    def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
         views = batch.family(self.name)
         features = self.features(views, encode)
         if isinstance(self.head, AdditiveHead):

@@ -25,7 +25,7 @@ from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.view_recipe import ColorLaw, Mirror, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
-from wherefrom.train.objective import Encode, Objective, Terms
+from wherefrom.train.objective import Encode, Objective, Progress, Terms
 from wherefrom.train.objectives.pair_heads import AdditiveHead
 from wherefrom.train.objectives.pairs import Loss, law_records, ordered_pairs, pair_terms
 
@@ -154,7 +154,7 @@ class DenseSpatialPrediction(Objective):
         """Return a fresh head for an encoder's features of `width`."""
         return AdditiveHead(math.prod(self.settings.bins) * width, self.settings.hidden or width, len(self.channels))
 
-    def forward(self, batch: Batch, encode: Encode) -> Terms:
+    def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
         """Return the terms. What is said of a few hundred pairs is stored: `pair_loss` saves no time at that number."""
         settings, views = self.settings, batch.family(self.name)
         boxes = self.boxes(views.geometry)
