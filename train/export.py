@@ -12,6 +12,7 @@ from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.train.disk import save_weights
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.plain_data import Plain
+from wherefrom.train.pretrained import origin
 from wherefrom.train.run_folder import RunFolder, replace_text
 from wherefrom.train.settings import TrainSettings
 
@@ -34,6 +35,7 @@ def write_encoder(
 
 def _config(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data: str, network: str) -> dict[str, Plain]:
     """Return what timm reads of a model folder, and where the weights come from."""
+    started_from = settings.model.weights
     arguments, theirs = encoder.settings.timm_arguments(), encoder.model.pretrained_cfg
     return {
         "architecture": arguments.pop("model_name").partition(".")[0],  # what follows a dot names weights, and these are others
@@ -59,5 +61,6 @@ def _config(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data:
             "data": data,
             "views": recipe.fingerprint,
             "network": network,
-        },
+        }
+        | ({} if started_from is None else {"weights": {"from": started_from, "of": origin(started_from)}}),
     }

@@ -72,9 +72,11 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
             _lock(resumed_folder, ranks, stack)
             settings = _going_on(settings, resumed_folder, ranks, reporter)
         train, val = _open_data(settings, accelerator, reporter)
-        trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks)))
+        newest = None if resumed_folder is None else checkpoint.latest(resumed_folder.checkpoints)
+        trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks, restored=newest is not None)))
         _report_unreached(trainer, reporter)
-        _restore_newest(trainer, resumed_folder)
+        if newest is not None:
+            trainer.restore(newest)
         folder = resumed_folder or _claimed(out, settings.recipe, ranks, stack, resume=resume)
         stack.enter_context(writing(folder.path))
         _begin_records(trainer, folder)
@@ -96,13 +98,6 @@ def _report_unreached(trainer: Trainer, reporter: Reporter) -> None:
         reporter.message(f"frozen, no objective reaches them: {', '.join(trainer.frozen_parameters)}")
     if trainer.unreached_parameters:
         reporter.message(f"not reached before the first update, and free to be later: {', '.join(trainer.unreached_parameters)}")
-
-
-def _restore_newest(trainer: Trainer, folder: RunFolder | None) -> None:
-    """Go on from the newest checkpoint of a resumed run's folder, if there is one."""
-    newest = None if folder is None else checkpoint.latest(folder.checkpoints)
-    if newest is not None:
-        trainer.restore(newest)
 
 
 def _begin_records(trainer: Trainer, folder: RunFolder) -> None:

@@ -238,12 +238,16 @@ def overlaid(path: Path, base: TrainSettings) -> TrainSettings:
 def with_its_own_model(stage: TrainSettings, base: TrainSettings, *, given: Collection[str]) -> TrainSettings:
     """Return `stage`, unchecked; where its model is another than that of `base`, without what `base` changes of its own.
 
-    A width, a depth, a patch are one model's. What is `given` beside the name stays; a ViT's position table is made for the host's views.
+    A width, a depth, a patch, weights are one model's; positions and frozen parts go with ViTs. What is `given` beside the name stays; a
+    ViT's position table is made for the host's views.
     """
     model = stage.model
     if model.name == base.model.name:
         return stage
     own: dict[str, Any] = dict.fromkeys(ARCHITECTURE)
+    own["weights"] = None
+    if not model.is_vit:
+        own |= {"positions": "learned", "frozen": ()}
     own["view_size_px"] = stage.view_px if stage.objective_settings and model.is_vit else None
     return replace(stage, model=replace(model, **{name: value for name, value in own.items() if name not in given}))
 

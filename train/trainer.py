@@ -28,6 +28,7 @@ from wherefrom.train.meters import FINITE, GRADIENT, LOSS, METER, TERM, Clock, W
 from wherefrom.train.objective import Progress, Step, random_scope
 from wherefrom.train.optimizer import clip_gradients, gated_step, make_optimizer
 from wherefrom.train.plain_data import from_plain, to_plain
+from wherefrom.train.pretrained import load_weights
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Summary
 from wherefrom.train.settings import TrainSettings, check_same_run
@@ -40,10 +41,13 @@ RUN_AHEAD = 2  # updates that the host may be ahead of the device
 class Trainer:
     """A run's state between updates, `done` of `updates` of which are completed; `settings` are resolved: "auto" is a renderer's name.
 
-    Raises: ValueError if the settings do not fit the data or one another.
+    Weights to start from are loaded unless a checkpoint follows.
+    Raises: ValueError if the settings do not fit the data or one another, or weights to start from do not fit the model.
     """
 
-    def __init__(self, settings: TrainSettings, index: ShardIndex, accelerator: Accelerator, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, settings: TrainSettings, index: ShardIndex, accelerator: Accelerator, ranks: Ranks | None = None, *, restored: bool = False
+    ) -> None:
         self.settings = settings
         self.accelerator = accelerator
         self.ranks = ranks or Ranks(accelerator.process_index, accelerator.num_processes)
@@ -52,6 +56,8 @@ class Trainer:
         self.done = 0
         with random_scope(settings.seed, "encoder"):
             encoder = Encoder(settings.model)
+        if settings.model.weights is not None and not restored:
+            load_weights(encoder, settings.model.weights)
         self.step = Step(encoder, settings.objectives(), seed=settings.seed).to(accelerator.device)
         self._settle_renderer()
         self.loader = self._make_loader(index)
