@@ -132,6 +132,7 @@ def test_every_point_of_a_curve_is_of_the_same_protocol_and_the_full_figures_sta
     amid, last = read_metrics(folder, "evaluation")
     assert (amid["update"], last["update"]) == (4, 6)
     names = {"spatial/r2_x", "spatial/r2_y", "spatial/r2_scale", "k-NN encoder", "k-NN random encoder", "k-NN raw pixels"}
+    names |= {f"{part} token: k-NN {network}" for part in ("class", "mean") for network in ("encoder", "random encoder")}
     assert amid["curves"].keys() == last["curves"].keys() == names
     for floor in ("k-NN random encoder", "k-NN raw pixels"):  # the same pictures, so that only the encoder moves
         assert amid["curves"][floor] == last["curves"][floor]
@@ -148,9 +149,9 @@ def test_every_point_of_a_curve_is_of_the_same_protocol_and_the_full_figures_sta
         newest = checkpoint.latest(folder.checkpoints)
         assert newest is not None
         trainer.restore(newest)
+        sides = {"view_px": settings.label_view_px, "picture_px": settings.label_picture_px}
         short, full = (
-            evaluate_run(trainer.step, train, held_out, settings.evaluation, view_px=settings.label_view_px, update=6, full=full)
-            for full in (False, True)
+            evaluate_run(trainer.step, train, held_out, settings.evaluation, update=6, full=full, **sides) for full in (False, True)
         )
     assert (short.curves, full.curves) == (last["curves"], {})
     assert full.report == report | {"spatial": full.report["spatial"], "labels": full.report["labels"]}

@@ -36,16 +36,19 @@ from wherefrom.train import (
     Reporter,
     RunFolder,
     RuntimeSettings,
+    ShardPictures,
     Step,
     Terms,
     Trainer,
     TrainSettings,
     batch_norm_over_ranks,
     checkpoint,
+    evaluate_labels,
     follow,
     gathered,
     run,
 )
+from wherefrom.train.evaluation.report import evaluate_run
 from wherefrom.train.loop import accelerator_for
 from wherefrom.train.run_folder import read_metrics
 
@@ -257,6 +260,23 @@ def test_the_teacher_is_evaluated_and_written_out_where_the_method_prefers_it(ti
     assert all(torch.equal(written[name], weights[f"{prefix}{name}"]) for name in written)
     assert any(not torch.equal(written[name], weights[f"encoder.model.{name}"]) for name in written)
     assert json.loads((folder.model / "config.json").read_text())["wherefrom"]["network"] == "teacher"
+
+
+@pytest.mark.core
+def test_labels_are_told_by_the_exported_network(tiny_shards: Path) -> None:
+    settings = toys(tiny_shards / "train.tar")
+    with trainer_of(settings) as (trainer, toy), ShardPictures(trainer.loader.index, renderer="torch", threads=1) as pictures:
+        for _ in range(4):
+            trainer.update()
+        sides = {"view_px": 24, "picture_px": 24}
+        report = evaluate_run(trainer.step, pictures, pictures, settings.evaluation, update=4, full=True, **sides).report["labels"]
+        limits = {"limit": settings.evaluation.knn_pictures, "held_out_limit": settings.evaluation.knn_held_out}
+        teacher, student = (
+            evaluate_labels(network, pictures, pictures, **sides, **limits) for network in (toy.teacher, trainer.step.encoder)
+        )
+    assert teacher is not None and student is not None
+    assert report == teacher.as_dict() | {"scores": report["scores"]} and list(report["scores"]) == list(teacher.as_dict()["scores"])
+    assert teacher.scores != student.scores
 
 
 @pytest.mark.core

@@ -216,6 +216,7 @@ def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, repor
                     held_out,
                     settings.evaluation,
                     view_px=settings.label_view_px,
+                    picture_px=settings.label_picture_px,
                     update=trainer.done,
                     full=full,
                     progress=reporter.progressed,

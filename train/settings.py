@@ -78,13 +78,14 @@ class EvaluationSettings:
     knn_pictures: int = 3000  # labeled training pictures for k-NN and linear probe; 0: neither
     knn_held_out: int = 5000  # held-out pictures that they are asked about
     view_px: int | None = None  # side of the local views, 0.4 of a picture's, that they see; None: that of the views learned from
+    picture_px: int | None = None  # side of the whole pictures that they see, cut to the center; None: that of the views learned from
     short_pictures: int = 200  # held-out pictures of a short evaluation
     short_knn_pictures: int = 500  # labeled training pictures for its k-NN; 0: none
 
     def __post_init__(self) -> None:
         check_literals(self)
         _at_least(self, 0, "every", "knn_pictures", "short_knn_pictures")
-        _at_least(self, 1, "head_steps", "knn_held_out", "view_px")
+        _at_least(self, 1, "head_steps", "knn_held_out", "view_px", "picture_px")
         _at_least(self, 2, "pictures", "head_pictures", "short_pictures")
 
 
@@ -180,6 +181,11 @@ class TrainSettings:
     def label_view_px(self) -> int:
         """The side of the local views that labels are judged by: as `evaluation` says, else as the host's views."""
         return self.evaluation.view_px or self.view_px
+
+    @property
+    def label_picture_px(self) -> int:
+        """The side of the whole pictures that labels are judged by: as `evaluation` says, else as the host's views."""
+        return self.evaluation.picture_px or self.view_px
 
     def refuse_without_data(self) -> None:
         """Raise ValueError if the recipe is meant for data and there is none."""
