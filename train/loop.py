@@ -29,6 +29,7 @@ from wherefrom.train.disk import writing
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.report import check_held_out, check_same_classes, evaluate_run
 from wherefrom.train.export import write_encoder
+from wherefrom.train.objectives.collapse import COLLAPSED_STD, FEATURE_STD
 from wherefrom.train.plain_data import Plain, from_plain, to_plain
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Summary
@@ -147,6 +148,9 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
     trainer.accelerator.log(record.curves(), step=record.update)
     reporter.logged(record)
     _check_share_of_pairs(trainer, record, pictures, reporter)
+    for name, value in record.meters.items():
+        if name.endswith(f"/{FEATURE_STD}") and value < COLLAPSED_STD:
+            reporter.message(f"{name.partition('/')[0]}: features have collapsed at update {record.update}, they are alike to {value:.1e}")
 
 
 def _check_share_of_pairs(trainer: Trainer, record: LogRecord, pictures: int, reporter: Reporter) -> None:
