@@ -339,6 +339,7 @@ def test_views_that_an_objective_made_itself_are_encoded_for_it_alone() -> None:
             views = batch.family(self.name)
             whole, half = encode(views), encode(views[:, 0])
             assert isinstance(half, Features)
+            assert torch.equal(encode(views.pixels[:, :1]).summary, half.summary)  # pixels alone serve as well
             assert half.summary.shape[1] == 1
             return Terms(losses={"spread": (whole.summary[:, :1] - half.summary).square().mean()})
 

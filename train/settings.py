@@ -1,7 +1,7 @@
 """Everything that a run can be told: one frozen dataclass, whose last field is all that does not change results.
 
 Here: the settings, their checks, settings.yaml both ways, what is left of a model's settings where another is taken.
-Not here: which settings make a good run (recipes.py); views by hand (pipeline/view_recipe.py); the command line (tools/training.py).
+Not here: which settings make a good run (recipes/); views by hand (pipeline/view_recipe.py); the command line (tools/training.py).
 """
 
 from collections.abc import Collection, Mapping
