@@ -13,6 +13,7 @@ from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, Den
 from wherefrom.train.objectives.teacher import follow
 from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered, mean_over_ranks, own_rank, rank_count
 from wherefrom.train.recipes import RECIPES, recipe
+from wherefrom.train.replay import Replay, open_replay, replayed_batch
 from wherefrom.train.reporting import EvaluationResults, LogRecord, Reporter, RunFacts, Summary
 from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.schedule import cosine, ramp
@@ -56,6 +57,9 @@ __all__ = [  # in reading order  # noqa: RUF022
     "DenseSpatialPrediction",
     "Trainer",
     "RunFolder",
+    "replayed_batch",
+    "open_replay",
+    "Replay",
     "Reporter",
     "LogRecord",
     "EvaluationResults",

@@ -121,7 +121,7 @@ class TrainSettings:
 
     recipe: str
     needs_data: bool = False  # no run without `data`: the recipe is not meant for the demo's pictures
-    data: str | None = None  # shards to learn from, e.g. '.../train-{000000..001281}.tar'; None: the embedded demo pictures
+    data: str | None = None  # shards, e.g. '.../train-{000000..001281}.tar', or a folder of pictures; None: the embedded demo pictures
     val: str | None = None  # held-out shards; None: the demo's where `data` is the demo's, else none, and it says so
     labels: str | None = None  # what labels tar shards: a member such as 'cls', 'json.FIELD', 'tar', 'none'; None: numbers in KEY.cls
     seed: int = 0
