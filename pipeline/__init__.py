@@ -22,7 +22,7 @@ from wherefrom.pipeline.order import KeyedSampler, Order
 from wherefrom.pipeline.packing.pack import PackReport, pack
 from wherefrom.pipeline.packing.shard import PackSettings
 from wherefrom.pipeline.proof.prove import ProofReport, proof_cases, prove
-from wherefrom.pipeline.records import draw_records
+from wherefrom.pipeline.records import draw_records, keyed_permutations, keyed_uniform
 from wherefrom.pipeline.render.choose import RENDERERS, make_renderer
 from wherefrom.pipeline.render.renderer import Cutter, Rendered, Renderer, RendererEntry
 from wherefrom.pipeline.render.threads import in_threads
@@ -66,6 +66,8 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Photometric",
     "color_matrix",
     "draw_records",
+    "keyed_uniform",
+    "keyed_permutations",
     "view_to_source",
     "invert",
     "compose",

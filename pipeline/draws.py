@@ -1,11 +1,13 @@
 """The randomness contract: every number is a function of (seed, epoch, sample, family, view, purpose, draw).
 
 Here: Philox4x32-10 over whole arrays and tensors, and the counter's layout. Nothing is stored, so nothing has to be restored.
-Not here: what the numbers mean (crops.py, color.py, order.py; regions of a view: wherefrom.train.objectives.spatial_dense).
+Not here: what the numbers mean (crops.py, color.py, order.py; regions of a view: wherefrom.train.objectives.spatial_dense), draws for a
+record under a free name (records.py).
 Counter: word 0 = sample, low 32 bits; word 1 = sample, high 8 bits, then epoch, 24; word 2 = family 16, view 8, purpose 8;
-word 3 = draw block of four numbers. Key: the seed, low word first.
+word 3 = draw block of four numbers. Key: the seed, low word first; under a free name, two words of what Philox makes of both.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ class Purpose(IntEnum):
     BLUR = 6
     ORDER = 7
     REGION = 8
+    NAMED = 9  # of numbers under a free name, which changes the key
 
 
 def philox(counter: NDArray[np.uint32], key: Sequence[int]) -> NDArray[np.uint32]:
@@ -127,6 +130,17 @@ def random_words_of_tensors(seed: int, epoch: int, sample: Tensor, family: int, 
         key = each((weyl.flatten() + np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint64)) & _LOW32)
         even, odd = high.flip(0) ^ odd ^ key, low.flip(0)
     return torch.stack([even[0], odd[0], even[1], odd[1]], -1)
+
+
+@functools.lru_cache
+def named_seed(seed: int, name: str) -> int:
+    """Return the seed, 64 bits, of all draws under a free name: another name, or another seed, is another key.
+
+    It is two words of Philox at a counter that is the name's hash, blake2b of 128 bits: mixed, never added.
+    """
+    counter = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), "<u4")
+    low, high, *_ = philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).tolist()
+    return low | high << 32
 
 
 def uniform(words: NDArray[np.uint32]) -> NDArray[np.float64]:

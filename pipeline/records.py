@@ -1,20 +1,24 @@
 """The one place where a record is drawn: where every view of a batch comes from, and how its color changes.
 
-Here: `draw_records`, which loader, transform, proof and benches call; mirrors and quarter turns; pictures that are too small for a law.
+Here: `draw_records`, which loader, transform, proof and benches call; mirrors and quarter turns; pictures that are too small for a law;
+what an objective draws for views that are there, keyed by their record: masks, permutations.
 Not here: what a record holds (views.py), how boxes and color are drawn (laws.py, color.py), pixels (render/).
 """
+
+import math
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from wherefrom.pipeline.color import draw_color
 from wherefrom.pipeline.crops import SUBPIXELS, Boxes
-from wherefrom.pipeline.draws import PICTURE, Keys, Purpose, family_word, integer, random_words
+from wherefrom.pipeline.draws import PICTURE, Keys, Purpose, family_word, integer, named_seed, random_words, random_words_of_tensors
 from wherefrom.pipeline.view_recipe import Earlier, ViewFamily, ViewRecipe, law_name
 from wherefrom.pipeline.views import Record, ViewGeometry
 
-__all__ = ["draw_records"]
+__all__ = ["draw_records", "keyed_permutations", "keyed_uniform"]
 
 
 def draw_records(
@@ -60,6 +64,34 @@ def draw_records(
         valid, accepted = torch.from_numpy(cut.valid), torch.from_numpy(cut.accepted)
         records.append(Record(geometry=geometry, photometric=draw_color(family, keys), valid=valid, accepted=accepted))
     return tuple(records)
+
+
+def keyed_uniform(record: ViewGeometry, name: str, shape: tuple[int, ...] = ()) -> Tensor:
+    """Draw numbers for every view of a record, uniform in (0, 1): functions of its seed, epoch, sample, family and view, and of the name.
+
+    So neither rank, micro-batch and batch size nor what ran before changes them. `name` is the drawer's own: one that begins with the
+    name of an objective is nobody else's.
+    Shapes: record (B, V) -> (B, V, *shape) float64, multiples of 2^-33, on the record's device, which is not waited for.
+    """
+    numbers = math.prod(shape)
+    words = random_words_of_tensors(
+        named_seed(record.seed, name),
+        record.epoch,
+        record.drawn_for[:, None, None],
+        family_word(record.family),
+        record.view[:, None],
+        Purpose.NAMED,
+        torch.arange(-(-numbers // 4), device=record.drawn_for.device),
+    )  # (B, V, blocks, 4)
+    return ((words.flatten(-2)[..., :numbers].double() + 0.5) / 2**32).reshape(*words.shape[:2], *shape)
+
+
+def keyed_permutations(record: ViewGeometry, name: str, n: int) -> Tensor:
+    """Draw a permutation of 0 to n - 1 for every view of a record, keyed as `keyed_uniform`: its first k are a random subset of k.
+
+    Shapes: record (B, V) -> (B, V, n) int64, on the record's device.
+    """
+    return keyed_uniform(record, name, (n,)).argsort(dim=-1, stable=True)
 
 
 def _draw_boxes(family: ViewFamily, keys: Keys, source_size: NDArray[np.int32], earlier: Earlier) -> Boxes:

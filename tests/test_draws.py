@@ -16,13 +16,16 @@ from wherefrom.pipeline.draws import (
     check_family_names,
     family_word,
     integer,
+    named_seed,
     philox,
     random_words,
     random_words_of_tensors,
     uniform,
 )
 from wherefrom.pipeline.laws import Center
+from wherefrom.pipeline.records import draw_records, keyed_permutations, keyed_uniform
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
+from wherefrom.pipeline.views import ViewGeometry
 
 pytestmark = pytest.mark.core
 
@@ -96,7 +99,7 @@ def test_tensors_draw_the_same_words(seed: int, epoch: int, samples: list[int], 
 
 def test_purposes_are_frozen() -> None:
     """Numbers drawn by an older version stay what they were: this list may only grow at its end."""
-    names = ["BOX", "PLACE", "MIRROR", "TURN", "JITTER", "COLOR", "BLUR", "ORDER", "REGION"]
+    names = ["BOX", "PLACE", "MIRROR", "TURN", "JITTER", "COLOR", "BLUR", "ORDER", "REGION", "NAMED"]
     assert [purpose.name for purpose in Purpose][: len(names)] == names
     assert [purpose.value for purpose in Purpose] == list(range(len(Purpose)))
 
@@ -201,3 +204,56 @@ def test_a_name_with_the_pictures_own_word_is_refused() -> None:
     found = (f"n{i}" for i in itertools.count() if hashlib.blake2b(f"n{i}".encode(), digest_size=2).digest() == bytes(2))
     with pytest.raises(ValueError, match=f"hashes to the reserved word {PICTURE}; take another name"):
         family_word(next(found))
+
+
+def record_of(drawn_for: list[int], *, views: int = 3, seed: int = 2**63 + 5, epoch: int = 4, family: str = "global") -> ViewGeometry:
+    recipe = ViewRecipe(families=(ViewFamily(name=family, views=views, size_px=(8, 8), law=Center()),))
+    size = np.full((len(drawn_for), 2), 40, np.int32)
+    (record,) = draw_records(recipe, seed=seed, epoch=epoch, drawn_for=np.array(drawn_for), source_size=size)
+    return record.geometry
+
+
+def test_numbers_under_a_free_name_belong_to_the_view_and_to_nothing_around_it() -> None:
+    ids = [0, 7, 2**33 + 1, 7, 12]
+    whole = keyed_uniform(record_of(ids), "mae/mask", (2, 7))
+    assert whole.shape == (5, 3, 2, 7) and whole.dtype == torch.float64
+    assert (whole > 0).all() and (whole < 1).all()
+    for part in (slice(0, 2), slice(2, 5)):  # another rank or micro-batch
+        assert torch.equal(keyed_uniform(record_of(ids[part]), "mae/mask", (2, 7)), whole[part])
+    assert torch.equal(keyed_uniform(record_of(ids)[3:, 1:], "mae/mask", (2, 7)), whole[3:, 1:])
+    assert torch.equal(whole[1], whole[3])  # by the sample
+    assert torch.equal(keyed_uniform(record_of(ids), "mae/mask", (14,)), whole.flatten(2))
+    assert torch.equal(keyed_uniform(record_of(ids), "mae/mask"), whole[:, :, 0, 0])
+    assert torch.equal(keyed_permutations(record_of(ids), "mae/mask", 14), whole.flatten(2).argsort(-1))
+    # by Philox itself, once more
+    words = random_words(named_seed(2**63 + 5, "mae/mask"), 4, 12, family_word("global"), 2, Purpose.NAMED, np.arange(4))
+    np.testing.assert_array_equal(uniform(words).ravel()[:14], whole[4, 2].flatten().numpy())
+
+
+def test_names_seeds_epochs_families_samples_and_views_draw_independently() -> None:
+    n = 4096
+    ids = list(range(n))
+    rows = {
+        "": keyed_uniform(record_of(ids, views=2), "mask"),
+        "name": keyed_uniform(record_of(ids, views=2), "masks"),
+        "seed": keyed_uniform(record_of(ids, views=2, seed=2**63 + 6), "mask"),
+        "epoch": keyed_uniform(record_of(ids, views=2, epoch=5), "mask"),
+        "family": keyed_uniform(record_of(ids, views=2, family="local"), "mask"),
+        "sample": keyed_uniform(record_of([*ids[1:], n], views=2), "mask"),
+        "view": keyed_uniform(record_of(ids, views=2), "mask").flip(1),
+    }
+    correlation = np.corrcoef(np.stack([row[:, 0].numpy() for row in rows.values()]))
+    np.fill_diagonal(correlation, 0)
+    assert np.abs(correlation).max() < 5 / np.sqrt(n)
+    assert stats.kstest(rows[""].flatten().numpy(), "uniform").pvalue > 1e-3
+    # control: a name that only shifts the seed would give one seed's numbers to another
+    assert torch.equal(rows["sample"][:-1], rows[""][1:])
+    assert len({named_seed(seed, name) for seed in range(50) for name in ("a", "b", "ab", "")}) == 200
+
+
+def test_every_place_of_a_permutation_is_as_likely() -> None:
+    n, places = 6000, 5
+    drawn = keyed_permutations(record_of(list(range(n)), views=1), "mask", places)[:, 0]
+    assert torch.equal(drawn.sort(-1).values, torch.arange(places).expand(n, -1))
+    counts = torch.stack([(drawn == place).sum(0) for place in range(places)])
+    assert stats.chisquare(counts.flatten().numpy()).pvalue > 1e-3

@@ -502,7 +502,7 @@ BRITISH = re.compile(  # within a word
     "(learn|burn|spel|dream)t$|licence|defence|offence|pretence|practise|artefact|judgement|ageing|mould|plough|sceptic|catalogue|programme|"
     "(ana|cata|para)lys(e|ed|er|ing)$"
 )
-ISE = re.compile("(.+is)(e|es|ed|er|ers|ing|able|ation|ations)")
+ISE = re.compile("(..+is)(e|es|ed|er|ers|ing|able|ation|ations)")
 WITH_S = (  # verbs and nouns that end in -ise in American too
     "noise|raise|praise|rise|arise|wise|promise|compromise|precise|concise|exercise|supervise|revise|advise|devise|disguise|surprise|"
     "comprise|enterprise|premise|expertise|advertise|improvise|otherwise|poise|cruise|bruise|franchise|likewise|merchandise|despise|demise"

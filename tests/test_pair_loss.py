@@ -27,6 +27,7 @@ from wherefrom.kernels.pair_loss_reference import PairLoss
 from wherefrom.kernels.pair_targets_reference import PairUnits, Scale
 from wherefrom.pipeline.laws import Disjoint
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
+from wherefrom.train.objective import Progress
 from wherefrom.train.objectives.pairs import law_records, pair_terms
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 
@@ -668,7 +669,7 @@ def test_sp_learns_the_same_from_an_additive_head_as_from_its_predictions(spatia
     objective.features = lambda *_: features  # type: ignore[method-assign]
     batch = SimpleNamespace(family=lambda _: SimpleNamespace(geometry=record, valid=valid))
 
-    fused = objective(batch, None)
+    fused = objective(batch, None, Progress(update=0, updates=1, updates_per_epoch=1))
     said, wanted, counted = objective.predict(features)[0], objective.targets(record), objective.pair_mask(record, valid)
     plain = pair_terms(said, wanted, counted, objective.channels, loss=spatial.loss, beta=spatial.smooth_l1_beta)
     left_out = 1 - counted.float().mean()

@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.views import Batch
@@ -42,19 +43,20 @@ class Late(SpatialPrediction):
 
     awake = False
 
-    def forward(self, batch: Batch, encode: Encode) -> Terms:
-        terms = super().forward(batch, encode)
+    def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
+        terms = super().forward(batch, encode, progress)
         return terms if self.awake else replace(terms, losses={name: value.detach() for name, value in terms.losses.items()})
 
-    def after_step(self, encoder: Encoder, progress: Progress) -> None:
+    def after_step(self, encoder: Encoder, progress: Progress, seen: Mapping[str, Tensor]) -> None:
         self.awake = True
 
 
 def rest(folder: Path, updates: int) -> None:
     """Make updates with an objective beside that rests at first; write down its head's weights after each."""
     settings = read_settings(folder / "settings.yaml", recipe("demo"))
-    late = Late(settings.spatial, name="late")
-    TrainSettings.objectives = lambda settings: (SpatialPrediction(settings.spatial), late)  # type: ignore[method-assign]
+    spatial = settings.objectives["spatial"]
+    late = Late(spatial, name="late")
+    TrainSettings.make_objectives = lambda settings: (SpatialPrediction(spatial), late)  # type: ignore[method-assign]
     accelerator = accelerator_for(settings)
     trainer = Trainer(settings, ShardIndex.open(settings.data), accelerator)
     sums = []

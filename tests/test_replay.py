@@ -46,8 +46,12 @@ def tiny(data: Path, *, updates: int = 12, renderer: str = "torch", accumulation
         updates=updates,
         seed=3,
         model=ModelSettings(view_size_px=24, patch_size_px=12, width=32, depth=1, heads=2),
-        spatial=SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, min_side_px=4, mirror="view", color=color),
-        dense=DenseSpatialSettings(size_px=48, regions=3, min_side_px=4),
+        objectives={
+            "spatial": SpatialSettings(
+                law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, min_side_px=4, mirror="view", color=color
+            ),
+            "dense": DenseSpatialSettings(size_px=48, regions=3, min_side_px=4),
+        },
         runtime=runtime,
     )
     return dataclasses.replace(settings, **changes)
@@ -151,7 +155,7 @@ def test_pictures_that_would_not_decode_are_replaced_by_the_same_ones_before_and
     tiny_shards: Path, tmp_path: Path, make_shard: Callable[..., Path], seen: Sums
 ) -> None:
     data = with_damage(make_shard, tiny_shards, tmp_path / "some.tar")
-    run(tiny(data, updates=5, dense=None), reporter=Reporter(), out=tmp_path / "run")
+    run(tiny(data, updates=5).with_objectives(dense=None), reporter=Reporter(), out=tmp_path / "run")
     assert_replayed(tmp_path / "run", seen, 5)
     assert ShardIndex.open(data).invalid_count == 0
     assert ShardIndex.open(data, decode=True).invalid_count == 3
@@ -183,7 +187,7 @@ def test_data_that_lies_elsewhere_is_named_and_other_data_refused_by_both_finger
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     settings = yaml.safe_load((out / "settings.yaml").read_text()) | {"data": "/nowhere/train.tar"}
-    (out / "settings.yaml").write_text(yaml.safe_dump(settings))
+    (out / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))  # the first objective is the host
     with pytest.raises(FileNotFoundError, match=r"/nowhere/train\.tar: no such file.* lies elsewhere now, name it by --data") as refused:
         replayed_batch(out, 9)
     assert "\n" not in str(refused.value)
@@ -214,7 +218,8 @@ def test_some_samples_of_a_batch_are_the_same_pixels_and_others_are_looked_for(f
 
 
 def test_a_sample_that_no_update_shows_is_told_so(tiny_shards: Path, tmp_path: Path) -> None:
-    run(tiny(tiny_shards / "train.tar", updates=1, global_batch=24, dense=None), reporter=Reporter(), out=tmp_path / "run")
+    settings = tiny(tiny_shards / "train.tar", updates=1, global_batch=24).with_objectives(dense=None)
+    run(settings, reporter=Reporter(), out=tmp_path / "run")
     missing = min(set(range(40)) - set(replayed_batch(tmp_path / "run", 1).drawn_for.tolist()))
     with pytest.raises(ValueError, match=f"sample {missing} is not in update 1 .*; no update of the run, which has 1, holds it"):
         replayed_batch(tmp_path / "run", 1, samples=[missing])
@@ -306,7 +311,7 @@ def test_the_command_draws_the_views_of_an_update_and_writes_their_records(
     # the same picture as of the loader's batch, and another one of another sample
     same, other = tmp_path / "same.png", tmp_path / "other.png"
     with open_replay(finished, 9) as replay:
-        batch, objectives = replay.loader.batch(ids[:2], epoch=1), replay.settings.objectives()
+        batch, objectives = replay.loader.batch(ids[:2], epoch=1), replay.settings.make_objectives()
         save_batch_picture(same, replay.loader, batch, objectives=objectives, title="run, update 9 of 12")
     assert out.read_bytes() == same.read_bytes()
     assert replay_command(finished, update=9, sample=ids[5], out=other) == 0

@@ -20,11 +20,12 @@ from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch, Photometric, Views
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
-from wherefrom.train.objective import Step, random_scope
+from wherefrom.train.objective import Progress, Step, random_scope
 from wherefrom.train.objectives.pair_heads import AdditiveHead, AttendHead
 from wherefrom.train.objectives.pairs import law_records, ordered_pairs, r2
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings, enlarged
 
+START = Progress(update=0, updates=1, updates_per_epoch=1)
 MODEL = ModelSettings(view_size_px=48, patch_size_px=12, width=64, depth=3, heads=2)
 PICTURE_PX = 160
 SETTINGS = SpatialSettings(
@@ -34,8 +35,7 @@ SETTINGS = SpatialSettings(
     mirror="none",
     color=None,
     min_side_px=8,
-    weight_position=1.0,
-    weight_scale=1.0,
+    weight=1.0,
 )
 
 
@@ -73,7 +73,9 @@ def trained(settings: SpatialSettings, *, steps: int, lr: float, batch: int, pic
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (update + 1) / 30, 4 * (1 - update / steps))
         ids = (np.arange(batch) + update * batch) % pictures
-        out = step(batch_of(step.families[0], ids, epoch=0 if fixed else update * batch // pictures, kind=kind), update=update)
+        out = step(
+            batch_of(step.families[0], ids, epoch=0 if fixed else update * batch // pictures, kind=kind), replace(START, update=update)
+        )
         optimizer.zero_grad(set_to_none=True)
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_(step.parameters(), 3.0)
@@ -119,10 +121,10 @@ def test_eight_pictures_are_learned_by_heart() -> None:
     targets = only(step).targets(batch.views[0].geometry).flatten(0, 1)
     floor = float(targets.var(0, unbiased=False).sum())
     with torch.no_grad():
-        loss = float(step(batch, update=0).loss)
+        loss = float(step(batch, START).loss)
     assert loss < 0.01 * floor
     with torch.no_grad():
-        others = float(step(batch_of(step.families[0], np.arange(8, 16)), update=0).loss)
+        others = float(step(batch_of(step.families[0], np.arange(8, 16)), START).loss)
     assert others > 0.05 * floor
 
 
@@ -259,14 +261,14 @@ def test_pairs_with_an_invalid_view_are_left_out_and_counted() -> None:
     masked = replace(batch, views=(replace(views, valid=valid),))
     spoilt = Features(summary=features.summary.clone(), tokens=features.tokens.clone())
     spoilt.summary[1, 2], spoilt.tokens[1, 2] = 9.0, 9.0
-    losses = [objective(masked, FixedFeatures(each)).losses for each in (features, spoilt)]
+    losses = [objective(masked, FixedFeatures(each), START).losses for each in (features, spoilt)]
     assert all(torch.equal(losses[0][term], losses[1][term]) for term in ("position", "scale"))
-    unmasked = [objective(batch, FixedFeatures(each)).losses for each in (features, spoilt)]
+    unmasked = [objective(batch, FixedFeatures(each), START).losses for each in (features, spoilt)]
     assert not torch.equal(unmasked[0]["position"], unmasked[1]["position"])
-    assert float(objective(masked, FixedFeatures(features)).meters["pairs_left_out"]) == pytest.approx(4 / 18)
+    assert float(objective(masked, FixedFeatures(features), START).meters["pairs_left_out"]) == pytest.approx(4 / 18)
 
     nothing = replace(batch, views=(replace(views, valid=torch.zeros(3, 3, dtype=torch.bool)),))
-    assert [float(value.detach()) for value in objective(nothing, FixedFeatures(features)).losses.values()] == [0, 0]
+    assert [float(value.detach()) for value in objective(nothing, FixedFeatures(features), START).losses.values()] == [0, 0]
 
 
 @pytest.mark.core
@@ -274,15 +276,15 @@ def test_losses_are_squared_errors_summed_over_channels_with_weights_of_a_tenth(
     objective = objective_of(SpatialSettings(size_px=48, mirror="none", color=None, min_side_px=8, scale="log_sides"))
     batch, features = batch_of(objective.families[0], np.arange(3)), random_features(2)
     error = (objective.predict(features)[0] - objective.targets(batch.views[0].geometry)).square().mean((0, 1))
-    terms = objective(batch, FixedFeatures(features))
+    terms = objective(batch, FixedFeatures(features), START)
     torch.testing.assert_close(terms.losses["position"], error[:2].sum())
     torch.testing.assert_close(terms.losses["scale"], error[2:].sum())
-    assert objective.weights == {"position": 0.1, "scale": 0.1}
+    assert (objective.weight, objective.weights) == (0.1, {"position": 1.0, "scale": 1.0})
     assert set(terms.meters) == {"r2_x", "r2_y", "r2_width", "r2_height", "logit_max", "attention_entropy", "pairs_left_out"}
     objective.settings = replace(objective.settings, loss="smooth_l1", smooth_l1_beta=1e-6)
     targets = objective.targets(batch.views[0].geometry)
     absolute = (objective.predict(features)[0] - targets).abs().mean((0, 1))[:2].sum()
-    torch.testing.assert_close(objective(batch, FixedFeatures(features)).losses["position"], absolute, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(objective(batch, FixedFeatures(features), START).losses["position"], absolute, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.core
@@ -322,7 +324,7 @@ def test_equalized_views_are_rendered_small_and_shown_at_full_size() -> None:
         encoded.append(views)
         return random_features(2)
 
-    objective(batch, encode)
+    objective(batch, encode, START)
     assert encoded[0].geometry.size_px == tuple(encoded[0].pixels.shape[-2:]) == (48, 48)
     spectrum = torch.fft.rfft2(enlarged(batch.views[0], 48).pixels).abs()
     assert spectrum[..., 24, :].mean() < 0.2 * spectrum[..., 6, :].mean()

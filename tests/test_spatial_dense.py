@@ -31,13 +31,14 @@ from wherefrom.tools.cli import main
 from wherefrom.train.checkpoint import latest
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.loop import run
-from wherefrom.train.objective import Encode, Objective, Step, Terms, random_scope
+from wherefrom.train.objective import Encode, Objective, Progress, Step, Terms, random_scope
 from wherefrom.train.objectives import DenseSpatialPrediction, DenseSpatialSettings, SpatialSettings
 from wherefrom.train.objectives.pairs import r2
 from wherefrom.train.reporting import Reporter
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import EvaluationSettings, RuntimeSettings, TrainSettings
 
+START = Progress(update=0, updates=1, updates_per_epoch=1)
 MODEL = ModelSettings(view_size_px=32, patch_size_px=4, width=32, depth=2, heads=2)
 PICTURE_PX = 160
 SETTINGS = DenseSpatialSettings(
@@ -47,8 +48,7 @@ SETTINGS = DenseSpatialSettings(
     mirror="none",
     color=None,
     min_side_px=8,
-    weight_position=1.0,
-    weight_scale=1.0,
+    weight=1.0,
 )
 
 
@@ -103,7 +103,7 @@ def trained(settings: DenseSpatialSettings, *, steps: int, kind: str) -> Step:
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1, (update + 1) / 30, 4 * (1 - update / steps))
         ids = [(update * 16 + i) % 1000 for i in range(16)]
-        loss = step(batch_of(step.families[0], ids, epoch=update * 16 // 1000, kind=kind), update=update).loss
+        loss = step(batch_of(step.families[0], ids, epoch=update * 16 // 1000, kind=kind), replace(START, update=update)).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(step.parameters(), 3.0)
@@ -269,7 +269,7 @@ def test_losses_are_mean_squared_errors_of_the_pairs_that_count() -> None:
     views = batch.views[0]
     valid = torch.tensor([[True], [False], [True], [True]])
     masked = replace(batch, views=(replace(views, valid=valid),))
-    terms = objective(masked, step.encoder.encode)
+    terms = objective(masked, step.encoder.encode, START)
     predicted, _ = objective.predict(objective.features(views, step.encoder.encode))
     mask = objective.pair_mask(views.geometry, valid)
     error = (predicted - objective.targets(views.geometry))[mask].square().mean(0)
@@ -277,9 +277,9 @@ def test_losses_are_mean_squared_errors_of_the_pairs_that_count() -> None:
     torch.testing.assert_close(terms.losses["scale"], error[2:].sum())
     assert float(terms.meters["pairs_left_out"]) == 0.25
     assert float(terms.meters["pairs_a_picture"]) == pytest.approx(float(mask.sum()) / 4)
-    assert not torch.equal(objective(batch, step.encoder.encode).losses["position"], terms.losses["position"])
+    assert not torch.equal(objective(batch, step.encoder.encode, START).losses["position"], terms.losses["position"])
     nothing = replace(batch, views=(replace(views, valid=torch.zeros(4, 1, dtype=torch.bool)),))
-    assert [float(value.detach()) for value in objective(nothing, step.encoder.encode).losses.values()] == [0, 0]
+    assert [float(value.detach()) for value in objective(nothing, step.encoder.encode, START).losses.values()] == [0, 0]
 
 
 @pytest.mark.core
@@ -291,7 +291,7 @@ def test_the_encoder_is_asked_once_for_hundreds_of_pairs_and_learns_from_them() 
         calls.append((tuple(views.pixels.shape[:2]), positions))
         return step.encoder.encode(views, keep=keep, positions=positions)
 
-    terms = objective(batch_of(step.families[0], range(3)), encode)
+    terms = objective(batch_of(step.families[0], range(3)), encode, START)
     assert calls == [((3, 1), False)]
     assert terms.meters["pairs_a_picture"] > 200
     (terms.losses["position"] + terms.losses["scale"]).backward()
@@ -303,10 +303,10 @@ def test_the_encoder_is_asked_once_for_hundreds_of_pairs_and_learns_from_them() 
 def test_the_position_table_is_left_out_unless_it_is_asked_for(positions: bool) -> None:
     step = step_of(replace(SETTINGS, positions=positions))
     batch = batch_of(step.families[0], range(3))
-    before = step(batch, update=0).loss
+    before = step(batch, START).loss
     torch.nn.init.normal_(step.encoder.model.pos_embed)
-    assert torch.equal(step(batch, update=0).loss, before) is not positions
-    assert step.freeze_unreached(batch) == ((() if positions else ("encoder.model.pos_embed",)), ())
+    assert torch.equal(step(batch, START).loss, before) is not positions
+    assert step.freeze_unreached(batch, START) == ((() if positions else ("encoder.model.pos_embed",)), ())
 
 
 class Colors(Objective):
@@ -318,7 +318,7 @@ class Colors(Objective):
     def setup(self, encoder: Encoder) -> None:
         self.head = torch.nn.Linear(encoder.width, 3)
 
-    def forward(self, batch: Batch, encode: Encode) -> Terms:
+    def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
         views = batch.family(self.name)
         return Terms(losses={"color": (self.head(encode(views).summary) - views.pixels.mean((-2, -1))).square().mean()})
 
@@ -327,14 +327,14 @@ class Colors(Objective):
 @pytest.mark.parametrize("weight", [None, 0.0, 1.0])
 def test_as_a_plug_in_of_weight_0_it_leaves_its_host_alone(weight: float | None) -> None:
     def after(plugged: float | None) -> dict[str, Tensor]:
-        plug_in = [] if plugged is None else [DenseSpatialPrediction(SETTINGS, weight=plugged)]
+        plug_in = [] if plugged is None else [DenseSpatialPrediction(replace(SETTINGS, weight=plugged))]
         with random_scope(0, "encoder"):
             encoder = Encoder(replace(MODEL, drop_path=0.5))
         step = Step(encoder, [Colors(), *plug_in], seed=0).train()
         optimizer = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=1e-2)
         for update in range(3):
             batches = [batch_of(family, range(4), epoch=update) for family in step.families]
-            loss = step(replace(batches[0], views=tuple(batch.views[0] for batch in batches)), update=update).loss
+            loss = step(replace(batches[0], views=tuple(batch.views[0] for batch in batches)), replace(START, update=update)).loss
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -349,7 +349,7 @@ def test_a_network_that_cannot_leave_its_positions_out_is_refused() -> None:
     with pytest.raises(ValueError, match=r"positions=False of 'dense' with model 'resnet10t': .*; take a ViT, or positions=True"):
         step_of(model=ModelSettings(name="resnet10t"))
     convolutional = step_of(replace(SETTINGS, positions=True, size_px=64), ModelSettings(name="resnet10t"))
-    assert convolutional(batch_of(convolutional.families[0], range(2)), update=0).loss.isfinite()
+    assert convolutional(batch_of(convolutional.families[0], range(2)), START).loss.isfinite()
 
 
 @pytest.mark.core
@@ -371,8 +371,8 @@ def test_settings_that_cannot_be_meant_are_refused_in_one_line(changes: dict[str
     with pytest.raises(ValueError, match=message) as refused:
         replace(SETTINGS, **changes)
     assert "\n" not in str(refused.value)
-    with pytest.raises(ValueError, match="spatial and dense are both none"):
-        TrainSettings(recipe="demo", spatial=None)
+    with pytest.raises(ValueError, match="objectives: there is nothing to learn; name one of spatial, dense"):
+        TrainSettings(recipe="demo", objectives={})
 
 
 TINY = [
@@ -411,8 +411,10 @@ def test_a_run_beside_sp_goes_on_from_its_checkpoint_bit_for_bit(tiny_shards: Pa
         global_batch=8,
         updates=6,
         model=replace(MODEL, depth=1, drop_path=0.3),
-        spatial=SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, min_side_px=4),
-        dense=replace(SETTINGS, regions=6),
+        objectives={
+            "spatial": SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, min_side_px=4),
+            "dense": replace(SETTINGS, regions=6),
+        },
         evaluation=EvaluationSettings(every=0),
         runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=1, checkpoint_every=3),
     )

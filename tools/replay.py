@@ -49,7 +49,7 @@ def replay_command(
             replay.check_holds(sample)
         batch = replay.batch(replay.ids[:samples] if sample is None else [sample])
         title = f"{run.absolute().name}, update {update} of {replay.updates}"
-        save_batch_picture(out, replay.loader, batch, objectives=replay.settings.objectives(), title=title)
+        save_batch_picture(out, replay.loader, batch, objectives=replay.settings.make_objectives(), title=title)
         if record is not None:
             _write_records(record, replay, batch)
     drawn = f"samples {', '.join(map(str, batch.drawn_for.tolist()))}" if len(batch) > 1 else f"sample {int(batch.drawn_for)}"

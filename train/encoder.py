@@ -1,18 +1,20 @@
 """The network that is trained: a timm model behind one signature, views in, a summary and tokens out.
 
-Here: ViTs with position tables resampled to any view size, and convolutional networks by their last feature map.
-Not here: heads and losses (objectives/), when and how often a view is encoded (objective.py).
+Here: ViTs with position tables for any view size, learned or fixed, and convolutional networks by their last feature map.
+Not here: heads and losses (objectives/), when and how often a view is encoded (objective.py), weights to start from (pretrained.py).
 `Encoder.model` is the bare timm model: its weights load into `timm.create_model(**settings.timm_arguments())` as they are.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, cast
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg, is_model_in_modules, model_entrypoint
+from timm.layers import DropPath
+from timm.models import get_pretrained_cfg, group_parameters, is_model_in_modules, model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -20,13 +22,14 @@ from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.views import Views
 
 SummaryKind = Literal["auto", "class", "mean"]
+Positions = Literal["learned", "sincos", "none"]
 
 ARCHITECTURE = ("view_size_px", "patch_size_px", "width", "depth", "heads", "tokens_from_block")  # settings that fit one model, not another
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSettings:
-    """Which timm model, and what is changed of it; None leaves the model's own value. Weights start at random."""
+    """Which timm model, and what is changed of it; None leaves the model's own value. Weights start at random, unless `weights` says."""
 
     name: str = "vit_small_patch16_224"  # any plain ViT, or a convolutional network, of timm
     view_size_px: int | None = None  # side for which a ViT's position table is made; other view sizes resample it
@@ -37,6 +40,9 @@ class ModelSettings:
     drop_path: float = 0.0
     summary: SummaryKind = "auto"  # the class token where there is one, else the mean
     tokens_from_block: int | None = None  # ViT only: take the tokens after this block (-2: the last but one), then the final LayerNorm
+    positions: Positions = "learned"  # of a ViT; "sincos": fixed sines and cosines of row and column, the same at any view size
+    frozen: tuple[str, ...] = ()  # parts of the timm model that stay as they start, such as patch_embed
+    weights: str | None = None  # to start from: a run's folder, an exported encoder's, or "timm" for those of the model's name
 
     def __post_init__(self) -> None:
         check_literals(self)
@@ -48,6 +54,8 @@ class ModelSettings:
         changes = [name for name in ARCHITECTURE if getattr(self, name) is not None]
         if changes and not self.is_vit:
             raise ValueError(f"{changes[0]}={getattr(self, changes[0])} of model {self.name!r}: only ViTs have it; leave it out")
+        if self.positions != "learned" and not self.is_vit:
+            raise ValueError(f"positions={self.positions!r} of model {self.name!r}: only ViTs have positions; leave it out")
         if self.summary == "class" and not (self.is_vit and _has_class_token(self.name)):
             raise ValueError(f"summary='class' of model {self.name!r}: it has no class token; use 'mean'")
         if not 0 <= self.drop_path < 1:
@@ -61,6 +69,9 @@ class ModelSettings:
     def described(self) -> str:
         """Return the model's name, and what is changed of it."""
         changes = [f"{name} {getattr(self, name)}" for name in ARCHITECTURE if getattr(self, name) is not None]
+        changes += [f"positions {self.positions}"] if self.positions != "learned" else []
+        changes += [f"{part} frozen" for part in self.frozen]
+        changes += [f"weights of {self.weights}"] if self.weights is not None else []
         return self.name + (f" ({', '.join(changes)})" if changes else "")
 
     def timm_arguments(self) -> dict[str, Any]:
@@ -103,16 +114,18 @@ class Features:
 
     summary: Tensor  # (B, V, D)
     tokens: Tensor  # (B, V, h, w, D); (B, V, n, D) where only a subset was asked for
+    prefix: Tensor | None = None  # (B, V, p, D): what a ViT has before its patches, the class token first; None: nothing
 
     def detach(self) -> "Features":
         """Return the same, cut off from the encoder's gradient."""
-        return Features(summary=self.summary.detach(), tokens=self.tokens.detach())
+        prefix = None if self.prefix is None else self.prefix.detach()
+        return Features(summary=self.summary.detach(), tokens=self.tokens.detach(), prefix=prefix)
 
 
 class Encoder(nn.Module):
     """A timm model that turns views into a summary and tokens; its `width` is D.
 
-    Raises: ValueError if the model's summary and tokens differ in width.
+    Raises: ValueError if the model's summary and tokens differ in width, or the settings name a part that it has not.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -125,11 +138,52 @@ class Encoder(nn.Module):
         summary_width = getattr(self.model, "head_hidden_size", self.width)
         if summary_width != self.width:
             raise ValueError(f"model {settings.name!r} has tokens of width {self.width} and a summary of {summary_width}; take another")
+        if settings.positions != "learned":
+            self._fix_positions()
+        for part in settings.frozen:
+            self._freeze(part)
 
-    def forward(self, pixels: Tensor, *, keep: Tensor | None = None, positions: bool = True) -> tuple[Tensor, Tensor]:
+    @property
+    def patch_px(self) -> tuple[int, int]:
+        """(height, width) of a ViT's patches.
+
+        Raises: ValueError if the model has none.
+        """
+        if not isinstance(self.model, VisionTransformer):
+            raise ValueError(f"model {self.settings.name!r} has no patches; take a ViT")
+        height, width = self.model.patch_embed.patch_size
+        return int(height), int(width)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first token of `Features.prefix` is a class token."""
+        return isinstance(self.model, VisionTransformer) and self.model.cls_token is not None
+
+    def layer_factors(self, decay: float) -> dict[str, float]:
+        """Return, by the timm model's parameters, `decay` to the power of how many layers lie behind: 1 in the last one.
+
+        Source: layer-wise learning rates as BEiT has them, arXiv 2106.08254, by timm's own layers.
+        """
+        layers = group_parameters(self.model, self.model.group_matcher(coarse=False), reverse=True)
+        last = max(layers.values())
+        return {name: decay ** (last - layer) for name, layer in layers.items()}
+
+    def slow_copy(self) -> "Encoder":
+        """Return a teacher: the same weights, without gradient, drop-path and dropout. A run that compiles its encoder compiles it too."""
+        slow = copy.deepcopy(self).requires_grad_(False)
+        slow.settings = replace(self.settings, drop_path=0.0)
+        for module in slow.modules():
+            if isinstance(module, DropPath):
+                module.drop_prob = 0.0
+            elif isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return slow
+
+    def forward(self, pixels: Tensor, *, keep: Tensor | None = None, positions: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
         """Encode finished views; `keep` names the only tokens that are looked at, `positions=False` leaves the position table out.
 
-        Shapes: pixels (n, 3, H, W), keep (n, k) int64, row * cols + col -> summary (n, D), tokens (n, h, w, D), or (n, k, D) with keep.
+        Shapes: pixels (n, 3, H, W), keep (n, k) int64, row * cols + col -> summary (n, D), tokens (n, h, w, D), or (n, k, D) with keep,
+                prefix (n, p, D), or None where there is none.
         Raises: ValueError if a ViT's patches do not divide the view, if the network takes views of another size alone or has no feature
         map, or if keep or positions=False meet a network without tokens of its own.
         """
@@ -145,16 +199,41 @@ class Encoder(nn.Module):
             raise ValueError(f"{option} with model {self.settings.name!r}: a convolutional network sees whole views; use a ViT")
         return self._feature_map(pixels)
 
-    def encode(self, views: Views, *, keep: Tensor | None = None, positions: bool = True) -> Features:
-        """Encode the views of one family, as one batch.
+    def encode(self, views: Views | Tensor, *, keep: Tensor | None = None, positions: bool = True) -> Features:
+        """Encode the views of one family, or pixels that have no record, as one batch.
 
-        Shapes: views (B, V), keep (B, V, k) int64 -> Features.
+        Shapes: views (B, V), or pixels (B, V, 3, H, W), keep (B, V, k) int64 -> Features.
+        Raises: ValueError as `forward`, and if pixels lack an axis.
         """
-        shape = views.pixels.shape[:2]
-        summary, tokens = self(views.pixels.flatten(0, 1), keep=None if keep is None else keep.flatten(0, 1), positions=positions)
-        return Features(summary=summary.unflatten(0, shape), tokens=tokens.unflatten(0, shape))
+        pixels = views if isinstance(views, Tensor) else views.pixels
+        if pixels.ndim != 5:
+            raise ValueError(f"pixels have shape {tuple(pixels.shape)}, expected (B, V, 3, H, W); add the view axis with pixels[:, None]")
+        shape = pixels.shape[:2]
+        summary, tokens, prefix = self(pixels.flatten(0, 1), keep=None if keep is None else keep.flatten(0, 1), positions=positions)
+        prefix = None if prefix is None else prefix.unflatten(0, shape)
+        return Features(summary=summary.unflatten(0, shape), tokens=tokens.unflatten(0, shape), prefix=prefix)
 
-    def _feature_map(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def _fix_positions(self) -> None:
+        """Write the fixed position table into a ViT, where timm looks for it in the exported weights too."""
+        table = self.model.pos_embed
+        if table is None:
+            raise ValueError(f"positions={self.settings.positions!r} of model {self.settings.name!r}: it has no position table")
+        table.requires_grad_(False).zero_()
+        if self.settings.positions == "sincos":
+            rows, cols = self.model.patch_embed.grid_size
+            table[0, table.shape[1] - rows * cols :] = sincos_positions(rows, cols, self.width).flatten(0, 1)
+
+    def _freeze(self, part: str) -> None:
+        """Take a part of the timm model, a module or a parameter, out of training."""
+        named = dict(self.model.named_parameters())
+        parameters = [parameter for name, parameter in named.items() if name == part or name.startswith(f"{part}.")]
+        if not parameters:
+            parts = ", ".join(dict.fromkeys(name.partition(".")[0] for name in named))
+            raise ValueError(f"frozen={self.settings.frozen}: model {self.settings.name!r} has no {part!r}; it has {parts}")
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+
+    def _feature_map(self, pixels: Tensor) -> tuple[Tensor, Tensor, None]:
         feature_map = self.model.forward_features(pixels)
         if feature_map.ndim != 4:
             raise ValueError(
@@ -164,17 +243,17 @@ class Encoder(nn.Module):
         # ConvNeXt keeps its final LayerNorm in the head, behind the pooling
         norm = getattr(getattr(self.model, "head", None), "norm", nn.Identity())
         if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
-            return summary, norm(feature_map)
-        return summary, norm(feature_map).permute(0, 2, 3, 1)
+            return summary, norm(feature_map), None
+        return summary, norm(feature_map).permute(0, 2, 3, 1), None
 
-    def _vit(self, vit: VisionTransformer, pixels: Tensor, keep: Tensor | None, positions: bool) -> tuple[Tensor, Tensor]:
+    def _vit(self, vit: VisionTransformer, pixels: Tensor, keep: Tensor | None, positions: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         patch = vit.patch_embed.patch_size
         if any(side % p for side, p in zip(pixels.shape[-2:], patch, strict=True)):
             raise ValueError(
                 f"views are {tuple(pixels.shape[-2:])} px, patches {patch}: patches must divide a view, e.g. {patch[0] * 4} px"
             )
         cells = vit.patch_embed(pixels)  # (n, h, w, D)
-        x = vit._pos_embed(cells) if positions else self._without_positions(vit, cells.flatten(1, 2))
+        x = self._with_positions(vit, cells) if positions else self._without_positions(vit, cells)
         prefix = vit.num_prefix_tokens
         if keep is not None:
             subset = x[:, prefix:].gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
@@ -187,9 +266,33 @@ class Encoder(nn.Module):
             tapped = x if number == tap else tapped
         normed = vit.norm(x)
         tokens = (normed if tapped is x else vit.norm(tapped))[:, prefix:]
-        return vit.pool(normed), tokens if keep is not None else tokens.unflatten(1, cells.shape[1:3])
+        grid = tokens if keep is not None else tokens.unflatten(1, cells.shape[1:3])
+        return vit.pool(normed), grid, normed[:, :prefix] if prefix else None
+
+    def _with_positions(self, vit: VisionTransformer, cells: Tensor) -> Tensor:
+        """Return the tokens that the first block sees: cells (n, h, w, D) -> (n, p + h w, D)."""
+        if self.settings.positions == "learned":
+            return vit._pos_embed(cells)
+        if self.settings.positions == "sincos":
+            cells = cells + sincos_positions(*cells.shape[1:], device=cells.device)
+        return self._without_positions(vit, cells)
 
     @staticmethod
     def _without_positions(vit: VisionTransformer, cells: Tensor) -> Tensor:
         prefix = [token.expand(len(cells), -1, -1) for token in (vit.cls_token, vit.reg_token) if token is not None]
-        return torch.cat([*prefix, cells], 1)
+        return torch.cat([*prefix, cells.flatten(1, 2)], 1)
+
+
+def sincos_positions(rows: int, cols: int, width: int, *, device: torch.device | str = "cpu") -> Tensor:
+    """Return fixed positions of a grid of tokens: sines and cosines of the column in one half of the channels, of the row in the other.
+
+    Shapes: -> (rows, cols, width) float32. The first quarter holds sin(col / 10000^(i / (width / 4))), the second its cosine.
+    Raises: ValueError if the width cannot be cut into four.
+    Source: as MAE has them (arXiv 2111.06377); those of MoCo v3 (arXiv 2104.02057) are the same with row and column swapped.
+    """
+    if width % 4:
+        raise ValueError(f"width={width} with positions='sincos': needs a multiple of 4")
+    frequency = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4))
+    of_row, of_col = (torch.arange(n, dtype=torch.float64, device=device)[:, None] * frequency for n in (rows, cols))
+    of_row, of_col = (torch.cat([angle.sin(), angle.cos()], -1).float() for angle in (of_row, of_col))
+    return torch.cat([of_col.expand(rows, -1, -1), of_row[:, None].expand(-1, cols, -1)], -1)

@@ -12,26 +12,30 @@ from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.train.disk import save_weights
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.plain_data import Plain
+from wherefrom.train.pretrained import origin
 from wherefrom.train.run_folder import RunFolder, replace_text
 from wherefrom.train.settings import TrainSettings
 
 
-def write_encoder(folder: RunFolder, encoder: Encoder, recipe: ViewRecipe, *, settings: TrainSettings, data: str) -> None:
+def write_encoder(
+    folder: RunFolder, encoder: Encoder, recipe: ViewRecipe, *, settings: TrainSettings, data: str, network: str = "encoder"
+) -> None:
     """Write the trained encoder for others: `timm.create_model("local-dir:RUN/encoder", pretrained=True)` loads it.
 
     encoder.safetensors holds the same weights by themselves. What timm knows of weights of its own under the model's name is left out:
-    these are of a run, on `data` (the shards' fingerprint), of views as `recipe` hands them over.
+    these are of a run, on `data` (the shards' fingerprint), of views as `recipe` hands them over. `network`: "encoder", or "teacher".
     """
     folder.model.mkdir(exist_ok=True)
-    replace_text(folder.model / "config.json", json.dumps(_config(encoder, recipe, settings, data), indent=1) + "\n")
+    replace_text(folder.model / "config.json", json.dumps(_config(encoder, recipe, settings, data, network), indent=1) + "\n")
     weights = encoder.model.state_dict()
     for path in (folder.model / "model.safetensors", folder.encoder):
         with write_aside(path) as aside:
             save_weights(aside, weights)
 
 
-def _config(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data: str) -> dict[str, Plain]:
+def _config(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data: str, network: str) -> dict[str, Plain]:
     """Return what timm reads of a model folder, and where the weights come from."""
+    started_from = settings.model.weights
     arguments, theirs = encoder.settings.timm_arguments(), encoder.model.pretrained_cfg
     return {
         "architecture": arguments.pop("model_name").partition(".")[0],  # what follows a dot names weights, and these are others
@@ -56,5 +60,7 @@ def _config(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data:
             "seed": settings.seed,
             "data": data,
             "views": recipe.fingerprint,
-        },
+            "network": network,
+        }
+        | ({} if started_from is None else {"weights": {"from": started_from, "of": origin(started_from)}}),
     }

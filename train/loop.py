@@ -29,6 +29,7 @@ from wherefrom.train.disk import writing
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.report import check_held_out, check_same_classes, evaluate_run
 from wherefrom.train.export import write_encoder
+from wherefrom.train.objectives.collapse import COLLAPSED_STD, FEATURE_STD
 from wherefrom.train.plain_data import Plain, from_plain, to_plain
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Summary
@@ -75,9 +76,10 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
             _lock(resumed_folder, ranks, stack)
             settings = _with_its_renderer(settings, resumed_folder)
         train, val = _open_data(settings, accelerator, reporter)
-        trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks)))
+        newest = None if resumed_folder is None else checkpoint.latest(resumed_folder.checkpoints)
+        trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks, restored=newest is not None)))
         _report_unreached(trainer, reporter)
-        resumption = _restore_newest(trainer, resumed_folder)
+        resumption = _restored(trainer, resumed_folder, newest)
         folder = resumed_folder or _claimed(out, settings.recipe, ranks, stack, resume=resume)
         stack.enter_context(writing(folder.path))
         _begin_records(trainer, folder)
@@ -103,14 +105,13 @@ def _report_unreached(trainer: Trainer, reporter: Reporter) -> None:
         reporter.message(f"not reached before the first update, and free to be later: {', '.join(trainer.unreached_parameters)}")
 
 
-def _restore_newest(trainer: Trainer, folder: RunFolder | None) -> str:
+def _restored(trainer: Trainer, folder: RunFolder | None, newest: Path | None) -> str:
     """Go on from the newest checkpoint of a resumed run's folder, if there is one; return where that is, and whether bit for bit.
 
     Empty for a new run.
     """
     if folder is None:
         return ""
-    newest = checkpoint.latest(folder.checkpoints)
     if newest is None:
         return "goes on at the start: no checkpoint was saved yet"
     trainer.restore(newest)
@@ -131,7 +132,9 @@ def _bit_for_bit(trainer: Trainer, folder: RunFolder, restored: Path) -> str:
         alike = "bit for bit"
         return f"{alike}, but for the order in which a GPU adds" if trainer.accelerator.device.type == "cuda" else alike
     why = ", ".join(f"{name} is {now[name]}, was {before[name]}" for name in changes)
-    more = ", by more with BatchNorm, drop-path or negatives in the batch" if SPLITS_BATCH & {*changes} else ""
+    more = ", by more with drop-path or the encoder's BatchNorm" if SPLITS_BATCH & {*changes} else ""
+    if "ranks" in changes and (coupled := trainer.settings.coupled_by()):
+        more += f" (what {', '.join(coupled)} gathers is the same)"
     pixels = "pixels and " if "renderer" in changes else ""
     return f"not bit for bit, for {why}: {pixels}losses differ by rounding{more}, records do not"
 
@@ -183,6 +186,9 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
     trainer.accelerator.log(record.curves(), step=record.update)
     reporter.logged(record)
     _check_share_of_pairs(trainer, record, pictures, reporter)
+    for name, value in record.meters.items():
+        if name.endswith(f"/{FEATURE_STD}") and value < COLLAPSED_STD:
+            reporter.message(f"{name.partition('/')[0]}: features have collapsed at update {record.update}, they are alike to {value:.1e}")
 
 
 def _check_share_of_pairs(trainer: Trainer, record: LogRecord, pictures: int, reporter: Reporter) -> None:
@@ -232,8 +238,9 @@ def _finish_unless_stopped(trainer: Trainer, folder: RunFolder, val: ShardIndex 
 def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
     """Write the trained encoder for others, and measure it: the curves' last point, then everything with every control."""
     if trainer.ranks.first:
-        encoder, loader = trainer.step.encoder, trainer.loader
-        write_encoder(folder, encoder, loader.recipe, settings=trainer.settings, data=loader.index.fingerprint)
+        exported, loader = trainer.step.exported(), trainer.loader
+        network = "encoder" if exported is trainer.step.encoder else "teacher"
+        write_encoder(folder, exported, loader.recipe, settings=trainer.settings, data=loader.index.fingerprint, network=network)
     for full in (False, True):
         _evaluate(trainer, folder, val, reporter, full=full)
 
@@ -251,6 +258,7 @@ def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, repor
                     held_out,
                     settings.evaluation,
                     view_px=settings.label_view_px,
+                    picture_px=settings.label_picture_px,
                     update=trainer.done,
                     full=full,
                     progress=reporter.progressed,
@@ -403,7 +411,7 @@ def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
         updates_per_epoch=trainer.loader.updates_per_epoch,
         resumed_at=trainer.done,
         loader=trainer.loader,
-        objectives=trainer.settings.objectives(),
+        objectives=trainer.settings.make_objectives(),
     )
 
 

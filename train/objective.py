@@ -9,8 +9,8 @@ Promise: a plug-in leaves its host, the first objective, alone; at weight 0 it i
 import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
@@ -26,64 +26,109 @@ from wherefrom.train.encoder import Encoder, Features
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Terms:
-    """What an objective says about a batch: named scalar losses, and numbers to look at that carry no gradient."""
+    """What an objective says about a batch: named scalar losses, numbers to look at, and what `after_step` has to know.
+
+    `seen` holds tensors whose mean over micro-batches and ranks is wanted in float32, without gradient: the batch mean for a center, say.
+    Their names and shapes are the same in all micro-batches and ranks.
+    """
 
     losses: Mapping[str, Tensor]
     meters: Mapping[str, Tensor] = field(default_factory=dict)
+    seen: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Where training stands: `update` of `updates` are done."""
+    """Which update is made: number `update` of `updates`, counted from 0; the same before, in and after it."""
 
     update: int
     updates: int
+    updates_per_epoch: int
+
+    @property
+    def epoch(self) -> float:
+        """Epochs before this update, with their fraction."""
+        return self.update / self.updates_per_epoch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterRule:
+    """How a parameter learns where it does not as all others do."""
+
+    decays: bool | None = None  # by the weight decay; None: as matrices do, and biases, norms, tokens and position tables do not
+    lr_factor: float = 1.0  # of the learning rate
+    constant_lr: bool = False  # the peak of the learning rate, whatever the schedule
+    rest_epochs: float = 0.0  # in which it stays as it started
+
+    def __post_init__(self) -> None:
+        if not self.lr_factor >= 0 or not self.rest_epochs >= 0:
+            raise ValueError(f"lr_factor={self.lr_factor}, rest_epochs={self.rest_epochs}: neither may be negative")
 
 
 class Encode(Protocol):
-    """Encode the views of one family with the network that is trained.
+    """Encode views with the network that is trained: those of one family, or (B, V, 3, H, W) pixels that have no record.
 
-    Without arguments, and for a family of the batch as it came, the result is computed once a step, whoever asks.
+    Without more arguments, and for a family of the batch as it came, the result is computed once a step, whoever asks.
     """
 
-    def __call__(self, views: Views, *, keep: Tensor | None = None, positions: bool = True) -> Features: ...
+    def __call__(self, views: Views | Tensor, *, keep: Tensor | None = None, positions: bool = True) -> Features: ...
 
 
 class Objective(nn.Module):
     """A task learned from views. It owns its heads and teachers; forward leaves no trace, state changes in `after_step` alone.
 
-    What forward keeps for itself is lost when a run goes on from a checkpoint; nothing carries a batch's outputs to `after_step` yet.
+    What forward keeps for itself is lost when a run goes on from a checkpoint; `Terms.seen` carries what `after_step` needs.
     A learned objective's own parameters may go without gradient for a while; those of the encoder that no objective reaches before the
-    first update are frozen. With several ranks, what the first update reaches has to be reached by all of them.
+    first update are frozen. With several ranks, what the first update reaches has to be reached by all, unless `leaves_parameters_unused`.
     """
 
     name: str  # an identifier, stable: names its random streams and its state
     families: tuple[ViewFamily, ...]  # what the loader must deliver
     weight: float = 1.0  # of the whole objective; 0: computed without gradient, and logged
     weights: Mapping[str, float] = MappingProxyType({})  # of its terms, 1 where not named
+    couples_samples: bool = False  # a sample's loss depends on others (BatchNorm, negatives): micro-batches are part of the method
+    leaves_parameters_unused: bool = False  # some updates give no gradient to parameters that others do: ranks must not wait for it
 
     def setup(self, encoder: Encoder) -> None:
-        """Build what depends on the encoder: heads, a teacher (without gradient). Only the host may change the encoder itself."""
+        """Build what depends on the encoder: heads, a teacher by `encoder.slow_copy()`. Only the host may change the encoder itself."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch, encode: Encode) -> Terms:
+    def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
         """Return the terms; the objective's loss is their sum weighted by `weights`."""
         raise NotImplementedError
 
-    def after_step(self, encoder: Encoder, progress: Progress) -> None:
-        """Do what follows an update, once a step: moving averages, centers, queues."""
+    def rule_for(self, name: str, parameter: nn.Parameter) -> ParameterRule:
+        """Return how a parameter learns: one of its own, by its name here, or, if this is the host, "encoder.model. ..." of the encoder."""
+        return ParameterRule()
+
+    def before_update(self, progress: Progress) -> None:
+        """Do what comes between gradients and their clipping, once a step: change or drop gradients."""
+
+    def after_step(self, encoder: Encoder, progress: Progress, seen: Mapping[str, Tensor]) -> None:
+        """Do what follows an update, once a step and alike on all ranks: moving averages, centers.
+
+        `seen`: means over micro-batches and ranks of what forward gave in `Terms.seen`.
+        """
+
+    def exported(self, encoder: Encoder) -> Encoder:
+        """Return the network that is evaluated by labels and written out, if this is the host: the encoder, or a teacher."""
+        return encoder
 
 
 @runtime_checkable
 class ObjectiveSettings(Protocol):
-    """Every choice of an objective: a frozen dataclass that makes it. No field is called `name`, which in a file tells which it is.
+    """Every choice of an objective: a frozen dataclass that makes it, and stands in the settings under its name in the table OBJECTIVES.
 
-    A package adds its own to the table OBJECTIVES by an entry point of group "wherefrom.objectives".
+    A package adds its own by an entry point of group "wherefrom.objectives". No field is called `name`.
     """
 
     @property
     def size_px(self) -> int:
         """The side of its square views, as the encoder sees them."""
+
+    @property
+    def weight(self) -> float:
+        """The weight of the whole objective, which a run gives it: by default 1 of a host, less of a plug-in."""
 
     def objective(self, name: str) -> Objective:
         """Return what is learned, not yet set up; its name is that of its family, its random streams and its state."""
@@ -101,11 +146,12 @@ OBJECTIVES = EntryTable(
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StepOutput:
-    """The loss to be minimized, with gradient; every term ("objective/term", as the objective gave it) and meter, without."""
+    """The loss to be minimized, with gradient; without, every term ("objective/term", as the objective gave it), meter, and thing seen."""
 
     loss: Tensor
     losses: dict[str, Tensor]
     meters: dict[str, Tensor]
+    seen: dict[str, Tensor]
 
 
 @contextmanager
@@ -166,32 +212,53 @@ class Step(nn.Module):
         self.objectives = nn.ModuleDict({objective.name: objective for objective in objectives})
         self.families = united_families(objectives)
 
-    def forward(self, batch: Batch, *, update: int, rank: int = 0, micro: int = 0) -> StepOutput:
+    def forward(self, batch: Batch, progress: Progress, *, rank: int = 0, micro: int = 0) -> StepOutput:
         """Compute every objective on a micro-batch, the `micro`-th of this rank in this update."""
         device = batch.sample.device
-        key = (self.seed, update, rank, micro)
+        key = (self.seed, progress.update, rank, micro)
         shared: dict[int, Features] = {}
         loss = torch.zeros((), device=device)
         losses: dict[str, Tensor] = {}
         meters: dict[str, Tensor] = {}
+        seen: dict[str, Tensor] = {}
         for number, (name, objective) in enumerate(self._items()):
             learns = torch.is_grad_enabled() and objective.weight > 0
             encode = self._encode(batch, shared, host=number == 0, key=key)
             with random_scope(*key, name, device=device), torch.set_grad_enabled(learns):
-                terms: Terms = objective(batch, encode)
+                terms: Terms = objective(batch, encode, progress)
             for term, value in terms.losses.items():
                 losses[f"{name}/{term}"] = value.detach()
                 if objective.weight > 0:
                     loss = loss + objective.weight * objective.weights.get(term, 1.0) * value
             meters |= {f"{name}/{meter}": value.detach() for meter, value in terms.meters.items()}
-        return StepOutput(loss=loss, losses=losses, meters=meters)
+            seen |= {f"{name}/{thing}": value.detach().float() for thing, value in terms.seen.items()}
+        return StepOutput(loss=loss, losses=losses, meters=meters, seen=seen)
 
-    def after_step(self, progress: Progress, *, rank: int = 0) -> None:
-        """Let every objective follow an update."""
-        device = next(self.encoder.parameters()).device
+    def before_update(self, progress: Progress) -> None:
+        """Let every objective look at the gradients before they are clipped."""
         for name, objective in self._items():
-            with random_scope(self.seed, progress.update, rank, "after", name, device=device), torch.no_grad():
-                objective.after_step(self.encoder, progress)
+            with self._scope_of_all_ranks(progress, "before", name), torch.no_grad():
+                objective.before_update(progress)
+
+    def after_step(self, progress: Progress, seen: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        """Let every objective follow an update; `seen` as `StepOutput` has it, the mean over micro-batches and ranks."""
+        for name, objective in self._items():
+            own = {thing.removeprefix(f"{name}/"): value for thing, value in seen.items() if thing.startswith(f"{name}/")}
+            with self._scope_of_all_ranks(progress, "after", name), torch.no_grad():
+                objective.after_step(self.encoder, progress, own)
+
+    def exported(self) -> Encoder:
+        """Return the network that the host wants evaluated and written out."""
+        name, host = next(self._items())
+        network = host.exported(self.encoder)
+        if not isinstance(network, Encoder):
+            raise ValueError(f"objective {name!r} exports {type(network).__name__}, expected an Encoder, such as encoder.slow_copy()")
+        return network
+
+    @property
+    def leaves_parameters_unused(self) -> bool:
+        """Whether some updates give no gradient to parameters that others do."""
+        return any(objective.weight > 0 and objective.leaves_parameters_unused for _, objective in self._items())
 
     def clip_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return which gradients are clipped by one norm: the encoder with the host's head, and each plug-in's head alone.
@@ -204,12 +271,32 @@ class Step(nn.Module):
         groups[host] = [p for p in self.encoder.parameters() if p.requires_grad] + groups[host]
         return {name: parameters for name, parameters in groups.items() if parameters}
 
+    def parameter_rules(self, *, layer_decay: float | None = None) -> dict[str, ParameterRule]:
+        """Return how every parameter that learns does, as the objectives say; those of the encoder as the host says.
+
+        layer_decay: what the learning rate of each layer of the encoder is multiplied by, from the last one down.
+        """
+        objectives = dict(self._items())
+        host = next(iter(objectives.values()))
+        factors = {} if layer_decay is None else self.encoder.layer_factors(layer_decay)
+        rules = {}
+        for full, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if full.startswith("encoder."):
+                rule = host.rule_for(full, parameter)
+                rules[full] = replace(rule, lr_factor=rule.lr_factor * factors.get(full.removeprefix("encoder.model."), 1.0))
+            else:
+                _, owner, own = full.split(".", 2)
+                rules[full] = objectives[owner].rule_for(own, parameter)
+        return rules
+
     def weight_of(self, name: str) -> float:
         """Return the weight of the objective called `name`."""
         return dict(self._items())[name].weight
 
-    def freeze_unreached(self, batch: Batch) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Find the parameters that no objective reaches on `batch`; freeze those that will not be reached later either.
+    def freeze_unreached(self, batch: Batch, progress: Progress) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Find the parameters that no objective reaches on `batch` at first; freeze those that will not be reached later either.
 
         These are the encoder's, and what belongs to objectives of weight 0. An objective that is learned may reach its own parameters
         later: after a warm-up, or an epoch of rest. One dry backward tells, of a copy: no objective sees it.
@@ -217,7 +304,8 @@ class Step(nn.Module):
         """
         dry = copy.deepcopy(self, _copies_of_results(self))
         candidates = {name: parameter for name, parameter in dry.named_parameters() if parameter.requires_grad}
-        gradients = torch.autograd.grad(dry(batch, update=0).loss, list(candidates.values()), allow_unused=True)
+        loss = dry(batch, progress).loss
+        gradients = torch.autograd.grad(loss, list(candidates.values()), allow_unused=True)
         unreached = [name for name, gradient in zip(candidates, gradients, strict=True) if gradient is None]
         learned_prefixes = tuple(f"objectives.{name}." for name, objective in self._items() if objective.weight > 0)
         frozen = tuple(name for name in unreached if not name.startswith(learned_prefixes))
@@ -230,14 +318,17 @@ class Step(nn.Module):
             assert isinstance(objective, Objective)
             yield name, objective
 
+    def _scope_of_all_ranks(self, progress: Progress, *words: str) -> AbstractContextManager[None]:
+        return random_scope(self.seed, progress.update, *words, device=next(self.encoder.parameters()).device)
+
     def _encode(self, batch: Batch, shared: dict[int, Features], *, host: bool, key: tuple[int, int, int, int]) -> Encode:
-        def encode_anew(views: Views, keep: Tensor | None, positions: bool) -> Features:
+        def encode_anew(views: Views | Tensor, keep: Tensor | None, positions: bool) -> Features:
             with nullcontext() if host else frozen_batch_norm_statistics(self.encoder):
                 return self.encoder.encode(views, keep=keep, positions=positions)
 
-        def encode(views: Views, *, keep: Tensor | None = None, positions: bool = True) -> Features:
+        def encode(views: Views | Tensor, *, keep: Tensor | None = None, positions: bool = True) -> Features:
             place = next((place for place, own in enumerate(batch.views) if own is views), None)
-            if place is None or keep is not None or not positions:
+            if isinstance(views, Tensor) or place is None or keep is not None or not positions:
                 return encode_anew(views, keep, positions)
             features = shared.get(place)
             if features is None or (torch.is_grad_enabled() and not features.summary.requires_grad):

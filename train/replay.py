@@ -112,7 +112,7 @@ def open_replay(run: str | PathLike[str], update: int, *, data: str | None = Non
     renderer, device, notes = _renderer_here(position.get("renderer", settings.runtime.renderer), start, settings)
     loader = make_loader(
         _index_of(settings, data, position, folder),
-        ViewRecipe(families=united_families(settings.objectives())),
+        ViewRecipe(families=united_families(settings.make_objectives())),
         seed=settings.seed,
         global_batch=settings.global_batch,
         order=settings.order,

@@ -1,7 +1,7 @@
 """Everything that a run can be told: one frozen dataclass, whose last field is all that does not change results.
 
 Here: the settings, their checks, settings.yaml both ways, what is left of a model's settings where another is taken.
-Not here: which settings make a good run (recipes.py); views by hand (pipeline/view_recipe.py); the command line (tools/training.py).
+Not here: which settings make a good run (recipes/); views by hand (pipeline/view_recipe.py); the command line (tools/training.py).
 """
 
 from collections.abc import Collection, Mapping
@@ -17,13 +17,14 @@ from wherefrom.pipeline.render.choose import check_renderer
 from wherefrom.pipeline.shards.labels import LabelRule
 from wherefrom.train.encoder import ARCHITECTURE, ModelSettings
 from wherefrom.train.objective import OBJECTIVES, Objective, ObjectiveSettings
-from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
+from wherefrom.train.objectives import SpatialSettings
 from wherefrom.train.plain_data import Plain, differences, from_plain, to_plain, unchecked
 from wherefrom.train.renames import current
-from wherefrom.train.schedule import Shape, warmed_up
+from wherefrom.train.schedule import Shape, cosine, warmed_up
 
 Tracker = Literal["none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 IN_REPORTS = ("update", "full", "labels")  # stand in evaluation.json beside the objectives, under their names
+OPTIONS = ("out", "resume", "config", "help")  # of the command line, beside the settings and the objectives
 NOT_COMPARED = ("runtime", "evaluation", "data", "val", "needs_data")  # with a run to go on with; the loader compares what is in the data
 
 
@@ -43,6 +44,8 @@ class OptimSettings:
     betas: tuple[float, float] = (0.9, 0.95)  # of optimizers that have them
     momentum: float = 0.9  # of optimizers that have it
     weight_decay: float = 0.05  # of matrices; biases, norms, tokens and position tables have none
+    final_weight_decay: float | None = None  # after the last update, by a cosine from the first one on; None: it stays
+    layer_decay: float | None = None  # of the encoder's learning rate, from each layer to the one before; None: all alike
     warmup_frac: float = 0.04  # of the run, in which the rate rises to its peak
     schedule: Shape = "cosine"
     final_lr: float = 0.0  # at the last update
@@ -54,8 +57,10 @@ class OptimSettings:
             raise ValueError(f"lr={self.lr}, final_lr={self.final_lr}: needs lr > 0 and 0 <= final_lr <= lr")
         if not all(0 <= beta < 1 for beta in (*self.betas, self.momentum)):
             raise ValueError(f"betas={self.betas}, momentum={self.momentum}: need 0 <= value < 1")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay={self.weight_decay}: needs at least 0")
+        if min(self.weight_decay, self.final_weight_decay or 0) < 0:
+            raise ValueError(f"weight_decay={self.weight_decay}, final_weight_decay={self.final_weight_decay}: needs at least 0")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay}: needs 0 < layer_decay <= 1, or none")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm={self.clip_norm}: needs a positive number, or none")
         if not 0 <= self.warmup_frac < 1:
@@ -73,13 +78,14 @@ class EvaluationSettings:
     knn_pictures: int = 3000  # labeled training pictures for k-NN and linear probe; 0: neither
     knn_held_out: int = 5000  # held-out pictures that they are asked about
     view_px: int | None = None  # side of the local views, 0.4 of a picture's, that they see; None: that of the views learned from
+    picture_px: int | None = None  # side of the whole pictures that they see, cut to the center; None: that of the views learned from
     short_pictures: int = 200  # held-out pictures of a short evaluation
     short_knn_pictures: int = 500  # labeled training pictures for its k-NN; 0: none
 
     def __post_init__(self) -> None:
         check_literals(self)
         _at_least(self, 0, "every", "knn_pictures", "short_knn_pictures")
-        _at_least(self, 1, "head_steps", "knn_held_out", "view_px")
+        _at_least(self, 1, "head_steps", "knn_held_out", "view_px", "picture_px")
         _at_least(self, 2, "pictures", "head_pictures", "short_pictures")
 
 
@@ -87,8 +93,9 @@ class EvaluationSettings:
 class RuntimeSettings:
     """What changes speed, place and habit, and results by rounding at most.
 
-    But for `accumulation`, which like the number of ranks splits a batch: where samples see one another (BatchNorm, negatives in the batch)
-    or draw random numbers (drop-path, dropout) the parts are another run. No view and no record depends on it.
+    But for `accumulation`, which like the number of ranks splits a batch: where the parts draw random numbers (drop-path, dropout), or an
+    encoder has BatchNorm, they are another run. Where an objective's samples see one another (BatchNorm, negatives) micro-batches belong
+    to the method, and a run does not go on with another number; ranks gather them. No view and no record depends on either.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -124,9 +131,8 @@ class TrainSettings:
     updates: int | None = None  # instead of epochs
     precision: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; weights and geometry never change theirs
     model: ModelSettings = field(default_factory=ModelSettings)
-    spatial: SpatialSettings | None = field(default_factory=SpatialSettings)  # None: not learned, as the next
-    dense: DenseSpatialSettings | None = None  # beside `spatial`, or alone
-    foreign_objectives: Mapping[str, ObjectiveSettings] = field(default_factory=dict)  # of other packages, by their names in OBJECTIVES
+    # what is learned, by names in OBJECTIVES: the host first, then its plug-ins
+    objectives: Mapping[str, ObjectiveSettings] = field(default_factory=lambda: {"spatial": SpatialSettings()})
     optim: OptimSettings = field(default_factory=OptimSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
@@ -139,31 +145,47 @@ class TrainSettings:
             raise ValueError(f"seed={self.seed}: needs 0 <= seed < 2**64")
         if self.val is not None and self.data is None:
             raise ValueError(f"val={self.val!r} without data: give both, or neither for the embedded demo pictures")
-        for name, settings in self.foreign_objectives.items():
-            if name in (*OBJECTIVES.own, *IN_REPORTS) or not isinstance(settings, ObjectiveSettings):
-                raise ValueError(f"foreign_objectives.{name}={settings!r:.60}: needs an objective's settings under a name of its own")
-        if not self.objective_settings:
-            raise ValueError("spatial and dense are both none: there is nothing to learn; set one of them")
+        taken = {each.name for each in fields(TrainSettings)} | {*IN_REPORTS, *OPTIONS}
+        for name, settings in self.objectives.items():
+            if name in taken or not isinstance(settings, ObjectiveSettings):
+                raise ValueError(
+                    f"objectives.{name}={settings!r:.60}: needs an objective's settings, with size_px and weight, under a name of its own"
+                )
+        if not self.objectives:
+            raise ValueError(f"objectives: there is nothing to learn; name one of {', '.join(OBJECTIVES)}")
 
-    @property
-    def objective_settings(self) -> dict[str, ObjectiveSettings]:
-        """The settings of all that is learned, by name; the first one is the host's."""
-        own: dict[str, ObjectiveSettings | None] = {"spatial": self.spatial, "dense": self.dense}
-        return {name: settings for name, settings in {**own, **self.foreign_objectives}.items() if settings is not None}
+    def make_objectives(self) -> tuple[Objective, ...]:
+        """Return what is to be learned, the host first, not yet set up; each has the name and the weight that stand here."""
+        objectives = []
+        for name, settings in self.objectives.items():
+            objective = settings.objective(name)
+            objective.weight = settings.weight
+            objectives.append(objective)
+        return tuple(objectives)
 
-    def objectives(self) -> tuple[Objective, ...]:
-        """Return what is to be learned, the host first, not yet set up; each is named as its settings are."""
-        return tuple(settings.objective(name) for name, settings in self.objective_settings.items())
+    def with_objectives(self, **changes: ObjectiveSettings | None) -> "TrainSettings":
+        """Return the same with some objectives changed in their places, others added behind, and those that are None left out."""
+        changed = {**self.objectives, **changes}
+        return replace(self, objectives={name: settings for name, settings in changed.items() if settings is not None})
+
+    def coupled_by(self) -> tuple[str, ...]:
+        """Return the names of the learned objectives in which samples see one another."""
+        return tuple(objective.name for objective in self.make_objectives() if objective.weight > 0 and objective.couples_samples)
 
     @property
     def view_px(self) -> int:
         """The side of the host's views, as the encoder sees them."""
-        return next(iter(self.objective_settings.values())).size_px
+        return next(iter(self.objectives.values())).size_px
 
     @property
     def label_view_px(self) -> int:
         """The side of the local views that labels are judged by: as `evaluation` says, else as the host's views."""
         return self.evaluation.view_px or self.view_px
+
+    @property
+    def label_picture_px(self) -> int:
+        """The side of the whole pictures that labels are judged by: as `evaluation` says, else as the host's views."""
+        return self.evaluation.picture_px or self.view_px
 
     def refuse_without_data(self) -> None:
         """Raise ValueError if the recipe is meant for data and there is none."""
@@ -181,6 +203,11 @@ class TrainSettings:
         optim = self.optim
         warmup = int(optim.warmup_frac * updates)
         return warmed_up(update, updates=updates, peak=optim.lr, warmup=warmup, final=optim.final_lr, shape=optim.schedule)
+
+    def weight_decay(self, update: int, updates: int) -> float:
+        """Return the weight decay of update `update` of `updates`."""
+        start, end = self.optim.weight_decay, self.optim.final_weight_decay
+        return start if end is None else cosine(update, updates=updates, start=start, end=end)
 
 
 def write_settings(path: Path, settings: TrainSettings) -> None:
@@ -223,23 +250,45 @@ def overlaid(path: Path, base: TrainSettings) -> TrainSettings:
     """
     plain = read_plain_settings(path)
     try:
-        stage = from_plain(unchecked(base), plain)
+        stage = from_plain(unchecked(base), _with_listed_objectives(plain, base))
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
     named = plain.get("model")
     return with_its_own_model(stage, base, given=named if isinstance(named, dict) else ())
 
 
+def _with_listed_objectives(plain: Mapping[str, Plain], base: TrainSettings) -> dict[str, Plain]:
+    """Return what a settings file says, with all objectives in their list: those of `base`, unless the file has a list of its own.
+
+    An objective that stands beside the list changes one of them, or comes behind; null leaves it out.
+    Raises: ValueError if one stands both in the list and beside it.
+    """
+    own = {each.name for each in fields(TrainSettings)}
+    beside = {name: held for name, held in plain.items() if name not in own and name in OBJECTIVES}
+    listed = plain.get("objectives", {name: {} for name in base.objectives})
+    if not beside or not isinstance(listed, Mapping):
+        return dict(plain)
+    for name in beside:
+        if "objectives" in plain and name in listed:
+            raise ValueError(f"{name}: stands in objectives, too; leave one of them out")
+    changed = {name: held for name, held in {**listed, **beside}.items() if held is not None}
+    return {name: held for name, held in plain.items() if name not in beside} | {"objectives": changed}
+
+
 def with_its_own_model(stage: TrainSettings, base: TrainSettings, *, given: Collection[str]) -> TrainSettings:
     """Return `stage`, unchecked; where its model is another than that of `base`, without what `base` changes of its own.
 
-    A width, a depth, a patch are one model's. What is `given` beside the name stays; a ViT's position table is made for the host's views.
+    A width, a depth, a patch, weights are one model's; positions and frozen parts go with ViTs. What is `given` beside the name stays; a
+    ViT's position table is made for the host's views.
     """
     model = stage.model
     if model.name == base.model.name:
         return stage
     own: dict[str, Any] = dict.fromkeys(ARCHITECTURE)
-    own["view_size_px"] = stage.view_px if stage.objective_settings and model.is_vit else None
+    own["weights"] = None
+    if not model.is_vit:
+        own |= {"positions": "learned", "frozen": ()}
+    own["view_size_px"] = stage.view_px if stage.objectives and model.is_vit else None
     return replace(stage, model=replace(model, **{name: value for name, value in own.items() if name not in given}))
 
 
@@ -258,8 +307,22 @@ def settled(stage: TrainSettings, *, source: Path | str | None = None) -> TrainS
 def check_same_run(settings: TrainSettings, saved: Plain) -> None:
     """Refuse settings that would not go on with the run whose settings were saved; only `runtime` and the data's place may differ.
 
+    Of `runtime` the number of micro-batches may not, where samples of one see one another.
     Raises: ValueError that names the first setting that differs.
     """
-    ours, theirs = ({name: value for name, value in plain.items() if name not in NOT_COMPARED} for plain in (to_plain(settings), saved))
+    ours, theirs = (_compared(plain) for plain in (to_plain(settings), saved))
     for where, here, there in differences(ours, theirs):
         raise ValueError(f"{where}={here!r}: the run to go on with has {there!r}; take its value, or another --out")
+    here, there = settings.runtime.accumulation, saved.get("runtime", {}).get("accumulation", settings.runtime.accumulation)
+    if here != there and (coupled := settings.coupled_by()):
+        raise ValueError(
+            f"runtime.accumulation={here}: the run to go on with has {there}, and in {', '.join(map(repr, coupled))} the samples of a "
+            "micro-batch see one another; take its value, or another --out"
+        )
+
+
+def _compared(plain: Plain) -> dict[str, Plain]:
+    """Return what belongs to a run, objectives by their names as the command line has them, and in which order they stand."""
+    objectives = plain.get("objectives", {})
+    rest = {name: value for name, value in plain.items() if name not in NOT_COMPARED}
+    return rest | {"objectives": list(objectives)} | objectives

@@ -8,7 +8,7 @@ The device is asked for numbers only when a line of the log or a checkpoint is d
 import contextlib
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -26,8 +26,9 @@ from wherefrom.train import checkpoint
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.meters import FINITE, GRADIENT, LOSS, METER, TERM, Clock, Window
 from wherefrom.train.objective import Progress, Step, random_scope
-from wherefrom.train.optimizer import clip_gradients, gated_step, make_optimizer
+from wherefrom.train.optimizer import clip_gradients, drop_resting, gated_step, make_optimizer, set_rates
 from wherefrom.train.plain_data import from_plain, to_plain
+from wherefrom.train.pretrained import load_weights
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Summary
 from wherefrom.train.settings import TrainSettings, check_same_run
@@ -40,10 +41,13 @@ RUN_AHEAD = 2  # updates that the host may be ahead of the device
 class Trainer:
     """A run's state between updates, `done` of `updates` of which are completed; `settings` are resolved: "auto" is a renderer's name.
 
-    Raises: ValueError if the settings do not fit the data or one another.
+    Weights to start from are loaded unless a checkpoint follows.
+    Raises: ValueError if the settings do not fit the data or one another, or weights to start from do not fit the model.
     """
 
-    def __init__(self, settings: TrainSettings, index: ShardIndex, accelerator: Accelerator, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, settings: TrainSettings, index: ShardIndex, accelerator: Accelerator, ranks: Ranks | None = None, *, restored: bool = False
+    ) -> None:
         self.settings = settings
         self.accelerator = accelerator
         self.ranks = ranks or Ranks(accelerator.process_index, accelerator.num_processes)
@@ -52,19 +56,25 @@ class Trainer:
         self.done = 0
         with random_scope(settings.seed, "encoder"):
             encoder = Encoder(settings.model)
-        self.step = Step(encoder, settings.objectives(), seed=settings.seed).to(accelerator.device)
+        if settings.model.weights is not None and not restored:
+            load_weights(encoder, settings.model.weights)
+        self.step = Step(encoder, settings.make_objectives(), seed=settings.seed).to(accelerator.device)
         self._settle_renderer()
         self.loader = self._make_loader(index)
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.loader.close)
             self.updates = settings.updates_in_all(self.loader.updates_per_epoch)
-            self.frozen_parameters, self.unreached_parameters = self.step.freeze_unreached(self.loader.batch(range(min(2, len(index)))))
-            self.optimizer = make_optimizer(self.step, settings.optim)
+            few = min(2, len(index), settings.global_batch // self.ranks.count // settings.runtime.accumulation)
+            self.frozen_parameters, self.unreached_parameters = self.step.freeze_unreached(self.loader.batch(range(few)), self._progress)
+            rules = self.step.parameter_rules(layer_decay=settings.optim.layer_decay)
+            self.optimizer = make_optimizer(self.step, settings.optim, rules)
             on_failure.pop_all()
         self._groups = self.step.clip_groups()
         if settings.runtime.compile:
-            encoder.compile()  # the part whose shapes never change; random scopes stay outside
-        if self.unreached_parameters:  # DDP would else wait for their gradients
+            for module in self.step.modules():
+                if isinstance(module, Encoder):  # and teachers: the parts whose shapes never change; random scopes stay outside
+                    module.compile()
+        if self.unreached_parameters or self.step.leaves_parameters_unused:  # DDP would else wait for their gradients
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._model: nn.Module = accelerator.prepare_model(self.step)
         self.batches: Iterator[Batch] | None = None  # None: the loader's, from the position, once the first is asked for
@@ -80,18 +90,24 @@ class Trainer:
         """Make one update: all micro-batches of this rank, one step of the optimizer, and what follows it."""
         with self.clock.spending("updating"):
             self._do_not_run_ahead()
-            values, samples = self._backward()
+            progress = self._progress
+            values, seen, samples = self._backward(progress)
+            drop_resting(self.optimizer, progress.epoch)
+            self.step.before_update(progress)
             norms = clip_gradients(self._groups, self.settings.optim.clip_norm)
             self._is_finite = self._is_finite & self._all_finite(values[LOSS], *norms.values())
-            rate = self.settings.learning_rate(self.done, self.updates)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_scale", 1.0)
+            rate, decay = (get(self.done, self.updates) for get in (self.settings.learning_rate, self.settings.weight_decay))
+            set_rates(self.optimizer, lr=rate, peak_lr=self.settings.optim.lr, weight_decay=decay)
             gated_step(self.optimizer, self._is_finite)
             self.optimizer.zero_grad()
             self.done += 1
-            self.step.after_step(Progress(update=self.done, updates=self.updates), rank=self.ranks.rank)
+            self.step.after_step(progress, seen)
             values |= {f"{GRADIENT}{name}": norm for name, norm in norms.items()} | {FINITE: self._is_finite}
             self.window.add(self.done, values, samples)
+
+    @property
+    def _progress(self) -> Progress:
+        return Progress(update=self.done, updates=self.updates, updates_per_epoch=self.loader.updates_per_epoch)
 
     def settle(self) -> None:
         """Wait for the device, and read what it found.
@@ -171,34 +187,42 @@ class Trainer:
             images_per_s=self.done * self.settings.global_batch / max(self.clock.training, 1e-9),
         )
 
-    def _backward(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Add up the gradients of this update's micro-batches; return loss, terms and meters, their means, and the samples.
+    def _backward(self, progress: Progress) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Add up the gradients of this update's micro-batches.
 
-        A name that some micro-batches lack is a mean over the others.
+        Returns: loss, terms and meters, means over the micro-batches that have them; what was seen, means over all micro-batches and
+        ranks; the samples.
         """
         count = self.settings.runtime.accumulation
-        values: dict[str, Tensor] = {}
-        micro_batches_with: Counter[str] = Counter()
+        values, seen = _Means(), _Means()
         samples = []
         for micro in range(count):
             batch = self._next_batch()
             samples.append(batch.sample)
             with contextlib.nullcontext() if micro == count - 1 else self.accelerator.no_sync(self._model):
-                output = self._model(batch, update=self.done, rank=self.ranks.rank, micro=micro)
+                output = self._model(batch, progress, rank=self.ranks.rank, micro=micro)
                 self.accelerator.backward(output.loss / count)
             terms = {f"{TERM}{name}": value for name, value in output.losses.items()}
             meters = {f"{METER}{name}": value for name, value in output.meters.items()}
-            for name, value in ({LOSS: output.loss.detach()} | terms | meters).items():
-                values[name] = values[name] + value / count if name in values else value / count
-                micro_batches_with[name] += 1
-        values |= {name: value * (count / micro_batches_with[name]) for name, value in values.items() if micro_batches_with[name] < count}
-        return values, torch.cat(samples).clone()  # a view of them would hold a slot of the loader
+            values.add({LOSS: output.loss.detach()} | terms | meters, count)
+            seen.add(output.seen, count)
+        of_ranks = self._of_all_ranks(seen.take(count))
+        return values.take(count), of_ranks, torch.cat(samples).clone()  # a view of them would hold a slot of the loader
 
     def _next_batch(self) -> Batch:
         if self.batches is None:  # not before `restore` has had its chance
             self.batches = self.loader.forever()
         with self.clock.spending("waiting"):
             return next(self.batches)
+
+    def _of_all_ranks(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return means over ranks."""
+        if self.ranks.count == 1 or not seen:
+            return seen
+        flat = torch.cat([value.float().flatten() for value in seen.values()])
+        dist.all_reduce(flat)
+        parts = (flat / self.ranks.count).split([value.numel() for value in seen.values()])
+        return {name: part.view_as(value) for (name, value), part in zip(seen.items(), parts, strict=True)}
 
     def _all_finite(self, *values: Tensor) -> Tensor:
         """Return whether all values are finite, on all ranks; nobody waits for the answer."""
@@ -246,6 +270,25 @@ class Trainer:
             prefetch=runtime.prefetch,
             device=self.accelerator.device,
         )
+
+
+class _Means:
+    """Means over micro-batches, each over those that have its name."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._number: Counter[str] = Counter()
+
+    def add(self, values: Mapping[str, Tensor], count: int) -> None:
+        """Take in the values of one of `count` micro-batches."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value / count if name in self._sums else value / count
+            self._number[name] += 1
+
+    def take(self, count: int) -> dict[str, Tensor]:
+        """Return the means."""
+        fewer = {name: value * (count / self._number[name]) for name, value in self._sums.items() if self._number[name] < count}
+        return self._sums | fewer
 
 
 def _with_prefix(means: dict[str, float], prefix: str) -> dict[str, float]:

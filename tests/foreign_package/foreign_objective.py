@@ -6,13 +6,14 @@ from foreign_law import Ring
 from torch import nn
 
 from wherefrom.pipeline import Batch, CropLaw, ViewFamily
-from wherefrom.train import Encode, Encoder, ModelSettings, Objective, Terms, TrainSettings
+from wherefrom.train import Encode, Encoder, ModelSettings, Objective, Progress, Terms, TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class BrightnessSettings:
     """How many views tell how bright they are, of what size, cut where."""
 
+    weight: float = 1.0
     views: int = 2
     size_px: int = 24
     law: CropLaw = field(default_factory=Ring)
@@ -34,7 +35,7 @@ class Brightness(Objective):
         """Build the head."""
         self.head = nn.Linear(encoder.width, 1)
 
-    def forward(self, batch: Batch, encode: Encode) -> Terms:
+    def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
         """Return the squared error over all views."""
         views = batch.family(self.name)
         brightness = views.pixels.mean((-3, -2, -1))  # (B, V)
@@ -44,5 +45,4 @@ class Brightness(Objective):
 def rings() -> TrainSettings:
     """Return a run of a tiny ViT that learns nothing else."""
     model = ModelSettings(name="vit_small_patch16_224", view_size_px=24, patch_size_px=12, width=32, depth=1, heads=2)
-    learned = {"brightness": BrightnessSettings()}
-    return TrainSettings(recipe="rings", global_batch=8, updates=2, model=model, spatial=None, foreign_objectives=learned)
+    return TrainSettings(recipe="rings", global_batch=8, updates=2, model=model, objectives={"brightness": BrightnessSettings()})

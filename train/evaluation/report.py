@@ -13,7 +13,7 @@ import numpy as np
 
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.evaluation.labels import PROTOCOL_NAMES, evaluate_labels
+from wherefrom.train.evaluation.labels import PROTOCOLS, evaluate_labels
 from wherefrom.train.evaluation.pair_controls import NoPairsError
 from wherefrom.train.evaluation.pairs import PAIRS_PROTOCOL, PairRow, evaluate_pairs, pair_r2, r2_text
 from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table
@@ -111,14 +111,17 @@ def evaluate_run(
     settings: EvaluationSettings,
     *,
     view_px: int,
+    picture_px: int | None = None,
     update: int,
     full: bool,
     progress: ReportProgress | None = None,
 ) -> EvaluationResults:
-    """Measure a run after `update` updates: pairs of held-out pictures, and labels, by views of side `view_px`, where there are any.
+    """Measure a run after `update` updates: pairs of held-out pictures, and labels where there are any.
 
-    Pairs: of every objective that `is_pair_objective`. The short form takes fewer pictures and no control. It alone gives curves: k-NN from
-    another number of pictures is another number.
+    Labels are told by local views of side `view_px`, and by whole pictures of side `picture_px` (None: not by these).
+
+    Pairs: of every objective that `is_pair_objective`. Labels: by the network that the host exports. The short form takes fewer pictures
+    and no control. It alone gives curves: k-NN from another number of pictures is another number.
     """
     sections: dict[str, _Section] = {}
     for name, objective in step.objectives.items():
@@ -132,7 +135,7 @@ def evaluate_run(
             except NoPairsError as problem:  # held-out pictures may be smaller than those learned from; that is no reason to stop
                 plain: Plain = {"protocol": PAIRS_PROTOCOL, "law": objective.settings.law_name, "not_measured": str(problem)}
                 sections[name] = _Section(plain=plain, tables=(((f"{_heading(name, objective)}: not measured, {problem}",),),))
-    sections["labels"] = _labels(step.encoder, train, held_out, settings, view_px=view_px, full=full, progress=progress)
+    sections["labels"] = _labels(step.exported(), train, held_out, settings, sides_px=(view_px, picture_px), full=full, progress=progress)
     return EvaluationResults(
         update=update,
         full=full,
@@ -189,7 +192,7 @@ def _labels(
     held_out: PictureSource,
     settings: EvaluationSettings,
     *,
-    view_px: int,
+    sides_px: tuple[int, int | None],
     full: bool,
     progress: ReportProgress | None,
 ) -> _Section:
@@ -197,12 +200,21 @@ def _labels(
     held_out_limit = settings.knn_held_out if full else settings.short_pictures
     if not limit:
         return _Section()
+    view_px, picture_px = sides_px
     labels = evaluate_labels(
-        encoder, train, held_out, view_px=view_px, limit=limit, held_out_limit=held_out_limit, probe=full, progress=progress
+        encoder,
+        train,
+        held_out,
+        view_px=view_px,
+        picture_px=picture_px,
+        limit=limit,
+        held_out_limit=held_out_limit,
+        probe=full,
+        progress=progress,
     )
     if labels is None:
         return _Section(tables=((("labels: the pictures have none, so there is neither k-NN nor linear probe",),),))
-    curves = {f"{PROTOCOL_NAMES[score.protocol]} {score.features}": score.accuracy for score in labels.scores}
+    curves = {f"{PROTOCOLS[score.protocol].name} {score.features}": score.accuracy for score in labels.scores}
     return _Section(plain=labels.as_dict(), curves={} if full else curves, tables=labels.tables())
 
 
