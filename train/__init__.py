@@ -5,7 +5,7 @@ from wherefrom.train.evaluation.labels import evaluate_labels
 from wherefrom.train.evaluation.pairs import evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.loop import run
-from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, Progress, Step, StepOutput, Terms
+from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, ParameterRule, Progress, Step, StepOutput, Terms
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
@@ -14,6 +14,7 @@ from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered, mean_ove
 from wherefrom.train.recipes import RECIPES, recipe
 from wherefrom.train.reporting import EvaluationResults, LogRecord, Reporter, RunFacts, Summary
 from wherefrom.train.run_folder import RunFolder
+from wherefrom.train.schedule import cosine, ramp
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings, write_settings
 from wherefrom.train.trainer import Trainer
 
@@ -38,8 +39,11 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Encode",
     "Terms",
     "Progress",
+    "ParameterRule",
     "Step",
     "StepOutput",
+    "cosine",
+    "ramp",
     "follow",
     "gathered",
     "mean_over_ranks",

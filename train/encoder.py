@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import timm
 import torch
 from timm.layers import DropPath
-from timm.models import get_pretrained_cfg, is_model_in_modules, model_entrypoint
+from timm.models import get_pretrained_cfg, group_parameters, is_model_in_modules, model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -158,6 +158,15 @@ class Encoder(nn.Module):
     def has_class_token(self) -> bool:
         """Whether the first token of `Features.prefix` is a class token."""
         return isinstance(self.model, VisionTransformer) and self.model.cls_token is not None
+
+    def layer_factors(self, decay: float) -> dict[str, float]:
+        """Return, by the timm model's parameters, `decay` to the power of how many layers lie behind: 1 in the last one.
+
+        Source: layer-wise learning rates as BEiT has them, arXiv 2106.08254, by timm's own layers.
+        """
+        layers = group_parameters(self.model, self.model.group_matcher(coarse=False), reverse=True)
+        last = max(layers.values())
+        return {name: decay ** (last - layer) for name, layer in layers.items()}
 
     def slow_copy(self) -> "Encoder":
         """Return a teacher: the same weights, without gradient, drop-path and dropout. A run that compiles its encoder compiles it too."""

@@ -10,7 +10,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
@@ -51,6 +51,20 @@ class Progress:
         return self.update / self.updates_per_epoch
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParameterRule:
+    """How a parameter learns where it does not as all others do."""
+
+    decays: bool | None = None  # by the weight decay; None: as matrices do, and biases, norms, tokens and position tables do not
+    lr_factor: float = 1.0  # of the learning rate
+    constant_lr: bool = False  # the peak of the learning rate, whatever the schedule
+    rest_epochs: float = 0.0  # in which it stays as it started
+
+    def __post_init__(self) -> None:
+        if not self.lr_factor >= 0 or not self.rest_epochs >= 0:
+            raise ValueError(f"lr_factor={self.lr_factor}, rest_epochs={self.rest_epochs}: neither may be negative")
+
+
 class Encode(Protocol):
     """Encode views with the network that is trained: those of one family, or (B, V, 3, H, W) pixels that have no record.
 
@@ -82,6 +96,10 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
         """Return the terms; the objective's loss is their sum weighted by `weights`."""
         raise NotImplementedError
+
+    def rule_for(self, name: str, parameter: nn.Parameter) -> ParameterRule:
+        """Return how a parameter learns: one of its own, by its name here, or, if this is the host, "encoder.model. ..." of the encoder."""
+        return ParameterRule()
 
     def before_update(self, progress: Progress) -> None:
         """Do what comes between gradients and their clipping, once a step: change or drop gradients."""
@@ -248,6 +266,26 @@ class Step(nn.Module):
         host = next(iter(groups))
         groups[host] = [p for p in self.encoder.parameters() if p.requires_grad] + groups[host]
         return {name: parameters for name, parameters in groups.items() if parameters}
+
+    def parameter_rules(self, *, layer_decay: float | None = None) -> dict[str, ParameterRule]:
+        """Return how every parameter that learns does, as the objectives say; those of the encoder as the host says.
+
+        layer_decay: what the learning rate of each layer of the encoder is multiplied by, from the last one down.
+        """
+        objectives = dict(self._items())
+        host = next(iter(objectives.values()))
+        factors = {} if layer_decay is None else self.encoder.layer_factors(layer_decay)
+        rules = {}
+        for full, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if full.startswith("encoder."):
+                rule = host.rule_for(full, parameter)
+                rules[full] = replace(rule, lr_factor=rule.lr_factor * factors.get(full.removeprefix("encoder.model."), 1.0))
+            else:
+                _, owner, own = full.split(".", 2)
+                rules[full] = objectives[owner].rule_for(own, parameter)
+        return rules
 
     def weight_of(self, name: str) -> float:
         """Return the weight of the objective called `name`."""

@@ -1,24 +1,29 @@
 """An update of the weights: the optimizer, clipping by groups, and a gate that a broken gradient does not pass.
 
-Here: one of timm's optimizers as the settings ask; gradient norms; updates that happen or not without asking the device.
-Not here: the learning rate (schedule.py), which gradients belong together (objective.py), when (loop.py).
+Here: one of timm's optimizers as the settings ask, its groups; gradient norms; updates that happen or not without asking the device.
+Not here: the learning rate (schedule.py), how a parameter learns and which gradients belong together (objective.py), when (loop.py).
 """
 
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import timm.optim
 import torch
 from torch import Tensor, nn
 
+from wherefrom.train.objective import ParameterRule
 from wherefrom.train.settings import OptimSettings
 
 
-def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """Return the optimizer of the parameters that learn; weights decay in matrices only, and not where a module forbids it.
+def make_optimizer(
+    model: nn.Module, settings: OptimSettings, rules: Mapping[str, ParameterRule] = MappingProxyType({})
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the parameters that learn, in groups of those that learn alike.
 
+    Weights decay in matrices only, and not where a module forbids it, unless `rules`, by the parameters' names, say otherwise.
     Raises: ValueError if timm has no such optimizer.
     """
     names = [str(name) for name in timm.optim.list_optimizers()]
@@ -31,10 +36,49 @@ def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Opt
         options["betas"] = settings.betas
     if about.has_momentum:
         options["momentum"] = settings.momentum
-    if callable(about.opt_class) and "fused" in inspect.signature(about.opt_class).parameters:
+    known = inspect.signature(about.opt_class).parameters if callable(about.opt_class) else {}
+    if "fused" in known:
         options["fused"] = True  # fused optimizers know `found_inf`
-    groups = timm.optim.param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=_undecayed(model))
-    return timm.optim.create_optimizer_v2([group for group in groups if group["params"]], settings.name, lr=settings.lr, **options)
+    if "max_grad_norm" in known:
+        options["max_grad_norm"] = None  # LAMB's own clipping, by one norm of all: a plug-in's head would shorten its host's step
+    return timm.optim.create_optimizer_v2(_groups(model, settings, rules), settings.name, lr=settings.lr, **options)
+
+
+def _groups(model: nn.Module, settings: OptimSettings, rules: Mapping[str, ParameterRule]) -> list[dict[str, Any]]:
+    """Return the optimizer's groups, those without weight decay first."""
+    undecayed, plain = set(_undecayed(model)), ParameterRule()
+    groups: dict[tuple[bool, float, bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rule = rules.get(name, plain)
+            decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in undecayed if rule.decays is None else rule.decays
+            groups.setdefault((decays, rule.lr_factor, rule.constant_lr, rule.rest_epochs), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+            "decays": decays,
+            "lr_scale": lr_factor,
+            "constant_lr": constant_lr,
+            "rest_epochs": rest_epochs,
+        }
+        for (decays, lr_factor, constant_lr, rest_epochs), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, peak_lr: float, weight_decay: float) -> None:
+    """Give every group its learning rate and its weight decay for the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = (peak_lr if group["constant_lr"] else lr) * group["lr_scale"]
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+def drop_resting(optimizer: torch.optim.Optimizer, epoch: float) -> None:
+    """Take the gradients away from parameters that rest until a later epoch, so that nothing clips, moves or decays them."""
+    for group in optimizer.param_groups:
+        if epoch < group["rest_epochs"]:
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 def clip_gradients(groups: Mapping[str, Sequence[nn.Parameter]], largest: float | None) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from wherefrom.train.objective import OBJECTIVES, Objective, ObjectiveSettings
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
 from wherefrom.train.plain_data import Plain, differences, from_plain, to_plain, unchecked
 from wherefrom.train.renames import current
-from wherefrom.train.schedule import Shape, warmed_up
+from wherefrom.train.schedule import Shape, cosine, warmed_up
 
 Tracker = Literal["none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 IN_REPORTS = ("update", "full", "labels")  # stand in evaluation.json beside the objectives, under their names
@@ -43,6 +43,8 @@ class OptimSettings:
     betas: tuple[float, float] = (0.9, 0.95)  # of optimizers that have them
     momentum: float = 0.9  # of optimizers that have it
     weight_decay: float = 0.05  # of matrices; biases, norms, tokens and position tables have none
+    final_weight_decay: float | None = None  # after the last update, by a cosine from the first one on; None: it stays
+    layer_decay: float | None = None  # of the encoder's learning rate, from each layer to the one before; None: all alike
     warmup_frac: float = 0.04  # of the run, in which the rate rises to its peak
     schedule: Shape = "cosine"
     final_lr: float = 0.0  # at the last update
@@ -54,8 +56,10 @@ class OptimSettings:
             raise ValueError(f"lr={self.lr}, final_lr={self.final_lr}: needs lr > 0 and 0 <= final_lr <= lr")
         if not all(0 <= beta < 1 for beta in (*self.betas, self.momentum)):
             raise ValueError(f"betas={self.betas}, momentum={self.momentum}: need 0 <= value < 1")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay={self.weight_decay}: needs at least 0")
+        if min(self.weight_decay, self.final_weight_decay or 0) < 0:
+            raise ValueError(f"weight_decay={self.weight_decay}, final_weight_decay={self.final_weight_decay}: needs at least 0")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay}: needs 0 < layer_decay <= 1, or none")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm={self.clip_norm}: needs a positive number, or none")
         if not 0 <= self.warmup_frac < 1:
@@ -186,6 +190,11 @@ class TrainSettings:
         optim = self.optim
         warmup = int(optim.warmup_frac * updates)
         return warmed_up(update, updates=updates, peak=optim.lr, warmup=warmup, final=optim.final_lr, shape=optim.schedule)
+
+    def weight_decay(self, update: int, updates: int) -> float:
+        """Return the weight decay of update `update` of `updates`."""
+        start, end = self.optim.weight_decay, self.optim.final_weight_decay
+        return start if end is None else cosine(update, updates=updates, start=start, end=end)
 
 
 def write_settings(path: Path, settings: TrainSettings) -> None:

@@ -26,7 +26,7 @@ from wherefrom.train import checkpoint
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.meters import FINITE, GRADIENT, LOSS, METER, TERM, Clock, Window
 from wherefrom.train.objective import Progress, Step, random_scope
-from wherefrom.train.optimizer import clip_gradients, gated_step, make_optimizer
+from wherefrom.train.optimizer import clip_gradients, drop_resting, gated_step, make_optimizer, set_rates
 from wherefrom.train.plain_data import from_plain, to_plain
 from wherefrom.train.pretrained import load_weights
 from wherefrom.train.ranks import Ranks
@@ -66,7 +66,8 @@ class Trainer:
             self.updates = settings.updates_in_all(self.loader.updates_per_epoch)
             two = self.loader.batch(range(min(2, len(index))))
             self.frozen_parameters, self.unreached_parameters = self.step.freeze_unreached(two, self._progress)
-            self.optimizer = make_optimizer(self.step, settings.optim)
+            rules = self.step.parameter_rules(layer_decay=settings.optim.layer_decay)
+            self.optimizer = make_optimizer(self.step, settings.optim, rules)
             on_failure.pop_all()
         self._groups = self.step.clip_groups()
         if settings.runtime.compile:
@@ -91,12 +92,12 @@ class Trainer:
             self._do_not_run_ahead()
             progress = self._progress
             values, seen, samples = self._backward(progress)
+            drop_resting(self.optimizer, progress.epoch)
             self.step.before_update(progress)
             norms = clip_gradients(self._groups, self.settings.optim.clip_norm)
             self._is_finite = self._is_finite & self._all_finite(values[LOSS], *norms.values())
-            rate = self.settings.learning_rate(self.done, self.updates)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_scale", 1.0)
+            rate, decay = (get(self.done, self.updates) for get in (self.settings.learning_rate, self.settings.weight_decay))
+            set_rates(self.optimizer, lr=rate, peak_lr=self.settings.optim.lr, weight_decay=decay)
             gated_step(self.optimizer, self._is_finite)
             self.optimizer.zero_grad()
             self.done += 1
