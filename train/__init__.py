@@ -7,6 +7,7 @@ from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.loop import run
 from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, ParameterRule, Progress, Step, StepOutput, Terms
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
+from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
 from wherefrom.train.objectives.teacher import follow
@@ -26,6 +27,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "ModelSettings",
     "SpatialSettings",
     "DenseSpatialSettings",
+    "SimCLRSettings",
     "OptimSettings",
     "EvaluationSettings",
     "RuntimeSettings",
@@ -52,6 +54,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "own_rank",
     "SpatialPrediction",
     "DenseSpatialPrediction",
+    "SimCLR",
     "Trainer",
     "RunFolder",
     "Reporter",
