@@ -26,6 +26,7 @@ COLOR = ColorLaw(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_pro
 class SimCLRSettings:
     """Every choice of SimCLR, as for ImageNet. Both views are drawn alike."""
 
+    weight: float = 1.0  # of the whole objective
     size_px: int = 224  # side of the finished, square view
     area_frac: tuple[float, float] = (0.08, 1.0)  # of the picture that a view shows
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -58,11 +59,11 @@ class SimCLR(Objective):
 
     couples_samples = True
 
-    def __init__(self, settings: SimCLRSettings, *, name: str = "simclr", weight: float = 1.0) -> None:
+    def __init__(self, settings: SimCLRSettings, *, name: str = "simclr") -> None:
         super().__init__()
         self.settings = settings
         self.name = name
-        self.weight = weight
+        self.weight = settings.weight
         self.families = (settings.family(name),)
 
     def setup(self, encoder: Encoder) -> None:
