@@ -57,6 +57,16 @@ def test_the_head_is_the_authors() -> None:
     assert gap(out.relu(), FIGURES["head"]["out"]) > 0.1
 
 
+def test_weights_of_the_head_start_as_the_authors_do() -> None:
+    def stds(**choice: float | None) -> list[float]:
+        objective = SimCLR(SimCLRSettings(size_px=4, hidden=256, out=128, **choice))
+        Step(TinyEncoder(256, norm=False), [objective], seed=0)
+        return [float(module.weight.std()) for module in objective.head if isinstance(module, nn.Linear)]
+
+    assert stds() == pytest.approx([0.01] * 3, rel=0.02)
+    assert min(stds(init_std=None)) > 0.02
+
+
 def test_three_updates_are_the_authors() -> None:
     figure = FIGURES["end_to_end"]
     runs = updates_of(

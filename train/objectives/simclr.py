@@ -36,6 +36,7 @@ class SimCLRSettings:
     layers: int = 3  # of the projection head; 2 in the first version
     hidden: int | None = None  # None: the encoder's width
     out: int = 128
+    init_std: float | None = 0.01  # of the head's weights at first; None: as torch has them, for optimizers that take no account of norms
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -67,14 +68,14 @@ class SimCLR(Objective):
         self.families = (settings.family(name),)
 
     def setup(self, encoder: Encoder) -> None:
-        """Build the head, whose closing BatchNorm has no shift; weights start small, normal of 0.01."""
+        """Build the head, whose closing BatchNorm has no shift."""
         settings = self.settings
         batch_norm_over_ranks(encoder)
         hidden = settings.hidden or encoder.width
         self.head = mlp([encoder.width, *[hidden] * (settings.layers - 1), settings.out], closing="scale")
         for module in self.head:
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.01)
+            if isinstance(module, nn.Linear) and settings.init_std is not None:
+                nn.init.normal_(module.weight, std=settings.init_std)
 
     def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
         """Return the term, and how often a view's nearest is the other one of its picture."""
