@@ -19,6 +19,8 @@ from wherefrom.pipeline.geometry import (
 from wherefrom.pipeline.laws import Center, Disjoint, Grid, Independent, Inside, Overlapping, Paired
 from wherefrom.pipeline.loader import Loader, LoaderStats, make_loader
 from wherefrom.pipeline.order import KeyedSampler, Order
+from wherefrom.pipeline.packing.pack import PackReport, pack
+from wherefrom.pipeline.packing.shard import PackSettings
 from wherefrom.pipeline.proof.prove import ProofReport, proof_cases, prove
 from wherefrom.pipeline.records import draw_records, keyed_permutations, keyed_uniform
 from wherefrom.pipeline.render.choose import RENDERERS, make_renderer
@@ -31,6 +33,9 @@ from wherefrom.pipeline.views import Batch, Photometric, Record, ViewGeometry, V
 
 __all__ = [  # in reading order  # noqa: RUF022
     "ShardIndex",
+    "pack",
+    "PackSettings",
+    "PackReport",
     "ViewRecipe",
     "ViewFamily",
     "ColorLaw",

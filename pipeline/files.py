@@ -16,7 +16,7 @@ from pathlib import Path
 __all__ = ["open_regular", "read_regular", "sync_to_disk", "write_aside"]
 
 
-def open_regular(path: str | os.PathLike[str]) -> int:
+def open_regular(path: str | bytes | os.PathLike[str]) -> int:
     """Open a file for reading and return its descriptor; nobody is waited for.
 
     Raises: OSError if it cannot be opened or is not a regular file.
@@ -24,7 +24,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # else a pipe waits for its writer; files read as ever
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+        raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(path))
     return descriptor
 
 

@@ -118,7 +118,7 @@ class Loader:
         self.prefetch = prefetch
         self.max_bad = max(MAX_BAD_LEAST, int(MAX_BAD_SHARE * len(index))) if max_bad is None else max_bad
         self.updates = 0  # the position
-        self._reader = ShardReader(index)
+        self._reader = ShardReader(index) if threads != 0 else ShardReader(index, loose_threads=0)
         weakref.finalize(self, self._reader.close)  # a dropped loader leaves no file open
         self._makers = single_threaded_pool(min(2, prefetch), "wherefrom-make") if threads != 0 else None
         self._stats = LoaderStats()
@@ -135,6 +135,15 @@ class Loader:
     def __len__(self) -> int:
         """Micro-batches of the next pass on this rank: of a whole epoch, or after `seek` of the rest of one."""
         return (self.updates_per_epoch - self.updates % self.updates_per_epoch) * self.order.accumulation
+
+    def __repr__(self) -> str:
+        epoch, step = divmod(self.updates, self.updates_per_epoch)
+        order, where = self.order, f"{self.order.mode}, epoch {epoch}, step {step} of {self.updates_per_epoch}"
+        micro_batch = order.global_batch // (order.ranks * order.accumulation)
+        batch = f"B = {micro_batch} of {order.global_batch} samples, rank {order.rank} of {order.ranks}"
+        views = ", ".join(f"{each.name!r} (B, {each.views}, 3, {each.size_px[0]}, {each.size_px[1]})" for each in self.recipe.families)
+        served = f"{self.renderer.name} renderer, {self.device}" + (", closed" if self._closed else "")
+        return f"Loader({len(self.index)} samples, {where}; {batch}; {views} {self.recipe.pixels}; {served})"
 
     def __enter__(self) -> "Loader":
         return self
@@ -456,7 +465,7 @@ def make_loader(
         ranks=ranks,
         accumulation=accumulation,
         mode=order,
-        shard_lengths=tuple(opened.shard_lengths.tolist()) if order == "block" else (),
+        shard_lengths=opened.block_lengths if order == "block" else (),
     )
     pixel_renderer = make_renderer(recipe, renderer, device=device, threads=threads, prefetch=prefetch)
     return Loader(opened, recipe, plan, pixel_renderer, device=device, threads=threads, prefetch=prefetch, max_bad=max_bad)

@@ -5,7 +5,7 @@ Not here: reading (loader.py). The loop's count of completed updates is the only
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,10 +31,35 @@ def permute(positions: NDArray[np.int64], count: int, keys: NDArray[np.uint32]) 
     Shapes: positions (n,) in [0, count), keys (32,) uint32 -> (n,).
     Source: Black and Rogaway, CT-RSA 2002; the round function is MurmurHash3's 32-bit finalizer.
     """
+    return _walk(positions, count, _network(count, keys)[0])
+
+
+def unpermute(values: NDArray[np.int64], count: int, keys: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Return the positions at which `permute` has these values: its inverse, at the same cost; values (n,) -> (n,)."""
+    return _walk(values, count, _network(count, keys)[1])
+
+
+Mixing = Callable[[NDArray[np.int64], int, NDArray[np.uint32]], NDArray[np.int64]]
+Bijection = Callable[[NDArray[np.uint64]], NDArray[np.uint64]]
+
+
+def _walk(values: NDArray[np.int64], count: int, once: Bijection) -> NDArray[np.int64]:
+    """Apply a bijection of a larger range until every value lies in [0, count) again."""
     if count == 1:
-        return np.zeros_like(positions)
+        return np.zeros_like(values)
+    result = once(values.astype(np.uint64))
+    outside = np.flatnonzero(result >= count)
+    while len(outside):
+        result[outside] = once(result[outside])
+        outside = outside[result[outside] >= count]
+    return result.astype(np.int64)
+
+
+def _network(count: int, keys: NDArray[np.uint32]) -> tuple[Bijection, Bijection]:
+    """Return the keyed bijection of [0, the next power of two from `count` on), and its inverse."""
     bits = max(2, int(count - 1).bit_length())
     rounds = keys[:_ROUNDS] if bits >= _MIXING_BITS else keys
+    pairs: list[list[int]] = rounds.reshape(-1, 2).tolist()
     low_bits = bits // 2
     low_mask, high_mask = np.uint64((1 << low_bits) - 1), np.uint64((1 << (bits - low_bits)) - 1)
     shift = np.uint64(low_bits)
@@ -45,19 +70,21 @@ def permute(positions: NDArray[np.int64], count: int, keys: NDArray[np.uint32]) 
         x = ((x ^ (x >> np.uint64(13))) * np.uint64(0xC2B2AE35)) & np.uint64(0xFFFFFFFF)
         return x ^ (x >> np.uint64(16))
 
-    def once(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    def forth(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         high, low = values >> shift, values & low_mask
-        for first, second in rounds.reshape(-1, 2).tolist():
+        for first, second in pairs:
             high = high ^ (mixed(low, first) & high_mask)
             low = low ^ (mixed(high, second) & low_mask)
         return high << shift | low
 
-    result = once(positions.astype(np.uint64))
-    outside = np.flatnonzero(result >= count)
-    while len(outside):
-        result[outside] = once(result[outside])
-        outside = outside[result[outside] >= count]
-    return result.astype(np.int64)
+    def back(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        high, low = values >> shift, values & low_mask
+        for first, second in reversed(pairs):
+            low = low ^ (mixed(high, second) & low_mask)
+            high = high ^ (mixed(low, first) & high_mask)
+        return high << shift | low
+
+    return forth, back
 
 
 @functools.lru_cache(maxsize=64)  # every batch of an epoch asks for the same
@@ -138,22 +165,52 @@ class Order:
             return permute(positions, self.samples, _keys(self.seed, epoch, 0))
         return self._block_ids(epoch, positions)
 
+    def positions(self, epoch: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions (n,) of an epoch's order at which these sample ids (n,) stand: the inverse of `ids`, at the same cost.
+
+        Raises: IndexError if there is no such sample.
+        """
+        if ids.size and not (ids.min() >= 0 and ids.max() < self.samples):
+            outside = ids.min() if ids.min() < 0 else ids.max()
+            raise IndexError(f"sample {outside} of {self.samples}; samples are numbered 0 to {self.samples - 1}")
+        if self.mode == "sequential":
+            return ids.astype(np.int64)
+        if self.mode == "shuffled":
+            return unpermute(ids, self.samples, _keys(self.seed, epoch, 0))
+        return self._block_positions(epoch, ids)
+
     def _block_ids(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        lengths = np.asarray(self.shard_lengths, np.int64)
-        shards = permute(np.arange(len(lengths)), len(lengths), _keys(self.seed, epoch, 0))
-        ends = lengths[shards].cumsum()  # of the permuted shards, in positions
-        window_ends = np.append(ends[self.window - 1 : -1 : self.window], self.samples)
-        mixed = np.empty_like(positions)
-        window_of = np.searchsorted(window_ends, positions, side="right")
-        for window in np.unique(window_of):
-            start = window_ends[window - 1] if window else 0
-            inside = window_of == window
-            mixed[inside] = start + permute(
-                positions[inside] - start, int(window_ends[window] - start), _keys(self.seed, epoch, int(window) + 1)
-            )
+        lengths, shards, ends = self._blocks(epoch)
+        mixed = self._in_windows(epoch, positions, ends, permute)
         slot = np.searchsorted(ends, mixed, side="right")
         shard_ends: NDArray[np.int64] = lengths.cumsum()
         return shard_ends[shards[slot]] + mixed - ends[slot]
+
+    def _block_positions(self, epoch: int, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        lengths, shards, ends = self._blocks(epoch)
+        slots = np.empty_like(shards)  # of the shards
+        slots[shards] = np.arange(len(shards))
+        shard_ends = lengths.cumsum()
+        shard = np.searchsorted(shard_ends, ids, side="right")
+        return self._in_windows(epoch, ids - shard_ends[shard] + ends[slots[shard]], ends, unpermute)
+
+    def _blocks(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the shards' lengths, their order in an epoch, and where each of that order ends, in positions: all (S,)."""
+        lengths = np.asarray(self.shard_lengths, np.int64)
+        shards = permute(np.arange(len(lengths)), len(lengths), _keys(self.seed, epoch, 0))
+        return lengths, shards, lengths[shards].cumsum()
+
+    def _in_windows(self, epoch: int, values: NDArray[np.int64], ends: NDArray[np.int64], mix: Mixing) -> NDArray[np.int64]:
+        """Mix places (n,) of an epoch, each within its window of shards, of which each ends at one of `ends` (S,)."""
+        window_ends = np.append(ends[self.window - 1 : -1 : self.window], self.samples)
+        mixed = np.empty_like(values)
+        window_of = np.searchsorted(window_ends, values, side="right")
+        for window in np.unique(window_of):
+            start = window_ends[window - 1] if window else 0
+            inside = window_of == window
+            keys = _keys(self.seed, epoch, int(window) + 1)
+            mixed[inside] = start + mix(values[inside] - start, int(window_ends[window] - start), keys)
+        return mixed
 
     def micro_batch(self, epoch: int, step: int, micro: int) -> NDArray[np.int64]:
         """Return this rank's sample ids of one micro-batch: contiguous slices of the global batch by rank, then by micro-batch.

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from wherefrom.pipeline import geometry
+from wherefrom.pipeline.literals import check_literal
+from wherefrom.pipeline.plain_tensors import from_json_line, to_json_line, to_tensor
 
 Index = int | slice | Sequence[int] | Tensor
 
@@ -229,6 +231,24 @@ class ViewGeometry:
         return cells, geometry.visible_fraction(cells, other.size_px)
 
 
+RECORD_VERSION = 1  # of a record as JSON, told by its field `wherefrom_record`; another is refused
+_VERSION_FIELD = "wherefrom_record"
+_WORDS: dict[str, Any] = {"family": str, "size_px": tuple[int, int], "seed": int, "epoch": int}  # of a record, beside its tensors
+_TENSORS: dict[str, tuple[tuple[str | int, ...], torch.dtype]] = {  # of a record: axes and type
+    "sample": (("B",), torch.int64),
+    "drawn_for": (("B",), torch.int64),
+    "source_size": (("B", 2), torch.int32),
+    "stored_orientation": (("B",), torch.uint8),
+    "view": (("V",), torch.int64),
+    "boxes": (("B", "V", 4), torch.float32),
+    "flipped": (("B", "V"), torch.bool),
+    "quarter_turns": (("B", "V"), torch.int64),
+    **dict.fromkeys(("brightness", "contrast", "saturation", "hue_rad", "blur_sigma_px"), (("B", "V"), torch.float32)),
+    **dict.fromkeys(("gray", "solarized", "valid", "accepted"), (("B", "V"), torch.bool)),
+}
+_RANGES = {"quarter_turns": (0, 3), "stored_orientation": (1, 8), "source_size": (1, 2**31 - 1)}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Record:
     """All that is decided about one family's views before a pixel moves: what a renderer renders by, and whether the law kept its word."""
@@ -263,6 +283,59 @@ class Record:
         return Record(
             geometry=self.geometry[b, v], photometric=self.photometric[b, v], valid=self.valid[b][:, v], accepted=self.accepted[b][:, v]
         )
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON, of which `Record.from_json` makes an equal one: every number bit for bit.
+
+        Its fields are those of the record, its geometry and its photometric numbers, tensors as nested lists, and the format's version.
+        Raises: ValueError if a number is not finite.
+        """
+        geometry, photometric = self.geometry, self.photometric
+        plain = {_VERSION_FIELD: RECORD_VERSION} | {name: getattr(geometry, name) for name in _WORDS}
+        for name in _TENSORS:
+            plain[name] = getattr(next(part for part in (geometry, photometric, self) if hasattr(part, name)), name)
+        return to_json_line(plain)
+
+    @staticmethod
+    def from_json(text: str) -> "Record":
+        """Return the record that a line of JSON holds, on the CPU. The text may come from anywhere: it is data, and checked.
+
+        Numbers become the nearest float32. Whether a box leaves its picture is for the renderer to judge, as with any record.
+        Raises: ValueError in one line if it is no record, of another version, lacks a field or has one too many, a field has another type
+                or shape than its name says, or a number is one that no view has: five quarter turns, a box without pixels.
+        """
+        try:
+            return Record._of_plain(from_json_line(text))
+        except ValueError as problem:
+            raise ValueError(f"record as JSON: {problem}") from None
+
+    @staticmethod
+    def _of_plain(plain: dict[str, Any]) -> "Record":
+        version = plain.pop(_VERSION_FIELD, None)
+        if type(version) is not int or version != RECORD_VERSION:
+            raise ValueError(f"{_VERSION_FIELD} is {version!r:.20}, this version of the library reads {RECORD_VERSION}")
+        names = {*_WORDS, *_TENSORS}
+        for name in sorted(names ^ plain.keys()):
+            raise ValueError(f"lacks {name}" if name in names else f"has a field {name!r:.40}, which no record has")
+        words = plain | {"size_px": tuple(plain["size_px"]) if isinstance(plain["size_px"], list) else plain["size_px"]}
+        for name, annotation in _WORDS.items():
+            check_literal(name, words[name], annotation)
+        sides = {axis: len(plain[name]) if isinstance(plain[name], list) else 0 for axis, name in (("B", "sample"), ("V", "view"))}
+        tensors = {
+            name: to_tensor(name, plain[name], tuple(sides[side] if isinstance(side, str) else side for side in axes), dtype)
+            for name, (axes, dtype) in _TENSORS.items()
+        }
+        for name, (low, high) in _RANGES.items():
+            for number in tensors[name][(tensors[name] < low) | (tensors[name] > high)][:1].tolist():
+                raise ValueError(f"{name}: {number}, needs {low} to {high}")
+        if not bool((tensors["boxes"][..., :2] < tensors["boxes"][..., 2:]).all()):
+            raise ValueError("boxes: one is empty, needs x0 < x1 and y0 < y1")
+
+        def of(kind: Any) -> dict[str, Any]:
+            return {field.name: tensors.get(field.name, words.get(field.name)) for field in fields(kind)}
+
+        own = {"geometry": ViewGeometry(**of(ViewGeometry)), "photometric": Photometric(**of(Photometric))}
+        return Record(**of(Record) | own)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -212,6 +212,16 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
         lambda t, s: ["index", str(s / "train.tar"), "--quarantine", str(t / "none" / "bad.jsonl")],
         "there is no folder .*none; make it",
     ),
+    "key of no sample": (
+        lambda t, s: ["show", str(s / "train.tar"), "train01"],
+        "no sample has the key 'train01'; the nearest keys are train0",
+    ),
+    "picture into no folder": (
+        lambda t, s: ["show", str(s / "train.tar"), "3", "--out", str(t / "none" / "a.png")],
+        "there is no folder .*none; make it",
+    ),
+    "replay of nothing": (lambda t, s: ["replay", str(t / "typo"), "--update", "3"], r"typo: holds no settings\.yaml"),
+    "replay of no update": (lambda t, s: ["replay", str(t / "typo")], r"typo: which update\? e\.g\. --update 1"),
     "no settings file": (lambda t, s: ["train", "--config", str(t / "none.yaml")], r"none\.yaml: no settings file \(.*settings\.yaml"),
     "folder as a settings file": (lambda t, s: ["train", "--config", str(t)], r": no settings file \(.*settings\.yaml"),
     "settings file of something else": (lambda t, s: ["train", "--config", str(_not_a_tar(t))], "words.tar"),

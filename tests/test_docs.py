@@ -130,8 +130,11 @@ def run_commands(commands: list[list[str]]) -> None:
     from wherefrom.tools.cli import main
 
     for command in commands:
-        assert command[0] == "wherefrom", f"{command}: only commands of ours are run"
-        assert main(command[1:]) == 0, command
+        assert command[0] in ("wherefrom", "python"), f"{command}: only commands of ours, and Python, are run"
+        if command[0] == "python":
+            subprocess.run([sys.executable, *command[1:]], check=True)
+        else:
+            assert main(command[1:]) == 0, command
 
 
 def assert_printed(block: Block, printed: str, name: str) -> None:

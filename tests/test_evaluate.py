@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wherefrom.pipeline.geometry import map_points
-from wherefrom.pipeline.laws import Disjoint, Independent, Paired
+from wherefrom.pipeline.laws import Center, Disjoint, Independent, Paired
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.shards.index import ShardIndex
@@ -31,6 +31,7 @@ from wherefrom.train.evaluation import pair_controls
 from wherefrom.train.evaluation.labels import (
     KNN_PROTOCOL,
     PROBE_PROTOCOL,
+    PROTOCOLS,
     RIDGE,
     LabelReport,
     LabelScore,
@@ -393,6 +394,35 @@ def test_labels_are_evaluated_beside_pixels_and_chance(shards: Callable[..., Sha
     assert encoder.training
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("model", [MODEL, ModelSettings(name="resnet10t")], ids=["ViT", "ResNet"])
+def test_whole_pictures_are_judged_by_class_token_and_mean_token_beside_the_old_figures(
+    model: ModelSettings, shards: Callable[..., ShardIndex]
+) -> None:
+    with random_scope(1, "encoder"):
+        encoder = Encoder(model)
+    with ShardPictures(shards(labels=(0, 1, 2)), renderer="torch", threads=1) as pictures:
+        before = evaluate_labels(encoder, pictures, pictures, view_px=32, limit=18)
+        result = evaluate_labels(encoder, pictures, pictures, view_px=32, picture_px=48, limit=18)
+        center = ViewFamily(name="c", views=1, size_px=(48, 48), law=Center(resize_px=256, crop_px=224))
+        train, held_out = (pictures.views(ViewRecipe(families=(center,)), draw_ids(pictures, number)) for number in (18, None))
+    assert before is not None and result is not None
+    assert result.scores[: len(before.scores)] == before.scores
+    parts = ("class-token", "mean-token") if model is MODEL else ("mean-token",)
+    protocols = [f"{reader}-center0.875-{part}@1" for part in parts for reader in ("knn20-cosine-t0.07", "ridge")]
+    added = [(score.protocol, score.features) for score in result.scores[len(before.scores) :]]
+    assert added == [(protocol, name) for protocol in protocols for name in ("encoder", "random encoder")]
+    assert [row[-1] for row in result.tables()[1][3:]] == ["-"] * len(protocols)  # no raw pixels
+    with torch.no_grad():
+        tokens = [encoder.eval().model.forward_features(batch.views[0].pixels[:, 0]) for batch in (train, held_out)]
+    means = [each[:, 1:].mean(1) if model is MODEL else each.mean((2, 3)) for each in tokens]
+    told = nearest_neighbors(means[0], train.label, means[1], classes=3)
+    assert result.accuracy(protocols[-2]) == float((told == held_out.label).double().mean())
+    if model is MODEL:
+        told = ridge_probe(tokens[0][:, 0], train.label, tokens[1][:, 0], classes=3)
+        assert result.accuracy(protocols[1]) == float((told == held_out.label).double().mean())
+
+
 @pytest.mark.parametrize("classes", [2, 10, 16, 100])
 @pytest.mark.parametrize("in_turn", [True, False], ids=["in turn", "sorted"])
 def test_a_part_of_the_pictures_shows_every_class_however_labels_lie(classes: int, in_turn: bool) -> None:
@@ -454,12 +484,12 @@ def test_tables_fit_80_columns_in_plain_words(honest: PairReport) -> None:
     row = replace(honest.rows[0], r2=(-123.4, -0.8584, float("nan"), 0.99), low=(-1234.5,) * 4, high=(0.5,) * 4)
     rows = (row, *(replace(other, r2=row.r2) for other in honest.rows[1:]))
     worst = replace(honest, pictures=50000, pairs=27600000, left_out=1200000, loss=12345.678, rows=rows)
-    scores = [LabelScore(protocol=protocol, features=name, accuracy=0.5) for protocol in (KNN_PROTOCOL, PROBE_PROTOCOL) for name in NAMES]
+    scores = [LabelScore(protocol=protocol, features=name, accuracy=0.5) for protocol in PROTOCOLS for name in NAMES]
     labels = LabelReport(train=1281167, held_out=50000, classes=1000, missing=999, ceiling=0.1, scores=tuple(scores))
     lines = [text for table in (*worst.tables(), *labels.tables()) for text in columns(table).splitlines()]
     assert max(map(len, lines)) <= 80
     assert "targets of the next picture   -123  -0.858    nan   0.990  at most 0" in lines
-    assert "k-NN            0.500           0.500       0.500" in lines
+    assert f"{'k-NN':<25}    0.500           0.500       0.500" in lines
     text = " ".join(lines)
     assert not any(word in text for word in ("honest", "gate", "<="))
     assert {other.expected for other in honest.rows} == EXPLAINED

@@ -13,7 +13,7 @@ from torch import Tensor
 from wherefrom.kernels.render_views_reference import UNDO_EXIF, reorient
 from wherefrom.pipeline import geometry
 from wherefrom.pipeline.decode import upright
-from wherefrom.pipeline.views import Batch, Photometric, ViewGeometry, Views
+from wherefrom.pipeline.views import Batch, Photometric, Record, ViewGeometry, Views
 
 pytestmark = pytest.mark.core
 
@@ -370,6 +370,7 @@ def test_containers_show_shapes_and_no_numbers() -> None:
     assert repr(views) == "Views('f', pixels (4, 3, 3, 6, 5) float32, cpu)"
     assert repr(views.geometry) == "ViewGeometry('f', boxes (4, 3, 4) float32, size_px=(6, 5), seed=0, epoch=0, cpu)"
     assert repr(views.photometric) == "Photometric((4, 3), cpu)"
+    assert repr(Record.of(views.geometry)) == f"Record({views.geometry!r})"
 
 
 def test_containers_check_one_another_and_name_what_does_not_fit() -> None:

@@ -35,6 +35,7 @@ FIRST_USER = {  # of each library from outside: that folder and those after it m
     "nvidia": "pipeline",
     "PIL": "pipeline",
     "braceexpand": "pipeline",
+    "pyarrow": "pipeline",
     "safetensors": "pipeline",
     "simplejpeg": "pipeline",
     "scipy": "pipeline",
@@ -48,7 +49,7 @@ FIRST_USER = {  # of each library from outside: that folder and those after it m
     "rich": "tools",
     "tyro": "tools",
 }
-OPTIONAL = {"scipy": "imagenet"}  # libraries that an extra brings
+OPTIONAL = {"pyarrow": "parquet", "scipy": "imagenet"}  # libraries that an extra brings
 DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "nvidia": "nvidia-dali-cuda130", "triton": "torch"}  # where the name differs
 TESTS = sorted((ROOT / "tests").glob("test_*.py"))
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -151,7 +152,7 @@ ARROWS = {  # group of files in kernels/ and pipeline/ -> (the files, the first 
     "triton paths": ("kernels.*_triton", "dispatch, definitions, torch paths"),
     "kernels": ("kernels, kernels.*", "dispatch, definitions, torch paths, triton paths"),
     # what describes a view: complete before a pixel moves
-    "basics": ("pipeline.entry_table, pipeline.files, pipeline.literals, pipeline.system", ""),
+    "basics": ("pipeline.entry_table, pipeline.files, pipeline.literals, pipeline.plain_tensors, pipeline.system", ""),
     "generator": ("pipeline.draws", "basics"),
     "boxes": ("pipeline.crops", "basics, generator"),  # what laws share
     "description": ("pipeline.geometry, pipeline.views, pipeline.view_recipe, pipeline.color", "basics, generator, boxes"),
@@ -161,6 +162,7 @@ ARROWS = {  # group of files in kernels/ and pipeline/ -> (the files, the first 
     # what makes it: draws nothing
     "pictures": ("pipeline.decode, pipeline.shards.picture_headers", "basics"),
     "shards": ("pipeline.shards, pipeline.shards.*", "basics, pictures"),
+    "packing": ("pipeline.packing, pipeline.packing.*", "basics, order, pictures, shards"),
     "renderers": ("pipeline.render, pipeline.render.*", "dispatch, definitions, triton paths, kernels, basics, description, pictures"),
     "delivery": (
         "pipeline.annotations, pipeline.worker_memory, pipeline.loader, pipeline.transform",
@@ -171,7 +173,7 @@ ARROWS = {  # group of files in kernels/ and pipeline/ -> (the files, the first 
     "demo": ("pipeline.demo, pipeline.demo.*", "basics"),
     "contents": (
         "pipeline",
-        "basics, generator, boxes, description, order, laws, records, pictures, shards, renderers, delivery, proof, demo",
+        "basics, generator, boxes, description, order, laws, records, pictures, shards, packing, renderers, delivery, proof, demo",
     ),
 }
 AGAINST_ARROWS: set[tuple[str, str]] = set()  # imports of today that the table does not allow

@@ -309,3 +309,22 @@ def test_the_index_command_shows_numbers_of_classes(
     printed = capsys.readouterr().out
     assert r"0 class\t00, 1 class\t01, ..., 11 class\t11; all in" in printed
     assert "classes      12, numbered 0 to 11" in printed
+
+
+def test_sets_packed_apart_are_compared_by_the_names_that_their_info_lists(tmp_path: Path, make_shard: MakeShard, picture: bytes) -> None:
+    """Held-out pictures lack a class, so that their own numbers mean other classes than those of the training pictures."""
+    lists = {"train": ["yak", "ant", "bee"], "val": ["ant", "yak"]}  # as numbered when packed, which need not be by name
+    for split, names in lists.items():
+        (tmp_path / split).mkdir()
+        make_shard(tmp_path / split / "s.tar", [(name, {"jpg": picture, "cls": str(n).encode()}) for n, name in enumerate(names)])
+        (tmp_path / split / "_info.json").write_text(json.dumps({"classes": names}))
+    train = ShardIndex.open(tmp_path / "train")
+    assert train.classes == ("yak", "ant", "bee")
+    assert train.label.tolist() == [0, 1, 2]
+    val = ShardIndex.open(tmp_path / "val", classes=train.classes)
+    assert names_of(val) == ["ant", "yak"]
+    assert val.label.tolist() == [1, 0]
+    for damaged in ("{", '{"classes": ["a"]}', '{"classes": ["a", "a"]}', '{"classes": [1, 2]}', '{"classes": {"a": 0, "b": 1}}'):
+        (tmp_path / "val" / "_info.json").write_text(damaged)
+        assert ShardIndex.open(tmp_path / "val").classes == ()
+        assert ShardIndex.open(tmp_path / "val").label.tolist() == [0, 1]

@@ -99,6 +99,21 @@ def clone(batch: Batch) -> Batch:
 
 
 @pytest.mark.core
+def test_a_loader_and_its_index_show_what_they_hold_in_a_line(build: Callable[..., Loader], tiny_shards: Path) -> None:
+    loader = build(global_batch=8, accumulation=2)
+    loader.seek(10)
+    views = "'pair' (B, 2, 3, 24, 24), 'local' (B, 3, 3, 16, 20) float32"
+    shown = f"Loader(56 samples, shuffled, epoch 1, step 3 of 7; B = 4 of 8 samples, rank 0 of 1; {views}; torch renderer, cpu)"
+    assert repr(loader) == shown
+    loader.close()
+    assert repr(loader) == shown[:-1] + ", closed)"
+    digits = loader.index.fingerprint[:8]
+    assert repr(loader.index) == f"ShardIndex(56 samples, 0 invalid, of '{tiny_shards}/train.tar' and 1 more, fingerprint {digits})"
+    loader.index.mark_invalid(3, "to see")
+    assert repr(loader.index).startswith("ShardIndex(56 samples, 1 invalid, of ")
+
+
+@pytest.mark.core
 def test_a_record_is_what_is_drawn_for_its_sample_alone(build: Callable[..., Loader]) -> None:
     loader = build()
     loader.seek(loader.updates_per_epoch + 1)

@@ -132,6 +132,7 @@ def test_every_point_of_a_curve_is_of_the_same_protocol_and_the_full_figures_sta
     amid, last = read_metrics(folder, "evaluation")
     assert (amid["update"], last["update"]) == (4, 6)
     names = {"spatial/r2_x", "spatial/r2_y", "spatial/r2_scale", "k-NN encoder", "k-NN random encoder", "k-NN raw pixels"}
+    names |= {f"{part} token: k-NN {network}" for part in ("class", "mean") for network in ("encoder", "random encoder")}
     assert amid["curves"].keys() == last["curves"].keys() == names
     for floor in ("k-NN random encoder", "k-NN raw pixels"):  # the same pictures, so that only the encoder moves
         assert amid["curves"][floor] == last["curves"][floor]
@@ -148,9 +149,9 @@ def test_every_point_of_a_curve_is_of_the_same_protocol_and_the_full_figures_sta
         newest = checkpoint.latest(folder.checkpoints)
         assert newest is not None
         trainer.restore(newest)
+        sides = {"view_px": settings.label_view_px, "picture_px": settings.label_picture_px}
         short, full = (
-            evaluate_run(trainer.step, train, held_out, settings.evaluation, view_px=settings.label_view_px, update=6, full=full)
-            for full in (False, True)
+            evaluate_run(trainer.step, train, held_out, settings.evaluation, update=6, full=full, **sides) for full in (False, True)
         )
     assert (short.curves, full.curves) == (last["curves"], {})
     assert full.report == report | {"spatial": full.report["spatial"], "labels": full.report["labels"]}
@@ -184,7 +185,7 @@ def test_timm_loads_the_exported_encoder(finished: Path, tiny_shards: Path) -> N
     assert_same_weights(load_file(folder.encoder), trained)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_it_had_not(
     number: signal.Signals, finished: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
@@ -198,6 +199,19 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on_as_if_it_had_not(
     assert (summary.stopped_by, summary.update) == (None, 6)
     assert losses(out) == losses(finished)
     assert_same_weights(weights(out), weights(finished))
+
+
+def test_a_schedulers_signal_that_comes_twice_stops_the_run_once_and_saved(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
+    class SendsAgain(_Sends):
+        def logged(self, record: LogRecord) -> None:
+            if record.update >= self.at:
+                os.kill(os.getpid(), self.number)
+
+    out, before = tmp_path / "run", signal.getsignal(signal.SIGUSR1)
+    summary = run(tiny(tiny_shards), reporter=SendsAgain(signal.SIGUSR1, at=3), out=out)
+    assert (summary.stopped_by, summary.update) == ("SIGUSR1", 4)
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert_same_weights(weights(out), load_file(RunFolder(finished).checkpoints / "update-00000004" / "weights.safetensors"))
 
 
 def test_a_live_run_is_not_gone_on_with_by_a_second_process(tiny_shards: Path, tmp_path: Path) -> None:
@@ -218,7 +232,7 @@ def test_a_live_run_is_not_gone_on_with_by_a_second_process(tiny_shards: Path, t
     assert run(settings, reporter=Reporter(), out=out, resume=True).update == 6
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_in_the_last_evaluation_stops_a_saved_run_which_is_measured_when_it_goes_on(
     number: signal.Signals, finished: Path, tiny_shards: Path, tmp_path: Path
 ) -> None:
@@ -260,15 +274,44 @@ def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_pa
     assert losses(parts) == losses(whole)
 
 
-def test_a_run_that_goes_on_with_other_micro_batches_says_so(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_says_where_and_whether_bit_for_bit(finished: Path, tiny_shards: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    for accumulation, lines in ((1, 0), (2, 1)):
+    folder = RunFolder(tmp_path / "run")
+    (folder.checkpoints / checkpoint.LATEST).write_text("update-00000004\n")
+
+    def line(where: str = "update 4 of 6: epoch 0, step 4, sample 32 of 40", *, metrics: tuple[str, str] = ("", ""), **runtime: Any) -> str:
+        """Go on from the same checkpoint with some of `runtime`, and after `metrics` replaced in the log; compare the line that is said."""
+        out = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(folder.path, out)
+        log = RunFolder(out).metrics
+        log.write_text(log.read_text().replace(*metrics))
         reporter = _Lines()
-        settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, accumulation=accumulation))
-        run(settings, reporter=reporter, out=tmp_path / "run", resume=True)
-        assert [line.split(":")[0] for line in reporter.lines if "accumulation" in line] == [
-            "goes on with runtime.accumulation=2, began with 1"
-        ][:lines]
+        settings = tiny(tiny_shards, runtime=dataclasses.replace(tiny(tiny_shards).runtime, **runtime))
+        run(settings, reporter=reporter, out=out, resume=True)
+        [said] = [line for line in reporter.lines if line.startswith("goes on")]
+        start, rest = said.split("; ", 1)
+        assert start == f"goes on at {where}"
+        return rest
+
+    rounding = "losses differ by rounding"
+    parts = f"{rounding}, by more with drop-path or the encoder's BatchNorm"
+    assert line() == "bit for bit"
+    assert line(accumulation=2) == f"not bit for bit, for accumulation is 2, was 1: {parts}, records do not"
+    assert line(renderer="native") == f"not bit for bit, for renderer is native, was torch: pixels and {rounding}, records do not"
+    threads = torch.get_num_threads()
+    for metrics, change, effect in (
+        (('"ranks": 1', '"ranks": 2'), "ranks is 1, was 2", parts),
+        (('"device": "cpu"', '"device": "NVIDIA H200"'), "device is cpu, was NVIDIA H200", rounding),
+        ((f'"threads": {threads}', '"threads": 99'), f"threads is {threads}, was 99", rounding),
+        ((f'"torch": "{torch.__version__}"', '"torch": "2.0"'), f"torch is {torch.__version__}, was 2.0", rounding),
+    ):
+        assert line(metrics=metrics) == f"not bit for bit, for {change}: {effect}, records do not"
+    # of a run of before these were logged, and of one that was killed before its first checkpoint
+    assert line(metrics=('"device": "cpu", ', "")) == "bit for bit"
+    (folder.checkpoints / checkpoint.LATEST).unlink()
+    reporter = _Lines()
+    run(tiny(tiny_shards), reporter=reporter, out=folder.path, resume=True)
+    assert "goes on at the start: no checkpoint was saved yet" in reporter.lines
 
 
 class _Rests(SpatialPrediction):
@@ -382,7 +425,8 @@ def test_a_run_goes_on_with_the_renderer_that_auto_took(tiny_shards: Path, tmp_p
     assert lines == ["torch"]
     assert going_by("other machine", second="auto", then="native") == (whole, ["torch"])
     changed, lines = going_by("by a flag", second="native", then="native")
-    assert lines == ["native", "goes on with the native renderer, began with torch: pixels differ by rounding, records do not"]
+    assert lines[0] == "native"
+    assert "not bit for bit, for renderer is native, was torch: pixels and losses differ by rounding" in lines[1]
     assert (changed[2] == whole[2], changed[6] == whole[6]) == (True, False)
 
 

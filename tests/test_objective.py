@@ -36,16 +36,20 @@ from wherefrom.train import (
     Reporter,
     RunFolder,
     RuntimeSettings,
+    ShardPictures,
     Step,
     Terms,
     Trainer,
     TrainSettings,
     batch_norm_over_ranks,
     checkpoint,
+    evaluate_labels,
     follow,
     gathered,
     run,
+    spread,
 )
+from wherefrom.train.evaluation.report import evaluate_run
 from wherefrom.train.loop import accelerator_for
 from wherefrom.train.run_folder import read_metrics
 
@@ -56,6 +60,7 @@ class ToySettings:
 
     size_px: int = 24
     weight: float = 1.0
+    views: int = 2
     coupled: bool = False  # BatchNorm in the head, and the others of the batch as negatives
     resting: bool = False  # the first update reaches two last layers, each later one only one of them
 
@@ -67,13 +72,14 @@ class Toy(Objective):
     """Tell what a centered teacher says of a view, from half of its patches; everything that a host may need, and no method."""
 
     center: Tensor
+    planted: Tensor | None = None  # features to look at in place of its own
 
     def __init__(self, settings: ToySettings, name: str = "toy") -> None:
         super().__init__()
         self.settings, self.name = settings, name
         self.couples_samples = settings.coupled
         self.leaves_parameters_unused = settings.resting
-        self.families = (ViewFamily(name=name, views=2, size_px=(24, 24), law=Independent(), min_side_px=4),)
+        self.families = (ViewFamily(name=name, views=settings.views, size_px=(24, 24), law=Independent(), min_side_px=4),)
         self.heard: list[tuple[str, Progress]] = []
 
     def setup(self, encoder: Encoder) -> None:
@@ -98,7 +104,8 @@ class Toy(Objective):
         if self.settings.coupled:
             mine, others = F.normalize(student, dim=-1), F.normalize(gathered(student), dim=-1)
             losses["apart"] = (mine @ others.mT).exp().mean()
-        return Terms(losses=losses, meters={"norm": student.norm(dim=-1).mean()}, seen={"teacher": teacher.mean(0)})
+        seen_by = {"norm": student.norm(dim=-1).mean()} | spread(tokens if self.planted is None else self.planted)
+        return Terms(losses=losses, meters=seen_by, seen={"teacher": teacher.mean(0)})
 
     def told(self, hidden: Tensor, progress: Progress) -> Tensor:
         """Return what the last layer says, or the second one, or at first both."""
@@ -208,7 +215,8 @@ def test_micro_batches_change_nothing_where_samples_do_not_see_one_another(shard
     whole, state = rows_of(toys(shards))
     for accumulation in (2, 4):
         rows, parts = rows_of(toys(shards, accumulation=accumulation))
-        assert furthest(rows, whole) < 1e-4
+        whole_means, means = ([{name: row[name] for name in row if "feature_" not in name} for row in each] for each in (whole, rows))
+        assert furthest(means, whole_means) < 1e-4
         torch.testing.assert_close(parts["objectives.toy.center"], state["objectives.toy.center"], rtol=1e-4, atol=1e-6)
     # control: where they do, they are another method
     first, second = (rows_of(toys(shards, updates=1, accumulation=a, toy=ToySettings(coupled=True)))[0] for a in (1, 2))
@@ -260,6 +268,56 @@ def test_the_teacher_is_evaluated_and_written_out_where_the_method_prefers_it(ti
 
 
 @pytest.mark.core
+def test_labels_are_told_by_the_exported_network(tiny_shards: Path) -> None:
+    settings = toys(tiny_shards / "train.tar")
+    with trainer_of(settings) as (trainer, toy), ShardPictures(trainer.loader.index, renderer="torch", threads=1) as pictures:
+        for _ in range(4):
+            trainer.update()
+        sides = {"view_px": 24, "picture_px": 24}
+        report = evaluate_run(trainer.step, pictures, pictures, settings.evaluation, update=4, full=True, **sides).report["labels"]
+        limits = {"limit": settings.evaluation.knn_pictures, "held_out_limit": settings.evaluation.knn_held_out}
+        teacher, student = (
+            evaluate_labels(network, pictures, pictures, **sides, **limits) for network in (toy.teacher, trainer.step.encoder)
+        )
+    assert teacher is not None and student is not None
+    assert report == teacher.as_dict() | {"scores": report["scores"]} and list(report["scores"]) == list(teacher.as_dict()["scores"])
+    assert teacher.scores != student.scores
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("noise", [1e-3, 0.3])
+def test_collapse_is_said_at_the_next_line_of_the_log(noise: float, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(Toy, "planted", torch.ones(32, 64) + noise * torch.randn(32, 64))
+    reporter = _Lines()
+    run(toys(shards, updates=2), reporter=reporter, out=tmp_path / "run")
+    said = [line for line in reporter.lines if "collapsed" in line]
+    assert [line.partition(",")[0] for line in said] == (
+        [f"toy: features have collapsed at update {update}" for update in (1, 2)] if noise < 0.01 else []
+    )
+
+
+@pytest.mark.core
+def test_spread_is_that_of_the_sphere_of_a_line_and_of_a_point() -> None:
+    torch.manual_seed(0)
+    sphere, one = torch.randn(4000, 2, 16), torch.randn(16)
+    line = one * torch.tensor([1.0, -1.0]).repeat(50)[:, None]
+    for features, std, rank in ((sphere, 1.0, 16.0), (line, 1.0, 1.0), (one.expand(100, 16), 0.0, 1.0), (sphere[:8], 1.0, 8.0)):
+        meters = spread(features)
+        assert float(meters["feature_std"]) == pytest.approx(std, abs=0.05 if len(features) > 8 else 0.2)
+        assert float(meters["feature_rank"]) == pytest.approx(rank, rel=0.05 if len(features) > 8 else 0.3)
+
+
+@pytest.mark.core
+def test_a_batch_that_a_method_cannot_learn_from_is_refused_before_anything_is_written(shards: Path, tmp_path: Path) -> None:
+    settings = toys(shards, toy=ToySettings(coupled=True), global_batch=1)
+    settings = settings.with_objectives(toy=dataclasses.replace(settings.objectives["toy"], views=1))
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        run(settings, reporter=Reporter(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.core
 def test_an_objective_that_exports_no_encoder_is_named() -> None:
     class Wrong(Toy):
         def exported(self, encoder: Encoder) -> Any:
@@ -294,7 +352,7 @@ def test_where_samples_see_one_another_a_run_goes_on_with_its_micro_batches_alon
     if coupled:
         assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     else:
-        assert any("goes on with runtime.accumulation=2, began with 1" in line for line in reporter.lines)
+        assert any("not bit for bit, for accumulation is 2, was 1: losses differ by rounding" in line for line in reporter.lines)
 
 
 @pytest.mark.core
@@ -309,8 +367,8 @@ def test_a_run_that_goes_on_with_another_number_of_ranks_says_so(coupled: bool, 
         run(settings, reporter=reporter, out=tmp_path / "run", resume=True)
         said = [line for line in reporter.lines if "ranks" in line]
         assert len(said) == ranks - 1
-        assert all(line.startswith("goes on with 1 ranks, began with 2: ") for line in said)
-        assert all(("toy" in line) == coupled for line in said)
+        assert all("not bit for bit, for ranks is 1, was 2: losses differ by rounding" in line for line in said)
+        assert all(("(what toy gathers is the same)" in line) == coupled for line in said)
 
 
 @pytest.mark.core

@@ -67,6 +67,23 @@ def test_every_sample_of_an_epoch_comes_exactly_once(mode: OrderMode, samples: i
     np.testing.assert_array_equal(everything[: len(ids)], ids)
 
 
+@pytest.mark.core
+@settings(max_examples=40)
+@given(st.sampled_from(MODES), st.integers(1, 400), st.integers(0, 5))
+def test_positions_are_the_inverse_of_ids(mode: OrderMode, samples: int, epoch: int) -> None:
+    order, every = make_order(samples, 1, mode), np.arange(samples)
+    np.testing.assert_array_equal(order.positions(epoch, order.ids(epoch, every)), every)
+    if mode == "shuffled" and samples > 100:
+        assert (order.positions(epoch + 1, order.ids(epoch, every)) != every).any()
+    with pytest.raises(IndexError, match=f"sample {samples} of {samples}"):
+        order.positions(epoch, np.array([samples]))
+
+
+def test_positions_of_billions_are_found() -> None:
+    order, places = Order(samples=2**39 + 11, global_batch=1, seed=3), np.arange(10**11, 10**11 + 300)
+    np.testing.assert_array_equal(order.positions(7, order.ids(7, places)), places)
+
+
 @pytest.mark.parametrize("mode", ["shuffled", "block"])
 def test_dropped_remainder_differs_by_epoch(mode: OrderMode) -> None:
     order = make_order(1000, 64, mode)

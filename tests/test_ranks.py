@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +17,15 @@ from torch import Tensor
 
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.views import Batch
+from wherefrom.train import checkpoint
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.loop import accelerator_for
 from wherefrom.train.objective import Encode, Progress, Terms
 from wherefrom.train.objectives import SpatialPrediction
 from wherefrom.train.recipes import recipe
-from wherefrom.train.settings import TrainSettings, read_settings
+from wherefrom.train.replay import replayed_batch
+from wherefrom.train.run_folder import RunFolder, read_metrics
+from wherefrom.train.settings import TrainSettings, read_settings, write_settings
 from wherefrom.train.trainer import Trainer
 
 SETTINGS = """
@@ -147,11 +152,24 @@ def assert_ranks_agree(alone: dict[str, Any], ranks: list[dict[str, Any]], *, mi
         assert rank["texts"] == [[""] * len(ranks), ["grüße " * number for number in range(len(ranks))]]
 
 
+def assert_replayed(folder: Path, ranks: list[dict[str, Any]], *, updates: int) -> None:
+    """Hold batches that are replayed from the settings alone to what the ranks saw, each its part of them in their order."""
+    write_settings(folder / "settings.yaml", read_settings(folder / "settings.yaml", recipe("demo")))
+    for update in range(updates):
+        batch, each = replayed_batch(folder, update + 1), 8 // len(ranks)
+        for rank, observed in enumerate(ranks):
+            views = batch[rank * each : (rank + 1) * each].views[0]
+            samples, boxes, pixels = observed["batches"][update]
+            assert (views.geometry.sample.tolist(), views.geometry.boxes.tolist()) == (samples, boxes)
+            assert views.pixels.double().sum().item() == pytest.approx(pixels, rel=1e-12)
+
+
 @pytest.mark.core
 def test_two_ranks_see_the_batches_of_one_and_agree_on_the_loss(tiny_shards: Path, tmp_path: Path) -> None:
     alone = run_alone(tiny_shards, tmp_path / "one", updates=6)
     two = run_ranks(2, 1, tiny_shards, tmp_path / "two", updates=6)
     assert_ranks_agree(alone, two, micro=1, updates=6)
+    assert_replayed(tmp_path / "two", two, updates=6)
     # control: ranks in the wrong order, and another update's loss, are seen
     with pytest.raises(AssertionError):
         assert_ranks_agree(alone, two[::-1], micro=1, updates=6)
@@ -173,6 +191,33 @@ def test_any_split_of_the_batch_gives_the_same_losses(ranks: int, accumulation: 
     alone = run_alone(tiny_shards, tmp_path / "one", updates=10)
     split = run_ranks(ranks, accumulation, tiny_shards, tmp_path / "split", updates=10)
     assert_ranks_agree(alone, split, micro=accumulation, updates=10)
+
+
+@pytest.mark.slow
+def test_a_signal_to_any_rank_stops_them_all_after_the_same_update(tiny_shards: Path, tmp_path: Path) -> None:
+    folder, out = written(tmp_path / "run", 1, tiny_shards), tmp_path / "run" / "out"
+    words = ["train", "--config", str(folder / "settings.yaml"), "--out", str(out), "--updates", "2000", "--runtime.log-every", "1"]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "wherefrom.tools.cli", *words],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    until = time.monotonic() + 120
+    while not read_metrics(RunFolder(out), "train"):
+        assert time.monotonic() < until and all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGUSR1)
+    for process in processes:
+        _, complaint = process.communicate(timeout=120)
+        assert process.returncode == 128 + signal.SIGUSR1, complaint.decode()[-2000:]
+    newest = checkpoint.latest(RunFolder(out).checkpoints)
+    assert newest is not None
+    assert checkpoint.read_state(newest).update == read_metrics(RunFolder(out), "train")[-1]["update"] < 2000
 
 
 if __name__ == "__main__":

@@ -73,6 +73,20 @@ def kill_when(process: subprocess.Popen[bytes], is_ready: Callable[[], bool]) ->
     return process.returncode != 0 and is_ready()
 
 
+def wait_until(is_ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not is_ready():
+        assert time.monotonic() < until and process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.01)
+
+
+def latest_update(out: Path) -> int:
+    """Return which update the newest checkpoint was saved after."""
+    newest = checkpoint.latest(RunFolder(out).checkpoints)
+    assert newest is not None
+    return checkpoint.read_state(newest).update
+
+
 def logged_after(out: Path, update: int) -> Callable[[], bool]:
     """Return the question whether anything after `update` has been logged."""
     return lambda: any(record["update"] > update for record in read_metrics(RunFolder(out), "train"))
@@ -132,6 +146,24 @@ def test_a_run_that_goes_on_ends_bit_for_bit_where_it_would_have_and_not_without
     run(settings, reporter=Reporter(), out=forgetful, resume=True)
     with pytest.raises(AssertionError):
         assert_same(forgetful, reference)
+
+
+def test_a_schedulers_signal_ends_a_process_by_its_number_and_the_run_goes_on_bit_for_bit(tiny_shards: Path, tmp_path: Path) -> None:
+    settings = tiny(tiny_shards, updates=60)
+    write_settings(tmp_path / "settings.yaml", settings)
+    reference, out = tmp_path / "reference", tmp_path / "signaled"
+    run(settings, reporter=Reporter(), out=reference)
+
+    process = start(tmp_path / "settings.yaml", out)
+    wait_until(logged_after(out, 2), process)
+    process.send_signal(signal.SIGUSR1)
+    _, complaint = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + signal.SIGUSR1, complaint.decode()
+    assert 2 < latest_update(out) < 60, "it was over before the signal"
+    assert not (out / ".lock").exists()
+
+    run(settings, reporter=Reporter(), out=out, resume=True)
+    assert_same(out, reference)
 
 
 def test_killed_at_a_step_and_amid_a_write_a_run_goes_on_bit_for_bit(tiny_shards: Path, tmp_path: Path) -> None:

@@ -4,10 +4,7 @@ import io
 import json
 import logging
 import os
-import re
-import shlex
 import shutil
-import subprocess
 import sys
 import tarfile
 import threading
@@ -479,30 +476,6 @@ def test_labels_that_are_not_read_are_counted_where_the_index_opens(
         assert [note.split("; --labels cls")[0] for note in said] == ([words] if words else [])
 
 
-def test_a_folder_without_shards_is_told_how_to_pack_it(tmp_path: Path) -> None:
-    (tmp_path / "my pictures" / "dog").mkdir(parents=True)
-    (tmp_path / "my pictures" / "dog" / "1.jpg").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"no file matches \*\.tar") as caught:
-        ShardIndex.open(tmp_path / "my pictures")
-    text = str(caught.value)
-    assert "\n" not in text and "KEY.cls" in text and "webdataset.ShardWriter" in text
-
-
-def test_a_folder_packed_as_the_error_says_is_read(tmp_path: Path, jpeg_bytes: Callable[..., bytes]) -> None:
-    folder = tmp_path / "my pictures"
-    for name in ("dog/1.JPEG", "cat/1.JPEG", "cat/2.jpg"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(jpeg_bytes(noise(9, 9)))
-    with pytest.raises(FileNotFoundError) as caught:
-        ShardIndex.open(folder)
-    command = re.search(r"`(tar .*?)`", str(caught.value))
-    assert command is not None
-    subprocess.run(shlex.split(command[1]), cwd=tmp_path, check=True)
-    index = ShardIndex.open(tmp_path)
-    assert [index.key(sample) for sample in range(3)] == ["./cat/1", "./cat/2", "./dog/1"]
-    assert index.invalid_count == 0
-
-
 def test_the_digest_of_invalid_samples_tells_what_is_replaced_and_nothing_more(
     tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]
 ) -> None:
@@ -760,3 +733,10 @@ def test_the_command_lists_the_quarantine_and_obeys_no_text_from_a_shard(
     assert "[bold]2" not in text
     assert "3 more are quarantined" in text
     assert "\x1b" not in text
+
+
+def test_parquet_is_answered_by_the_command_that_packs_it(tmp_path: Path) -> None:
+    (tmp_path / "train-0.parquet").write_bytes(b"PAR1")
+    for pattern in (tmp_path / "train-0.parquet", f"{tmp_path}/*.parquet"):
+        with pytest.raises(ValueError, match=r"train-0\.parquet: .*`wherefrom pack` makes shards of it"):
+            ShardIndex.open(pattern)

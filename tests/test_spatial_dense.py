@@ -48,8 +48,7 @@ SETTINGS = DenseSpatialSettings(
     mirror="none",
     color=None,
     min_side_px=8,
-    weight_position=1.0,
-    weight_scale=1.0,
+    weight=1.0,
 )
 
 

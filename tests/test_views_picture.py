@@ -118,6 +118,16 @@ def test_every_kind_of_family_fits_one_picture_which_is_the_same_each_time(shard
 
 
 @pytest.mark.core
+def test_any_key_heads_its_row(tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]) -> None:
+    picture = jpeg_bytes(np.full((90, 120, 3), GRAY, np.uint8))
+    names = ("$\\frac$", "two\nlines", "bytes\udcff", "\x1b[31m")
+    make_shard(tmp_path / "odd.tar", [(name, {"jpg": picture}) for name in names])
+    with open_loader(tmp_path / "odd.tar", ViewFamily(name="one", views=1, size_px=16)) as loader:
+        save_views_picture(tmp_path / "views.png", loader)
+    assert open_picture(tmp_path / "views.png").shape[0] > 4 * 300
+
+
+@pytest.mark.core
 def test_the_command_writes_the_picture_and_says_where(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "views.png"
     assert views_command(data=str(shard), out=out, samples=2, seed=3, epoch=1) == 0

@@ -21,8 +21,11 @@ COMMANDS = {  # name: (what it does, module, function)
     "train": ("pretrain an encoder: a recipe, by default the demo, which needs no data", "wherefrom.tools.training", "train_command"),
     "recipes": ("list the recipes by name, one line each", "wherefrom.tools.recipes", "recipes_command"),
     "views": ("draw a picture of sources, their boxes and their views", "wherefrom.tools.views_picture", "views_command"),
+    "replay": ("draw the views of any update of a run again", "wherefrom.tools.replay", "replay_command"),
     "prove": ("prove by pixels that the records of every renderer here are true", "wherefrom.tools.prove", "prove_command"),
     "index": ("build, audit and explain the index of a set of shards", "wherefrom.tools.index", "index_command"),
+    "show": ("look a picture up by key or number: its bytes, size, label, validity", "wherefrom.tools.show", "show_command"),
+    "pack": ("pack a folder, tars or parquet files into tar shards", "wherefrom.tools.pack", "pack_command"),
     "bench loader": ("measure the loader against others", "wherefrom.tools.bench_loader.command", "bench_loader_command"),
     "bench kernels": ("measure the kernels against the usual ways", "wherefrom.tools.bench_kernels.command", "bench_kernels_command"),
 }

@@ -22,6 +22,18 @@ def print_line(console: Console, words: str, style: str = "") -> None:
     console.print(Text(words, style=style), soft_wrap=True)
 
 
+def print_pairs(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
+    """Print what is known of a thing: a line for each name and its words."""
+    if not console.is_terminal:
+        for name, text in pairs:
+            print_line(console, f"{name:<12} {text}")
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, text in pairs:
+        table.add_row(Text(name, style="bold"), Text(text))
+    console.print(table)
+
+
 def print_table(console: Console, rows: Sequence[Sequence[str]], title: str = "") -> None:
     """Print rows of words, the heading first: ruled on a terminal, with cells that begin with RED in red, else as aligned columns."""
     if not console.is_terminal:

@@ -19,7 +19,8 @@ from rich.text import Text
 from wherefrom.pipeline.shards.index import MAX_PIXELS, ShardIndex
 from wherefrom.pipeline.shards.picture_headers import FORMATS
 from wherefrom.pipeline.shards.store import file_beside, printable
-from wherefrom.tools.console import print_line, progress
+from wherefrom.tools.console import print_line, print_pairs, progress
+from wherefrom.tools.mixing import mixing
 
 __all__ = ["index_command"]
 
@@ -33,13 +34,14 @@ def index_command(
     cache: Path | None = None,
     max_pixels: int = MAX_PIXELS,
     labels: str | None = None,
+    batch: int = 256,
     list_quarantine: int = 20,
     quarantine: Path | None = None,
 ) -> int:
     """Build, audit and explain the index of the shards that PATTERN names.
 
     Args:
-        pattern: a shard, a folder of shards, a glob, or 'train-{000000..001281}.tar'; '::' joins several.
+        pattern: a shard, a folder of shards or of pictures, a glob, or 'train-{000000..001281}.tar'; '::' joins several.
         rebuild: read the shards again even where a stored index fits.
         decode: really decode every picture once; those that fail are quarantined from then on.
         workers: threads; default: one a processor.
@@ -47,6 +49,7 @@ def index_command(
         max_pixels: larger pictures are quarantined.
         labels: what labels samples: a member such as 'cls' or 'txt', 'json.FIELD', 'tar' (each tar's name) or 'none'; default: whole
             numbers in KEY.cls, folders' names, names of tars within a tar.
+        batch: how many pictures make the batches by which it says how well the order of training mixes shards and classes.
         list_quarantine: how many quarantined samples are listed.
         quarantine: a file for all of them, one JSON object a line.
     Returns: the exit code, 0.
@@ -54,13 +57,18 @@ def index_command(
     """
     if quarantine is not None and not quarantine.absolute().parent.is_dir():
         raise ValueError(f"{quarantine}: there is no folder {quarantine.absolute().parent}; make it, or take another --quarantine")
+    if batch < 2:
+        raise ValueError(f"batch={batch}: needs at least 2 pictures to compare")
     console = Console()
     start = time.perf_counter()
-    with progress(console, "shards") as show:
+    with progress(console, "indexing") as show:
         index = ShardIndex.open(
             pattern, rebuild=rebuild, decode=decode, workers=workers, cache=cache, max_pixels=max_pixels, labels=labels, progress=show
         )
-    _print_pairs(console, [*_facts(index), ("index", _where(index, time.perf_counter() - start)), ("fingerprint", index.fingerprint)])
+    print_pairs(
+        console,
+        [*_facts(index), *mixing(index, batch), ("index", _where(index, time.perf_counter() - start)), ("fingerprint", index.fingerprint)],
+    )
     _print_quarantine(console, index, list_quarantine)
     if quarantine is not None:
         index.write_quarantine(quarantine)
@@ -71,10 +79,9 @@ def index_command(
 def _facts(index: ShardIndex) -> Iterator[tuple[str, str]]:
     count, invalid = len(index), index.invalid_count
     sizes = index.source_size[(index.source_size > 0).all(1)]
-    yield (
-        "shards",
-        f"{len(index.paths)}, {_bytes(int(index.shard_stamps[:, 1].sum()))}; samples a shard: {_quantiles(index.shard_lengths)}",
-    )
+    trees = sum(map(index.is_tree, range(len(index.paths))))
+    shards = f"{len(index.paths)} ({trees} of loose files)" if trees else f"{len(index.paths)}"
+    yield "shards", f"{shards}, {_bytes(int(index.shard_stamps[:, 1].sum()))}; samples a shard: {_quantiles(index.shard_lengths)}"
     yield "samples", f"{count}: {count - invalid} valid, {invalid} quarantined; {_bytes(int(index.length.sum()))} of pictures"
     if len(sizes):
         yield "height", _quantiles(sizes[:, 0], "px")
@@ -92,10 +99,8 @@ def _facts(index: ShardIndex) -> Iterator[tuple[str, str]]:
     else:
         yield "classes", "none"
     if index.unread_members:
-        yield (
-            "not read",
-            ", ".join(f"{number} {kind}" for kind, number in index.unread_members.most_common(8)) + " (members of the tars)",
-        )
+        where = "members of tars" if not trees else "files" if trees == len(index.paths) else "members of tars and files"
+        yield "not read", ", ".join(f"{number} {kind}" for kind, number in index.unread_members.most_common(8)) + f" ({where})"
 
 
 def _class_names(index: ShardIndex) -> str:
@@ -114,17 +119,6 @@ def _where(index: ShardIndex, seconds: float) -> str:
         locations["not stored" if file is None else "in .wherefrom beside the shards" if beside else f"in {file.parent}"] += 1
     where = ", ".join(f"{count} {location}" if len(locations) > 1 else location for location, count in locations.items())
     return f"{index.reused} reused, {len(index.paths) - index.reused} built, {seconds:.2f} s; {where}"
-
-
-def _print_pairs(console: Console, pairs: list[tuple[str, str]]) -> None:
-    if not console.is_terminal:
-        for name, text in pairs:
-            print_line(console, f"{name:<12} {text}")
-        return
-    table = Table.grid(padding=(0, 2))
-    for name, text in pairs:
-        table.add_row(Text(name, style="bold"), Text(text))
-    console.print(table)
 
 
 def _print_quarantine(console: Console, index: ShardIndex, limit: int) -> None:

@@ -35,11 +35,10 @@ class Terminal(Reporter):
 
         self._facts = facts
         self._show(None)
-        begun = f"goes on at update {facts.resumed_at}" if facts.resumed_at else "starts"
         self.message(
-            f"{facts.recipe} {begun} of {facts.updates} in {facts.folder}: {facts.samples} pictures, {facts.global_batch} an update, "
-            f"{facts.updates_per_epoch} updates an epoch, {facts.parameters / 1e6:.2f} million parameters, "
-            f"{facts.ranks} x {facts.device}, {facts.loader.renderer.name} renderer"
+            f"{facts.recipe} {'goes on' if facts.resumed_at else 'starts'} in {facts.folder}: {facts.updates} updates, "
+            f"{facts.updates_per_epoch} an epoch; {facts.samples} pictures, {facts.global_batch} an update; "
+            f"{facts.parameters / 1e6:.2f} million parameters, {facts.ranks} x {facts.device}, {facts.loader.renderer.name} renderer"
         )
         self.message(f"encoder: {facts.model}, {facts.model_parameters / 1e6:.2f} million parameters")
         views = RunFolder(facts.folder).views

@@ -1,6 +1,6 @@
 """The picture that makes a doubter believe: sources with their boxes, every view beside, landmarks that show the same spot in both.
 
-Here: `wherefrom views`, and the same picture of a loader's next pictures, which a training run leaves in its folder.
+Here: `wherefrom views`, and the same picture of a loader's next pictures, which a training run leaves in its folder, or of any batch.
 Not here: anything about where views, and regions of views, come from; all of it is read from the records.
 Every landmark is placed in the source and carried into the views by the record alone; what lies under it is for the eye to compare.
 """
@@ -30,14 +30,15 @@ from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.loader import Loader, make_loader
 from wherefrom.pipeline.proof.level_errors import levels
 from wherefrom.pipeline.shards.reader import ShardReader
+from wherefrom.pipeline.shards.store import printable
 from wherefrom.pipeline.view_recipe import ViewRecipe, law_name
 from wherefrom.pipeline.views import Batch, Photometric, Views
-from wherefrom.train.objective import Objective
+from wherefrom.train.objective import Objective, united_families
 from wherefrom.train.objectives import DenseSpatialPrediction
 from wherefrom.train.recipes import started
 from wherefrom.train.settings import settled
 
-__all__ = ["save_views_picture", "views_command"]
+__all__ = ["save_batch_picture", "save_views_picture", "views_command"]
 
 DPI = 110
 SOURCE_IN = (4.4, 3.3)  # inches, (width, height), of the space for a source
@@ -108,7 +109,7 @@ def views_command(
         raise ValueError(f"{out}: there is no folder {out.absolute().parent}; make it, or take another --out")
     settings = settled(started(recipe, config), source=config)
     objectives, seed = settings.make_objectives(), settings.seed if seed is None else seed
-    families = ViewRecipe(families=tuple(family for objective in objectives for family in objective.families))
+    families = ViewRecipe(families=united_families(objectives))
     shards = data or settings.data or demo_shards().train
     with make_loader(shards, families, seed=seed, global_batch=1, order=settings.order, threads=0) as loader:
         loader.seek(epoch * loader.updates_per_epoch)
@@ -124,7 +125,12 @@ def save_views_picture(path: Path, loader: Loader, samples: int = 6, *, objectiv
     """
     order, epoch = loader.order, loader.updates // loader.updates_per_epoch
     ids = order.ids(epoch, np.arange(min(samples, order.samples)))
-    batch = loader.batch(ids, epoch=epoch).to("cpu")
+    save_batch_picture(path, loader, loader.batch(ids, epoch=epoch), objectives=objectives)
+
+
+def save_batch_picture(path: Path, loader: Loader, batch: Batch, *, objectives: Sequence[Objective] = (), title: str = "") -> None:
+    """Draw a loader's batch with all its views into a PNG at `path`, whole or not at all; `title` heads the picture."""
+    batch = batch.to("cpu")
     with ShardReader(loader.index) as reader:
         sources = [decode_picture(reader.read(i), int(loader.index.orientation[i])) for i in batch.sample.tolist()]
     regions = {
@@ -138,10 +144,11 @@ def save_views_picture(path: Path, loader: Loader, samples: int = 6, *, objectiv
 
     layout = _Layout.of(rows, bool(regions))
     legend = textwrap.wrap(LEGEND + (REGIONS_LEGEND if regions else ""), int(layout.width * LETTERS_PER_IN * 0.8))
-    head = 0.42 + 0.14 * len(legend)
+    headings = [*filter(None, [title]), _families_words(loader, batch)]
+    head = 0.22 + 0.2 * len(headings) + 0.14 * len(legend)
     figure = Figure(figsize=(layout.width, head + len(rows) * layout.row))
-    _write(figure, GAP_IN, 0.1, [_families_words(loader, epoch)], size=10, weight="bold")
-    _write(figure, GAP_IN, 0.33, legend, size=7, color="0.25")
+    _write(figure, GAP_IN, 0.1, headings, size=10, weight="bold")
+    _write(figure, GAP_IN, 0.13 + 0.2 * len(headings), legend, size=7, color="0.25")
     for b, (source, drawings) in enumerate(zip(sources, rows, strict=True)):
         top = head + b * layout.row
         _write(figure, GAP_IN, top, [_title(loader, batch[b])], size=8)
@@ -227,13 +234,13 @@ def _title(loader: Loader, one: Batch) -> str:
     sample, drawn_for = int(one.sample), int(one.drawn_for)
     height, width = one.source_size[0].tolist()
     orientation = int(one.views[0].geometry.stored_orientation)
-    words = f"sample {sample} ({loader.index.key(sample)}), {width} x {height} pixels"
+    words = f"sample {sample} ({printable(loader.index.key(sample))}), {width} x {height} pixels"
     words += f", stored with EXIF orientation {orientation}" if orientation != 1 else ""
     return words + (f", in place of sample {drawn_for}, with its draws" if drawn_for != sample else "")
 
 
-def _families_words(loader: Loader, epoch: int) -> str:
-    return f"seed {loader.order.seed}, epoch {epoch}   " + "   ".join(
+def _families_words(loader: Loader, batch: Batch) -> str:
+    return f"seed {loader.order.seed}, epoch {batch.views[0].geometry.epoch}   " + "   ".join(
         f"{family.name}: {family.views} x {family.size_px[0]} x {family.size_px[1]}, {law_name(family.law)}"
         for family in loader.recipe.families
     )
@@ -255,7 +262,7 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float) 
 
 def _write(figure: Figure, left: float, top: float, lines: Sequence[str], **style: Any) -> None:
     across, down = figure.get_size_inches()
-    figure.text(left / across, 1 - top / down, "\n".join(lines), va="top", linespacing=1.3, **style)
+    figure.text(left / across, 1 - top / down, "\n".join(lines), va="top", linespacing=1.3, parse_math=False, **style)
 
 
 def _show(axes: Axes, picture: NDArray[np.uint8], interpolation: str) -> None:

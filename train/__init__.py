@@ -6,8 +6,12 @@ from wherefrom.train.evaluation.pairs import evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.loop import run
 from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, ParameterRule, Progress, Step, StepOutput, Terms
+<<<<<<< HEAD
 from wherefrom.train.objectives.barlow import BarlowTwins, BarlowTwinsSettings
 from wherefrom.train.objectives.byol import BYOL, BYOLSettings
+=======
+from wherefrom.train.objectives.collapse import spread
+>>>>>>> iface
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
@@ -16,6 +20,7 @@ from wherefrom.train.objectives.teacher import follow
 from wherefrom.train.objectives.vicreg import VICReg, VICRegSettings
 from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered, mean_over_ranks, own_rank, rank_count
 from wherefrom.train.recipes import RECIPES, recipe
+from wherefrom.train.replay import Replay, open_replay, replayed_batch
 from wherefrom.train.reporting import EvaluationResults, LogRecord, Reporter, RunFacts, Summary
 from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.schedule import cosine, ramp
@@ -53,6 +58,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "cosine",
     "ramp",
     "follow",
+    "spread",
     "gathered",
     "mean_over_ranks",
     "batch_norm_over_ranks",
@@ -66,6 +72,9 @@ __all__ = [  # in reading order  # noqa: RUF022
     "VICReg",
     "Trainer",
     "RunFolder",
+    "replayed_batch",
+    "open_replay",
+    "Replay",
     "Reporter",
     "LogRecord",
     "EvaluationResults",

@@ -29,6 +29,7 @@ from wherefrom.train.disk import writing
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.report import check_held_out, check_same_classes, evaluate_run
 from wherefrom.train.export import write_encoder
+from wherefrom.train.objectives.collapse import COLLAPSED_STD, FEATURE_STD
 from wherefrom.train.plain_data import Plain, from_plain, to_plain
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import LogRecord, Reporter, RunFacts, Summary
@@ -37,9 +38,9 @@ from wherefrom.train.run_folder import (
     append_metrics,
     claim,
     cut_metrics,
-    read_metrics,
     refuse_if_absent,
     refuse_if_taken,
+    start_of,
     write_classes,
     write_evaluation,
 )
@@ -47,6 +48,9 @@ from wherefrom.train.run_lock import locked
 from wherefrom.train.settings import TrainSettings, check_same_run, read_plain_settings, write_settings
 from wherefrom.train.trainer import Trainer
 
+CHANGES_BITS = ("renderer", "ranks", "accumulation", "device", "compile", "threads", "torch")  # of a run, where it goes on with another
+SPLITS_BATCH = {"ranks", "accumulation"}
+REPEATED = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]  # signals to stop that may come twice; not on Windows
 NO_PAIRS = 1 - 1e-6  # share of pairs left out from which on none counted: float32 says no more of a mean
 
 
@@ -70,18 +74,19 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
             )
         if resumed_folder is not None:
             _lock(resumed_folder, ranks, stack)
-            settings = _going_on(settings, resumed_folder, ranks, reporter)
+            settings = _with_its_renderer(settings, resumed_folder)
         train, val = _open_data(settings, accelerator, reporter)
         newest = None if resumed_folder is None else checkpoint.latest(resumed_folder.checkpoints)
         trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks, restored=newest is not None)))
         _report_unreached(trainer, reporter)
-        if newest is not None:
-            trainer.restore(newest)
+        resumption = _restored(trainer, resumed_folder, newest)
         folder = resumed_folder or _claimed(out, settings.recipe, ranks, stack, resume=resume)
         stack.enter_context(writing(folder.path))
         _begin_records(trainer, folder)
         stack.callback(accelerator.end_training)
         reporter.started(_facts(trainer, folder))
+        if resumption:
+            reporter.message(resumption)
         if val is None:
             reporter.message("no held-out pictures: neither R2 nor k-NN will be measured; name some shards by --val")
         stopped_by = _train(trainer, folder, val, reporter)
@@ -98,6 +103,40 @@ def _report_unreached(trainer: Trainer, reporter: Reporter) -> None:
         reporter.message(f"frozen, no objective reaches them: {', '.join(trainer.frozen_parameters)}")
     if trainer.unreached_parameters:
         reporter.message(f"not reached before the first update, and free to be later: {', '.join(trainer.unreached_parameters)}")
+
+
+def _restored(trainer: Trainer, folder: RunFolder | None, newest: Path | None) -> str:
+    """Go on from the newest checkpoint of a resumed run's folder, if there is one; return where that is, and whether bit for bit.
+
+    Empty for a new run.
+    """
+    if folder is None:
+        return ""
+    if newest is None:
+        return "goes on at the start: no checkpoint was saved yet"
+    trainer.restore(newest)
+    epoch, step = divmod(trainer.done, trainer.loader.updates_per_epoch)
+    samples = len(trainer.loader.index)
+    where = f"epoch {epoch}, step {step}, sample {step * trainer.settings.global_batch} of {samples}"
+    return f"goes on at update {trainer.done} of {trainer.updates}: {where}; {_bit_for_bit(trainer, folder, newest)}"
+
+
+def _bit_for_bit(trainer: Trainer, folder: RunFolder, restored: Path) -> str:
+    """Return whether a run goes on from a checkpoint bit for bit, as far as can be known, and if not, why not and what will differ."""
+    then, here = (plain["runtime"] for plain in (checkpoint.read_state(restored).settings, to_plain(trainer.settings)))
+    told = ("renderer", "accumulation", "compile")  # by the settings
+    before = {name: then[name] for name in told if name in then} | start_of(folder, trainer.done)
+    now = {name: here[name] for name in told} | _circumstances(trainer)
+    changes = [name for name in CHANGES_BITS if name in before and before[name] != now[name]]
+    if not changes:
+        alike = "bit for bit"
+        return f"{alike}, but for the order in which a GPU adds" if trainer.accelerator.device.type == "cuda" else alike
+    why = ", ".join(f"{name} is {now[name]}, was {before[name]}" for name in changes)
+    more = ", by more with drop-path or the encoder's BatchNorm" if SPLITS_BATCH & {*changes} else ""
+    if "ranks" in changes and (coupled := trainer.settings.coupled_by()):
+        more += f" (what {', '.join(coupled)} gathers is the same)"
+    pixels = "pixels and " if "renderer" in changes else ""
+    return f"not bit for bit, for {why}: {pixels}losses differ by rounding{more}, records do not"
 
 
 def _begin_records(trainer: Trainer, folder: RunFolder) -> None:
@@ -147,6 +186,9 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
     trainer.accelerator.log(record.curves(), step=record.update)
     reporter.logged(record)
     _check_share_of_pairs(trainer, record, pictures, reporter)
+    for name, value in record.meters.items():
+        if name.endswith(f"/{FEATURE_STD}") and value < COLLAPSED_STD:
+            reporter.message(f"{name.partition('/')[0]}: features have collapsed at update {record.update}, they are alike to {value:.1e}")
 
 
 def _check_share_of_pairs(trainer: Trainer, record: LogRecord, pictures: int, reporter: Reporter) -> None:
@@ -216,6 +258,7 @@ def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, repor
                     held_out,
                     settings.evaluation,
                     view_px=settings.label_view_px,
+                    picture_px=settings.label_picture_px,
                     update=trainer.done,
                     full=full,
                     progress=reporter.progressed,
@@ -252,27 +295,11 @@ def _checked_folder(settings: TrainSettings, out: Path | None, resume: bool) -> 
     return folder
 
 
-def _going_on(settings: TrainSettings, folder: RunFolder, ranks: Ranks, reporter: Reporter) -> TrainSettings:
-    """Return the settings with the renderer that the run began with in place of "auto", and say what makes its continuation another one."""
+def _with_its_renderer(settings: TrainSettings, folder: RunFolder) -> TrainSettings:
+    """Return the settings with the renderer that the run began with in place of "auto"."""
     plain = read_plain_settings(folder.settings).get("runtime")
-    saved_runtime = plain if isinstance(plain, dict) else {}
-    runtime = settings.runtime
-    renderer, accumulation = saved_runtime.get("renderer", "auto"), saved_runtime.get("accumulation", runtime.accumulation)
-    if renderer not in (runtime.renderer, "auto") and runtime.renderer != "auto":
-        reporter.message(f"goes on with the {runtime.renderer} renderer, began with {renderer}: pixels differ by rounding, records do not")
-    if accumulation != runtime.accumulation:
-        reporter.message(
-            f"goes on with runtime.accumulation={runtime.accumulation}, began with {accumulation}: losses differ by rounding, "
-            "by more with BatchNorm or drop-path"
-        )
-    began_with = [line.get("ranks") for line in read_metrics(folder, "start")][-1:]
-    if began_with not in ([], [ranks.count]):
-        coupled = settings.coupled_by()
-        gathers = f"; {', '.join(coupled)} gathers samples of all ranks" if coupled else ""
-        reporter.message(
-            f"goes on with {ranks.count} ranks, began with {began_with[0]}: losses differ by rounding, by more with drop-path{gathers}"
-        )
-    return from_plain(settings, {"runtime": {"renderer": renderer}}) if runtime.renderer == "auto" else settings
+    began_with = plain.get("renderer", "auto") if isinstance(plain, dict) else "auto"
+    return from_plain(settings, {"runtime": {"renderer": began_with}}) if settings.runtime.renderer == "auto" else settings
 
 
 def accelerator_for(settings: TrainSettings) -> Accelerator:
@@ -327,7 +354,7 @@ def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Repo
         if train is None:
             demo = demo_shards(progress=partial(reporter.progressed, "rendering demo pictures"))
             train, val = demo.train, demo.val
-        progress = partial(reporter.progressed, "indexing shards")
+        progress = partial(reporter.progressed, "indexing")
         train_index, val_index = ShardIndex.open(train, labels=settings.labels, progress=progress), None
         if val is not None:
             val_index = ShardIndex.open(val, labels=settings.labels, classes=train_index.classes, progress=progress)
@@ -361,10 +388,12 @@ def _lock(folder: RunFolder, ranks: Ranks, stack: contextlib.ExitStack) -> None:
 
 
 def _circumstances(trainer: Trainer) -> dict[str, Plain]:
-    """Return what rounding and speed hang on and no setting says: the metrics' line of a start."""
+    """Return what rounding and speed hang on and no setting says, and where the loader stands: the metrics' line of a start."""
     waits = {name.lower(): os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    numbers = {"ranks": trainer.ranks.count, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    return {"kind": "start", "update": trainer.done} | numbers | waits
+    device = trainer.accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    numbers = {"ranks": trainer.ranks.count, "device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"kind": "start", "update": trainer.done} | numbers | waits | {"position": trainer.loader.position(trainer.done)}
 
 
 def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
@@ -387,9 +416,10 @@ def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
 
 
 class _Signals:
-    """SIGTERM, and SIGINT once, as a number that is asked for at the end of an update; a second one is not caught.
+    """A signal that asks the run to stop, as a number that is asked for at the end of an update: SIGTERM, SIGINT, or SIGUSR1.
 
-    With `at_once`, KeyboardInterrupt is raised besides.
+    A second SIGTERM or SIGINT is not caught: whoever sends it will not wait. SIGUSR1 is what schedulers send before a job's time is over,
+    to each of its processes, perhaps more than once; repeated, it changes nothing. With `at_once`, KeyboardInterrupt is raised besides.
     """
 
     def __init__(self, *, at_once: bool = False) -> None:
@@ -399,11 +429,11 @@ class _Signals:
 
     def __enter__(self) -> "_Signals":
         if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT, *REPEATED)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        self._restore(self._before)
 
     @staticmethod
     def name(number: int) -> str | None:
@@ -411,12 +441,14 @@ class _Signals:
         return signal.Signals(number).name if number else None
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        if self.came:
+            return
         self.came = number
-        self._restore()
+        self._restore({number: handler for number, handler in self._before.items() if number not in REPEATED})
         if self._at_once:
             raise KeyboardInterrupt
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
+    def _restore(self, handlers: Mapping[int, Any]) -> None:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._before = {number: handler for number, handler in self._before.items() if number not in handlers}

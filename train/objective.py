@@ -214,7 +214,7 @@ class Step(nn.Module):
             if number > 0:
                 _refuse_changes(before, _state_of(encoder), objective.name)
         self.objectives = nn.ModuleDict({objective.name: objective for objective in objectives})
-        self.families = _united(objectives)
+        self.families = united_families(objectives)
 
     def forward(self, batch: Batch, progress: Progress, *, rank: int = 0, micro: int = 0) -> StepOutput:
         """Compute every objective on a micro-batch, the `micro`-th of this rank in this update."""
@@ -366,8 +366,11 @@ def _refuse_changes(before: dict[str, tuple[Tensor, bool]], after: dict[str, tup
             raise ValueError(f"objective {objective!r} changes the encoder's {name} in its setup: only the first objective, the host, may")
 
 
-def _united(objectives: Sequence[Objective]) -> tuple[ViewFamily, ...]:
-    """Return the families of all objectives, each name once."""
+def united_families(objectives: Sequence[Objective]) -> tuple[ViewFamily, ...]:
+    """Return the families of all objectives, each name once: what a loader must deliver.
+
+    Raises: ValueError if two of one name differ.
+    """
     families: dict[str, ViewFamily] = {}
     for objective in objectives:
         for family in objective.families:

@@ -93,7 +93,8 @@ def clip_gradients(groups: Mapping[str, Sequence[nn.Parameter]], largest: float 
     """Scale every group's gradients down to a norm of at most `largest`; return the norms before, on the device."""
     norms = {}
     for name, parameters in groups.items():
-        norms[name] = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norms[name] = nn.utils.get_total_norm(gradients) if gradients else parameters[0].new_zeros(())  # on the device in any case
         if largest is not None:
             nn.utils.clip_grads_with_norm_(parameters, largest, norms[name])
     return norms

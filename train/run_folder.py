@@ -144,6 +144,15 @@ def read_metrics(folder: RunFolder, kind: str | None = None) -> list[dict[str, P
     return [record for record in records if kind is None or record["kind"] == kind]
 
 
+def start_of(folder: RunFolder, update: int) -> dict[str, Plain]:
+    """Return the metrics' line of the start after which the `update`-th update was made; empty where none is kept.
+
+    Of updates that a kill took away and that were made again, it is the last making that counts.
+    """
+    starts = [record for record in read_metrics(folder, "start") if record["update"] < update]
+    return starts[-1] if starts else {}
+
+
 def cut_metrics(folder: RunFolder, update: int) -> None:
     """Forget what was logged after `update`: it will be logged again."""
     lines = [json.dumps(record) + "\n" for record in read_metrics(folder) if record["update"] <= update]

@@ -1,7 +1,7 @@
 """Everything that a run can be told: one frozen dataclass, whose last field is all that does not change results.
 
 Here: the settings, their checks, settings.yaml both ways, what is left of a model's settings where another is taken.
-Not here: which settings make a good run (recipes.py); views by hand (pipeline/view_recipe.py); the command line (tools/training.py).
+Not here: which settings make a good run (recipes/); views by hand (pipeline/view_recipe.py); the command line (tools/training.py).
 """
 
 from collections.abc import Collection, Mapping
@@ -78,13 +78,14 @@ class EvaluationSettings:
     knn_pictures: int = 3000  # labeled training pictures for k-NN and linear probe; 0: neither
     knn_held_out: int = 5000  # held-out pictures that they are asked about
     view_px: int | None = None  # side of the local views, 0.4 of a picture's, that they see; None: that of the views learned from
+    picture_px: int | None = None  # side of the whole pictures that they see, cut to the center; None: that of the views learned from
     short_pictures: int = 200  # held-out pictures of a short evaluation
     short_knn_pictures: int = 500  # labeled training pictures for its k-NN; 0: none
 
     def __post_init__(self) -> None:
         check_literals(self)
         _at_least(self, 0, "every", "knn_pictures", "short_knn_pictures")
-        _at_least(self, 1, "head_steps", "knn_held_out", "view_px")
+        _at_least(self, 1, "head_steps", "knn_held_out", "view_px", "picture_px")
         _at_least(self, 2, "pictures", "head_pictures", "short_pictures")
 
 
@@ -120,7 +121,7 @@ class TrainSettings:
 
     recipe: str
     needs_data: bool = False  # no run without `data`: the recipe is not meant for the demo's pictures
-    data: str | None = None  # shards to learn from, e.g. '.../train-{000000..001281}.tar'; None: the embedded demo pictures
+    data: str | None = None  # shards, e.g. '.../train-{000000..001281}.tar', or a folder of pictures; None: the embedded demo pictures
     val: str | None = None  # held-out shards; None: the demo's where `data` is the demo's, else none, and it says so
     labels: str | None = None  # what labels tar shards: a member such as 'cls', 'json.FIELD', 'tar', 'none'; None: numbers in KEY.cls
     seed: int = 0
@@ -180,6 +181,11 @@ class TrainSettings:
     def label_view_px(self) -> int:
         """The side of the local views that labels are judged by: as `evaluation` says, else as the host's views."""
         return self.evaluation.view_px or self.view_px
+
+    @property
+    def label_picture_px(self) -> int:
+        """The side of the whole pictures that labels are judged by: as `evaluation` says, else as the host's views."""
+        return self.evaluation.picture_px or self.view_px
 
     def refuse_without_data(self) -> None:
         """Raise ValueError if the recipe is meant for data and there is none."""

@@ -64,8 +64,8 @@ class Trainer:
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.loader.close)
             self.updates = settings.updates_in_all(self.loader.updates_per_epoch)
-            two = self.loader.batch(range(min(2, len(index))))
-            self.frozen_parameters, self.unreached_parameters = self.step.freeze_unreached(two, self._progress)
+            few = min(2, len(index), settings.global_batch // self.ranks.count // settings.runtime.accumulation)
+            self.frozen_parameters, self.unreached_parameters = self.step.freeze_unreached(self.loader.batch(range(few)), self._progress)
             rules = self.step.parameter_rules(layer_decay=settings.optim.layer_decay)
             self.optimizer = make_optimizer(self.step, settings.optim, rules)
             on_failure.pop_all()

@@ -1,10 +1,12 @@
-"""The shard index: a set of tar shards as one numbered list of samples, with what may not be shown left out.
+"""The shard index: a set of tar shards and folder trees as one numbered list of samples, with what may not be shown left out.
 
 Here: `ShardIndex` (arrays over all samples, replacement of invalid ones), the quarantine list.
 Not here: one shard (table.py), index files (store.py), reading pictures (reader.py), who reads what when (order.py).
-Convention: a sample id is the ordinal: shards in the given order, samples in file order, valid or not; sizes are upright (height, width).
+Convention: a sample id is the ordinal: shards in the given order, samples in file order or a tree's own, valid or not; sizes are upright
+(height, width).
 """
 
+import difflib
 import hashlib
 import json
 import logging
@@ -21,17 +23,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wherefrom.pipeline.files import write_aside
+from wherefrom.pipeline.shards.key_search import nearest_rows, rows_of_key
 from wherefrom.pipeline.shards.labels import LabelRule, imagenet_classes, is_imagenet_validation
 from wherefrom.pipeline.shards.pattern import expand_pattern
-from wherefrom.pipeline.shards.storage import read_head, storage_of
+from wherefrom.pipeline.shards.storage import Stamp, read_head, storage_of
 from wherefrom.pipeline.shards.store import DECODED_PIXELS, ShardProgress, StoredTable, file_beside, gather_tables, load_table, printable
 from wherefrom.pipeline.shards.table import BrokenShardError, ShardTable, scan_shard
+from wherefrom.pipeline.shards.tree import label_notes
+from wherefrom.pipeline.shards.tree_folders import joined
 
 __all__ = ["MAX_PIXELS", "BrokenShardError", "QuarantineEntry", "ShardIndex", "expand_pattern"]
 
 MAX_PIXELS = 64_000_000
 
 _MAX_METADATA_BYTES = 2**26  # of an _info.json
+_KEYS_COMPARED = 200  # letter by letter, of those that begin or end as a key does
 _MAX_RECENT_TABLES = 8  # shards whose keys are at hand
 
 log = logging.getLogger(__name__)
@@ -78,14 +84,14 @@ class ShardIndex:
 
         self.shard_lengths = _read_only(np.array([len(table) for table in tables], np.int64))
         self.shard = _read_only(np.repeat(np.arange(len(tables), dtype=np.int32), self.shard_lengths))
-        self.offset = _read_only(np.concatenate([table.offset for table in tables]))
-        self.length = _read_only(np.concatenate([table.length for table in tables]))
+        self.offset = _joined([table.offset for table in tables])
+        self.length = _joined([table.length for table in tables])
         self.classes_file: Path | None = None  # where the names of classes lie by number; None: there are none, or nothing can be written
         self.classes, label = _numbered(paths, tables, classes)
         self.label = _read_only(label)
-        self.source_size = _read_only(np.concatenate([table.source_size for table in tables]))
-        self.orientation = _read_only(np.concatenate([table.orientation for table in tables]))
-        self.format = _read_only(np.concatenate([table.format for table in tables]))
+        self.source_size = _joined([table.source_size for table in tables])
+        self.orientation = _joined([table.orientation for table in tables])
+        self.format = _joined([table.format for table in tables])
         self.shard_stamps = _read_only(np.stack([table.stamp for table in tables]))  # (S, 3): format version, bytes, mtime_ns
         self._starts = np.cumsum(self.shard_lengths) - self.shard_lengths
         too_large = np.prod(self.source_size, axis=1, dtype=np.int64) > max_pixels
@@ -100,7 +106,9 @@ class ShardIndex:
         self._lock = threading.Lock()
         self._reasons: dict[int, str] = {}  # of the samples that `mark_invalid` added
         self._valid_ids: NDArray[np.int64] | None = None
-        self._unstored = {shard: table for shard, (table, file) in enumerate(zip(tables, files, strict=True)) if file is None}
+        self._trees = {shard: table for shard, table in enumerate(tables) if table.is_tree}  # every read asks for a file's name
+        unstored = {shard: table for shard, (table, file) in enumerate(zip(tables, files, strict=True)) if file is None}
+        self._kept = unstored | self._trees
         self._recent: OrderedDict[int, ShardTable] = OrderedDict()
 
     @classmethod
@@ -123,33 +131,42 @@ class ShardIndex:
         `labels` says what labels the samples: None (whole numbers in KEY.cls; names of tars within a tar, and of tars that are WordNet
         ids), the extension of a member that holds a number or a class's name, "json.FIELD", "tar" (each tar's name) or "none".
         `classes` are names that have their numbers already, such as a train set's; others are numbered after them, in Python's order.
+        A folder tree of loose files is labeled by the names of its first folders, as torchvision's ImageFolder does, unless by "none".
         A shard's index is kept in the folder `.wherefrom` beside it, or in `cache` (default: the user's cache folder) where that place
-        cannot be written or `beside` is False; it is keyed by the shard's size and mtime. `progress` is called with (shards done, shards
-        in all). `decode` really decodes every picture that counts as valid, once, with progress of its own, and keeps the verdicts.
+        cannot be written or `beside` is False; it is keyed by the shard's size and mtime, a tree's by the mtimes of its folders: those
+        that changed are listed again. `progress` is called with (done, in all): shards, and of trees the pictures that are read.
+        `decode` really decodes every picture that counts as valid, once, with progress of its own, and keeps the verdicts.
         Raises: FileNotFoundError, ValueError (expand_pattern); BrokenShardError; ValueError if there is no picture, or a bad setting;
                 TypeError for what is no path.
         """
         if max_pixels < 1 or (workers is not None and workers < 1):
             raise ValueError(f"max_pixels={max_pixels}, workers={workers}: needs at least 1 of each")
         LabelRule.of(labels)
+        numbered_before = classes
         paths = expand_pattern(_one_pattern(pattern))
         stored = gather_tables(
             paths, cache=cache, beside=beside, rebuild=rebuild, decode=decode, workers=workers, progress=progress, labels=labels
         )
         tables, files = _with_imagenet_classes(paths, [item.table for item in stored], labels), [item.file for item in stored]
+        if labels in (None, "cls"):
+            tables, numbered = _with_written_classes(paths, tables)
+            classes = classes or numbered
         reused = sum(item.reused for item in stored)
         index = cls(paths, tables, files=files, reused=reused, max_pixels=max_pixels, labels=labels, classes=classes)
         if not len(index):
-            unread = ", ".join(f"{count} .{kind}" for kind, count in index.unread_members.most_common(3)) or "nothing else either"
-            others = f" nor in {len(paths) - 1} more shards" if len(paths) > 1 else ""
-            raise ValueError(f"{paths[0]}: no pictures{others} ({unread}); a picture is a member KEY.jpg, .jpeg, .png or .webp")
+            raise ValueError(_no_pictures(index))
         index.classes_file = _write_classes(index)
-        for note in _notes(index, stored, beside, classes):
+        for note in _notes(index, stored, beside, numbered_before):
             index.warn_once(note)
         return index
 
     def __len__(self) -> int:
         return len(self._valid)
+
+    def __repr__(self) -> str:
+        shards = f"{self.paths[0]!r}" + (f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else "")
+        classes = f", {len(self.classes)} classes by name" if self.classes else ""
+        return f"ShardIndex({len(self)} samples, {self.invalid_count} invalid{classes}, of {shards}, fingerprint {self.fingerprint[:8]})"
 
     @property
     def invalid_count(self) -> int:
@@ -163,7 +180,7 @@ class ShardIndex:
             log.warning(note)
 
     def key(self, sample: int) -> str:
-        """Return the WebDataset key of a sample, looked up in its shard's index file.
+        """Return the WebDataset key of a sample, looked up in its shard's index file; a loose file's path below the root.
 
         Raises: IndexError; BrokenShardError or OSError if both that file and the shard have changed since.
         """
@@ -171,21 +188,80 @@ class ShardIndex:
         shard = int(self.shard[sample])
         return self._table(shard).key(int(sample - self._starts[shard]))
 
+    def ids_of(self, key: str) -> list[int]:
+        """Return the samples that have a key, in their order: one, several where shards share it, or none. Each shard is looked at once.
+
+        Raises: as `key`.
+        """
+        wanted = key.encode("utf-8", "surrogateescape")
+        return [start + row for shard, start in enumerate(self._starts.tolist()) for row in rows_of_key(self._table(shard), wanted)]
+
+    def nearest_keys(self, key: str, count: int = 3) -> list[str]:
+        """Return the keys most like one that no sample has, the nearest first; few or none where nothing is like it.
+
+        Raises: as `key`.
+        """
+        wanted, found = key.encode("utf-8", "surrogateescape"), list[tuple[int, str]]()
+        for shard in range(len(self.paths)):
+            table = self._table(shard)
+            found += [(score, table.key(row)) for row, score in nearest_rows(table, wanted, _KEYS_COMPARED)]
+            found = sorted(found, reverse=True)[:_KEYS_COMPARED]
+        half_alike = [each for score, each in found[:count] if score >= len(wanted) > 0]
+        return difflib.get_close_matches(key, [each for _, each in found], count) or half_alike
+
     def location(self, sample: int) -> tuple[str, int, int]:
         """Return where a sample's bytes lie: the file, the offset in it, their length.
 
         Raises: IndexError.
         """
         self._check_ids(np.asarray([sample], np.int64))
-        return self.paths[self.shard[sample]], int(self.offset[sample]), int(self.length[sample])
+        shard = int(self.shard[sample])
+        path = self.paths[shard]
+        if shard in self._trees:
+            path = joined(path, self._trees[shard].key(int(sample - self._starts[shard])))
+        return path, int(self.offset[sample]), int(self.length[sample])
+
+    @property
+    def has_trees(self) -> bool:
+        """Whether some of the shards are folder trees of loose files."""
+        return bool(self._trees)
+
+    def is_tree(self, shard: int) -> bool:
+        """Return whether a shard is a folder tree of loose files."""
+        return shard in self._trees
+
+    def tree_folders(self, shard: int) -> dict[str, int]:
+        """Return the folders of a tree, links followed, and how many samples lie in each itself; ids go through them in turn."""
+        table = self._trees[shard]
+        root = self.paths[shard]
+        return {joined(root, path): count for path, count in zip(table.folder_names(), table.folder_lengths.tolist(), strict=True)}
+
+    def stamp(self, sample: int) -> Stamp:
+        """Return what the file must still be that holds a sample: its shard, or a loose file."""
+        shard = int(self.shard[sample])
+        if shard in self._trees:
+            return Stamp(int(self.length[sample]), int(self._trees[shard].version[sample - self._starts[shard]]))
+        return Stamp(*self.shard_stamps[shard, 1:].tolist())
+
+    @property
+    def block_lengths(self) -> tuple[int, ...]:
+        """Samples of every stretch that lies together: a shard, or of a tree one folder. They add up to all."""
+        return tuple(
+            length
+            for shard, of_shard in enumerate(self.shard_lengths.tolist())
+            for length in (self._trees[shard].folder_lengths.tolist() if self.is_tree(shard) else [of_shard])
+        )
 
     def name(self, sample: int) -> str:
-        """Return `SHARD:KEY` in printable characters for messages; the number stands for a key that cannot be looked up any more."""
+        """Return `SHARD:KEY`, or a loose file's path, in printable characters; a number where the key can't be looked up."""
+        shard = int(self.shard[sample])
+        if self.is_tree(shard):
+            return joined(self.paths[shard], printable(self.key(sample)))
         try:
             key = printable(self.key(sample))
         except (OSError, ValueError):
             key = f"sample {sample}"
-        return f"{self.paths[self.shard[sample]]}:{key}"
+        return f"{self.paths[shard]}:{key}"
 
     def replacement(self, ids: ArrayLike) -> NDArray[np.int64]:
         """Return for every id the next valid one, cyclically; a valid id is its own.
@@ -257,8 +333,8 @@ class ShardIndex:
 
     def _table(self, shard: int) -> ShardTable:
         """Return a shard's table: kept, or from its file, or by another scan of a shard that has not changed."""
-        if shard in self._unstored:
-            return self._unstored[shard]
+        if shard in self._kept:
+            return self._kept[shard]
         with self._lock:
             if shard in self._recent:
                 self._recent.move_to_end(shard)
@@ -308,6 +384,19 @@ def _numbered(paths: Sequence[str], tables: Sequence[ShardTable], classes: Seque
     return ordered, np.concatenate(labels).astype(np.int64)
 
 
+def _no_pictures(index: ShardIndex) -> str:
+    """Say in one line that there is no picture, what there is, and the way on."""
+    first, kinds = index.paths[0], index.unread_members
+    unread = ", ".join(f"{count} .{kind}" if kind.isalnum() else f"{count} {kind}" for kind, count in kinds.most_common(3))
+    others = f" nor in {len(index.paths) - 1} more shards" if len(index.paths) > 1 else ""
+    mend = f"a picture is a {'file NAME' if index.is_tree(0) else 'member KEY'}.jpg, .jpeg, .png or .webp"
+    if index.is_tree(0) and kinds["tar"]:
+        mend = "name the folder that the tars lie in"
+    elif index.is_tree(0) and kinds["parquet"]:
+        mend = f"`wherefrom pack {first} OUT` makes shards of parquet"
+    return f"{first}: no pictures{others} ({unread or 'nothing else either'}); {mend}"
+
+
 def _with_imagenet_classes(paths: Sequence[str], tables: Sequence[ShardTable], labels: str | None) -> list[ShardTable]:
     """Return the tables, those of ImageNet's flat validation set with the classes that its lists name."""
     labeled = []
@@ -318,6 +407,35 @@ def _with_imagenet_classes(paths: Sequence[str], tables: Sequence[ShardTable], l
             names = imagenet_classes([table.key(row) for row in range(len(table))], folder or os.curdir)
         labeled.append(table if names is None else table.with_classes(names))
     return labeled
+
+
+def _with_written_classes(paths: Sequence[str], tables: Sequence[ShardTable]) -> tuple[list[ShardTable], tuple[str, ...]]:
+    """Return the tables, numbers of classes as the names that an _info.json beside their shards gives them, and the first such list.
+
+    So sets that were packed apart, each with numbers of its own, are compared by names.
+    """
+    lists: dict[str, tuple[str, ...]] = {}
+    named, first = [], tuple[str, ...]()
+    for path, table in zip(paths, tables, strict=True):
+        folder = path.removesuffix(os.path.basename(path))
+        is_numbered = not len(table.class_name_ends) and (table.label >= 0).any()
+        if is_numbered and folder not in lists:
+            lists[folder] = _info_classes(folder)
+        names = lists.get(folder, ()) if is_numbered else ()
+        fits = len(names) > int(table.label.max(initial=-1)) if names else False
+        first = first or (names if fits else ())
+        named.append(table.with_names_of_numbers(names) if fits else table)
+    return named, first
+
+
+def _info_classes(folder: str) -> tuple[str, ...]:
+    """Return the names of classes by number that an `_info.json` lists; empty where there is none, or it lists none that are all unlike."""
+    try:
+        names = json.loads(read_head(folder + "_info.json", _MAX_METADATA_BYTES))["classes"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ()
+    unlike = isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)
+    return tuple(names) if unlike else ()
 
 
 def _write_classes(index: ShardIndex) -> Path | None:
@@ -350,6 +468,11 @@ def _digest(mask: NDArray[np.bool_]) -> str:
     return hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=8).hexdigest()
 
 
+def _joined(arrays: Sequence[NDArray]) -> NDArray:
+    """Join arrays end to end, read-only; a single one is taken as it is, for a tree of loose files may be all the data there is."""
+    return _read_only(arrays[0] if len(arrays) == 1 else np.concatenate(arrays))
+
+
 def _read_only(array: NDArray) -> NDArray:
     array.setflags(write=False)
     return array
@@ -366,7 +489,7 @@ def _notes(index: ShardIndex, stored: Sequence[StoredTable], beside: bool, class
     empty = [path for path, length in zip(index.paths, index.shard_lengths, strict=True) if not length]
     if empty:
         yield f"{empty[0]}: no pictures" + (f" nor in {len(empty) - 1} more shards" if len(empty) > 1 else "")
-    unstored = [path for path, item in zip(index.paths, stored, strict=True) if item.file is None]
+    unstored = [path for path, item in zip(index.paths, stored, strict=True) if item.file is None and len(item.table)]
     if unstored:
         where = f"{unstored[0]}: its index could not be stored and is built each time ({len(unstored)} shards)"
         yield f"{where}; set WHEREFROM_CACHE to a folder that can be written"
@@ -375,7 +498,15 @@ def _notes(index: ShardIndex, stored: Sequence[StoredTable], beside: bool, class
     if beside and elsewhere:
         path, folder = elsewhere[0]
         yield f"nothing can be written beside {path}: its index lies in {folder} ({len(elsewhere)} shards)"
-    yield from _labels_not_read(index)
+    for path, item in zip(index.paths, stored, strict=True):
+        if item.changes:
+            yield f"{path}: since it was indexed, {item.changes}"
+        for note in item.table.said_notes():
+            yield f"{path}: {note}"
+        if item.table.is_tree:
+            yield from (f"{path}: {note}" for note in label_notes(item.table))
+    if not all(item.table.is_tree and item.table.classes() for item in stored):
+        yield from _labels_not_read(index)
     yield from _odd_classes(index, classes)
     yield from _other_counts_that_differ(index)
 
@@ -407,7 +538,9 @@ def _odd_classes(index: ShardIndex, numbered_before: Sequence[str]) -> Iterator[
 def _other_counts_that_differ(index: ShardIndex) -> Iterator[str]:
     """Compare with DALI's .idx and WebDataset's _info.json where they lie beside the shards: a cross-check, never the truth."""
     infos: dict[str, dict[str, int]] = {}
-    for path, samples in zip(index.paths, index.shard_lengths.tolist(), strict=True):
+    for shard, (path, samples) in enumerate(zip(index.paths, index.shard_lengths.tolist(), strict=True)):
+        if index.is_tree(shard):
+            continue
         name = os.path.basename(path)
         folder = path.removesuffix(name)  # with its last slash
         if folder not in infos:

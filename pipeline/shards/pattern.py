@@ -1,38 +1,55 @@
-"""Patterns of shards, as users write them: braces, wildcards, several, `::`.
+"""Patterns of shards, as users write them: folders, braces, wildcards, several, `::`.
 
 Here: a pattern -> the paths that it names, in its order.
 Not here: looking at files (storage.py), what the shards hold (index.py).
 """
 
+import difflib
 import glob
 import math
 import os
 import re
-import shlex
 from collections import Counter
+from itertools import islice
+from pathlib import PurePath
 
 from braceexpand import braceexpand
 
 from wherefrom.pipeline.shards.storage import storage_of
 
 _MAX_SHARDS = 100_000
+_MAX_NAMES = 10_000  # of a folder, among which a misspelled one is looked for
 
 
 def expand_pattern(pattern: str | os.PathLike[str]) -> list[str]:
-    """Return the shards that a pattern names, in its order.
+    """Return the shards that a pattern names, in its order: tars, and folder trees of loose files.
 
-    A pattern is a path, a folder (its *.tar, sorted), a glob (sorted), or a brace expression such as `train-{000000..001281}.tar`;
-    `::` joins several.
-    Raises: ValueError for a URL, an empty pattern or a shard named twice; FileNotFoundError if a named file is missing or none matches.
+    A pattern is a path, a folder (its *.tar, sorted; without any, the tree below it), a glob (sorted), or a brace expression such as
+    `train-{000000..001281}.tar`; `::` joins several.
+    Raises: ValueError for a URL, an empty pattern, or a shard named twice, be it as a part of a tree; FileNotFoundError if a named file is
+            missing or none matches.
     """
     paths = [path for part in os.fspath(pattern).split("::") for path in _expand_part(part)]
-    twice = [path for path, times in Counter(storage_of(path).canonical(path) for path in paths).items() if times > 1]
-    if twice:
-        raise ValueError(f"{twice[0]} is named twice by the pattern; name every shard once")
-    missing = [path for path in paths if not _is_file(path)]
+    missing = [path for path in paths if storage_of(path).kind(path) is None]
     if missing:
         others = f" (nor {len(missing) - 1} others of the {len(paths)} named)" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{missing[0]}: no such file{others}; fetch it, or name a shard, a folder of shards or a pattern")
+        near = _near(missing[0])
+        mend = f"is it {near}?" if near else "fetch it, or name a shard, a folder of shards or of pictures, or a pattern"
+        raise FileNotFoundError(f"{missing[0]}: no such file{others}; {mend}")
+    parquet = [path for path in paths if path.lower().endswith(".parquet")]
+    if parquet:
+        raise ValueError(
+            f"{parquet[0]}: pictures in parquet have no place that could be read by itself; `wherefrom pack` makes shards of it"
+        )
+    names = [storage_of(path).canonical(path) for path in paths]
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is named twice by the pattern; name every shard once")
+    trees = {name for path, name in zip(paths, names, strict=True) if storage_of(path).kind(path) == "folder"}
+    for name in names if trees else ():
+        outer = next((parent for parent in map(str, PurePath(name).parents) if parent in trees), None)
+        if outer is not None:
+            raise ValueError(f"{name} lies in {outer}, which the pattern names too; name every picture once")
     return paths
 
 
@@ -57,14 +74,26 @@ def _expand_part(part: str) -> list[str]:
 
 
 def _shards_of_folder(folder: str) -> list[str]:
-    try:
-        return _matches(os.path.join(glob.escape(folder), "*.tar"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{folder}: no file matches *.tar, and pictures are read from tar shards alone; pack them: without labels by "
-            f"`tar --sort=name -cf pictures.tar -C {shlex.quote(folder)} .`, with labels as KEY.jpg beside KEY.cls (a whole number) by "
-            "webdataset.ShardWriter"
-        ) from error
+    """Return the tars in a folder, or the folder itself as a tree, under a name that says which it is."""
+    storage = storage_of(folder)
+    if tars := storage.glob(os.path.join(glob.escape(folder), "*.tar")):
+        return tars
+    if storage.local_folder(folder) is None:
+        raise FileNotFoundError(f"{folder}: no file matches *.tar, and loose pictures are read from local disks alone; pack them into tars")
+    tree = folder.rstrip("/")
+    return [tree if os.path.basename(tree) not in ("", os.curdir, os.pardir) else storage.canonical(folder)]
+
+
+def _near(path: str) -> str:
+    """Return the path that exists and differs least in its first missing part, empty if none is close."""
+    whole = PurePath(path)
+    for missing in (whole, *whole.parents):
+        if storage_of(path).local_folder(path) is not None and os.path.isdir(missing.parent):
+            with os.scandir(missing.parent) as entries:
+                names = [entry.name for entry in islice(entries, _MAX_NAMES)]
+            close = difflib.get_close_matches(missing.name, names, 1)
+            return str(missing.parent / close[0] / whole.relative_to(missing)) if close else ""
+    return ""
 
 
 def _matches(pattern: str) -> list[str]:

@@ -1,15 +1,17 @@
-"""Reads encoded pictures out of tar shards by position.
+"""Reads encoded pictures out of tar shards by position, and loose files whole.
 
 Here: `ShardReader`, a bounded set of open shards that any number of threads read from, into buffers of theirs.
 Not here: what lies where (index.py), how a shard is reached (storage.py), decoding (render/).
-A shard is trusted only while its stamp is the one that was indexed; every read checks it.
+A shard, or a loose file, is trusted only while its stamp is the one that was indexed; every read checks it.
 """
 
 import errno
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Self
@@ -22,11 +24,12 @@ from wherefrom.pipeline.shards.storage import StoredFile, storage_of
 
 __all__ = ["ShardChangedError", "ShardReader"]
 
+_CLOSED = "the reader is closed; make another ShardReader"
 _NOT_THE_SHARDS_FAULT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
 
 
 class ShardChangedError(OSError):
-    """A shard is not what was indexed: gone, cut short or rewritten. One line: shard and key, what is wrong, the mend."""
+    """A shard or a loose file is not what was indexed: gone, cut short or rewritten. One line: which, what is wrong, the mend."""
 
 
 @dataclass(slots=True)
@@ -38,16 +41,21 @@ class _OpenShard:
 class ShardReader:
     """Reads pictures by sample id; safe from many threads, which wait for the disk without the GIL.
 
-    At most `max_open` shards stay open between reads, the least recently used ones are closed first, one in use never.
+    At most `max_open` shards stay open between reads, the least recently used ones are closed first, one in use never. A loose file is
+    open while it is read; of a batch, `loose_threads` of them at once, for a disk far away takes its time over each (0: one by one, in the
+    caller's thread).
     """
 
-    def __init__(self, index: ShardIndex, *, max_open: int = 256) -> None:
-        if max_open < 1:
-            raise ValueError(f"max_open={max_open}: needs at least 1")
+    def __init__(self, index: ShardIndex, *, max_open: int = 256, loose_threads: int = 8) -> None:
+        if max_open < 1 or loose_threads < 0:
+            raise ValueError(f"max_open={max_open}, loose_threads={loose_threads}: needs at least 1 and 0")
         self.index = index
         self._max_open = max_open
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()  # by shard, the least recently used first
+        self._pool: ThreadPoolExecutor | None = None  # for loose files, when there are some to read
+        self._pool_process = 0
+        self._loose_threads = loose_threads
         self._closed = False
 
     def read(self, sample: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
@@ -90,9 +98,31 @@ class ShardReader:
 
     def _read_shard(self, shard: int, requests: list[tuple[int, int, memoryview]]) -> None:
         """Fill the memory of every (sample, offset, memory), all of one shard."""
+        if not self.index.is_tree(shard):
+            self._read_file(self._borrow(shard), requests)
+        elif self._loose_threads < 2 or len(requests) < 2:
+            self._read_loose(requests)
+        else:
+            parts = [requests[first :: self._loose_threads] for first in range(min(self._loose_threads, len(requests)))]
+            with self._lock:
+                if self._closed:
+                    raise ValueError(_CLOSED)
+                if self._pool is None or self._pool_process != os.getpid():  # a fork takes no threads along
+                    self._pool, self._pool_process = ThreadPoolExecutor(self._loose_threads, "wherefrom-read"), os.getpid()
+                reading = [self._pool.submit(self._read_loose, part) for part in parts]
+            for part_read in reading:
+                part_read.result()
+
+    def _read_loose(self, requests: list[tuple[int, int, memoryview]]) -> None:
+        """Fill the memory of every (sample, offset, memory), each a file of its own."""
+        for request in requests:
+            self._read_file(self._open_once(request[0]), [request])
+
+    def _read_file(self, opened: AbstractContextManager[StoredFile], requests: list[tuple[int, int, memoryview]]) -> None:
+        """Fill the memory of every (sample, offset, memory), all of one file."""
         sample = requests[0][0]
         try:
-            with self._borrow(shard) as file:
+            with opened as file:
                 self._check_unchanged(file, sample)
                 for sample, offset, target in requests:
                     count = file.read_into(target, offset)
@@ -106,16 +136,32 @@ class ShardReader:
             raise self._changed(sample, error.strerror or str(error)) from error
 
     def close(self) -> None:
-        """Close every shard; those in use when their read ends. Twice is fine."""
+        """Close every shard, those in use when their read ends, and end all threads. Twice is fine."""
         with self._lock:
             self._closed = True
             self._evict(keep=0)
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=True)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @contextmanager
+    def _open_once(self, sample: int) -> Iterator[StoredFile]:
+        """Open the loose file that a sample is, until the block ends."""
+        if self._closed:
+            raise ValueError(_CLOSED)
+        path, _, _ = self.index.location(sample)
+        file = storage_of(path).open(path)
+        try:
+            yield file
+            self._check_unchanged(file, sample)  # once more: it may have been written to since the check before it was read
+        finally:
+            file.close()
 
     @contextmanager
     def _borrow(self, shard: int) -> Iterator[StoredFile]:
@@ -141,7 +187,7 @@ class ShardReader:
             elif file is not None:
                 opened = self._open[shard] = _OpenShard(file)
             if self._closed:
-                raise ValueError("the reader is closed; make another ShardReader")
+                raise ValueError(_CLOSED)
             if opened is not None:
                 self._open.move_to_end(shard)
                 opened.users += 1
@@ -156,14 +202,15 @@ class ShardReader:
                 self._open.pop(shard).file.close()
 
     def _check_unchanged(self, file: StoredFile, sample: int) -> None:
-        stamp = file.stamp()
-        _, size, version = self.index.shard_stamps[self.index.shard[sample]].tolist()
-        if stamp.size != size:
-            raise self._changed(sample, f"the shard has {stamp.size} bytes, {size} were indexed")
-        if stamp.version != version:
-            raise self._changed(sample, "the shard was written to since it was indexed")
+        stamp, indexed = file.stamp(), self.index.stamp(sample)
+        what = "it" if self.index.is_tree(int(self.index.shard[sample])) else "the shard"
+        if stamp.size != indexed.size:
+            raise self._changed(sample, f"{what} has {stamp.size} bytes, {indexed.size} were indexed")
+        if stamp.version != indexed.version:
+            raise self._changed(sample, f"{what} was written to since it was indexed")
 
     def _changed(self, sample: int, fault: str) -> ShardChangedError:
+        what = "file" if self.index.is_tree(int(self.index.shard[sample])) else "shard"
         return ShardChangedError(
-            f"{self.index.name(sample)}: {fault}; restore the shard, or run `wherefrom index PATTERN --rebuild` and start again"
+            f"{self.index.name(sample)}: {fault}; restore the {what}, or run `wherefrom index PATTERN --rebuild` and start again"
         )

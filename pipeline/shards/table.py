@@ -21,17 +21,28 @@ from wherefrom.pipeline.shards.picture_headers import FORMATS, MAX_ENCODED_BYTES
 from wherefrom.pipeline.shards.storage import Stamp, StoredFile, read_at, storage_of
 from wherefrom.pipeline.shards.tar_members import Member, TarError, walk_tar
 
-__all__ = ["TABLE_LAYOUT", "BrokenShardError", "ShardTable", "scan_shard", "stamp_of"]
+__all__ = [
+    "FORMAT_VERSION",
+    "TABLE_LAYOUT",
+    "BrokenShardError",
+    "ShardTable",
+    "count_unread",
+    "pack_texts",
+    "pack_verdicts",
+    "printable",
+    "scan_shard",
+    "stamp_of",
+]
 
 PICTURE_EXTENSIONS = (b"jpg", b"jpeg", b"png", b"webp")  # where a key has several, the first of these is the sample's picture
 
-_FORMAT_VERSION = 4  # of index files; others are built again
+FORMAT_VERSION = 4  # of index files; others are built again
 _WEBDATASET_META = re.compile(rb"__[^/]*__(?:$|/)")
 _MAX_LABEL_BYTES = 2**20  # of a member that labels its sample
 _MAX_EXTENSIONS_COUNTED = 64
 
 # dtype and shape of every stored array: n samples, v versions, one a sample where each is a file of its own, else none; u invalid samples,
-# d of these by a decode alone; c classes; e extensions that are not read; f folders of a tree; any number of bytes
+# d of these by a decode alone; c classes; e extensions that are not read; f folders of a tree; m notes; any number of bytes
 TABLE_LAYOUT: dict[str, tuple[type, tuple[int | str, ...]]] = {
     "stamp": (np.int64, (3,)),
     "audited": (np.bool_, (1,)),
@@ -56,6 +67,9 @@ TABLE_LAYOUT: dict[str, tuple[type, tuple[int | str, ...]]] = {
     "folders": (np.uint8, ("folder bytes",)),
     "folder_ends": (np.int64, ("f",)),
     "folder_versions": (np.int64, ("f",)),
+    "folder_lengths": (np.int64, ("f",)),
+    "notes": (np.uint8, ("note bytes",)),
+    "note_ends": (np.int64, ("m",)),
 }
 
 
@@ -69,7 +83,7 @@ class ShardTable:
 
     Shapes: as in TABLE_LAYOUT. stamp is (format version, shard's size in bytes, its version: mtime_ns of a local file). The texts (keys of
     the n samples, names of the c classes, reasons of the u invalid samples, extensions of other members, folders of a tree, relative to
-    its root) lie end to end as bytes, text i up to ends[i].
+    its root, notes) lie end to end as bytes, text i up to ends[i].
     Raises: ValueError if the arrays do not fit one another: those of a damaged or foreign file.
     """
 
@@ -95,7 +109,10 @@ class ShardTable:
     extension_counts: NDArray[np.int64]
     folders: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))
     folder_ends: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    folder_versions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    folder_versions: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # mtime_ns, -1 where it says nothing
+    folder_lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # samples in each folder itself: rows in turn
+    notes: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(0, np.uint8))  # what the scan has to say whenever the table is used
+    note_ends: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         sides: dict[str, int] = {}
@@ -109,6 +126,7 @@ class ShardTable:
             (self.reasons, self.reason_ends),
             (self.extensions, self.extension_ends),
             (self.folders, self.folder_ends),
+            (self.notes, self.note_ends),
         ):
             if not _rises(ends, lowest=0) or (ends[-1] if len(ends) else 0) != len(texts):
                 raise ValueError("texts and their ends do not fit")
@@ -117,13 +135,28 @@ class ShardTable:
         rows_fit = _rises(self.invalid, lowest=0) and (not len(self.invalid) or self.invalid[-1] < len(self))
         rows_fit = rows_fit and _rises(self.undecodable, lowest=0) and bool(np.isin(self.undecodable, self.invalid).all())
         named = len(self.class_name_ends) == 0 or bool(np.all(self.label < len(self.class_name_ends)))
-        if not named or len(self.version) not in (0, len(self)):
+        if not named or len(self.version) != (len(self) if self.is_tree else 0):
             raise ValueError("labels and classes, or versions and samples, do not fit")
+        if self.is_tree and not (self._names_stay_inside() and self.folder_lengths.min() >= 0 and self.folder_lengths.sum() == len(self)):
+            raise ValueError("folders and samples do not fit")
         if not rows_fit or not np.all(in_file & coded) or not np.all(self.source_size[self.valid()] > 0):
             raise ValueError("offsets, sizes and verdicts do not fit")
 
     def __len__(self) -> int:
         return len(self.offset)
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether the samples are loose files in folders."""
+        return len(self.folder_ends) > 0
+
+    def _names_stay_inside(self) -> bool:
+        """Whether no file or folder of the tree has a name that leads out of it: a scan takes no name that begins with a dot."""
+        texts = (self.keys, self.key_ends), (self.folders, self.folder_ends)
+        return not any(
+            np.isin(array[_starts(ends)], (ord("/"), ord("."))).any() or any(part in array.tobytes() for part in (b"\0", b"//", b"/."))
+            for array, ends in texts
+        )
 
     def valid(self) -> NDArray[np.bool_]:
         """Return which rows are valid samples, (n,)."""
@@ -138,28 +171,45 @@ class ShardTable:
         return undecodable
 
     def key(self, row: int) -> str:
-        """Return the WebDataset key of the sample in this row; bytes that are no UTF-8 as surrogates."""
-        return _text(self.keys, self.key_ends, row)
+        """Return the sample's key: WebDataset's, or a loose file's name relative to the root; bytes that are no UTF-8 as surrogates."""
+        return text_at(self.keys, self.key_ends, row)
 
     def reason(self, row: int) -> str:
         """Return why the sample in this row is invalid, empty if it is valid."""
         position = int(np.searchsorted(self.invalid, row))
         is_invalid = position < len(self.invalid) and self.invalid[position] == row
-        return _text(self.reasons, self.reason_ends, position) if is_invalid else ""
+        return text_at(self.reasons, self.reason_ends, position) if is_invalid else ""
 
     def classes(self) -> list[str]:
         """Return the names of the classes, empty where labels are numbers of the data's own."""
-        return [_text(self.class_names, self.class_name_ends, position) for position in range(len(self.class_name_ends))]
+        return [text_at(self.class_names, self.class_name_ends, position) for position in range(len(self.class_name_ends))]
 
     def with_classes(self, names: Sequence[str | None]) -> "ShardTable":
         """Return the table with a class name, or none, for each of its n samples."""
         arrays = {item.name: getattr(self, item.name) for item in fields(self)}
         return ShardTable(**(arrays | _pack_labels(list(names))))
 
+    def with_names_of_numbers(self, names: Sequence[str]) -> "ShardTable":
+        """Return the table, whose labels are numbers, with the names that these have; a name for every number, no name twice."""
+        ordered = sorted(names)
+        place = {name: position for position, name in enumerate(ordered)}
+        arrays = {item.name: getattr(self, item.name) for item in fields(self)}
+        texts, ends = pack_texts(os.fsencode(name) for name in ordered)
+        label = np.append([place[name] for name in names], -1)[np.maximum(self.label, -1)]
+        return ShardTable(**(arrays | {"label": label, "class_names": texts, "class_name_ends": ends}))
+
     def unread_members(self) -> Counter[str]:
         """Count the members that belong to no sample or are not read, by extension."""
-        names = (_text(self.extensions, self.extension_ends, position) for position in range(len(self.extension_ends)))
+        names = (text_at(self.extensions, self.extension_ends, position) for position in range(len(self.extension_ends)))
         return Counter(dict(zip(names, self.extension_counts.tolist(), strict=True)))
+
+    def folder_names(self) -> list[str]:
+        """Return the folders of a tree, relative to its root, which comes first as an empty text."""
+        return [text_at(self.folders, self.folder_ends, position) for position in range(len(self.folder_ends))]
+
+    def said_notes(self) -> list[str]:
+        """Return what the scan has to say whenever the table is used."""
+        return [text_at(self.notes, self.note_ends, position) for position in range(len(self.note_ends))]
 
     def digest(self) -> bytes:
         """Hash what the members are: not the folder, not the mtime, and no verdict that a later audit may change."""
@@ -170,12 +220,17 @@ class ShardTable:
             hasher.update(self.class_name_ends.astype("<i8").tobytes() + self.class_names.tobytes())
         return hasher.digest()
 
+    def equals(self, other: "ShardTable") -> bool:
+        """Whether every stored array is the same."""
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in TABLE_LAYOUT)
+
     def with_audit(self, failures: dict[int, str]) -> "ShardTable":
         """Return the table after an audit by decoding: `failures` maps rows to reasons, all other valid rows decode."""
         reasons = {int(row): self.reason(row) for row in self.invalid} | failures
         arrays = {item.name: getattr(self, item.name) for item in fields(self)}
-        audit = {"audited": np.array([True]), "undecodable": np.array(sorted(failures), np.int64)}
-        return ShardTable(**(arrays | _pack_verdicts(reasons) | audit))
+        undecodable = sorted({*self.undecodable.tolist(), *failures})  # a tree's may be known from before a file was added to it
+        audit = {"audited": np.array([True]), "undecodable": np.array(undecodable, np.int64)}
+        return ShardTable(**(arrays | pack_verdicts(reasons) | audit))
 
 
 def stamp_of(shard: str | os.PathLike[str]) -> tuple[int, int, int]:
@@ -184,7 +239,7 @@ def stamp_of(shard: str | os.PathLike[str]) -> tuple[int, int, int]:
     Raises: OSError if the shard is not there.
     """
     path = os.fspath(shard)
-    return _FORMAT_VERSION, *storage_of(path).stamp(path)
+    return FORMAT_VERSION, *storage_of(path).stamp(path)
 
 
 def scan_shard(shard: str | os.PathLike[str], labels: LabelRule | None = None) -> ShardTable:
@@ -292,8 +347,8 @@ class _SampleGrouper:
 
     def table(self, stamp: tuple[int, int, int]) -> ShardTable:
         samples, kinds = self.samples, sorted(self.unread_members)
-        keys, key_ends = _pack(sample.key for sample in samples)
-        extensions, extension_ends = _pack(kind.encode() for kind in kinds)
+        keys, key_ends = pack_texts(sample.key for sample in samples)
+        extensions, extension_ends = pack_texts(kind.encode() for kind in kinds)
         headers = [sample.header for sample in samples]
         return ShardTable(
             stamp=np.array(stamp, np.int64),
@@ -309,7 +364,7 @@ class _SampleGrouper:
             extensions=extensions,
             extension_ends=extension_ends,
             extension_counts=np.array([self.unread_members[kind] for kind in kinds], np.int64),
-            **_pack_verdicts({row: header.reason for row, header in enumerate(headers) if header.reason}),
+            **pack_verdicts({row: header.reason for row, header in enumerate(headers) if header.reason}),
             **_pack_labels(self._settled_labels()),
         )
 
@@ -341,8 +396,7 @@ class _SampleGrouper:
             self._label = label
 
     def _count_unread(self, kind: str) -> None:
-        full = len(self.unread_members) >= _MAX_EXTENSIONS_COUNTED and kind not in self.unread_members
-        self.unread_members["(others)" if full else kind] += 1
+        count_unread(self.unread_members, kind)
 
 
 class _Part:
@@ -370,14 +424,22 @@ def _rises(numbers: NDArray[np.int64], lowest: int) -> bool:
     return not len(numbers) or (numbers[0] >= lowest and bool(np.all(numbers[1:] >= numbers[:-1])))
 
 
-def _pack(texts: Iterable[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def count_unread(kinds: Counter[str], kind: str) -> None:
+    """Count one more that is not read; of hostile data, not every kind under its own name."""
+    full = len(kinds) >= _MAX_EXTENSIONS_COUNTED and kind not in kinds
+    kinds["(others)" if full else kind] += 1
+
+
+def pack_texts(texts: Iterable[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Lay texts end to end; return them and their ends."""
     all_texts: Sequence[bytes] = list(texts)
     return np.frombuffer(b"".join(all_texts), np.uint8), np.cumsum([len(text) for text in all_texts], dtype=np.int64)
 
 
-def _pack_verdicts(reasons: dict[int, str]) -> dict[str, NDArray]:
+def pack_verdicts(reasons: dict[int, str]) -> dict[str, NDArray]:
+    """Return the arrays of the rows that are invalid, with their reasons."""
     rows = sorted(reasons)
-    texts, ends = _pack(reasons[row].encode() for row in rows)
+    texts, ends = pack_texts(reasons[row].encode() for row in rows)
     return {"invalid": np.array(rows, np.int64), "reasons": texts, "reason_ends": ends}
 
 
@@ -389,10 +451,21 @@ def _pack_labels(labels: Sequence[int | str | None]) -> dict[str, NDArray]:
         names = sorted({label for label in labels if isinstance(label, str)})
     number_of = {name: number for number, name in enumerate(names)}
     numbers = [-1 if label is None else number_of[label] if isinstance(label, str) else label for label in labels]
-    texts, ends = _pack(os.fsencode(name) for name in names)
+    texts, ends = pack_texts(os.fsencode(name) for name in names)
     return {"label": np.array(numbers, np.int64), "class_names": texts, "class_name_ends": ends}
 
 
-def _text(texts: NDArray[np.uint8], ends: NDArray[np.int64], position: int) -> str:
+def printable(text: str) -> str:
+    """Return text from a file with everything that could end a line or steer a terminal escaped."""
+    return repr(text)[1:-1]
+
+
+def _starts(ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where the texts begin that are not empty."""
+    starts = np.append(0, ends[:-1])
+    return starts[starts < ends]
+
+
+def text_at(texts: NDArray[np.uint8], ends: NDArray[np.int64], position: int) -> str:
     start = ends[position - 1] if position else 0
     return texts[start : ends[position]].tobytes().decode("utf-8", "surrogateescape")

@@ -17,6 +17,7 @@ from torch import Tensor
 from wherefrom.pipeline.laws import Center, Grid
 from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
+from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, blocks, evaluation_mode
 from wherefrom.train.objective import random_scope
@@ -26,7 +27,25 @@ RAW_PX = 32
 NEIGHBORS, TEMPERATURE = 20, 0.07
 KNN_PROTOCOL = "knn20-cosine-t0.07-grid3x3w0.4-mean-tokens@2"
 PROBE_PROTOCOL = "ridge-grid3x3w0.4-mean-tokens@2"
-PROTOCOL_NAMES = {KNN_PROTOCOL: "k-NN", PROBE_PROTOCOL: "linear probe"}  # for curves and tables
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Protocol:
+    """What is asked of which part of the features."""
+
+    name: str  # for curves and tables
+    part: str
+    probe: bool  # a linear one; else neighbors vote
+
+
+PROTOCOLS = {  # by name and version; those of local views first
+    KNN_PROTOCOL: Protocol(name="k-NN", part="grid", probe=False),
+    PROBE_PROTOCOL: Protocol(name="linear probe", part="grid", probe=True),
+    "knn20-cosine-t0.07-center0.875-class-token@1": Protocol(name="class token: k-NN", part="class token", probe=False),
+    "ridge-center0.875-class-token@1": Protocol(name="class token: linear probe", part="class token", probe=True),
+    "knn20-cosine-t0.07-center0.875-mean-token@1": Protocol(name="mean token: k-NN", part="mean token", probe=False),
+    "ridge-center0.875-mean-token@1": Protocol(name="mean token: linear probe", part="mean token", probe=True),
+}
 DRAW_SEED = int.from_bytes(b"evaluate")  # a number that no run takes for its own order
 RIDGE = tuple(10.0**power for power in range(-4, 3))  # times the number of samples
 
@@ -70,8 +89,9 @@ class LabelReport:
         """Return how many pictures there were, the accuracies with their heading first, and notes: rows of text within 80 columns."""
         names = tuple(dict.fromkeys(score.features for score in self.scores))
         protocols = tuple(dict.fromkeys(score.protocol for score in self.scores))
-        rows = [(PROTOCOL_NAMES[protocol], *(f"{self.accuracy(protocol, name):.3f}" for name in names)) for protocol in protocols]
-        notes = [(f"{PROTOCOL_NAMES[protocol]}: {protocol}",) for protocol in protocols]
+        scores = {(score.protocol, score.features): f"{score.accuracy:.3f}" for score in self.scores}
+        rows = [(PROTOCOLS[protocol].name, *(scores.get((protocol, name), "-") for name in names)) for protocol in protocols]
+        notes = [(f"{PROTOCOLS[protocol].name}: {protocol}",) for protocol in protocols]
         if self.missing:
             notes.append((f"classes without a training picture here: {self.missing}; at most {self.ceiling:.3f} can be right",))
         numbers = f"labels: {self.train} training, {self.held_out} held-out pictures, {self.classes} classes"
@@ -88,6 +108,7 @@ def evaluate_labels(
     held_out: PictureSource,
     *,
     view_px: int,
+    picture_px: int | None = None,
     limit: int | None = None,
     held_out_limit: int | None = None,
     probe: bool = True,
@@ -96,52 +117,79 @@ def evaluate_labels(
 ) -> LabelReport | None:
     """Evaluate features by labels; None where the pictures have none.
 
-    Features are the mean tokens of 3 x 3 local views (0.4 of each side, `view_px`), side by side; raw pixels, the whole picture at 32 px;
-    the random encoder has the same architecture. limits: how many pictures, drawn by `draw_ids`; without `probe`, k-NN alone.
+    Features are the mean tokens of 3 x 3 local views (0.4 of each side, `view_px`), side by side; and of whole pictures, cut to the center
+    as Resize(256) and CenterCrop(224) do, at `picture_px` (None: not of these), the class token, where there is one, and the mean token.
+    Beside the encoder stand raw pixels, of the whole picture at 32 px, and a random encoder of the same architecture.
+    limits: how many pictures, drawn by `draw_ids`; without `probe`, k-NN alone.
     """
     with random_scope(seed, "random encoder"):
         random = Encoder(encoder.settings).to(next(encoder.parameters()).device)
     encoders = {"encoder": encoder, "random encoder": random}
-    held_out_set = _encode_labeled(encoders, held_out, view_px, held_out_limit, "features for labels: held out", progress)
+    sides = (view_px, picture_px)
+    held_out_set = _encode_labeled(encoders, held_out, sides, held_out_limit, "features for labels: held out", progress)
     if not len(held_out_set.labels):
         return None
-    train_set = _encode_labeled(encoders, train, view_px, limit, "features for labels: train", progress)
+    train_set = _encode_labeled(encoders, train, sides, limit, "features for labels: train", progress)
     if not len(train_set.labels):
         return None
-    return _label_report(train_set, held_out_set, [KNN_PROTOCOL, PROBE_PROTOCOL] if probe else [KNN_PROTOCOL])
+    parts = {part for part, _ in train_set.features}
+    protocols = [name for name, protocol in PROTOCOLS.items() if protocol.part in parts and (probe or not protocol.probe)]
+    return _label_report(train_set, held_out_set, protocols)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _LabeledFeatures:
     """Pictures that have a label, as every kind of features."""
 
-    features: dict[str, Tensor]  # (N, D) each
+    features: dict[tuple[str, str], Tensor]  # (N, D) each, by the part of a protocol and what made it
     labels: Tensor  # (N,) int64
 
 
 def _encode_labeled(
-    encoders: Mapping[str, Encoder], pictures: PictureSource, view_px: int, limit: int | None, what: str, progress: ReportProgress | None
+    encoders: Mapping[str, Encoder],
+    pictures: PictureSource,
+    sides_px: tuple[int, int | None],
+    limit: int | None,
+    what: str,
+    progress: ReportProgress | None,
 ) -> _LabeledFeatures:
-    """Encode the pictures, and leave out those without a label."""
-    grid = ViewFamily(name="grid", views=GRID.rows * GRID.cols, size_px=(view_px, view_px), law=GRID)
-    whole = ViewFamily(name="whole", views=1, size_px=(RAW_PX, RAW_PX), law=Center())
-    recipe = ViewRecipe(families=(grid, whole))
+    """Encode the pictures, as local views and as whole ones of these sides, and leave out those without a label."""
+    view_px, picture_px = sides_px
+    families = [
+        ViewFamily(name="grid", views=GRID.rows * GRID.cols, size_px=(view_px, view_px), law=GRID),
+        ViewFamily(name="whole", views=1, size_px=(RAW_PX, RAW_PX), law=Center()),
+    ]
+    if picture_px is not None:
+        families.append(ViewFamily(name="center", views=1, size_px=(picture_px, picture_px), law=Center(resize_px=256, crop_px=224)))
+    recipe = ViewRecipe(families=tuple(families))
     all_ids = draw_ids(pictures, limit)
-    features: dict[str, list[Tensor]] = {name: [] for name in (*encoders, "raw pixels")}
+    features: dict[tuple[str, str], list[Tensor]] = {}
     label_blocks: list[Tensor] = []
     with evaluation_mode(*encoders.values()):
         for ids in blocks(all_ids):
             batch = pictures.views(recipe, ids)
             for name, encoder in encoders.items():
-                tokens = encoder.encode(batch.family("grid")).tokens
-                features[name].append(tokens.float().flatten(2, -2).mean(2).flatten(1))
-            features["raw pixels"].append(batch.family("whole").pixels.float().flatten(1))
+                for part, value in _parts(encoder, batch, whole=picture_px is not None).items():
+                    features.setdefault((part, name), []).append(value)
+            features.setdefault(("grid", "raw pixels"), []).append(batch.family("whole").pixels.float().flatten(1))
             label_blocks.append(batch.label)
             if progress is not None:
                 progress(what, sum(map(len, label_blocks)), len(all_ids))
     labels = torch.cat(label_blocks)
     has_label = labels >= 0
-    return _LabeledFeatures(features={name: torch.cat(parts)[has_label] for name, parts in features.items()}, labels=labels[has_label])
+    return _LabeledFeatures(features={key: torch.cat(parts)[has_label] for key, parts in features.items()}, labels=labels[has_label])
+
+
+def _parts(encoder: Encoder, batch: Batch, *, whole: bool) -> dict[str, Tensor]:
+    """Return what protocols take of a batch, (B, D) each, by part."""
+    parts = {"grid": encoder.encode(batch.family("grid")).tokens.float().flatten(2, -2).mean(2).flatten(1)}
+    if whole:
+        features = encoder.encode(batch.family("center"))
+        if encoder.has_class_token:
+            assert features.prefix is not None
+            parts["class token"] = features.prefix[:, 0, 0].float()
+        parts["mean token"] = features.tokens[:, 0].float().flatten(1, -2).mean(1)
+    return parts
 
 
 def _label_report(train: _LabeledFeatures, held_out: _LabeledFeatures, protocols: Sequence[str]) -> LabelReport:
@@ -151,10 +199,11 @@ def _label_report(train: _LabeledFeatures, held_out: _LabeledFeatures, protocols
     answerable = torch.isin(held_out_labels, train_labels)
     scores = []
     for protocol in protocols:
-        predict = nearest_neighbors if protocol == KNN_PROTOCOL else ridge_probe
-        for name, features in train.features.items():
-            predicted = predict(features, train_labels, held_out.features[name], classes=len(classes))
-            scores.append(LabelScore(protocol=protocol, features=name, accuracy=float((predicted == held_out_labels).double().mean())))
+        predict = ridge_probe if PROTOCOLS[protocol].probe else nearest_neighbors
+        for (part, name), features in train.features.items():
+            if part == PROTOCOLS[protocol].part:
+                predicted = predict(features, train_labels, held_out.features[part, name], classes=len(classes))
+                scores.append(LabelScore(protocol=protocol, features=name, accuracy=float((predicted == held_out_labels).double().mean())))
     return LabelReport(
         train=len(train_labels),
         held_out=len(held_out_labels),

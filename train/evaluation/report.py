@@ -13,7 +13,7 @@ import numpy as np
 
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.evaluation.labels import PROTOCOL_NAMES, evaluate_labels
+from wherefrom.train.evaluation.labels import PROTOCOLS, evaluate_labels
 from wherefrom.train.evaluation.pair_controls import NoPairsError
 from wherefrom.train.evaluation.pairs import PAIRS_PROTOCOL, PairRow, evaluate_pairs, pair_r2, r2_text
 from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table
@@ -23,21 +23,53 @@ from wherefrom.train.plain_data import Plain
 from wherefrom.train.reporting import EvaluationResults
 from wherefrom.train.settings import EvaluationSettings
 
+COMPARED_PICTURES = 16  # of two trees that may be copies
+
 
 def check_held_out(train: ShardIndex, held_out: ShardIndex) -> None:
     """Refuse held-out shards that are learned from; pictures that two different shards share are not looked for.
 
-    Raises: ValueError that names the first shard that is a training shard too, or has the very bytes of one.
+    A tar is known by its bytes. Of trees of loose files no two may share a folder, by whatever path; a copy of a whole tree is known by the
+    number and bytes of its pictures, and by the bytes of some of them.
+    Raises: ValueError that names the first shard or folder that is learned from too, or has the very bytes of one.
     """
-    by_numbers: dict[tuple[int, int], list[str]] = {}
-    for path, numbers in zip(train.paths, _numbers(train), strict=True):
-        by_numbers.setdefault(numbers, []).append(path)
-    for path, numbers in zip(held_out.paths, _numbers(held_out), strict=True):
-        pictures, _ = numbers
+    learned_folders = dict(_picture_folders(train))
+    for identity, folder in _picture_folders(held_out):
+        if identity in learned_folders:
+            raise ValueError(
+                f"val: {folder} is a folder of training pictures too; hold out folders that are not learned from, or leave out --val"
+            )
+    by_numbers: dict[tuple[bool, int, int], list[int]] = {}
+    for shard, numbers in enumerate(_numbers(train)):
+        by_numbers.setdefault(numbers, []).append(shard)
+    for shard, numbers in enumerate(_numbers(held_out)):
+        is_tree, pictures, _ = numbers
         for training in by_numbers.get(numbers, ()) if pictures else ():
-            if os.path.samefile(path, training) or filecmp.cmp(path, training, shallow=False):
-                same = "is a training shard too" if path == training else f"holds the same bytes as the training shard {training}"
-                raise ValueError(f"val: {path} {same}; hold out shards that are not learned from, or leave out --val")
+            path, learned = held_out.paths[shard], train.paths[training]
+            if is_tree and _trees_look_alike(held_out, shard, train, training):
+                same = f"holds copies of the training pictures in {learned}"
+            elif not is_tree and (os.path.samefile(path, learned) or filecmp.cmp(path, learned, shallow=False)):
+                same = "is a training shard too" if path == learned else f"holds the same bytes as the training shard {learned}"
+            else:
+                continue
+            raise ValueError(f"val: {path} {same}; hold out shards that are not learned from, or leave out --val")
+
+
+def _picture_folders(index: ShardIndex) -> Iterator[tuple[tuple[int, int], str]]:
+    """Yield every folder of a tree that holds pictures itself: device and inode, and its path."""
+    for shard in range(len(index.paths)):
+        for folder, pictures in index.tree_folders(shard).items() if index.is_tree(shard) else ():
+            if pictures:
+                status = os.stat(folder)
+                yield (status.st_dev, status.st_ino), folder
+
+
+def _trees_look_alike(one: ShardIndex, one_shard: int, other: ShardIndex, other_shard: int) -> bool:
+    """Compare the bytes of some pictures of two trees that have as many."""
+    places = np.unique(np.linspace(0, one.shard_lengths[one_shard] - 1, COMPARED_PICTURES).astype(int)).tolist()
+    first, first_of_other = (int(index.shard_lengths[:shard].sum()) for index, shard in ((one, one_shard), (other, other_shard)))
+    paths = ((one.location(first + place)[0], other.location(first_of_other + place)[0]) for place in places)
+    return all(filecmp.cmp(*pair, shallow=False) for pair in paths)
 
 
 def check_same_classes(train: ShardIndex, held_out: ShardIndex) -> None:
@@ -66,9 +98,10 @@ def _class_name(index: ShardIndex, label: int) -> str:
     return repr(index.classes[label]) if index.classes else str(label)
 
 
-def _numbers(index: ShardIndex) -> Iterator[tuple[int, int]]:
-    """Yield the number of pictures and of bytes of every shard."""
-    yield from zip(index.shard_lengths.tolist(), index.shard_stamps[:, 1].tolist(), strict=True)
+def _numbers(index: ShardIndex) -> Iterator[tuple[bool, int, int]]:
+    """Yield of every shard whether it is a tree, and the number of its pictures and bytes."""
+    sizes = zip(index.shard_lengths.tolist(), index.shard_stamps[:, 1].tolist(), strict=True)
+    yield from ((index.is_tree(shard), pictures, size) for shard, (pictures, size) in enumerate(sizes))
 
 
 def evaluate_run(
@@ -78,11 +111,14 @@ def evaluate_run(
     settings: EvaluationSettings,
     *,
     view_px: int,
+    picture_px: int | None = None,
     update: int,
     full: bool,
     progress: ReportProgress | None = None,
 ) -> EvaluationResults:
-    """Measure a run after `update` updates: pairs of held-out pictures, and labels, by views of side `view_px`, where there are any.
+    """Measure a run after `update` updates: pairs of held-out pictures, and labels where there are any.
+
+    Labels are told by local views of side `view_px`, and by whole pictures of side `picture_px` (None: not by these).
 
     Pairs: of every objective that `is_pair_objective`. Labels: by the network that the host exports. The short form takes fewer pictures
     and no control. It alone gives curves: k-NN from another number of pictures is another number.
@@ -99,7 +135,7 @@ def evaluate_run(
             except NoPairsError as problem:  # held-out pictures may be smaller than those learned from; that is no reason to stop
                 plain: Plain = {"protocol": PAIRS_PROTOCOL, "law": objective.settings.law_name, "not_measured": str(problem)}
                 sections[name] = _Section(plain=plain, tables=(((f"{_heading(name, objective)}: not measured, {problem}",),),))
-    sections["labels"] = _labels(step.exported(), train, held_out, settings, view_px=view_px, full=full, progress=progress)
+    sections["labels"] = _labels(step.exported(), train, held_out, settings, sides_px=(view_px, picture_px), full=full, progress=progress)
     return EvaluationResults(
         update=update,
         full=full,
@@ -156,7 +192,7 @@ def _labels(
     held_out: PictureSource,
     settings: EvaluationSettings,
     *,
-    view_px: int,
+    sides_px: tuple[int, int | None],
     full: bool,
     progress: ReportProgress | None,
 ) -> _Section:
@@ -164,12 +200,21 @@ def _labels(
     held_out_limit = settings.knn_held_out if full else settings.short_pictures
     if not limit:
         return _Section()
+    view_px, picture_px = sides_px
     labels = evaluate_labels(
-        encoder, train, held_out, view_px=view_px, limit=limit, held_out_limit=held_out_limit, probe=full, progress=progress
+        encoder,
+        train,
+        held_out,
+        view_px=view_px,
+        picture_px=picture_px,
+        limit=limit,
+        held_out_limit=held_out_limit,
+        probe=full,
+        progress=progress,
     )
     if labels is None:
         return _Section(tables=((("labels: the pictures have none, so there is neither k-NN nor linear probe",),),))
-    curves = {f"{PROTOCOL_NAMES[score.protocol]} {score.features}": score.accuracy for score in labels.scores}
+    curves = {f"{PROTOCOLS[score.protocol].name} {score.features}": score.accuracy for score in labels.scores}
     return _Section(plain=labels.as_dict(), curves={} if full else curves, tables=labels.tables())
 
 

@@ -1,0 +1,1 @@
+"""Packing: any source of pictures -> tar shards for every reader of WebDataset."""
