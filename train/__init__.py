@@ -6,12 +6,9 @@ from wherefrom.train.evaluation.pairs import evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.loop import run
 from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, ParameterRule, Progress, Step, StepOutput, Terms
-<<<<<<< HEAD
 from wherefrom.train.objectives.barlow import BarlowTwins, BarlowTwinsSettings
 from wherefrom.train.objectives.byol import BYOL, BYOLSettings
-=======
 from wherefrom.train.objectives.collapse import spread
->>>>>>> iface
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings

@@ -17,7 +17,8 @@ from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, ParameterRule, Progress, Terms
-from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one, spread
+from wherefrom.train.objectives.collapse import spread
+from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.objectives.view_pairs import FIRST_COLOR, SECOND_COLOR, view_pair
 from wherefrom.train.over_ranks import BatchNormOverRanks, batch_norm_over_ranks, mean_over_ranks
 
@@ -87,7 +88,7 @@ class BarlowTwins(Objective):
         first, second = (self.projector(summary) for summary in summaries)
         with torch.autocast(first.device.type, enabled=False):
             losses = barlow_terms(self.norm(full_precision(first)), self.norm(full_precision(second)))
-        return Terms(losses=losses, meters=spread(summaries[0], "feature") | spread(first, "embedding"))
+        return Terms(losses=losses, meters=spread(summaries[0]))
 
 
 def barlow_terms(first: Tensor, second: Tensor) -> dict[str, Tensor]:

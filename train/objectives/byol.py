@@ -19,7 +19,8 @@ from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, Progress, Terms
-from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one, spread
+from wherefrom.train.objectives.collapse import spread
+from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.objectives.teacher import follow
 from wherefrom.train.objectives.view_pairs import FIRST_COLOR, SECOND_COLOR, view_pair
 from wherefrom.train.over_ranks import batch_norm_over_ranks
@@ -100,7 +101,7 @@ class BYOL(Objective):
         with torch.no_grad():
             targets = [self.target_projector(self.target.encode(view).summary[:, 0]) for view in views]
         loss = distance(predicted[0], targets[1]) + distance(predicted[1], targets[0])
-        return Terms(losses={"distance": loss}, meters=spread(summaries[0], "feature") | spread(projected[0], "embedding"))
+        return Terms(losses={"distance": loss}, meters=spread(summaries[0]))
 
     def after_step(self, encoder: Encoder, progress: Progress, seen: Mapping[str, Tensor]) -> None:
         """Move the target."""

@@ -16,7 +16,8 @@ from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, Progress, Terms
-from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one, spread
+from wherefrom.train.objectives.collapse import spread
+from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered, own_rank
 
 COLOR = ColorLaw(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_prob=0.5)
@@ -83,7 +84,7 @@ class SimCLR(Objective):
         summary = encode(batch.family(self.name)).summary  # (B, 2, D)
         z = self.head(summary.flatten(0, 1)).unflatten(0, summary.shape[:2])
         loss, accuracy = nt_xent(z, temperature=self.settings.temperature)
-        meters = {"contrast_accuracy": accuracy} | spread(summary[:, 0], "feature") | spread(z[:, 0], "embedding")
+        meters = {"contrast_accuracy": accuracy} | spread(summary)
         return Terms(losses={"contrast": loss}, meters=meters)
 
 

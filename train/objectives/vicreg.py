@@ -15,7 +15,8 @@ from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, Progress, Terms
-from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one, spread
+from wherefrom.train.objectives.collapse import spread
+from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.objectives.view_pairs import FIRST_COLOR, SECOND_COLOR, view_pair
 from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered
 
@@ -78,7 +79,7 @@ class VICReg(Objective):
         refuse_one(batch, self.name, "it has no variance")
         summaries = [encode(batch.family(family.name)).summary[:, 0] for family in self.families]
         x, y = (self.projector(summary) for summary in summaries)
-        return Terms(losses=vicreg_terms(x, y), meters=spread(summaries[0], "feature") | spread(x, "embedding"))
+        return Terms(losses=vicreg_terms(x, y), meters=spread(summaries[0]))
 
 
 def vicreg_terms(x: Tensor, y: Tensor) -> dict[str, Tensor]:
