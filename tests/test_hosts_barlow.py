@@ -6,7 +6,7 @@ from host_formulas import figures, gap, pair, parameter, tensor, wave
 from host_steps import TinyEncoder, assert_grads, assert_near, fill, pictures_of, updates_of
 from torch import Tensor, nn
 
-from wherefrom.train import OBJECTIVES, BarlowTwins, BarlowTwinsSettings, Progress, Step
+from wherefrom.train import OBJECTIVES, BarlowTwins, BarlowTwinsSettings, Progress, Step, recipe
 from wherefrom.train.lars import LARS
 from wherefrom.train.objectives.barlow import barlow_terms
 from wherefrom.train.over_ranks import BatchNormOverRanks
@@ -96,6 +96,29 @@ def test_lars_of_two_rates_is_the_authors() -> None:
         optimizer.step()
         for name in theirs:
             assert_near(weights[name], theirs[name], f"{name} after step {update}")
+
+
+def test_the_recipe_is_the_published_run_for_a_gradient_that_is_sixteen_times_theirs() -> None:
+    """LARS of the authors' gradient and settings, and of 16 times the gradient with the recipe's: the same steps."""
+    settings = recipe("imagenet_barlow_r50")
+    assert (settings.global_batch, settings.epochs, settings.optim.name) == (2048, 1000, "ssl_lars")
+    assert settings.optim.lr == pytest.approx(0.2 * 2048 / 256) and settings.optim.final_lr == pytest.approx(settings.optim.lr / 1000)
+    assert (settings.optim.warmup_frac, settings.optim.clip_norm) == (0.01, None)
+    learned = settings.objectives["barlow"]
+    assert learned == BarlowTwinsSettings(bias_lr_factor=learned.bias_lr_factor)
+
+    def stepped(scale: float, lr_of_biases: float, weight_decay: float) -> list[Tensor]:
+        weight, bias = (nn.Parameter(tensor(parameter("x", shape))) for shape in ((4, 5), (4,)))
+        groups = [{"params": [weight], "lr": 1.6, "weight_decay": weight_decay}, {"params": [bias], "lr": lr_of_biases}]
+        optimizer = LARS(groups)
+        for update in range(3):
+            weight.grad, bias.grad = (tensor(wave(each.shape, update, scale * 1e-3)) for each in (weight, bias))
+            optimizer.step()
+        return [weight.detach(), bias.detach()]
+
+    theirs = stepped(1, 0.0048 * 2048 / 256, 1e-6)
+    torch.testing.assert_close(stepped(16, settings.optim.lr * learned.bias_lr_factor, settings.optim.weight_decay), theirs)
+    assert not torch.allclose(stepped(16, 0.0048 * 2048 / 256, 1e-6)[1], theirs[1])
 
 
 def test_views_are_byols_and_numbers_the_papers() -> None:

@@ -6,7 +6,7 @@ from host_formulas import figures, gap, pair, parameter, tensor
 from host_steps import TinyEncoder, assert_grads, assert_near, fill, pictures_of, updates_of
 from torch import Tensor
 
-from wherefrom.train import BYOL, OBJECTIVES, BYOLSettings, Encoder, ModelSettings, Progress, Step
+from wherefrom.train import BYOL, OBJECTIVES, BYOLSettings, Encoder, ModelSettings, Progress, Step, recipe
 from wherefrom.train.objectives.byol import distance
 
 pytestmark = pytest.mark.core
@@ -91,6 +91,14 @@ def test_statistics_of_the_target_are_its_own() -> None:
     step(pictures_of(objective, 6, 0), Progress(update=0, updates=6, updates_per_epoch=2))
     online, target = (network.bn1.running_mean for network in (step.encoder, objective.target))
     assert online.any() and target.any() and not torch.allclose(online, target)
+
+
+def test_the_recipe_is_the_shortest_preset() -> None:
+    settings, preset = recipe("imagenet_byol_r50"), FIGURES["config"]["40"]
+    assert (settings.global_batch, settings.epochs, settings.optim.name) == (4096, 40, "ssl_lars")
+    assert settings.optim.lr == pytest.approx(preset["lr"] * 4096 / 256)
+    assert (settings.optim.weight_decay, settings.optim.warmup_frac, settings.optim.clip_norm) == (preset["weight_decay"], 10 / 40, None)
+    assert settings.objectives == {"byol": BYOLSettings(momentum=preset["ema"])}
 
 
 def test_views_and_numbers_are_the_papers() -> None:

@@ -6,7 +6,7 @@ from host_formulas import figures, gap, pair, parameter, tensor, wave
 from host_steps import TinyEncoder, assert_grads, assert_near, fill, pictures_of, updates_of
 from torch import Tensor, nn
 
-from wherefrom.train import OBJECTIVES, Objective, Progress, SimCLR, SimCLRSettings, Step
+from wherefrom.train import OBJECTIVES, Objective, Progress, SimCLR, SimCLRSettings, Step, recipe
 from wherefrom.train.lars import LARS
 from wherefrom.train.objectives.heads import mlp
 from wherefrom.train.objectives.simclr import nt_xent
@@ -122,6 +122,14 @@ def test_lars_is_the_authors(case: str) -> None:
     # control: the other form differs as soon as the rate changes, and not before
     last = [gap(after(rate_in_momentum=False)[-1][name], theirs) for name, theirs in figure["after_steps"][-1].items()]
     assert (max(last) > 1e-3) == (case == "changing_rate")
+
+
+def test_the_recipe_is_the_authors_command() -> None:
+    settings = recipe("imagenet_simclr_r50")
+    assert (settings.global_batch, settings.epochs, settings.optim.name) == (4096, 100, "simclr_lars")
+    assert settings.optim.lr == pytest.approx(0.075 * 4096**0.5)
+    assert (settings.optim.weight_decay, settings.optim.warmup_frac, settings.optim.clip_norm) == (1e-4, 0.1, None)
+    assert settings.objectives == {"simclr": SimCLRSettings()}
 
 
 def test_its_views_are_the_papers() -> None:

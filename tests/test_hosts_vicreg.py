@@ -6,7 +6,7 @@ from host_formulas import figures, gap, pair, parameter, tensor, wave
 from host_steps import TinyEncoder, assert_grads, assert_near, fill, pictures_of, updates_of
 from torch import Tensor, nn
 
-from wherefrom.train import OBJECTIVES, Progress, Step, VICReg, VICRegSettings
+from wherefrom.train import OBJECTIVES, Progress, Step, VICReg, VICRegSettings, recipe
 from wherefrom.train.lars import LARS
 from wherefrom.train.objectives.vicreg import vicreg_terms
 
@@ -83,6 +83,14 @@ def test_lars_is_the_authors() -> None:
         optimizer.step()
         for name in theirs:
             assert_near(weights[name], theirs[name], f"{name} after step {update}")
+
+
+def test_the_recipe_is_the_authors_command() -> None:
+    settings = recipe("imagenet_vicreg_r50")
+    assert (settings.global_batch, settings.epochs, settings.optim.name) == (512, 100, "ssl_lars")
+    assert settings.optim.lr == pytest.approx(0.3 * 512 / 256) and settings.optim.final_lr == pytest.approx(settings.optim.lr / 1000)
+    assert (settings.optim.weight_decay, settings.optim.warmup_frac, settings.optim.clip_norm) == (1e-6, 0.1, None)
+    assert settings.objectives == {"vicreg": VICRegSettings()}
 
 
 def test_views_are_byols_and_numbers_the_papers() -> None:

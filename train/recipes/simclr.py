@@ -2,7 +2,7 @@
 
 from wherefrom.pipeline.view_recipe import ColorLaw
 from wherefrom.train.objectives import SimCLRSettings
-from wherefrom.train.recipes.sizes import SIGMA_PX, resnet50_on_imagenet, small_vit_on_imagenette
+from wherefrom.train.recipes.sizes import SIGMA_PX, SMALL_VIT, resnet50_on_imagenet, small_on_imagenette
 from wherefrom.train.settings import OptimSettings, TrainSettings
 
 
@@ -19,4 +19,4 @@ def imagenette_simclr() -> TrainSettings:
     """SimCLR of a small ViT on photographs: a quarter of an hour on two cores."""
     color = ColorLaw(blur_prob=0.5, blur_sigma_px=SIGMA_PX)
     learned = SimCLRSettings(size_px=64, area_frac=(0.2, 1.0), color=color, temperature=0.2, layers=2, hidden=512, init_std=None)
-    return small_vit_on_imagenette("imagenette_simclr", "simclr", learned)
+    return small_on_imagenette("imagenette_simclr", "simclr", learned, model=SMALL_VIT, updates=2400)

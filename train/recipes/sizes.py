@@ -1,4 +1,4 @@
-"""The two sizes in which hosts come: a ResNet-50 on ImageNet, as their papers have it, and a small ViT on imagenette.
+"""The two sizes in which hosts come: a ResNet-50 on ImageNet, as their papers have it, and what two cores train on imagenette.
 
 Here: what such runs share.
 Not here: what is learned, and how weights follow (one file a method beside this one).
@@ -10,6 +10,9 @@ from wherefrom.train.objective import ObjectiveSettings
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings
 
 SIGMA_PX = (0.1, 0.6)  # of blur, in views of 64 px: 0.1 to 2 in those of 224
+# 0.9 million parameters, 16 patches in views of 64 px; and 4.9 million, of which an update takes seven times as long
+SMALL_VIT = ModelSettings(name="vit_small_patch16_224", view_size_px=64, patch_size_px=16, width=128, depth=4, heads=4)
+SMALL_RESNET = ModelSettings(name="resnet10t")
 SMALL_FIRST_COLOR = ColorLaw(blur_prob=1.0, blur_sigma_px=SIGMA_PX)
 SMALL_SECOND_COLOR = ColorLaw(blur_prob=0.1, blur_sigma_px=SIGMA_PX, solarize_prob=0.2)
 
@@ -33,16 +36,16 @@ def resnet50_on_imagenet(
     )
 
 
-def small_vit_on_imagenette(recipe: str, host: str, learned: ObjectiveSettings, *, lr: float = 1e-3) -> TrainSettings:
-    """Return a run of 2400 updates of 64 pictures: 0.9 million parameters, views of 64 px in 16 patches, AdamW."""
+def small_on_imagenette(recipe: str, host: str, learned: ObjectiveSettings, *, model: ModelSettings, updates: int) -> TrainSettings:
+    """Return a run of batches of 64 by AdamW."""
     return TrainSettings(
         recipe=recipe,
         needs_data=True,
         global_batch=64,
-        updates=2400,
-        model=ModelSettings(name="vit_small_patch16_224", view_size_px=64, patch_size_px=16, width=128, depth=4, heads=4),
+        updates=updates,
+        model=model,
         objectives={host: learned},
-        optim=OptimSettings(lr=lr, warmup_frac=0.1),
-        evaluation=EvaluationSettings(every=1200),
-        runtime=RuntimeSettings(checkpoint_every=400),
+        optim=OptimSettings(lr=1e-3, warmup_frac=0.1),
+        evaluation=EvaluationSettings(every=updates // 2),
+        runtime=RuntimeSettings(checkpoint_every=updates // 6),
     )
