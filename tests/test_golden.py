@@ -237,6 +237,7 @@ def short_run(name: str, work: Path, *, rate: float = 1.0, evaluated: bool = Fal
     few = {"head_pictures": 16, "head_steps": 3, "knn_pictures": 20, "knn_held_out": 10, "short_pictures": 6, "short_knn_pictures": 10}
     if "spatial" in settings.objectives:
         settings = settings.with_objectives(spatial=replace(settings.objectives["spatial"], min_side_px=8))
+    settings = settings.with_objectives(**{name: narrowed(settings.objectives[name]) for name in NARROWED if name in settings.objectives})
     settings = replace(
         settings,
         data=shards.train,
@@ -253,9 +254,15 @@ def short_run(name: str, work: Path, *, rate: float = 1.0, evaluated: bool = Fal
     return out
 
 
+def narrowed(learned: Any) -> Any:
+    """Return a host's settings with views and layers that a processor manages in a moment."""
+    sizes = {name: getattr(learned, name) for name in ("size_px", "hidden", "out")}
+    return replace(learned, **{name: min(size, 64) for name, size in sizes.items() if size is not None})
+
+
 def settings_of_0_1() -> dict[str, TrainSettings]:
     """Return what the settings files of 0.1.0 say, by their names: every recipe as a run wrote it, and choices that no recipe makes."""
-    settings = {name: make() for name, make in RECIPES.items()}
+    settings = {name: RECIPES[name]() for name in RECIPES_OF_0_1}
     tenths = {"weight": 1.0, "weight_position": 0.1, "weight_scale": 0.1}  # as it was by default
     spatial = SpatialSettings(
         **tenths,
@@ -618,6 +625,7 @@ def test_kernels_are_the_same_and_those_of_boxes_half_a_pixel_larger_are_not(bac
 
 UPDATES = 20
 QUICK = ("demo", "sp_dense")
+NARROWED = ("simclr", "byol", "barlow", "vicreg")  # hosts whose recipes for ImageNet have heads of 8192 and views of 224 px
 SMALL = {  # pictures of an update, part of the rate; two recipes are meant for a thousand pictures
     "demo": (8, 1 / 2),
     "sp_dense": (4, 1 / 2),
@@ -712,7 +720,8 @@ def test_losses_at_another_rate_are_not_the_same(name: str, tmp_path: Path) -> N
 
 # Checkpoints, a run's folder
 
-SETTINGS_0_1 = HERE / "data" / "settings_0_1"  # settings.yaml as 0.1.0 wrote it, of every recipe
+SETTINGS_0_1 = HERE / "data" / "settings_0_1"  # settings.yaml as 0.1.0 wrote it, of every recipe that it had
+RECIPES_OF_0_1 = ("demo", "sp_dense", "imagenette_sp", "imagenet_sp_vits16", "imagenet_sp_dense_vits16")
 
 
 def keys_of(plain: Mapping[str, Any], where: str = "") -> dict[str, list[str]]:

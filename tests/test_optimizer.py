@@ -30,7 +30,7 @@ from wherefrom.train.optimizer import drop_resting, gated_step, make_optimizer, 
 
 pytestmark = pytest.mark.core
 
-NAMES = ("adamw", "sgd", "lars", "lamb", "muon")
+NAMES = ("adamw", "sgd", "lars", "lamb", "muon", "ssl_lars", "simclr_lars")
 VIT = ModelSettings(name="vit_small_patch16_224", view_size_px=24, patch_size_px=12, width=32, depth=3, heads=2)
 
 

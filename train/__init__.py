@@ -6,11 +6,15 @@ from wherefrom.train.evaluation.pairs import evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.loop import run
 from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, ParameterRule, Progress, Step, StepOutput, Terms
+from wherefrom.train.objectives.barlow import BarlowTwins, BarlowTwinsSettings
+from wherefrom.train.objectives.byol import BYOL, BYOLSettings
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
+from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
 from wherefrom.train.objectives.teacher import follow
+from wherefrom.train.objectives.vicreg import VICReg, VICRegSettings
 from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered, mean_over_ranks, own_rank, rank_count
 from wherefrom.train.recipes import RECIPES, recipe
 from wherefrom.train.replay import Replay, open_replay, replayed_batch
@@ -28,6 +32,10 @@ __all__ = [  # in reading order  # noqa: RUF022
     "ModelSettings",
     "SpatialSettings",
     "DenseSpatialSettings",
+    "SimCLRSettings",
+    "BYOLSettings",
+    "BarlowTwinsSettings",
+    "VICRegSettings",
     "OptimSettings",
     "EvaluationSettings",
     "RuntimeSettings",
@@ -55,6 +63,10 @@ __all__ = [  # in reading order  # noqa: RUF022
     "own_rank",
     "SpatialPrediction",
     "DenseSpatialPrediction",
+    "SimCLR",
+    "BYOL",
+    "BarlowTwins",
+    "VICReg",
     "Trainer",
     "RunFolder",
     "replayed_batch",

@@ -140,6 +140,10 @@ OBJECTIVES = EntryTable(
     own={
         "spatial": "wherefrom.train.objectives.spatial:SpatialSettings",
         "dense": "wherefrom.train.objectives.spatial_dense:DenseSpatialSettings",
+        "simclr": "wherefrom.train.objectives.simclr:SimCLRSettings",
+        "byol": "wherefrom.train.objectives.byol:BYOLSettings",
+        "barlow": "wherefrom.train.objectives.barlow:BarlowTwinsSettings",
+        "vicreg": "wherefrom.train.objectives.vicreg:VICRegSettings",
     },
 )
 

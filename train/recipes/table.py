@@ -22,6 +22,14 @@ RECIPES = EntryTable(
         "imagenette_sp": "wherefrom.train.recipes.spatial:imagenette_sp",
         "imagenet_sp_vits16": "wherefrom.train.recipes.spatial:imagenet_sp_vits16",
         "imagenet_sp_dense_vits16": "wherefrom.train.recipes.spatial:imagenet_sp_dense_vits16",
+        "imagenet_simclr_r50": "wherefrom.train.recipes.simclr:imagenet_simclr_r50",
+        "imagenette_simclr": "wherefrom.train.recipes.simclr:imagenette_simclr",
+        "imagenet_byol_r50": "wherefrom.train.recipes.byol:imagenet_byol_r50",
+        "imagenette_byol": "wherefrom.train.recipes.byol:imagenette_byol",
+        "imagenet_barlow_r50": "wherefrom.train.recipes.barlow:imagenet_barlow_r50",
+        "imagenette_barlow": "wherefrom.train.recipes.barlow:imagenette_barlow",
+        "imagenet_vicreg_r50": "wherefrom.train.recipes.vicreg:imagenet_vicreg_r50",
+        "imagenette_vicreg": "wherefrom.train.recipes.vicreg:imagenette_vicreg",
     },
 )
 
