@@ -234,6 +234,7 @@ def short_run(name: str, work: Path, *, rate: float = 1.0, evaluated: bool = Fal
     settings = RECIPES[name]()
     shards = demo_shards(work / "demo", train=24, val=10, workers=1, progress=lambda done, total: None)
     batch, part = SMALL.get(name, (4, 1 / 16))
+    scale = rate * part
     few = {"head_pictures": 16, "head_steps": 3, "knn_pictures": 20, "knn_held_out": 10, "short_pictures": 6, "short_knn_pictures": 10}
     if "spatial" in settings.objectives:
         settings = settings.with_objectives(spatial=replace(settings.objectives["spatial"], min_side_px=8))
@@ -245,7 +246,7 @@ def short_run(name: str, work: Path, *, rate: float = 1.0, evaluated: bool = Fal
         updates=UPDATES,
         global_batch=batch,
         precision="float32",
-        optim=replace(settings.optim, lr=rate * part * settings.optim.lr, warmup_frac=0.95),
+        optim=replace(settings.optim, lr=scale * settings.optim.lr, final_lr=scale * settings.optim.final_lr, warmup_frac=0.95),
         evaluation=replace(settings.evaluation, every=0, pictures=10, **few),
         runtime=replace(settings.runtime, device="cpu", renderer="torch", threads=1, log_every=1, checkpoint_every=UPDATES),
     )
@@ -632,6 +633,9 @@ SMALL = {  # pictures of an update, part of the rate; two recipes are meant for 
     "imagenette_sp": (8, 1 / 2),
     "imagenet_sp_vits16": (4, 1 / 16),
     "imagenet_sp_dense_vits16": (2, 1 / 16),
+    # with BatchNorm over 8 views, and LARS, whose rate is of ones, roundings grow a thousandfold in 20 updates of these
+    **{f"imagenet_{host}_r50": (8, 2.0**-18) for host in ("simclr", "byol", "barlow", "vicreg")},
+    **{f"imagenette_{host}": (8, 1 / 128) for host in ("byol", "barlow", "vicreg")},
 }
 # Of a golden value, or of 0.1 where that is more: what roundings of other processors, threads and kernels of one torch grow to in 20
 # updates (2e-5 was seen with 1 and 2 threads, and without vector instructions). A learning rate 1 % off fails. With other versions the
