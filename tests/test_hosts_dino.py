@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from host_batches import batch_of, fill, tiny_vit
 from host_formulas import figures, gap, parameter, picture, tensor, wave
+from host_steps import assert_grads, batch_of, fill
+from host_vit import tiny_vit
 from torch import Tensor, nn
 
 from wherefrom.train import DINO, DINOSettings, Encoder, ModelSettings, OptimSettings, ParameterRule, Progress, Step
@@ -20,13 +21,6 @@ from wherefrom.train.schedule import cosine
 pytestmark = pytest.mark.core
 
 FIGURES = figures("dino")
-
-
-@pytest.fixture(autouse=True)
-def in_float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def view_major(array: Any, views: int) -> Tensor:
@@ -72,7 +66,7 @@ def test_momentum_and_weight_decay_go_as_the_authors() -> None:
 @pytest.mark.parametrize("norm", [False, True])
 def test_head_is_the_authors(norm: bool) -> None:
     figure = FIGURES["head_bn" if norm else "head"]
-    head = DINOHead(12, DINOSettings(prototypes=16, hidden=20, bottleneck=8, head_batch_norm=norm))
+    head = DINOHead(12, DINOSettings(prototypes=16, hidden=20, bottleneck=8, head_batch_norm=norm)).double()
     shapes = {theirs_of(name): list(own.shape) for name, own in head.named_parameters()}
     expected = {name: shape for name, shape in figure["shapes"].items() if figure["requires_grad"][name]}
     assert shapes == expected
@@ -82,10 +76,7 @@ def test_head_is_the_authors(norm: bool) -> None:
     assert gap(out, figure["out"]) < 1e-12
     (out * tensor(wave((6, 16), 12))).sum().backward()
     assert gap(x.grad, figure["grad_x"]) < 1e-10
-    for name, own in head.named_parameters():
-        before_norm = norm and name in ("mlp.0.bias", "mlp.3.bias")  # BatchNorm takes their effect away
-        assert own.grad is not None
-        assert own.grad.norm() < 1e-12 if before_norm else gap(own.grad, figure["grads"][theirs_of(name)]) < 1e-10, name
+    assert_grads(head, theirs_of, figure["grads"])
 
 
 def test_head_starts_as_the_authors() -> None:
@@ -103,10 +94,11 @@ def test_positions_of_local_views_are_resampled_as_the_authors() -> None:
         encoder = Encoder(
             ModelSettings(name="vit_small_patch16_224", view_size_px=32, patch_size_px=8, width=8, depth=1, heads=1, **changes)
         )
+        encoder.double()
         with torch.no_grad():
             encoder.model.pos_embed.copy_(tensor(parameter("pos_embed", (1, 17, 8))))
             encoder.model.cls_token.zero_()
-        return encoder._with_positions(encoder.model, torch.zeros(1, 3, 3, 8))
+        return encoder._with_positions(encoder.model, torch.zeros(1, 3, 3, 8, dtype=torch.float64))
 
     assert gap(encoded(resampling="plain"), FIGURES["pos_interpolation"]["out"]) < 1e-12
     assert gap(encoded(), FIGURES["pos_interpolation"]["out"]) > 0.1
@@ -116,7 +108,7 @@ def test_each_gradient_is_clipped_by_its_own_norm() -> None:
     figure = FIGURES["clip"]
 
     def clipped(each: bool) -> list[Tensor]:
-        weight, bias = nn.Parameter(torch.zeros(4, 5)), nn.Parameter(torch.zeros(4))
+        weight, bias = (nn.Parameter(torch.zeros(size, dtype=torch.float64)) for size in ((4, 5), (4,)))
         weight.grad, bias.grad = tensor(wave((4, 5), 21, 3.0)), tensor(wave((4,), 22, 0.3))
         norm = clip_gradients({"all": [weight, bias, nn.Parameter(torch.zeros(2))]}, 3.0, each=each)["all"]
         assert norm.item() == pytest.approx(torch.tensor(figure["norms"]).norm().item())
@@ -158,13 +150,13 @@ def run_of(case: str, *, each: bool = True, rests: bool = True, resampling: str 
     figure, dino = FIGURES["end_to_end"][case], DINO(settings)
     student = tiny_vit(resampling=resampling)
     fill(student, theirs_of)
-    step = Step(student, [dino], seed=0)
+    step = Step(student, [dino], seed=0).double()
     fill(dino.head, lambda name: f"head.{theirs_of(name)}")
     dino.teacher_head.load_state_dict(dino.head.state_dict())
     optimizer = make_optimizer(step, OptimSettings(betas=(0.9, 0.999)), step.parameter_rules())
     for update in range(6):
         progress = Progress(update=update, updates=6, updates_per_epoch=2)
-        output = step(batch_of(views_of(update, settings)), progress)
+        output = step(batch_of(*views_of(update, settings)), progress)
         output.loss.backward()
         if rests:
             drop_resting(optimizer, progress.epoch)
@@ -177,11 +169,11 @@ def run_of(case: str, *, each: bool = True, rests: bool = True, resampling: str 
         yield OfDINO(update, output.loss.item(), step, dino, optimizer)
 
 
-def views_of(update: int, settings: DINOSettings) -> dict[str, Tensor]:
+def views_of(update: int, settings: DINOSettings) -> tuple[tuple[str, Tensor], ...]:
     def views(*numbers: int, px: int = 16) -> Tensor:
         return torch.stack([tensor(picture((4, 3, px, px), number, update)) for number in numbers], 1)
 
-    return {"dino_1": views(0), "dino_2": views(1), "dino_local": views(2, 3, px=settings.local_px)}
+    return ("dino_1", views(0)), ("dino_2", views(1)), ("dino_local", views(2, 3, px=settings.local_px))
 
 
 def theirs_of(name: str) -> str:

@@ -8,6 +8,7 @@ from wherefrom.train.loop import run
 from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, ParameterRule, Progress, Step, StepOutput, Terms
 from wherefrom.train.objectives.dino import DINO, DINOSettings
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
+from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
 from wherefrom.train.objectives.teacher import follow
@@ -28,6 +29,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "SpatialSettings",
     "DenseSpatialSettings",
     "DINOSettings",
+    "SimCLRSettings",
     "OptimSettings",
     "EvaluationSettings",
     "RuntimeSettings",
@@ -55,6 +57,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "SpatialPrediction",
     "DenseSpatialPrediction",
     "DINO",
+    "SimCLR",
     "Trainer",
     "RunFolder",
     "Reporter",

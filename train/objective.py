@@ -137,6 +137,7 @@ OBJECTIVES = EntryTable(
         "spatial": "wherefrom.train.objectives.spatial:SpatialSettings",
         "dense": "wherefrom.train.objectives.spatial_dense:DenseSpatialSettings",
         "dino": "wherefrom.train.objectives.dino:DINOSettings",
+        "simclr": "wherefrom.train.objectives.simclr:SimCLRSettings",
     },
 )
 

@@ -1,12 +1,14 @@
 """An update of the weights: the optimizer, clipping by groups, and a gate that a broken gradient does not pass.
 
-Here: one of timm's optimizers as the settings ask, its groups; gradient norms; updates that happen or not without asking the device.
+Here: one of timm's optimizers, or LARS, as the settings ask, its groups; gradient norms; updates that happen or not, without asking the
+device.
 Not here: the learning rate (schedule.py), how a parameter learns and which gradients belong together (objective.py), when (loop.py).
 """
 
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -14,8 +16,11 @@ import timm.optim
 import torch
 from torch import Tensor, nn
 
+from wherefrom.train.lars import LARS
 from wherefrom.train.objective import ParameterRule
 from wherefrom.train.settings import OptimSettings
+
+OWN = {"ssl_lars": LARS, "simclr_lars": partial(LARS, rate_in_momentum=True)}  # beside those of timm
 
 
 def make_optimizer(
@@ -24,9 +29,11 @@ def make_optimizer(
     """Return the optimizer of the parameters that learn, in groups of those that learn alike.
 
     Weights decay in matrices only, and not where a module forbids it, unless `rules`, by the parameters' names, say otherwise.
-    Raises: ValueError if timm has no such optimizer.
+    Raises: ValueError if there is no such optimizer.
     """
-    names = [str(name) for name in timm.optim.list_optimizers()]
+    if settings.name in OWN:
+        return OWN[settings.name](_groups(model, settings, rules), lr=settings.lr, momentum=settings.momentum)
+    names = [*OWN, *(str(name) for name in timm.optim.list_optimizers())]
     if settings.name not in names:
         near = difflib.get_close_matches(settings.name, names, 3) or ["adamw", "sgd", "lamb"]
         raise ValueError(f"optim.name={settings.name!r}: timm has no such optimizer; it has {', '.join(near)}, ...")

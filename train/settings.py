@@ -39,7 +39,7 @@ def _at_least(settings: object, smallest: int, *names: str) -> None:
 class OptimSettings:
     """How weights follow their gradients."""
 
-    name: str = "adamw"  # any optimizer of timm.optim
+    name: str = "adamw"  # any optimizer of timm.optim; ssl_lars, and simclr_lars: LARS as the authors of methods with views have it
     lr: float = 1e-3  # at its peak, for the global batch as it is: nothing scales it
     betas: tuple[float, float] = (0.9, 0.95)  # of optimizers that have them
     momentum: float = 0.9  # of optimizers that have it

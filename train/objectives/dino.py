@@ -19,7 +19,7 @@ from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily, check_range
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, ParameterRule, Progress, Terms
-from wherefrom.train.objectives.heads import mlp
+from wherefrom.train.objectives.heads import full_precision, mlp, spread
 from wherefrom.train.objectives.prototypes import Prototypes
 from wherefrom.train.objectives.teacher import follow
 from wherefrom.train.schedule import cosine
@@ -134,10 +134,10 @@ class DINO(Objective):
             summaries.append(encode(batch.family(f"{self.name}_local")).summary)
         student = self.head(torch.cat(summaries, 1))  # (B, V, K)
         temperature = self.settings.teacher_temperature_in(int(progress.epoch))
-        targets = F.softmax((_wide(teacher) - self.center) / temperature, -1)
+        targets = F.softmax((full_precision(teacher) - self.center) / temperature, -1)
         loss = dino_loss(student, targets, temperature=self.settings.student_temperature)
-        meters = {"teacher_entropy": torch.special.entr(targets).sum(-1).mean()}
-        return Terms(losses={"dino": loss}, meters=meters, seen={"teacher_mean": _wide(teacher).mean((0, 1))})
+        meters = {"teacher_entropy": torch.special.entr(targets).sum(-1).mean()} | spread(summaries[0][:, 0], "feature")
+        return Terms(losses={"dino": loss}, meters=meters, seen={"teacher_mean": full_precision(teacher).mean((0, 1))})
 
     def rule_for(self, name: str, parameter: nn.Parameter) -> ParameterRule:
         """Let all but biases and norms decay, class token and position table too, and the prototypes rest at first."""
@@ -180,12 +180,7 @@ def dino_loss(student: Tensor, targets: Tensor, *, temperature: float) -> Tensor
 
     Shapes: student (B, V, K) logits, targets (B, G, K) probabilities of the first G of these views -> ().
     """
-    log_shares = F.log_softmax(_wide(student) / temperature, -1)
+    log_shares = F.log_softmax(full_precision(student) / temperature, -1)
     pairs = -torch.einsum("bgk,bvk->gv", targets.to(log_shares.dtype), log_shares) / len(student)
     others = ~torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)
     return pairs[others].mean()
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    """Return numbers of 16 bits as float32, others as they are."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
