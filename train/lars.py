@@ -52,7 +52,7 @@ class LARS(torch.optim.Optimizer):
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        gradients = torch._foreach_mul([parameter.grad for parameter in parameters], 1.0)
+        gradients = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
         if group["weight_decay"]:
             torch._foreach_add_(gradients, parameters, alpha=group["weight_decay"])
         _scale([(p, g) for p, g in zip(parameters, gradients, strict=True) if p.ndim > 1], group["trust"])

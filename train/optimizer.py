@@ -7,7 +7,7 @@ Not here: the learning rate (schedule.py), how a parameter learns and which grad
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +20,8 @@ from wherefrom.train.lars import LARS
 from wherefrom.train.objective import ParameterRule
 from wherefrom.train.settings import OptimSettings
 
-OWN = {"ssl_lars": LARS, "simclr_lars": partial(LARS, rate_in_momentum=True)}  # beside those of timm
+# beside those of timm
+OWN: Mapping[str, Callable[..., torch.optim.Optimizer]] = {"ssl_lars": LARS, "simclr_lars": partial(LARS, rate_in_momentum=True)}
 
 
 def make_optimizer(
