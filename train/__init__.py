@@ -7,6 +7,7 @@ from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.loop import run
 from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, ParameterRule, Progress, Step, StepOutput, Terms
 from wherefrom.train.objectives.dino import DINO, DINOSettings
+from wherefrom.train.objectives.moco_v3 import MoCoV3, MoCoV3Settings
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
@@ -29,6 +30,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "SpatialSettings",
     "DenseSpatialSettings",
     "DINOSettings",
+    "MoCoV3Settings",
     "SimCLRSettings",
     "OptimSettings",
     "EvaluationSettings",
@@ -57,6 +59,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "SpatialPrediction",
     "DenseSpatialPrediction",
     "DINO",
+    "MoCoV3",
     "SimCLR",
     "Trainer",
     "RunFolder",

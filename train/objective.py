@@ -137,6 +137,7 @@ OBJECTIVES = EntryTable(
         "spatial": "wherefrom.train.objectives.spatial:SpatialSettings",
         "dense": "wherefrom.train.objectives.spatial_dense:DenseSpatialSettings",
         "dino": "wherefrom.train.objectives.dino:DINOSettings",
+        "moco_v3": "wherefrom.train.objectives.moco_v3:MoCoV3Settings",
         "simclr": "wherefrom.train.objectives.simclr:SimCLRSettings",
     },
 )

@@ -16,7 +16,7 @@ from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.render.choose import check_renderer
 from wherefrom.pipeline.shards.labels import LabelRule
 from wherefrom.train.encoder import ARCHITECTURE, ModelSettings
-from wherefrom.train.objective import Objective, ObjectiveSettings
+from wherefrom.train.objective import OBJECTIVES, Objective, ObjectiveSettings
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
 from wherefrom.train.plain_data import Plain, differences, from_plain, to_plain, unchecked
 from wherefrom.train.renames import current
@@ -24,7 +24,6 @@ from wherefrom.train.schedule import Shape, cosine, warmed_up
 
 Tracker = Literal["none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 IN_REPORTS = ("update", "full", "labels")  # stand in evaluation.json beside the objectives, under their names
-OF_ITS_OWN_FIELD = ("spatial", "dense")
 NOT_COMPARED = ("runtime", "evaluation", "data", "val", "needs_data")  # with a run to go on with; the loader compares what is in the data
 
 
@@ -149,7 +148,7 @@ class TrainSettings:
         if self.val is not None and self.data is None:
             raise ValueError(f"val={self.val!r} without data: give both, or neither for the embedded demo pictures")
         for name, settings in self.foreign_objectives.items():
-            if name in (*OF_ITS_OWN_FIELD, *IN_REPORTS) or not isinstance(settings, ObjectiveSettings):
+            if name in (*OBJECTIVES.own, *IN_REPORTS) or not isinstance(settings, ObjectiveSettings):
                 raise ValueError(f"foreign_objectives.{name}={settings!r:.60}: needs an objective's settings under a name of its own")
         if not self.objective_settings:
             raise ValueError("spatial and dense are both none: there is nothing to learn; set one of them")

@@ -52,6 +52,7 @@ class DINOSettings:
     teacher_momentum: float = 0.996
     final_teacher_momentum: float = 1.0  # after the last update, by a cosine
     prototypes_rest_epochs: float = 1.0  # in which the prototypes stay as they started
+    weight: float = 1.0  # of the whole objective
 
     def __post_init__(self) -> None:
         check_literals(self)
@@ -109,11 +110,11 @@ class DINO(Objective):
 
     center: Tensor
 
-    def __init__(self, settings: DINOSettings, *, name: str = "dino", weight: float = 1.0) -> None:
+    def __init__(self, settings: DINOSettings, *, name: str = "dino") -> None:
         super().__init__()
         self.settings = settings
         self.name = name
-        self.weight = weight
+        self.weight = settings.weight
         self.families = settings.families(name)
         self.couples_samples = settings.head_batch_norm  # the center does as well, but as a mean over micro-batches and ranks
 
