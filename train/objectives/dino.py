@@ -22,6 +22,7 @@ from wherefrom.train.objective import Encode, Objective, ParameterRule, Progress
 from wherefrom.train.objectives.heads import full_precision, mlp, spread
 from wherefrom.train.objectives.prototypes import Prototypes
 from wherefrom.train.objectives.teacher import follow
+from wherefrom.train.over_ranks import batch_norm_over_ranks
 from wherefrom.train.schedule import cosine
 
 
@@ -120,6 +121,7 @@ class DINO(Objective):
 
     def setup(self, encoder: Encoder) -> None:
         """Build the head, and the teacher as a copy of both."""
+        batch_norm_over_ranks(encoder)
         self.head = DINOHead(encoder.width, self.settings)
         self.teacher = encoder.slow_copy()
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
