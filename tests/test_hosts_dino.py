@@ -3,17 +3,38 @@
 Compared against: those figures, and the nearest slips, which the same tolerances tell apart.
 """
 
+import contextlib
+import math
+import re
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from host_formulas import figures, gap, parameter, picture, tensor, wave
 from host_steps import assert_grads, batch_of, fill
 from host_vit import tiny_vit
 from torch import Tensor, nn
 
-from wherefrom.train import DINO, DINOSettings, Encoder, ModelSettings, OptimSettings, ParameterRule, Progress, Step
+from wherefrom.pipeline import Independent, ShardIndex, ViewFamily
+from wherefrom.train import (
+    DINO,
+    DINOSettings,
+    Encoder,
+    ModelSettings,
+    OptimSettings,
+    ParameterRule,
+    Progress,
+    RuntimeSettings,
+    Step,
+    Trainer,
+    TrainSettings,
+    recipe,
+)
+from wherefrom.train.loop import accelerator_for
 from wherefrom.train.objectives.dino import DINOHead, dino_loss
 from wherefrom.train.optimizer import clip_gradients, drop_resting, gated_step, make_optimizer, set_rates
 from wherefrom.train.schedule import cosine
@@ -236,3 +257,114 @@ def test_what_decays_is_what_the_authors_let_decay() -> None:
     groups = FIGURES["adamw_groups"]
     assert {name for name in names if "blocks" not in name} == set(groups["regularized_outside_blocks"])
     assert {name for name in names if "blocks.0." in name} == set(groups["regularized_block0"])
+
+
+def settings_of(shards: Path, **changes: Any) -> TrainSettings:
+    """Return the settings of a run of a second: two epochs of three updates."""
+    small = DINOSettings(size_px=24, local_px=12, local_views=3, prototypes=32, hidden=16, bottleneck=8)
+    settings = TrainSettings(
+        recipe="demo",
+        data=str(shards / "train.tar"),
+        global_batch=8,
+        updates=8,
+        model=ModelSettings(view_size_px=24, patch_size_px=12, width=32, depth=2, heads=2, drop_path=0.1, resampling="plain"),
+        objectives={"dino": small},
+        optim=OptimSettings(weight_decay=0.04, final_weight_decay=0.4, clip_by="parameter", warmup_frac=0.2),
+        runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1, log_with="none"),
+    )
+    return replace(settings, **changes)
+
+
+@contextlib.contextmanager
+def trainer_of(settings: TrainSettings) -> Iterator[tuple[Trainer, DINO]]:
+    assert settings.data is not None
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = Trainer(settings, ShardIndex.open(settings.data), accelerator_for(settings))
+    with contextlib.closing(trainer):
+        dino = trainer.step.objectives["dino"]
+        assert isinstance(dino, DINO)
+        yield trainer, dino
+
+
+def test_in_a_run_prototypes_rest_for_an_epoch_and_the_teacher_is_what_is_written(tiny_shards: Path) -> None:
+    with trainer_of(settings_of(tiny_shards)) as (trainer, dino):
+        start, rested = dino.head.prototypes.weight_v.detach().clone(), []
+        for _ in range(trainer.loader.updates_per_epoch + 1):
+            trainer.update()
+            rested.append(torch.equal(dino.head.prototypes.weight_v, start))
+        row = trainer.window.take()
+        assert rested == [True] * trainer.loader.updates_per_epoch + [False]
+        assert trainer.step.exported() is dino.teacher
+        assert not any(p.requires_grad for part in (dino.teacher, dino.teacher_head) for p in part.parameters())
+        assert dino.center.any()
+        assert 0 < row["meter:dino/teacher_entropy"] < math.log(32)
+        assert row["meter:dino/feature_rank"] >= 1 and 0 < row["meter:dino/feature_std"] < 1.5
+
+
+def test_micro_batches_change_neither_loss_nor_center(tiny_shards: Path) -> None:
+    """Without drop-path, whose masks are keyed by micro-batch."""
+    results = []
+    for accumulation in (1, 2):
+        settings = settings_of(tiny_shards, updates=3)
+        model, runtime = replace(settings.model, drop_path=0.0), replace(settings.runtime, accumulation=accumulation)
+        with trainer_of(replace(settings, model=model, runtime=runtime)) as (trainer, dino):
+            for _ in range(3):
+                trainer.update()
+            results.append((trainer.window.take()["loss"], dino.center.clone()))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-4, atol=1e-5)
+
+
+WRONG = {
+    "local_views=-1: needs at least 0": {"local_views": -1},
+    "teacher_temperature=0: needs a positive number": {"teacher_temperature": 0},
+    "center_momentum=1.1: needs 0 to 1": {"center_momentum": 1.1},
+    "prototypes=0: needs at least 1": {"prototypes": 0},
+    "local_area_frac=(0.5, 0.4): needs 0 < low <= high <= 1": {"local_area_frac": (0.5, 0.4)},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_settings_that_cannot_be_are_refused_in_one_line(message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message) + "$"):
+        DINOSettings(**WRONG[message])
+
+
+def test_views_that_patches_do_not_divide_are_refused_before_the_first_update(tiny_shards: Path) -> None:
+    objectives = {"dino": replace(settings_of(tiny_shards).objectives["dino"], local_px=16)}
+    with (
+        pytest.raises(ValueError, match=r"^views are \(16, 16\) px, patches \(12, 12\): patches must divide a view"),
+        trainer_of(settings_of(tiny_shards, objectives=objectives)),
+    ):
+        pass
+
+
+def test_recipe_is_the_authors_shortest_run() -> None:
+    settings, told = recipe("imagenet_dino_vits16"), FIGURES["recipe"]
+    dino, optim = settings.objectives["dino"], settings.optim
+    assert isinstance(dino, DINOSettings)
+    assert (settings.epochs, settings.global_batch, optim.lr) == (told["epochs"], told["batch"], 5e-4 * told["batch"] / 256)
+    assert optim.warmup_frac * settings.epochs == pytest.approx(told["warmup_epochs"])
+    assert [optim.weight_decay, optim.final_weight_decay] == told["weight_decay"]
+    assert (optim.final_lr, optim.clip_norm, optim.clip_by) == (told["min_lr"], told["clip_per_parameter"], "parameter")
+    assert settings.model.drop_path == told["drop_path_student"]
+    assert [dino.teacher_momentum, dino.final_teacher_momentum] == told["ema"]
+    assert (dino.prototypes, dino.teacher_temperature, dino.student_temperature) == (
+        told["out_dim"],
+        told["teacher_temp"],
+        told["student_temp"],
+    )
+    assert [law_of(family) for family in dino.families("dino")] == [law_of_figure(view) for view in told["views"]]
+
+
+def law_of(family: ViewFamily) -> tuple[Any, ...]:
+    law, color = family.law, family.color
+    assert isinstance(law, Independent) and color is not None
+    jitter = (color.jitter_prob, color.brightness, color.contrast, color.saturation, color.hue)
+    return family.size_px[0], tuple(law.area_frac), family.mirror, jitter, color.gray_prob, color.blur_prob, color.solarize_prob
+
+
+def law_of_figure(view: dict[str, Any]) -> tuple[Any, ...]:
+    jitter = tuple(view[name] for name in ("jitter_p", "brightness", "contrast", "saturation", "hue"))
+    assert view["flip"] == 0.5
+    return view["px"], tuple(view["scale"]), "view", jitter, view["gray_p"], view["blur_p"], view["solarize_p"]

@@ -35,8 +35,8 @@ class DINOSettings:
     local_views: int = 8  # 0: none
     local_px: int = 96
     local_area_frac: tuple[float, float] = (0.05, 0.4)
-    color_1: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=1.0))  # of the first global view
-    color_2: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=0.1, solarize_prob=0.2))
+    color: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=1.0))  # of the first global view
+    second_color: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=0.1, solarize_prob=0.2))
     local_color: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=0.5))
 
     prototypes: int = 65536
@@ -75,7 +75,7 @@ class DINOSettings:
     def families(self, name: str) -> tuple[ViewFamily, ...]:
         """Return the views that these settings ask the loader for: two global ones, each of its own color law, and local ones."""
         of_global = Independent(area_frac=self.area_frac)
-        colors = {f"{name}_1": self.color_1, f"{name}_2": self.color_2}
+        colors = {f"{name}_1": self.color, f"{name}_2": self.second_color}
         families = [
             ViewFamily(name=family, views=1, size_px=(self.size_px, self.size_px), law=of_global, mirror="view", color=color, min_side_px=1)
             for family, color in colors.items()

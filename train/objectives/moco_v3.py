@@ -34,8 +34,8 @@ class MoCoV3Settings:
     size_px: int = 224  # side of both views
     area_frac: tuple[float, float] = (0.08, 1.0)  # of the picture that a view shows; ResNet: from 0.2
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    color_1: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=1.0))  # of the first view
-    color_2: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=0.1, solarize_prob=0.2))
+    color: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=1.0))  # of the first view
+    second_color: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=0.1, solarize_prob=0.2))
 
     temperature: float = 0.2  # ResNet: 1
     hidden: int = 4096
@@ -65,7 +65,7 @@ class MoCoV3Settings:
         law, side = Independent(area_frac=self.area_frac, aspect=self.aspect), (self.size_px, self.size_px)
         first, second = (
             ViewFamily(name=f"{name}_{number}", views=1, size_px=side, law=law, mirror="view", color=color, min_side_px=1)
-            for number, color in ((1, self.color_1), (2, self.color_2))
+            for number, color in ((1, self.color), (2, self.second_color))
         )
         return first, second
 

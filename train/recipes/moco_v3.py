@@ -32,8 +32,8 @@ def imagenette_mocov3() -> TrainSettings:
             "moco_v3": MoCoV3Settings(
                 size_px=48,
                 area_frac=(0.2, 1.0),
-                color_1=ColorLaw(blur_prob=1.0, blur_sigma_px=blur),
-                color_2=ColorLaw(blur_prob=0.1, blur_sigma_px=blur, solarize_prob=0.2),
+                color=ColorLaw(blur_prob=1.0, blur_sigma_px=blur),
+                second_color=ColorLaw(blur_prob=0.1, blur_sigma_px=blur, solarize_prob=0.2),
                 hidden=512,
                 out=128,
             )
