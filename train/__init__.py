@@ -9,6 +9,8 @@ from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSe
 from wherefrom.train.objectives.barlow import BarlowTwins, BarlowTwinsSettings
 from wherefrom.train.objectives.byol import BYOL, BYOLSettings
 from wherefrom.train.objectives.collapse import spread
+from wherefrom.train.objectives.dino import DINO, DINOSettings
+from wherefrom.train.objectives.moco_v3 import MoCoV3, MoCoV3Settings
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
@@ -32,6 +34,8 @@ __all__ = [  # in reading order  # noqa: RUF022
     "ModelSettings",
     "SpatialSettings",
     "DenseSpatialSettings",
+    "DINOSettings",
+    "MoCoV3Settings",
     "SimCLRSettings",
     "BYOLSettings",
     "BarlowTwinsSettings",
@@ -63,6 +67,8 @@ __all__ = [  # in reading order  # noqa: RUF022
     "own_rank",
     "SpatialPrediction",
     "DenseSpatialPrediction",
+    "DINO",
+    "MoCoV3",
     "SimCLR",
     "BYOL",
     "BarlowTwins",

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models import get_pretrained_cfg, group_parameters, is_model_in_modules, model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
@@ -23,6 +24,7 @@ from wherefrom.pipeline.views import Views
 
 SummaryKind = Literal["auto", "class", "mean"]
 Positions = Literal["learned", "sincos", "none"]
+Resampling = Literal["antialiased", "plain"]
 
 ARCHITECTURE = ("view_size_px", "patch_size_px", "width", "depth", "heads", "tokens_from_block")  # settings that fit one model, not another
 
@@ -41,6 +43,7 @@ class ModelSettings:
     summary: SummaryKind = "auto"  # the class token where there is one, else the mean
     tokens_from_block: int | None = None  # ViT only: take the tokens after this block (-2: the last but one), then the final LayerNorm
     positions: Positions = "learned"  # of a ViT; "sincos": fixed sines and cosines of row and column, the same at any view size
+    resampling: Resampling = "antialiased"  # of learned positions at other view sizes: as timm does; "plain": as DINO did
     frozen: tuple[str, ...] = ()  # parts of the timm model that stay as they start, such as patch_embed
     weights: str | None = None  # to start from: a run's folder, an exported encoder's, or "timm" for those of the model's name
 
@@ -56,6 +59,8 @@ class ModelSettings:
             raise ValueError(f"{changes[0]}={getattr(self, changes[0])} of model {self.name!r}: only ViTs have it; leave it out")
         if self.positions != "learned" and not self.is_vit:
             raise ValueError(f"positions={self.positions!r} of model {self.name!r}: only ViTs have positions; leave it out")
+        if self.resampling != "antialiased" and not (self.is_vit and self.positions == "learned"):
+            raise ValueError(f"resampling={self.resampling!r} of model {self.name!r}: only a ViT's learned positions have it; leave it out")
         if self.summary == "class" and not (self.is_vit and _has_class_token(self.name)):
             raise ValueError(f"summary='class' of model {self.name!r}: it has no class token; use 'mean'")
         if not 0 <= self.drop_path < 1:
@@ -70,6 +75,7 @@ class ModelSettings:
         """Return the model's name, and what is changed of it."""
         changes = [f"{name} {getattr(self, name)}" for name in ARCHITECTURE if getattr(self, name) is not None]
         changes += [f"positions {self.positions}"] if self.positions != "learned" else []
+        changes += [f"resampling {self.resampling}"] if self.resampling != "antialiased" else []
         changes += [f"{part} frozen" for part in self.frozen]
         changes += [f"weights of {self.weights}"] if self.weights is not None else []
         return self.name + (f" ({', '.join(changes)})" if changes else "")
@@ -272,10 +278,26 @@ class Encoder(nn.Module):
     def _with_positions(self, vit: VisionTransformer, cells: Tensor) -> Tensor:
         """Return the tokens that the first block sees: cells (n, h, w, D) -> (n, p + h w, D)."""
         if self.settings.positions == "learned":
-            return vit._pos_embed(cells)
+            grid = tuple(vit.patch_embed.grid_size)
+            plain = self.settings.resampling == "plain" and tuple(cells.shape[1:3]) != grid
+            return self._with_plain_positions(vit, cells) if plain else vit._pos_embed(cells)
         if self.settings.positions == "sincos":
             cells = cells + sincos_positions(*cells.shape[1:], device=cells.device)
         return self._without_positions(vit, cells)
+
+    def _with_plain_positions(self, vit: VisionTransformer, cells: Tensor) -> Tensor:
+        """Return what `_with_positions` does of a grid other than the table's, by bicubic interpolation without antialiasing.
+
+        Source: DINO's authors' code, commit 7c446df: a tenth of a cell is added to the grid, and sets the distance of the samples.
+        """
+        (rows, cols), table = vit.patch_embed.grid_size, vit.pos_embed
+        assert table is not None
+        before = table.shape[1] - rows * cols  # rows of class and register tokens
+        factors = ((cells.shape[1] + 0.1) / rows, (cells.shape[2] + 0.1) / cols)
+        of_patches = table[:, before:].unflatten(1, (rows, cols)).permute(0, 3, 1, 2)
+        resampled = F.interpolate(of_patches, scale_factor=factors, mode="bicubic").permute(0, 2, 3, 1)
+        x = self._without_positions(vit, cells + resampled)
+        return torch.cat([x[:, :before] + table[:, :before], x[:, before:]], 1)
 
     @staticmethod
     def _without_positions(vit: VisionTransformer, cells: Tensor) -> Tensor:

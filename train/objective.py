@@ -140,6 +140,8 @@ OBJECTIVES = EntryTable(
     own={
         "spatial": "wherefrom.train.objectives.spatial:SpatialSettings",
         "dense": "wherefrom.train.objectives.spatial_dense:DenseSpatialSettings",
+        "dino": "wherefrom.train.objectives.dino:DINOSettings",
+        "moco_v3": "wherefrom.train.objectives.moco_v3:MoCoV3Settings",
         "simclr": "wherefrom.train.objectives.simclr:SimCLRSettings",
         "byol": "wherefrom.train.objectives.byol:BYOLSettings",
         "barlow": "wherefrom.train.objectives.barlow:BarlowTwinsSettings",

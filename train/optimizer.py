@@ -89,15 +89,26 @@ def drop_resting(optimizer: torch.optim.Optimizer, epoch: float) -> None:
                 parameter.grad = None
 
 
-def clip_gradients(groups: Mapping[str, Sequence[nn.Parameter]], largest: float | None) -> dict[str, Tensor]:
-    """Scale every group's gradients down to a norm of at most `largest`; return the norms before, on the device."""
+def clip_gradients(groups: Mapping[str, Sequence[nn.Parameter]], largest: float | None, *, each: bool = False) -> dict[str, Tensor]:
+    """Scale every group's gradients down to a norm of at most `largest`, or each gradient by itself; return the groups' norms before.
+
+    Source: each by itself as DINO's authors' code has it, commit 7c446df.
+    """
     norms = {}
     for name, parameters in groups.items():
         gradients = [p.grad for p in parameters if p.grad is not None]
         norms[name] = nn.utils.get_total_norm(gradients) if gradients else parameters[0].new_zeros(())  # on the device in any case
-        if largest is not None:
+        if largest is not None and each:
+            _clip_each(gradients, largest)
+        elif largest is not None:
             nn.utils.clip_grads_with_norm_(parameters, largest, norms[name])
     return norms
+
+
+def _clip_each(gradients: list[Tensor], largest: float) -> None:
+    if gradients:
+        factors = torch.stack(torch._foreach_norm(gradients)).add_(1e-6).reciprocal_().mul_(largest).clamp_(max=1)
+        torch._foreach_mul_(gradients, list(factors.unbind()))
 
 
 def gated_step(optimizer: torch.optim.Optimizer, is_finite: Tensor) -> None:

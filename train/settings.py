@@ -49,7 +49,10 @@ class OptimSettings:
     warmup_frac: float = 0.04  # of the run, in which the rate rises to its peak
     schedule: Shape = "cosine"
     final_lr: float = 0.0  # at the last update
-    clip_norm: float | None = 3.0  # largest gradient norm, each objective's head and the encoder apart; None: no clipping
+    clip_norm: float | None = 3.0  # largest gradient norm; None: no clipping
+    clip_by: Literal["objective", "parameter"] = (
+        "objective"  # norm of each objective's head, the encoder with the host's; or of each tensor
+    )
 
     def __post_init__(self) -> None:
         check_literals(self)
@@ -287,7 +290,7 @@ def with_its_own_model(stage: TrainSettings, base: TrainSettings, *, given: Coll
     own: dict[str, Any] = dict.fromkeys(ARCHITECTURE)
     own["weights"] = None
     if not model.is_vit:
-        own |= {"positions": "learned", "frozen": ()}
+        own |= {"positions": "learned", "resampling": "antialiased", "frozen": ()}
     own["view_size_px"] = stage.view_px if stage.objectives and model.is_vit else None
     return replace(stage, model=replace(model, **{name: value for name, value in own.items() if name not in given}))
 

@@ -91,10 +91,11 @@ class Trainer:
         with self.clock.spending("updating"):
             self._do_not_run_ahead()
             progress = self._progress
+            optim = self.settings.optim
             values, seen, samples = self._backward(progress)
             drop_resting(self.optimizer, progress.epoch)
             self.step.before_update(progress)
-            norms = clip_gradients(self._groups, self.settings.optim.clip_norm)
+            norms = clip_gradients(self._groups, optim.clip_norm, each=optim.clip_by == "parameter")
             self._is_finite = self._is_finite & self._all_finite(values[LOSS], *norms.values())
             rate, decay = (get(self.done, self.updates) for get in (self.settings.learning_rate, self.settings.weight_decay))
             set_rates(self.optimizer, lr=rate, peak_lr=self.settings.optim.lr, weight_decay=decay)

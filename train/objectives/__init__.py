@@ -2,6 +2,8 @@
 
 from wherefrom.train.objectives.barlow import BarlowTwins, BarlowTwinsSettings
 from wherefrom.train.objectives.byol import BYOL, BYOLSettings
+from wherefrom.train.objectives.dino import DINO, DINOSettings
+from wherefrom.train.objectives.moco_v3 import MoCoV3, MoCoV3Settings
 from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
@@ -9,11 +11,15 @@ from wherefrom.train.objectives.vicreg import VICReg, VICRegSettings
 
 __all__ = [
     "BYOL",
+    "DINO",
     "BYOLSettings",
     "BarlowTwins",
     "BarlowTwinsSettings",
+    "DINOSettings",
     "DenseSpatialPrediction",
     "DenseSpatialSettings",
+    "MoCoV3",
+    "MoCoV3Settings",
     "SimCLR",
     "SimCLRSettings",
     "SpatialPrediction",

@@ -30,6 +30,10 @@ RECIPES = EntryTable(
         "imagenette_barlow": "wherefrom.train.recipes.barlow:imagenette_barlow",
         "imagenet_vicreg_r50": "wherefrom.train.recipes.vicreg:imagenet_vicreg_r50",
         "imagenette_vicreg": "wherefrom.train.recipes.vicreg:imagenette_vicreg",
+        "imagenette_dino": "wherefrom.train.recipes.dino:imagenette_dino",
+        "imagenet_dino_vits16": "wherefrom.train.recipes.dino:imagenet_dino_vits16",
+        "imagenette_mocov3": "wherefrom.train.recipes.moco_v3:imagenette_mocov3",
+        "imagenet_mocov3_vits16": "wherefrom.train.recipes.moco_v3:imagenet_mocov3_vits16",
     },
 )
 
