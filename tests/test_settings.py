@@ -114,7 +114,7 @@ BROKEN = {
     "spatial: {law: {name: inside}}": r"spatial\.law\.of=None: has no default, give a value",
     "spatial: {law: {name: 3}}": r"spatial\.law\.name=3: needs a word",
     "spatial: {law: [paired]}": r"spatial\.law=\['paired'\]: needs a law, e\.g\. {name: independent}",
-    "foreign_objectives: {sp: {}}": r"foreign_objectives\.sp: no objective 'sp'; there are spatial, dense",
+    "foreign_objectives: {sp: {}}": r"foreign_objectives\.sp: no objective 'sp'; there are spatial, dense, mae",
     "foreign_objectives: {dense: {}}": r"foreign_objectives\.dense=.*: needs an objective's settings under a name of its own",
     "model: {name: vit_tiny_patchx}": "model: model 'vit_tiny_patchx'",
     "val: shards.tar": "val='shards.tar' without data",

@@ -6,6 +6,7 @@ from wherefrom.train.evaluation.pairs import evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.loop import run
 from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, ParameterRule, Progress, Step, StepOutput, Terms
+from wherefrom.train.objectives.mae import MAE, MAESettings
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
@@ -26,6 +27,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "ModelSettings",
     "SpatialSettings",
     "DenseSpatialSettings",
+    "MAESettings",
     "OptimSettings",
     "EvaluationSettings",
     "RuntimeSettings",
@@ -52,6 +54,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "own_rank",
     "SpatialPrediction",
     "DenseSpatialPrediction",
+    "MAE",
     "Trainer",
     "RunFolder",
     "Reporter",

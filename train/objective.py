@@ -136,6 +136,7 @@ OBJECTIVES = EntryTable(
     own={
         "spatial": "wherefrom.train.objectives.spatial:SpatialSettings",
         "dense": "wherefrom.train.objectives.spatial_dense:DenseSpatialSettings",
+        "mae": "wherefrom.train.objectives.mae:MAESettings",
     },
 )
 
