@@ -22,8 +22,8 @@ from wherefrom.tools import training
 from wherefrom.tools.cli import COMMANDS, main
 from wherefrom.tools.terminal import Terminal, duration, line
 from wherefrom.train.encoder import ModelSettings
-from wherefrom.train.objectives import SpatialSettings
-from wherefrom.train.recipes import recipe
+from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
+from wherefrom.train.recipes import RECIPES, recipe
 from wherefrom.train.reporting import LogRecord, Summary
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import TrainSettings
@@ -153,10 +153,8 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     "pattern without match": (lambda t, s: ["train", "--data", str(t / "no-*.tar")], r"no-\*\.tar"),
     "recipe for data without any": (lambda t, s: ["train", "imagenet_sp_vits16"], "without data: it is meant for pictures of yours"),
     "resume of nothing": (lambda t, s: ["train", "--resume", "--out", str(t / "typo")], r"/typo: there is no run to go on with"),
-    "objective that the recipe lacks": (
-        lambda t, s: ["train", "sp_dense", "--spatial.views", "4"],
-        r"--spatial\.views: sp_dense has no spatial; a file for --config can add it, e\.g\. spatial: \{views: \.\.\.\}",
-    ),
+    "objective that is none": (lambda t, s: ["train", "sp_dense", "--spatail.views", "4"], "spatail.views"),
+    "setting that an objective lacks": (lambda t, s: ["train", "sp_dense", "--spatial.veiws", "4"], "spatial.veiws"),
     "law that is none": (lambda t, s: ["train", "--spatial.law", "pared"], r"--spatial\.law: no law 'pared'; did you mean 'paired'\?"),
     "option of another law": (
         lambda t, s: ["train", "--spatial.law", "paired", "--spatial.law.area-frac", "0.1", "0.2"],
@@ -170,10 +168,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
         lambda t, s: ["train", "--data", str(s / "train.tar"), *TINY, "--spatial.law", "inside", "--spatial.law.of", "dense"],
         r"family 'spatial' refers to 'dense', which must come before it; before it come \[\]",
     ),
-    "law of an objective that the recipe lacks": (
-        lambda t, s: ["train", "sp_dense", "--spatial.law", "paired"],
-        r"--spatial\.law: sp_dense has no spatial; a file for --config can add it, e\.g\. spatial: \{law: \.\.\.\}",
-    ),
+    "objective that is switched on by a value": (lambda t, s: ["train", "sp_dense", "--spatial=4"], "spatial"),
     "part of one that it lacks": (
         lambda t, s: ["train", "--spatial.color.gray_prob=0.1"],
         r"--spatial\.color\.gray-prob: demo has no spatial\.color; .* spatial: \{color: \{gray_prob: \.\.\.\}\}",
@@ -186,10 +181,8 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
         lambda t, s: ["train", "--config", str(_file(t, "optim: {lr: -1}"))],
         r"some\.yaml and the command line: optim: lr=-1\.0",
     ),
-    "flag of an objective that the recipe lacks": (
-        lambda t, s: ["train", "sp_dense", "--spatial.no-turns"],
-        r"--spatial\.no-turns: sp_dense has no spatial; .* spatial: \{turns: \.\.\.\}",
-    ),
+    "unknown recipe behind an objective": (lambda t, s: ["train", "--dense", "imagenete_sp"], "no recipe 'imagenete_sp'; did you mean"),
+    "weight below nothing": (lambda t, s: ["train", "--dense.weight", "-1"], "dense: weight=-1.0, .*: weights cannot be negative"),
     "width of a convolutional network": (
         lambda t, s: ["train", "--model.name", "resnet18", "--model.width", "64"],
         "width=64 of model 'resnet18'",
@@ -230,7 +223,16 @@ BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
 }
 
 
-ERRORS_OF_THE_PARSER = {"unknown command", "unknown bench", "unknown option", "value of another type", "choice that is none"}
+ERRORS_OF_THE_PARSER = {
+    "unknown command",
+    "unknown bench",
+    "unknown option",
+    "value of another type",
+    "choice that is none",
+    "objective that is none",
+    "setting that an objective lacks",
+    "objective that is switched on by a value",
+}
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -362,6 +364,8 @@ def test_asking_for_nothing_or_for_a_group_says_what_there_is(capsys: pytest.Cap
         assert printed.err == ""
 
 
+DEMO_SP = recipe("demo").objectives["spatial"]
+
 FINAL: dict[str, tuple[str, list[str], dict[str, object]]] = {  # a file beside, words, the run's settings
     "a file's data, held-out pictures of the command line": ("data: x.tar", ["--val", "y.tar"], {"data": "x.tar", "val": "y.tar"}),
     "the other way round": ("val: y.tar", ["--data", "x.tar"], {"data": "x.tar", "val": "y.tar"}),
@@ -390,37 +394,58 @@ FINAL: dict[str, tuple[str, list[str], dict[str, object]]] = {  # a file beside,
     "a flag that the recipe has on": (
         "{recipe: imagenet_sp_vits16, data: x.tar}",
         ["--spatial.no-both-orders"],
-        {"spatial": replace(recipe("imagenet_sp_vits16").spatial, both_orders=False)},
+        {"objectives": {"spatial": replace(recipe("imagenet_sp_vits16").objectives["spatial"], both_orders=False)}},
     ),
     "an objective that the file adds": (
         "{recipe: sp_dense, spatial: {views: 2}}",
         ["--spatial.size-px", "48"],
-        {"spatial": SpatialSettings(views=2, size_px=48), "dense": recipe("sp_dense").dense},
+        {"objectives": {"dense": recipe("sp_dense").objectives["dense"], "spatial": SpatialSettings(views=2, size_px=48)}},
+    ),
+    "an objective that the command line adds": (
+        "recipe: sp_dense",
+        ["--spatial.views", "9", "--spatial.law", "grid", "--spatial.turns"],
+        {"objectives": recipe("sp_dense").with_objectives(spatial=SpatialSettings(views=9, law=Grid(), turns=True)).objectives},
+    ),
+    "an objective by its name alone": (
+        "recipe: sp_dense",
+        ["--spatial"],
+        {"objectives": recipe("sp_dense").with_objectives(spatial=SpatialSettings()).objectives},
+    ),
+    "an objective that is there already, by its name": ("recipe: demo", ["--spatial"], {"objectives": recipe("demo").objectives}),
+    "an objective that the file leaves out": (
+        "{recipe: demo, spatial: null}",
+        ["--dense.weight", "1"],
+        {"objectives": {"dense": DenseSpatialSettings(weight=1.0)}},
+    ),
+    "objectives that a file lists": (
+        "objectives: {dense: {regions: 5}, spatial: {}}",
+        [],
+        {"objectives": {"dense": DenseSpatialSettings(regions=5), "spatial": DEMO_SP}},
     ),
     "another law, and some of its numbers": (
         "{}",
         ["--spatial.law", "paired", "--spatial.law.position-max", "1.2", "--spatial.law.side-frac", "0.1", "0.3"],
-        {"spatial": replace(recipe("demo").spatial, law=Paired(position_max=1.2, side_frac=(0.1, 0.3)))},
+        {"objectives": {"spatial": replace(DEMO_SP, law=Paired(position_max=1.2, side_frac=(0.1, 0.3)))}},
     ),
     "the recipe's law, named": (
         "{}",
         ["--spatial.law=disjoint", "--spatial.law.tries=3"],
-        {"spatial": replace(recipe("demo").spatial, law=replace(recipe("demo").spatial.law, tries=3))},
+        {"objectives": {"spatial": replace(DEMO_SP, law=replace(DEMO_SP.law, tries=3))}},
     ),
     "a law of the file": (
         "spatial: {law: {name: grid, cols: 2}}",
         ["--spatial.law.rows", "2", "--spatial.law.side-frac", "0.3"],
-        {"spatial": replace(recipe("demo").spatial, law=Grid(rows=2, cols=2, side_frac=0.3))},
+        {"objectives": {"spatial": replace(DEMO_SP, law=Grid(rows=2, cols=2, side_frac=0.3))}},
     ),
     "a law that only fits with the command line": (
         "spatial: {law: {name: paired, side_frac: [0.1, 0.47]}}",
         ["--spatial.law.position-max", "0.6"],
-        {"spatial": replace(recipe("demo").spatial, law=Paired(position_max=0.6, side_frac=(0.1, 0.47)))},
+        {"objectives": {"spatial": replace(DEMO_SP, law=Paired(position_max=0.6, side_frac=(0.1, 0.47)))}},
     ),
     "a law without all defaults": (
         "{}",
         ["--spatial.law", "overlapping", "--spatial.law.of", "spatial"],
-        {"spatial": replace(recipe("demo").spatial, law=Overlapping(of="spatial"))},
+        {"objectives": {"spatial": replace(DEMO_SP, law=Overlapping(of="spatial"))}},
     ),
 }
 
@@ -446,6 +471,8 @@ def test_only_the_final_result_is_checked_and_no_stage_on_the_way(
     for settings in runs:
         assert type(settings) is TrainSettings
         assert {name: getattr(settings, name) for name in expected} == expected
+        if "objectives" in expected:
+            assert list(settings.objectives) == list(expected["objectives"])
     assert runs[0] == runs[1]
 
 
@@ -459,6 +486,29 @@ def test_help_shows_the_options_of_the_recipes_law_and_what_others_there_are(cap
         said = " ".join(re.sub(r"[│\n]", " ", capsys.readouterr().out).split())
         assert f"--spatial.law.{option} " in said and f"--spatial.law.{other} " not in said
         assert f"--spatial.law NAME one of {', '.join(LAWS)}" in said
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("words", [["sp_dense", "--help"], ["--help", "sp_dense"], ["-h", "sp_dense", "--spatial"]])
+def test_help_shows_the_options_of_a_recipe_and_of_the_objectives_beside_it(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code_of(["train", *words]) == 0
+    said = " ".join(re.sub(r"[│\n]", " ", capsys.readouterr().out).split())
+    assert "--dense.regions INT" in said and "(default: 1500)" in said  # updates of the recipe
+    assert ("--spatial.views" in said) == ("--spatial" in words)
+
+
+@pytest.mark.core
+def test_recipes_are_listed_with_a_line_each(install: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "from wherefrom.train import recipe\n\ndef mine():\n    'A run of theirs.\\n\\nMore.'\n    return recipe('demo')\n"
+    )
+    install("their-runs", {"wherefrom.recipes": {"mine": "theirs:mine", "lost": "nowhere:lost"}}, version="0.3", modules=tmp_path)
+    assert exit_code_of(["recipes"]) == 0
+    lines = dict(re.split("  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert list(lines) == list(RECIPES)
+    assert lines["mine"] == "A run of theirs. (their-runs 0.3)"
+    assert lines["lost"].startswith("recipe 'lost' of their-runs 0.3 cannot be imported: ")
+    assert lines["demo"] == "Six disjoint views of drawn scenes, all pairs, a small ViT: minutes on two cores."
 
 
 @pytest.mark.core

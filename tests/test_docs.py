@@ -34,6 +34,7 @@ from PIL import Image
 from wherefrom.pipeline.demo.shards import demo_shards
 from wherefrom.pipeline.render.choose import check_renderer
 from wherefrom.pipeline.view_recipe import LAWS, Snap
+from wherefrom.train.objective import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -180,7 +181,11 @@ def unknown_words(command: list[str], help_of: Callable[..., str]) -> list[str]:
     named = list(takewhile(lambda word: not word.startswith("-"), words[1:]))
     options = [word.split("=")[0] for word in words[1 + len(named) :] if word.startswith("--")]
     at = words.index("--spatial.law") if "--spatial.law" in words else len(words)  # a law has options of its own
-    return [option for option in options if not known(option, help_of(*named, *words[at : at + 2]))]
+    absent = [option for option in options if not known(option, help_of(*named, *words[at : at + 2]))]
+    beside = {
+        option: option.partition(".")[0] for option in absent if option.partition(".")[0][2:] in OBJECTIVES
+    }  # has options once learned
+    return [option for option in absent if option not in beside or not known(option, help_of(*named, beside[option]))]
 
 
 BLOCKS = {page: blocks_of(page.read_text(encoding="utf-8")) for page in PAGES}
@@ -501,12 +506,14 @@ def test_unknown_commands_and_options_are_seen() -> None:
             (): "{train,bench} --version",
             ("train", "demo"): "--data PATTERN --optim.lr FLOAT",
             ("train", "--spatial.law", "ring"): "--spatial.law NAME --spatial.law.radius FLOAT",
+            ("train", "demo", "--dense"): "--data PATTERN --dense.regions INT",
             ("bench", "loader"): "--batch",
         }[words]
 
     assert unknown_words(["wherefrom", "trian"], help_of) == ["trian"]
     assert unknown_words(["wherefrom", "train", "demo", "--optim.lr=1", "--data", "x", "--dat"], help_of) == ["--dat"]
     assert unknown_words(["wherefrom", "train", "--spatial.law", "ring", "--spatial.law.radius", "1", "--x"], help_of) == ["--x"]
+    assert unknown_words(["wherefrom", "train", "demo", "--dense.regions", "3", "--dense.regoins", "3"], help_of) == ["--dense.regoins"]
     assert unknown_words(["wherefrom", "--verison"], help_of) == ["--verison"]
     assert unknown_words(["A=1", "B=2", "wherefrom", "bench", "loader", "--batch", "8", "--data"], help_of) == ["--data"]
     assert unknown_words(["wherefrom", "--version"], help_of) == unknown_words(["ls", "--anything"], help_of) == []

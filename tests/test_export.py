@@ -32,10 +32,10 @@ MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 
 
 def exported(model: ModelSettings, out: Path) -> tuple[Encoder, RunFolder]:
-    settings = TrainSettings(recipe="mine", seed=5, model=model, spatial=SpatialSettings(size_px=48))
+    settings = TrainSettings(recipe="mine", seed=5, model=model, objectives={"spatial": SpatialSettings(size_px=48)})
     torch.manual_seed(0)
     encoder, folder = Encoder(model).eval(), RunFolder(out)
-    recipe = ViewRecipe(families=settings.objectives()[0].families, mean=MEAN, std=STD)
+    recipe = ViewRecipe(families=settings.make_objectives()[0].families, mean=MEAN, std=STD)
     write_encoder(folder, encoder, recipe, settings=settings, data="f1e2")
     return encoder, folder
 

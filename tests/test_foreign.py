@@ -87,8 +87,8 @@ def test_a_settings_file_names_the_law_with_its_fields(tmp_path: Path) -> None:
     base, path = recipe("demo"), tmp_path / "some.yaml"
     path.write_text("spatial: {law: {name: ring, radius_frac: 0.2}, views: 3}\n")
     read = read_settings(path, base)
-    assert read.spatial is not None and read.spatial.law == LAWS["ring"](radius_frac=0.2)
-    assert to_plain(read)["spatial"]["law"] == {"name": "ring", "side_frac": 0.3, "radius_frac": 0.2}
+    assert read.objectives["spatial"].law == LAWS["ring"](radius_frac=0.2)
+    assert to_plain(read)["objectives"]["spatial"]["law"] == {"name": "ring", "side_frac": 0.3, "radius_frac": 0.2}
     write_settings(path, read)
     assert read_settings(path, recipe("sp_dense")) == read
     for text, message in (
@@ -133,7 +133,7 @@ def trained(words: list[str], monkeypatch: pytest.MonkeyPatch) -> TrainSettings:
 def test_the_command_line_names_the_law_and_its_fields(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--spatial.law", "ring", "--spatial.law.radius-frac", "0.25", "--spatial.views", "5"]
     settings = trained(words, monkeypatch)
-    assert settings.spatial == replace(recipe("demo").spatial, law=LAWS["ring"](radius_frac=0.25), views=5)
+    assert settings.objectives == {"spatial": replace(recipe("demo").objectives["spatial"], law=LAWS["ring"](radius_frac=0.25), views=5)}
     with pytest.raises(SystemExit):
         main(["train", *words, "--help"])
     said = " ".join(re.sub(r"[│\n]", " ", capsys.readouterr().out).split())
@@ -149,7 +149,7 @@ def test_a_foreign_recipe_with_a_foreign_objective_runs_and_goes_on(
     assert main(["train", "rings", *words]) == 0, capsys.readouterr().err
     folder = RunFolder(tmp_path / "run")
     written = yaml.safe_load(folder.settings.read_text())
-    assert (written["recipe"], written["foreign_objectives"]["brightness"]["law"]["name"]) == ("rings", "ring")
+    assert (written["recipe"], written["objectives"]["brightness"]["law"]["name"]) == ("rings", "ring")
     (line,) = read_metrics(folder, "train")
     assert math.isfinite(line["losses"]["brightness/squared"])
     assert main(["train", *words, "--resume"]) == 0, capsys.readouterr().err
@@ -197,33 +197,48 @@ def test_what_another_package_declares_wrongly_is_named_with_the_package(install
         ("abstract", "lacks no method"),
         ("listed", "scales: settings of type"),
     ):
+        law = {"name": name, **({"scales": [1]} if name == "listed" else {})}
         with pytest.raises(ValueError, match=rf"spatial\.law.*{reason}"):
-            to_plain(from_plain(recipe("demo"), {"spatial": {"law": {"name": name, **({"scales": [1]} if name == "listed" else {})}}}))
+            to_plain(from_plain(recipe("demo"), {"objectives": {"spatial": {"law": law}}}))
     message = r"spatial\.law: law 'pi' of wrong-views 0\.1 is 3\.14.*, expected a frozen dataclass that .*; mend or uninstall it"
     with pytest.raises(ValueError, match=message):
-        from_plain(recipe("demo"), {"spatial": {"law": {"name": "pi"}}})
+        from_plain(recipe("demo"), {"objectives": {"spatial": {"law": {"name": "pi"}}}})
     with pytest.raises(ValueError, match=message.replace("spatial", "--spatial", 1)):
         training.train_command(["--spatial.law", "pi"])
 
 
 def test_a_file_adds_a_foreign_objective_to_any_recipe(tmp_path: Path) -> None:
     path, base = tmp_path / "some.yaml", recipe("demo")
-    path.write_text("foreign_objectives: {brightness: {views: 3, law: {radius_frac: 0.1}}}\n")
+    path.write_text("brightness: {views: 3, law: {radius_frac: 0.1}}\n")
     read = read_settings(path, base)
-    assert [objective.name for objective in read.objectives()] == ["spatial", "brightness"]
-    assert [family.views for family in read.objectives()[1].families] == [3]
-    assert from_plain(base, to_plain(read)) == read and replace(read, foreign_objectives={}) == base
-    path.write_text("foreign_objectives: {brightness: {veiws: 3}}\n")
-    with pytest.raises(ValueError, match=r"foreign_objectives\.brightness\.veiws: no such setting of the brightness objective;"):
-        read_settings(path, base)
+    assert [objective.name for objective in read.make_objectives()] == ["spatial", "brightness"]
+    assert [family.views for family in read.make_objectives()[1].families] == [3]
+    assert from_plain(base, to_plain(read)) == read and read.with_objectives(brightness=None) == base
+    for text in ("brightness: {veiws: 3}", "objectives: {brightness: {veiws: 3}}"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"brightness\.veiws: no such setting of the brightness objective; did you mean brightness\.v"):
+            read_settings(path, base)
 
 
-@pytest.mark.parametrize("name", ["labels", "update", "full"])
-def test_an_objective_whose_name_the_evaluation_report_has_for_something_else_is_refused(name: str) -> None:
+def test_the_command_line_switches_a_foreign_objective_on_beside_any_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, brightness = recipe("demo"), OBJECTIVES["brightness"]()
+    for words, expected in (
+        (["--brightness"], brightness),
+        (["--brightness.weight", "0.5"], replace(brightness, weight=0.5)),
+        (["--brightness.law.radius-frac", "0.1", "--brightness.views=3"], replace(brightness, law=LAWS["ring"](radius_frac=0.1), views=3)),
+    ):
+        settings = trained(words, monkeypatch)
+        assert list(settings.objectives) == ["spatial", "brightness"]
+        assert settings == base.with_objectives(brightness=expected)
+        assert [objective.weight for objective in settings.make_objectives()] == [1.0, expected.weight]
+
+
+@pytest.mark.parametrize("name", ["labels", "update", "full", "model", "out"])
+def test_an_objective_whose_name_stands_for_something_else_is_refused(name: str) -> None:
+    """In the evaluation's report, among the settings, or on the command line."""
     settings = OBJECTIVES["brightness"]()
-    assert replace(recipe("demo"), foreign_objectives={"brightness": settings}).objective_settings["brightness"] == settings
-    with pytest.raises(ValueError, match=rf"foreign_objectives\.{name}=Bright.*: needs an objective's settings under a name of its own"):
-        replace(recipe("demo"), foreign_objectives={name: settings})
+    with pytest.raises(ValueError, match=rf"objectives\.{name}=Bright.*: needs an objective's settings, .* under a name of its own"):
+        recipe("demo").with_objectives(**{name: settings})
 
 
 @dataclass(frozen=True, kw_only=True)

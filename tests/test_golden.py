@@ -138,7 +138,7 @@ def other_cases() -> dict[str, ViewRecipe]:
 
 def recipe_views() -> dict[str, tuple[ViewRecipe, Any]]:
     """Return the views of every recipe that runs have a name for, with its first objective."""
-    objectives = {name: make().objectives() for name, make in RECIPES.items()}
+    objectives = {name: make().make_objectives() for name, make in RECIPES.items()}
     return {name: (view_recipe(*(each for one in mine for each in one.families)), mine[0]) for name, mine in objectives.items()}
 
 
@@ -235,6 +235,8 @@ def short_run(name: str, work: Path, *, rate: float = 1.0, evaluated: bool = Fal
     shards = demo_shards(work / "demo", train=24, val=10, workers=1, progress=lambda done, total: None)
     batch, part = SMALL.get(name, (4, 1 / 16))
     few = {"head_pictures": 16, "head_steps": 3, "knn_pictures": 20, "knn_held_out": 10, "short_pictures": 6, "short_knn_pictures": 10}
+    if "spatial" in settings.objectives:
+        settings = settings.with_objectives(spatial=replace(settings.objectives["spatial"], min_side_px=8))
     settings = replace(
         settings,
         data=shards.train,
@@ -242,7 +244,6 @@ def short_run(name: str, work: Path, *, rate: float = 1.0, evaluated: bool = Fal
         updates=UPDATES,
         global_batch=batch,
         precision="float32",
-        spatial=settings.spatial and replace(settings.spatial, min_side_px=8),
         optim=replace(settings.optim, lr=rate * part * settings.optim.lr, warmup_frac=0.95),
         evaluation=replace(settings.evaluation, every=0, pictures=10, **few),
         runtime=replace(settings.runtime, device="cpu", renderer="torch", threads=1, log_every=1, checkpoint_every=UPDATES),
@@ -255,7 +256,9 @@ def short_run(name: str, work: Path, *, rate: float = 1.0, evaluated: bool = Fal
 def settings_of_0_1() -> dict[str, TrainSettings]:
     """Return what the settings files of 0.1.0 say, by their names: every recipe as a run wrote it, and choices that no recipe makes."""
     settings = {name: make() for name, make in RECIPES.items()}
+    tenths = {"weight": 1.0, "weight_position": 0.1, "weight_scale": 0.1}  # as it was by default
     spatial = SpatialSettings(
+        **tenths,
         law=Independent(area_frac=(0.1, 0.5)),
         views=3,
         turns=True,
@@ -266,7 +269,9 @@ def settings_of_0_1() -> dict[str, TrainSettings]:
         loss="smooth_l1",
     )
     settings["other_choices"] = replace(
-        settings["demo"], model=settings["sp_dense"].model, spatial=spatial, dense=DenseSpatialSettings(size_px=96)
+        settings["demo"],
+        model=settings["sp_dense"].model,
+        objectives={"spatial": spatial, "dense": DenseSpatialSettings(**tenths, size_px=96)},
     )
     return {name: replace(each, runtime=replace(each.runtime, renderer="native")) for name, each in settings.items()}
 

@@ -313,6 +313,15 @@ def test_only_masked_patches_are_learned_from_and_only_kept_ones_are_seen() -> N
     assert first != second
 
 
+def test_a_vit_without_class_token_is_learned_from_its_patches_alone() -> None:
+    bare = ModelSettings(name="vit_base_patch16_siglip_gap_224", view_size_px=16, patch_size_px=4, width=16, depth=1, heads=2)
+    step = Step(Encoder(bare), [TINY.objective("mae")], seed=0)
+    assert step.encoder.model.cls_token is None
+    loss = step(batch_with(PICTURES.float()), at(0)).loss
+    loss.backward()
+    assert 0.5 < float(loss.detach()) < 5 and step.encoder.model.patch_embed.proj.weight.grad.any()
+
+
 # Bad input
 
 

@@ -53,7 +53,7 @@ def tiny(shards: Path, *, updates: int = 6, **changes: Any) -> TrainSettings:
         global_batch=8,
         updates=updates,
         model=ModelSettings(view_size_px=24, patch_size_px=12, width=32, depth=1, heads=2),
-        spatial=SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, color=None, min_side_px=4),
+        objectives={"spatial": SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, color=None, min_side_px=4)},
         evaluation=EvaluationSettings(
             every=0, pictures=16, head_pictures=16, head_steps=5, knn_pictures=40, short_pictures=8, short_knn_pictures=20
         ),
@@ -283,10 +283,11 @@ def test_a_run_says_which_parameters_it_froze_and_which_it_left_to_learn_later(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny(tiny_shards, updates=1)
-    assert settings.spatial is not None
-    host, rests = SpatialPrediction(settings.spatial), _Rests(settings.spatial, name="rests")
-    absent = SpatialPrediction(settings.spatial, name="absent", weight=0.0)
-    monkeypatch.setattr(TrainSettings, "objectives", lambda _: (host, rests, absent))
+    spatial = settings.objectives["spatial"]
+    assert isinstance(spatial, SpatialSettings)
+    host, rests = SpatialPrediction(spatial), _Rests(spatial, name="rests")
+    absent = SpatialPrediction(dataclasses.replace(spatial, weight=0.0), name="absent")
+    monkeypatch.setattr(TrainSettings, "make_objectives", lambda _: (host, rests, absent))
     reporter = _Lines()
     run(settings, reporter=reporter, out=tmp_path / "run")
     names_of = dict(line.split(": ", 1) for line in reporter.lines)
@@ -520,18 +521,18 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(case: str, tin
 
 @pytest.mark.parametrize(("name", "some_px"), [("spatial", 18), ("dense", 38)])
 def test_a_run_stops_at_the_first_line_of_its_log_if_nothing_counts(name: str, some_px: int, tiny_shards: Path, tmp_path: Path) -> None:
-    usual = tiny(tiny_shards, dense=DenseSpatialSettings(size_px=24, regions=4, min_side_px=4))
+    usual = tiny(tiny_shards).with_objectives(dense=DenseSpatialSettings(size_px=24, regions=4, min_side_px=4))
     usual = dataclasses.replace(usual, runtime=dataclasses.replace(usual.runtime, log_every=2))
-    too_much = dataclasses.replace(getattr(usual, name), min_side_px=97)  # all pictures are smaller
+    too_much = dataclasses.replace(usual.objectives[name], min_side_px=97)  # all pictures are smaller
     with pytest.raises(ValueError, match="counts") as stopped:
-        run(dataclasses.replace(usual, **{name: too_much}), reporter=Reporter(), out=tmp_path / "run")
+        run(usual.with_objectives(**{name: too_much}), reporter=Reporter(), out=tmp_path / "run")
     message = str(stopped.value)
     assert message.startswith(f"{name}: not a pair of the last 16 pictures counts, ")
     assert (f"{name}.min_side_px" in message, "train.tar" in message, "\n" in message) == (True, True, False)
     assert [record["update"] for record in read_metrics(RunFolder(tmp_path / "run"), "train")] == [2]
     # control: some pairs are enough
-    some = dataclasses.replace(getattr(usual, name), min_side_px=some_px)
-    run(dataclasses.replace(usual, **{name: some}), reporter=Reporter(), out=tmp_path / "some")
+    some = dataclasses.replace(usual.objectives[name], min_side_px=some_px)
+    run(usual.with_objectives(**{name: some}), reporter=Reporter(), out=tmp_path / "some")
     shares = [record["meters"][f"{name}/pairs_left_out"] for record in read_metrics(RunFolder(tmp_path / "some"), "train")]
     assert all(0 < share < 1 for share in shares)
 
@@ -543,8 +544,7 @@ def test_small_pictures_that_meet_by_chance_stop_no_run(
     pictures = [jpeg_bytes(np.full((side, side, 3), side, np.uint8)) for side in sides]
     make_shard(tmp_path / "train.tar", [(f"{number}", {"jpg": picture}) for number, picture in enumerate(pictures)])
     settings = tiny(tmp_path, updates=len(sides), global_batch=1, seed=0)
-    assert settings.spatial is not None
-    settings = dataclasses.replace(settings, spatial=dataclasses.replace(settings.spatial, min_side_px=8))
+    settings = settings.with_objectives(spatial=dataclasses.replace(settings.objectives["spatial"], min_side_px=8))
     reporter = _Lines()
     run(settings, reporter=reporter, out=tmp_path / "run")
     shares = [record["meters"]["spatial/pairs_left_out"] for record in read_metrics(RunFolder(tmp_path / "run"), "train")]
@@ -575,7 +575,7 @@ def test_a_checkpoint_of_another_run_is_refused_by_the_field_that_differs(finish
         "global_batch=4": dataclasses.replace(settings, global_batch=4),
         "recipe='imagenette_sp'": dataclasses.replace(settings, recipe="imagenette_sp"),
         "model.depth=2": dataclasses.replace(settings, model=dataclasses.replace(settings.model, depth=2)),
-        "spatial.views=2": dataclasses.replace(settings, spatial=dataclasses.replace(settings.spatial, views=2)),
+        "spatial.views=2": settings.with_objectives(spatial=dataclasses.replace(settings.objectives["spatial"], views=2)),
         "dataset=": dataclasses.replace(settings, data=str(tiny_shards / "val.tar")),
     }
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}

@@ -129,8 +129,7 @@ def toys(data: Path | str, *, updates: int = 6, accumulation: int = 1, toy: ToyS
         global_batch=8,
         updates=updates,
         model=ModelSettings(view_size_px=24, patch_size_px=12, width=32, depth=1, heads=2, positions="sincos", frozen=("patch_embed",)),
-        spatial=None,
-        foreign_objectives={"toy": toy or ToySettings()},
+        objectives={"toy": toy or ToySettings()},
         optim=OptimSettings(name="sgd", lr=0.3, clip_norm=1.0),
         evaluation=EvaluationSettings(every=0, knn_pictures=20, knn_held_out=10, short_knn_pictures=10, short_pictures=8),
         runtime=RuntimeSettings(

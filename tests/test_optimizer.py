@@ -106,7 +106,7 @@ def trainer_of(shards: Path, rule: Callable[[str, nn.Parameter], ParameterRule],
         global_batch=8,
         epochs=2,
         model=dataclasses.replace(VIT, depth=1),
-        spatial=spatial,
+        objectives={"spatial": spatial},
         optim=OptimSettings(**{"lr": 1e-2, "warmup_frac": 0.5} | optim),
         runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1),
     )
@@ -114,7 +114,7 @@ def trainer_of(shards: Path, rule: Callable[[str, nn.Parameter], ParameterRule],
     host.rule = rule
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainSettings, "objectives", lambda _: (host,))
+        patch.setattr(TrainSettings, "make_objectives", lambda _: (host,))
         trainer = Trainer(settings, ShardIndex.open(settings.data), accelerator_for(settings))
     with contextlib.closing(trainer):
         yield trainer

@@ -45,7 +45,7 @@ def settings_of(shards: Path, **model: Any) -> TrainSettings:
         global_batch=8,
         updates=1,
         model=dataclasses.replace(VIT, **model),
-        spatial=SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, color=None, min_side_px=4),
+        objectives={"spatial": SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, color=None, min_side_px=4)},
         runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1, log_with="none"),
     )
 
@@ -56,7 +56,8 @@ def exported(folder: Path, settings: ModelSettings = VIT, seed: int = 5) -> tupl
     encoder = Encoder(settings)
     folder.mkdir(parents=True)
     run_settings = TrainSettings(recipe="theirs", seed=seed, model=settings)
-    write_encoder(RunFolder(folder), encoder, ViewRecipe(families=run_settings.objectives()[0].families), settings=run_settings, data="d4")
+    views = ViewRecipe(families=run_settings.make_objectives()[0].families)
+    write_encoder(RunFolder(folder), encoder, views, settings=run_settings, data="d4")
     return folder, encoder.model.state_dict()
 
 

@@ -19,6 +19,7 @@ import pytest
 import tyro
 
 from wherefrom.tools.cli import COMMANDS, main
+from wherefrom.train import OBJECTIVES, RECIPES, recipe
 
 pytestmark = pytest.mark.core
 HERE = Path(__file__).parent
@@ -63,7 +64,7 @@ def _parameters(callable: Callable[..., Any]) -> Iterator[str]:
 
 
 def command_line() -> list[str]:
-    """Return a line for every option of every command, as its own `--help` has them; `train` reads its words as for any recipe first."""
+    """Return a line for every option of every command, as its own `--help` has them; of `train` with every objective's by default."""
     lines = set()
     command, parse = "", tyro.cli
 
@@ -77,9 +78,17 @@ def command_line() -> list[str]:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.setattr(tyro, "cli", record_and_parse)
         for command in COMMANDS:
-            with contextlib.suppress(SystemExit):
-                main([*command.split(), "--help"])
+            for words in calls_with_every_objective() if command == "train" else [[]]:
+                with contextlib.suppress(SystemExit):
+                    main([*command.split(), *words, "--help"])
     return sorted(lines)
+
+
+def calls_with_every_objective() -> Iterator[list[str]]:
+    """Yield words for `train` that switch on each objective beside a recipe that lacks it."""
+    for name in OBJECTIVES:
+        lacking = next(each for each in RECIPES if name not in recipe(each).objectives)
+        yield [lacking, f"--{name.replace('_', '-')}"]
 
 
 LISTS: dict[str, Callable[[], list[str]]] = {"public_names.txt": public_names, "command_line.txt": command_line}

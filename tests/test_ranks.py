@@ -49,8 +49,9 @@ class Late(SpatialPrediction):
 def rest(folder: Path, updates: int) -> None:
     """Make updates with an objective beside that rests at first; write down its head's weights after each."""
     settings = read_settings(folder / "settings.yaml", recipe("demo"))
-    late = Late(settings.spatial, name="late")
-    TrainSettings.objectives = lambda settings: (SpatialPrediction(settings.spatial), late)  # type: ignore[method-assign]
+    spatial = settings.objectives["spatial"]
+    late = Late(spatial, name="late")
+    TrainSettings.make_objectives = lambda settings: (SpatialPrediction(spatial), late)  # type: ignore[method-assign]
     accelerator = accelerator_for(settings)
     trainer = Trainer(settings, ShardIndex.open(settings.data), accelerator)
     sums = []

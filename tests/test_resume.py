@@ -40,7 +40,7 @@ def tiny(shards: Path, updates: int) -> TrainSettings:
         global_batch=8,
         updates=updates,
         model=ModelSettings(view_size_px=24, patch_size_px=12, width=32, depth=2, heads=2, drop_path=0.3),
-        spatial=SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, min_side_px=4),
+        objectives={"spatial": SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, min_side_px=4)},
         runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=2, checkpoint_every=3, keep=2),
     )
 

@@ -31,6 +31,13 @@ from wherefrom.train.settings import (
 
 pytestmark = pytest.mark.core
 
+DEMO_SP = recipe("demo").objectives["spatial"]
+OBJECTIVES = {
+    "spatial": st.builds(
+        SpatialSettings, color=st.none() | st.builds(ColorLaw, hue=st.floats(0, 0.5)), turns=st.booleans(), weight=st.floats(0, 9)
+    ),
+    "dense": st.builds(DenseSpatialSettings, regions=st.integers(2, 40)),
+}
 CHANGES = st.fixed_dictionaries(
     {},
     optional={
@@ -41,7 +48,9 @@ CHANGES = st.fixed_dictionaries(
         "optim": st.builds(
             OptimSettings, lr=st.floats(1e-12, 1e3), clip_norm=st.none() | st.floats(1e-6, 1e6), weight_decay=st.floats(0, 1)
         ),
-        "spatial": st.builds(SpatialSettings, color=st.none() | st.builds(ColorLaw, hue=st.floats(0, 0.5)), turns=st.booleans()),
+        "objectives": st.permutations(["spatial", "dense"])
+        .flatmap(lambda names: st.sampled_from([names, names[:1]]))
+        .flatmap(lambda names: st.fixed_dictionaries({name: OBJECTIVES[name] for name in names})),
         "model": st.builds(ModelSettings, depth=st.none() | st.integers(1, 12), summary=st.sampled_from(["auto", "mean"])),
     },
 )
@@ -55,7 +64,8 @@ def test_what_is_written_comes_back_the_same(tmp_path: Path, name: str, changes:
     write_settings(path, changed)
     # the start has other values everywhere, none of which may show through
     for start in (recipe("demo"), recipe("imagenet_sp_vits16")):
-        assert read_settings(path, start) == changed
+        read = read_settings(path, start)
+        assert read == changed and list(read.objectives) == list(changed.objectives)
     assert from_plain(recipe("demo"), json.loads(json.dumps(to_plain(changed)))) == changed
 
 
@@ -64,8 +74,12 @@ def test_a_file_of_some_settings_leaves_the_others_alone(tmp_path: Path) -> None
     path.write_text("global_batch: 32\noptim:\n  lr: 1e-3\nspatial: {color: {hue: 0.2}}\n")
     base = recipe("demo")
     read = read_settings(path, base)
-    assert (read.global_batch, read.optim.lr, read.spatial.color) == (32, 1e-3, ColorLaw(hue=0.2))
-    assert {where for where, _, _ in differences(to_plain(read), to_plain(base))} == {"global_batch", "optim.lr", "spatial.color"}
+    assert (read.global_batch, read.optim.lr, read.objectives["spatial"].color) == (32, 1e-3, ColorLaw(hue=0.2))
+    assert {where for where, _, _ in differences(to_plain(read), to_plain(base))} == {
+        "global_batch",
+        "optim.lr",
+        "objectives.spatial.color",
+    }
 
 
 @pytest.mark.parametrize("law", [Paired(position_max=1.2), Center()])
@@ -80,14 +94,15 @@ def test_a_field_that_holds_one_of_a_table_says_which(law: Paired | Center) -> N
 def test_a_law_keeps_its_numbers_until_another_one_is_named() -> None:
     base = recipe("demo")
     for plain, law in (
-        ({"min_gap_frac": 0.1}, dataclasses.replace(base.spatial.law, min_gap_frac=0.1)),
-        ({"name": "disjoint", "min_gap_frac": 0.1}, dataclasses.replace(base.spatial.law, min_gap_frac=0.1)),
+        ({"min_gap_frac": 0.1}, dataclasses.replace(base.objectives["spatial"].law, min_gap_frac=0.1)),
+        ({"name": "disjoint", "min_gap_frac": 0.1}, dataclasses.replace(base.objectives["spatial"].law, min_gap_frac=0.1)),
         ({"name": "independent"}, Independent()),
         ({"name": "grid", "cols": 2}, Grid(cols=2)),
         ({"name": "overlapping", "of": "spatial"}, Overlapping(of="spatial")),
     ):
         for start in (base, unchecked(base)):
-            assert settled(from_plain(start, {"spatial": {"law": plain}})).spatial.law == law
+            read = settled(from_plain(start, {"objectives": {"spatial": {"law": plain}}}))
+            assert read.objectives["spatial"].law == law
 
 
 BROKEN = {
@@ -114,8 +129,14 @@ BROKEN = {
     "spatial: {law: {name: inside}}": r"spatial\.law\.of=None: has no default, give a value",
     "spatial: {law: {name: 3}}": r"spatial\.law\.name=3: needs a word",
     "spatial: {law: [paired]}": r"spatial\.law=\['paired'\]: needs a law, e\.g\. {name: independent}",
-    "foreign_objectives: {sp: {}}": r"foreign_objectives\.sp: no objective 'sp'; there are spatial, dense, mae",
-    "foreign_objectives: {dense: {}}": r"foreign_objectives\.dense=.*: needs an objective's settings under a name of its own",
+    "objectives: {sp: {}}": "sp: no objective 'sp'; there are spatial, dense",
+    "objectives: {spatial: null}": "spatial=None: needs named fields, {} for none",
+    "objectives: [spatial]": r"objectives=\['spatial'\]: needs named fields",
+    "objectives: {}": "objectives: there is nothing to learn; name one of spatial, dense",
+    "spatial: null": "objectives: there is nothing to learn; name one of spatial, dense",
+    "{objectives: {dense: {}}, dense: {regions: 3}}": "dense: stands in objectives, too; leave one of them out",
+    "dense: {weight: -1}": r"dense: weight=-1\.0, weight_position=1\.0, weight_scale=1\.0: weights cannot be negative",
+    "foreign_objectives: {}": "foreign_objectives: no such setting; did you mean objectives",
     "model: {name: vit_tiny_patchx}": "model: model 'vit_tiny_patchx'",
     "val: shards.tar": "val='shards.tar' without data",
     "[1, 2]": "holds list, expected named settings",
@@ -210,6 +231,14 @@ def test_only_runtime_and_places_may_differ_from_the_run_to_go_on_with() -> None
     saved = yaml.safe_load(yaml.safe_dump(to_plain(run)))
     check_same_run(dataclasses.replace(run, data="elsewhere.tar", runtime=dataclasses.replace(run.runtime, log_every=3, prefetch=7)), saved)
     for changes, where in (
+        (
+            {"objectives": {**run.objectives, "dense": DenseSpatialSettings()}},
+            r"objectives=\['spatial', 'dense'\]: the run .* \['spatial'\]",
+        ),
+        (
+            {"objectives": {"spatial": dataclasses.replace(run.objectives["spatial"], weight=0.5)}},
+            r"spatial\.weight=0\.5: the run .* has 1\.0",
+        ),
         ({"seed": 1}, "seed=1"),
         ({"optim": dataclasses.replace(run.optim, lr=1.0)}, "optim.lr=1.0"),
         ({"model": dataclasses.replace(run.model, depth=5)}, "model.depth=5"),
@@ -217,6 +246,38 @@ def test_only_runtime_and_places_may_differ_from_the_run_to_go_on_with() -> None
     ):
         with pytest.raises(ValueError, match=where):
             check_same_run(dataclasses.replace(run, **changes), saved)
+
+
+def test_which_objective_is_the_host_belongs_to_a_run() -> None:
+    both = {"dense": DenseSpatialSettings(), "spatial": SpatialSettings()}
+    run = dataclasses.replace(recipe("demo"), objectives=both)
+    saved = yaml.safe_load(yaml.safe_dump(to_plain(run), sort_keys=False))
+    check_same_run(run, saved)
+    with pytest.raises(ValueError, match=r"objectives=\['spatial', 'dense'\]: the run to go on with has \['dense', 'spatial'\]"):
+        check_same_run(dataclasses.replace(run, objectives=dict(reversed(both.items()))), saved)
+
+
+def test_a_file_lists_what_is_learned_or_changes_and_adds_by_name(tmp_path: Path) -> None:
+    path, base = tmp_path / "some.yaml", recipe("demo")
+    sp = base.objectives["spatial"]
+    for text, expected in (
+        ("spatial: {views: 3}", {"spatial": dataclasses.replace(sp, views=3)}),
+        ("dense: {regions: 3}", {"spatial": sp, "dense": DenseSpatialSettings(regions=3)}),
+        ("{spatial: null, dense: {}}", {"dense": DenseSpatialSettings()}),
+        ("objectives: {dense: {weight: 2}, spatial: {}}", {"dense": DenseSpatialSettings(weight=2.0), "spatial": sp}),
+        ("objectives: {dense: {}}", {"dense": DenseSpatialSettings()}),
+        ("{objectives: {dense: {}}, spatial: {}}", {"dense": DenseSpatialSettings(), "spatial": sp}),
+    ):
+        path.write_text(text)
+        read = read_settings(path, base).objectives
+        assert list(read.items()) == list(expected.items()), text
+
+
+def test_a_plug_in_weighs_a_tenth_and_objectives_are_made_in_order_with_their_weights() -> None:
+    run = recipe("demo").with_objectives(dense=DenseSpatialSettings())
+    host, plugin = run.make_objectives()
+    assert (host.name, host.weight, plugin.name, plugin.weight) == ("spatial", 1.0, "dense", 0.1)
+    assert run.with_objectives(dense=None) == recipe("demo")
 
 
 def test_every_recipe_is_complete_and_known_by_its_name() -> None:
@@ -252,7 +313,10 @@ def test_settings_of_0_1_0_are_those_of_the_same_run(name: str) -> None:
 def test_every_choice_of_0_1_0_is_read_under_its_name_of_today() -> None:
     read = read_settings(OF_0_1 / "other_choices.yaml", recipe("imagenet_sp_vits16"))
     color = ColorLaw(hue=0.05, gray_prob=0.1, blur_prob=0.3, solarize_prob=0.2)
-    assert read.spatial == SpatialSettings(
+    tenths = {"weight": 1.0, "weight_position": 0.1, "weight_scale": 0.1}  # as they were by default
+    assert list(read.objectives) == ["spatial", "dense"]
+    assert read.objectives["spatial"] == SpatialSettings(
+        **tenths,
         law=Independent(area_frac=(0.1, 0.5)),
         views=3,
         turns=True,
@@ -262,14 +326,17 @@ def test_every_choice_of_0_1_0_is_read_under_its_name_of_today() -> None:
         head="additive",
         loss="smooth_l1",
     )
-    assert read.dense == DenseSpatialSettings(size_px=96)
+    assert read.objectives["dense"] == DenseSpatialSettings(**tenths, size_px=96)
 
 
 @pytest.mark.parametrize(
     ("text", "changes"),
     [
-        ("{law: disjoint, area_frac: [0.1, 0.2]}", {"law": Disjoint(area_frac=(0.1, 0.2), aspect=recipe("demo").spatial.law.aspect)}),
-        ("{min_gap_frac: 0.1}", {"law": dataclasses.replace(recipe("demo").spatial.law, min_gap_frac=0.1)}),
+        (
+            "{law: disjoint, area_frac: [0.1, 0.2]}",
+            {"law": Disjoint(area_frac=(0.1, 0.2), aspect=DEMO_SP.law.aspect)},
+        ),
+        ("{min_gap_frac: 0.1}", {"law": dataclasses.replace(DEMO_SP.law, min_gap_frac=0.1)}),
         ("{law: paired, position_max: 1.2}", {"law": Paired(position_max=1.2, border_frac=0.02)}),
         ("{law: paired, views: 6, border_frac: 0.1, aspect: [1, 1]}", {"law": Paired(border_frac=0.1)}),
         ("{law: paired}", {"law": Paired(border_frac=0.02)}),
@@ -283,7 +350,7 @@ def test_a_file_written_by_hand_for_0_1_0_is_read_alike(tmp_path: Path, text: st
     path = tmp_path / "some.yaml"
     path.write_text(f"spatial: {text}\n")
     base = recipe("demo")
-    assert read_settings(path, base).spatial == dataclasses.replace(base.spatial, **changes)
+    assert read_settings(path, base).objectives["spatial"] == dataclasses.replace(base.objectives["spatial"], **changes)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +371,7 @@ def test_a_setting_under_its_name_of_0_1_0_and_of_today_is_refused(tmp_path: Pat
 
 def test_the_table_of_renames_leads_to_settings_that_there_are() -> None:
     everything = {
-        law: to_plain(dataclasses.replace(recipe("demo"), spatial=SpatialSettings(law=LAWS[law]()), dense=DenseSpatialSettings()))
+        law: {"spatial": to_plain(SpatialSettings(law=LAWS[law]())), "dense": to_plain(DenseSpatialSettings())}
         for law in ("paired", "disjoint")
     }
     for place in RENAMED.values():

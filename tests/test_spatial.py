@@ -280,7 +280,7 @@ def test_losses_are_squared_errors_summed_over_channels_with_weights_of_a_tenth(
     terms = objective(batch, FixedFeatures(features), START)
     torch.testing.assert_close(terms.losses["position"], error[:2].sum())
     torch.testing.assert_close(terms.losses["scale"], error[2:].sum())
-    assert objective.weights == {"position": 0.1, "scale": 0.1}
+    assert (objective.weight, objective.weights) == (0.1, {"position": 1.0, "scale": 1.0})
     assert set(terms.meters) == {"r2_x", "r2_y", "r2_width", "r2_height", "logit_max", "attention_entropy", "pairs_left_out"}
     objective.settings = replace(objective.settings, loss="smooth_l1", smooth_l1_beta=1e-6)
     targets = objective.targets(batch.views[0].geometry)

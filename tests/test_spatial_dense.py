@@ -328,7 +328,7 @@ class Colors(Objective):
 @pytest.mark.parametrize("weight", [None, 0.0, 1.0])
 def test_as_a_plug_in_of_weight_0_it_leaves_its_host_alone(weight: float | None) -> None:
     def after(plugged: float | None) -> dict[str, Tensor]:
-        plug_in = [] if plugged is None else [DenseSpatialPrediction(SETTINGS, weight=plugged)]
+        plug_in = [] if plugged is None else [DenseSpatialPrediction(replace(SETTINGS, weight=plugged))]
         with random_scope(0, "encoder"):
             encoder = Encoder(replace(MODEL, drop_path=0.5))
         step = Step(encoder, [Colors(), *plug_in], seed=0).train()
@@ -372,8 +372,8 @@ def test_settings_that_cannot_be_meant_are_refused_in_one_line(changes: dict[str
     with pytest.raises(ValueError, match=message) as refused:
         replace(SETTINGS, **changes)
     assert "\n" not in str(refused.value)
-    with pytest.raises(ValueError, match="spatial and dense are both none"):
-        TrainSettings(recipe="demo", spatial=None)
+    with pytest.raises(ValueError, match="objectives: there is nothing to learn; name one of spatial, dense"):
+        TrainSettings(recipe="demo", objectives={})
 
 
 TINY = [
@@ -412,8 +412,10 @@ def test_a_run_beside_sp_goes_on_from_its_checkpoint_bit_for_bit(tiny_shards: Pa
         global_batch=8,
         updates=6,
         model=replace(MODEL, depth=1, drop_path=0.3),
-        spatial=SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, min_side_px=4),
-        dense=replace(SETTINGS, regions=6),
+        objectives={
+            "spatial": SpatialSettings(law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, min_side_px=4),
+            "dense": replace(SETTINGS, regions=6),
+        },
         evaluation=EvaluationSettings(every=0),
         runtime=RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=1, checkpoint_every=3),
     )

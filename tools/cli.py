@@ -19,6 +19,7 @@ HELP = ("-h", "--help")
 
 COMMANDS = {  # name: (what it does, module, function)
     "train": ("pretrain an encoder: a recipe, by default the demo, which needs no data", "wherefrom.tools.training", "train_command"),
+    "recipes": ("list the recipes by name, one line each", "wherefrom.tools.recipes", "recipes_command"),
     "views": ("draw a picture of sources, their boxes and their views", "wherefrom.tools.views_picture", "views_command"),
     "prove": ("prove by pixels that the records of every renderer here are true", "wherefrom.tools.prove", "prove_command"),
     "index": ("build, audit and explain the index of a set of shards", "wherefrom.tools.index", "index_command"),

@@ -93,7 +93,7 @@ def views_command(
     """Draw sources with their crop boxes, and beside them every view that is cut from them, with the regions of a dense recipe.
 
     Args:
-        recipe: whose views: demo, sp_dense, imagenette_sp, imagenet_sp_vits16 or imagenet_sp_dense_vits16; default: the file's, or demo.
+        recipe: whose views, one that `wherefrom recipes` lists; default: the file's, or demo.
         data: shards, as for `wherefrom train`; default: the file's, or the demo's pictures, rendered once.
         config: a settings.yaml, whole or in part, as for `wherefrom train`.
         out: the PNG.
@@ -107,7 +107,7 @@ def views_command(
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.absolute().parent}; make it, or take another --out")
     settings = settled(started(recipe, config), source=config)
-    objectives, seed = settings.objectives(), settings.seed if seed is None else seed
+    objectives, seed = settings.make_objectives(), settings.seed if seed is None else seed
     families = ViewRecipe(families=tuple(family for objective in objectives for family in objective.families))
     shards = data or settings.data or demo_shards().train
     with make_loader(shards, families, seed=seed, global_batch=1, order=settings.order, threads=0) as loader:

@@ -382,7 +382,7 @@ def _facts(trainer: Trainer, folder: RunFolder) -> RunFacts:
         updates_per_epoch=trainer.loader.updates_per_epoch,
         resumed_at=trainer.done,
         loader=trainer.loader,
-        objectives=trainer.settings.objectives(),
+        objectives=trainer.settings.make_objectives(),
     )
 
 

@@ -117,14 +117,18 @@ class Objective(nn.Module):
 
 @runtime_checkable
 class ObjectiveSettings(Protocol):
-    """Every choice of an objective: a frozen dataclass that makes it. No field is called `name`, which in a file tells which it is.
+    """Every choice of an objective: a frozen dataclass that makes it, and stands in the settings under its name in the table OBJECTIVES.
 
-    A package adds its own to the table OBJECTIVES by an entry point of group "wherefrom.objectives".
+    A package adds its own by an entry point of group "wherefrom.objectives". No field is called `name`.
     """
 
     @property
     def size_px(self) -> int:
         """The side of its square views, as the encoder sees them."""
+
+    @property
+    def weight(self) -> float:
+        """The weight of the whole objective, which a run gives it: by default 1 of a host, less of a plug-in."""
 
     def objective(self, name: str) -> Objective:
         """Return what is learned, not yet set up; its name is that of its family, its random streams and its state."""

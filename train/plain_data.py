@@ -76,8 +76,17 @@ def unchecked(value: Any, kind: type | None = None, *, naming: Callable[[EntryTa
     for field in dataclasses.fields(own):
         part = getattr(value, field.name)
         table = TABLES.get(hints[field.name])
-        held[field.name] = unchecked(part, naming=naming) if table is None else _named_stage(part, naming, table)
+        if isinstance(part, Mapping):
+            held[field.name] = {name: unchecked(each, naming=naming) for name, each in part.items()}
+        else:
+            held[field.name] = unchecked(part, naming=naming) if table is None else _named_stage(part, naming, table)
     return _stage(kind or own, {name: (type(part),) for name, part in held.items() if dataclasses.is_dataclass(part)})(**held)
+
+
+def with_fields(stage: Any, parts: Mapping[str, Any]) -> Any:
+    """Return a stage that has parts, stages themselves, as more fields."""
+    held = {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)}
+    return _stage(type(stage), {name: (type(part), dataclasses.field(default=part)) for name, part in parts.items()})(**held)
 
 
 def unchecked_default(kind: type, *, missing: Any) -> Any:
@@ -109,14 +118,16 @@ def entry_class(table: EntryTable, name: str, where: str) -> type:
 
 
 def named_fields(value: Any, where: str = "") -> Iterator[tuple[str, EntryTable]]:
-    """Yield the dotted path of every field that holds one of a table, and the table, all the way down."""
+    """Yield the dotted path of every field that holds one of a table, and the table, all the way down; mappings add nothing to a path."""
     if dataclasses.is_dataclass(value):
         hints = get_type_hints(checked_type(value))
         for field in dataclasses.fields(checked_type(value)):
             path = _path(where, field.name)
+            held = getattr(value, field.name)
             if hints[field.name] in TABLES:
                 yield path, TABLES[hints[field.name]]
-            yield from named_fields(getattr(value, field.name), path)
+            for inner, part in held.items() if isinstance(held, Mapping) else [(path, held)]:
+                yield from named_fields(part, inner)
 
 
 def _named_stage(value: Any, naming: Callable[[EntryTable], Any] | None, table: EntryTable) -> Any:
@@ -164,7 +175,7 @@ def _restored(hint: Any, plain: Plain, base: object, where: str, stage: bool = F
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         _checked(isinstance(plain, Mapping), plain, where, "needs named fields")
         if arguments[1] in TABLES:
-            return _restored_entries(TABLES[arguments[1]], plain, base, where, stage)
+            return _restored_entries(TABLES[arguments[1]], plain, base, stage)
         return {str(key): _restored(arguments[1], value, None, _path(where, str(key))) for key, value in plain.items()}
     if hint is float:
         return _restored_float(plain, where)
@@ -187,14 +198,17 @@ def _restored_entry(table: EntryTable, plain: Plain, base: object, where: str, s
     return _changed(start, fields, where, of=f" of the {table.name_of(kind)} {table.kind}")
 
 
-def _restored_entries(table: EntryTable, plain: Mapping[Any, Plain], base: object, where: str, stage: bool) -> dict[str, Any]:
-    """Return some of a table under their names: those of `base`, of which `plain` changes some and adds others."""
-    held = dict(base) if isinstance(base, Mapping) else {}
+def _restored_entries(table: EntryTable, plain: Mapping[Any, Plain], base: object, stage: bool) -> dict[str, Any]:
+    """Return those of a table that `plain` names, in its order; each is that of `base`, if there is one, changed.
+
+    In messages they go by their names alone, as on the command line.
+    """
+    held = base if isinstance(base, Mapping) else {}
+    restored = {}
     for name, fields in plain.items():
-        place = _path(where, str(name))
-        _checked(isinstance(fields, Mapping), fields, place, "needs named fields")
-        held[str(name)] = _restored_entry(table, {**fields, NAME: name}, held.get(name), place, stage)
-    return held
+        _checked(isinstance(fields, Mapping), fields, str(name), "needs named fields, {} for none")
+        restored[str(name)] = _restored_entry(table, {**fields, NAME: name}, held.get(name), str(name), stage)
+    return restored
 
 
 def _restored_union(members: tuple[Any, ...], plain: Plain, base: object, where: str, stage: bool) -> Any:

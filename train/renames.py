@@ -13,6 +13,7 @@ LAW_FIELDS = {  # of 0.1.0: the laws that there were, and what belonged to which
     "independent": ("area_frac", "aspect"),
 }
 FLAT = tuple(dict.fromkeys(name for names in LAW_FIELDS.values() for name in names))
+OBJECTIVES = ("spatial", "dense")  # of 0.1.0, the host first
 RENAMED = {  # of 0.1.0, in this order: where a setting was -> where it is
     "spatial.colour": "spatial.color",
     "spatial.color.grey_prob": "spatial.color.gray_prob",
@@ -39,6 +40,12 @@ def current(plain: dict[str, Any]) -> dict[str, Any]:
         _leave_to_the_law(spatial)
     for old, new in RENAMED.items():
         _move(names, old.split("."), new.split("."))
+    for objective in (names.get(name) for name in OBJECTIVES):
+        if isinstance(objective, dict) and {"weight_position", "weight_scale"} <= objective.keys():
+            objective.setdefault("weight", 1.0)  # 0.1.0 had weights of the terms alone
+    if "objectives" not in names and {*OBJECTIVES, "optim", "runtime"} <= names.keys():  # a whole file, which says what is learned
+        learned = {name: names.pop(name) for name in OBJECTIVES}
+        names["objectives"] = {name: settings for name, settings in learned.items() if settings is not None}
     return names
 
 

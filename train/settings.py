@@ -17,13 +17,14 @@ from wherefrom.pipeline.render.choose import check_renderer
 from wherefrom.pipeline.shards.labels import LabelRule
 from wherefrom.train.encoder import ARCHITECTURE, ModelSettings
 from wherefrom.train.objective import OBJECTIVES, Objective, ObjectiveSettings
-from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
+from wherefrom.train.objectives import SpatialSettings
 from wherefrom.train.plain_data import Plain, differences, from_plain, to_plain, unchecked
 from wherefrom.train.renames import current
 from wherefrom.train.schedule import Shape, cosine, warmed_up
 
 Tracker = Literal["none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 IN_REPORTS = ("update", "full", "labels")  # stand in evaluation.json beside the objectives, under their names
+OPTIONS = ("out", "resume", "config", "help")  # of the command line, beside the settings and the objectives
 NOT_COMPARED = ("runtime", "evaluation", "data", "val", "needs_data")  # with a run to go on with; the loader compares what is in the data
 
 
@@ -129,9 +130,8 @@ class TrainSettings:
     updates: int | None = None  # instead of epochs
     precision: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; weights and geometry never change theirs
     model: ModelSettings = field(default_factory=ModelSettings)
-    spatial: SpatialSettings | None = field(default_factory=SpatialSettings)  # None: not learned, as the next
-    dense: DenseSpatialSettings | None = None  # beside `spatial`, or alone
-    foreign_objectives: Mapping[str, ObjectiveSettings] = field(default_factory=dict)  # of other packages, by their names in OBJECTIVES
+    # what is learned, by names in OBJECTIVES: the host first, then its plug-ins
+    objectives: Mapping[str, ObjectiveSettings] = field(default_factory=lambda: {"spatial": SpatialSettings()})
     optim: OptimSettings = field(default_factory=OptimSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
@@ -144,30 +144,37 @@ class TrainSettings:
             raise ValueError(f"seed={self.seed}: needs 0 <= seed < 2**64")
         if self.val is not None and self.data is None:
             raise ValueError(f"val={self.val!r} without data: give both, or neither for the embedded demo pictures")
-        for name, settings in self.foreign_objectives.items():
-            if name in (*OBJECTIVES.own, *IN_REPORTS) or not isinstance(settings, ObjectiveSettings):
-                raise ValueError(f"foreign_objectives.{name}={settings!r:.60}: needs an objective's settings under a name of its own")
-        if not self.objective_settings:
-            raise ValueError("spatial and dense are both none: there is nothing to learn; set one of them")
+        taken = {each.name for each in fields(TrainSettings)} | {*IN_REPORTS, *OPTIONS}
+        for name, settings in self.objectives.items():
+            if name in taken or not isinstance(settings, ObjectiveSettings):
+                raise ValueError(
+                    f"objectives.{name}={settings!r:.60}: needs an objective's settings, with size_px and weight, under a name of its own"
+                )
+        if not self.objectives:
+            raise ValueError(f"objectives: there is nothing to learn; name one of {', '.join(OBJECTIVES)}")
 
-    @property
-    def objective_settings(self) -> dict[str, ObjectiveSettings]:
-        """The settings of all that is learned, by name; the first one is the host's."""
-        own: dict[str, ObjectiveSettings | None] = {"spatial": self.spatial, "dense": self.dense}
-        return {name: settings for name, settings in {**own, **self.foreign_objectives}.items() if settings is not None}
+    def make_objectives(self) -> tuple[Objective, ...]:
+        """Return what is to be learned, the host first, not yet set up; each has the name and the weight that stand here."""
+        objectives = []
+        for name, settings in self.objectives.items():
+            objective = settings.objective(name)
+            objective.weight = settings.weight
+            objectives.append(objective)
+        return tuple(objectives)
 
-    def objectives(self) -> tuple[Objective, ...]:
-        """Return what is to be learned, the host first, not yet set up; each is named as its settings are."""
-        return tuple(settings.objective(name) for name, settings in self.objective_settings.items())
+    def with_objectives(self, **changes: ObjectiveSettings | None) -> "TrainSettings":
+        """Return the same with some objectives changed in their places, others added behind, and those that are None left out."""
+        changed = {**self.objectives, **changes}
+        return replace(self, objectives={name: settings for name, settings in changed.items() if settings is not None})
 
     def coupled_by(self) -> tuple[str, ...]:
         """Return the names of the learned objectives in which samples see one another."""
-        return tuple(objective.name for objective in self.objectives() if objective.weight > 0 and objective.couples_samples)
+        return tuple(objective.name for objective in self.make_objectives() if objective.weight > 0 and objective.couples_samples)
 
     @property
     def view_px(self) -> int:
         """The side of the host's views, as the encoder sees them."""
-        return next(iter(self.objective_settings.values())).size_px
+        return next(iter(self.objectives.values())).size_px
 
     @property
     def label_view_px(self) -> int:
@@ -237,11 +244,29 @@ def overlaid(path: Path, base: TrainSettings) -> TrainSettings:
     """
     plain = read_plain_settings(path)
     try:
-        stage = from_plain(unchecked(base), plain)
+        stage = from_plain(unchecked(base), _with_listed_objectives(plain, base))
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
     named = plain.get("model")
     return with_its_own_model(stage, base, given=named if isinstance(named, dict) else ())
+
+
+def _with_listed_objectives(plain: Mapping[str, Plain], base: TrainSettings) -> dict[str, Plain]:
+    """Return what a settings file says, with all objectives in their list: those of `base`, unless the file has a list of its own.
+
+    An objective that stands beside the list changes one of them, or comes behind; null leaves it out.
+    Raises: ValueError if one stands both in the list and beside it.
+    """
+    own = {each.name for each in fields(TrainSettings)}
+    beside = {name: held for name, held in plain.items() if name not in own and name in OBJECTIVES}
+    listed = plain.get("objectives", {name: {} for name in base.objectives})
+    if not beside or not isinstance(listed, Mapping):
+        return dict(plain)
+    for name in beside:
+        if "objectives" in plain and name in listed:
+            raise ValueError(f"{name}: stands in objectives, too; leave one of them out")
+    changed = {name: held for name, held in {**listed, **beside}.items() if held is not None}
+    return {name: held for name, held in plain.items() if name not in beside} | {"objectives": changed}
 
 
 def with_its_own_model(stage: TrainSettings, base: TrainSettings, *, given: Collection[str]) -> TrainSettings:
@@ -257,7 +282,7 @@ def with_its_own_model(stage: TrainSettings, base: TrainSettings, *, given: Coll
     own["weights"] = None
     if not model.is_vit:
         own |= {"positions": "learned", "frozen": ()}
-    own["view_size_px"] = stage.view_px if stage.objective_settings and model.is_vit else None
+    own["view_size_px"] = stage.view_px if stage.objectives and model.is_vit else None
     return replace(stage, model=replace(model, **{name: value for name, value in own.items() if name not in given}))
 
 
@@ -279,7 +304,7 @@ def check_same_run(settings: TrainSettings, saved: Plain) -> None:
     Of `runtime` the number of micro-batches may not, where samples of one see one another.
     Raises: ValueError that names the first setting that differs.
     """
-    ours, theirs = ({name: value for name, value in plain.items() if name not in NOT_COMPARED} for plain in (to_plain(settings), saved))
+    ours, theirs = (_compared(plain) for plain in (to_plain(settings), saved))
     for where, here, there in differences(ours, theirs):
         raise ValueError(f"{where}={here!r}: the run to go on with has {there!r}; take its value, or another --out")
     here, there = settings.runtime.accumulation, saved.get("runtime", {}).get("accumulation", settings.runtime.accumulation)
@@ -288,3 +313,10 @@ def check_same_run(settings: TrainSettings, saved: Plain) -> None:
             f"runtime.accumulation={here}: the run to go on with has {there}, and in {', '.join(map(repr, coupled))} the samples of a "
             "micro-batch see one another; take its value, or another --out"
         )
+
+
+def _compared(plain: Plain) -> dict[str, Plain]:
+    """Return what belongs to a run, objectives by their names as the command line has them, and in which order they stand."""
+    objectives = plain.get("objectives", {})
+    rest = {name: value for name, value in plain.items() if name not in NOT_COMPARED}
+    return rest | {"objectives": list(objectives)} | objectives

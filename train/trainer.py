@@ -58,7 +58,7 @@ class Trainer:
             encoder = Encoder(settings.model)
         if settings.model.weights is not None and not restored:
             load_weights(encoder, settings.model.weights)
-        self.step = Step(encoder, settings.objectives(), seed=settings.seed).to(accelerator.device)
+        self.step = Step(encoder, settings.make_objectives(), seed=settings.seed).to(accelerator.device)
         self._settle_renderer()
         self.loader = self._make_loader(index)
         with contextlib.ExitStack() as on_failure:

@@ -13,6 +13,7 @@ from wherefrom.train import Encode, Encoder, ModelSettings, Objective, Progress,
 class BrightnessSettings:
     """How many views tell how bright they are, of what size, cut where."""
 
+    weight: float = 1.0
     views: int = 2
     size_px: int = 24
     law: CropLaw = field(default_factory=Ring)
@@ -44,5 +45,4 @@ class Brightness(Objective):
 def rings() -> TrainSettings:
     """Return a run of a tiny ViT that learns nothing else."""
     model = ModelSettings(name="vit_small_patch16_224", view_size_px=24, patch_size_px=12, width=32, depth=1, heads=2)
-    learned = {"brightness": BrightnessSettings()}
-    return TrainSettings(recipe="rings", global_batch=8, updates=2, model=model, spatial=None, foreign_objectives=learned)
+    return TrainSettings(recipe="rings", global_batch=8, updates=2, model=model, objectives={"brightness": BrightnessSettings()})

@@ -35,6 +35,7 @@ class SpatialSettings:
     Raises: ValueError if upright axes are asked for while views are mirrored or turned: the network cannot see which way is up.
     """
 
+    weight: float = 0.1  # of the whole objective, as published for a plug-in beside a host; alone it is best 1
     law: CropLaw = PAIRED  # how views are cut
     views: int | None = None  # None: as many as the law draws, 6 if it draws any number
     size_px: int = 96  # side of the finished, square view
@@ -56,8 +57,8 @@ class SpatialSettings:
     projections: bool = False  # learn linear maps of query, keys and values
     loss: Loss = "squared"  # summed over a term's channels
     smooth_l1_beta: float = 0.5
-    weight_position: float = 0.1
-    weight_scale: float = 0.1
+    weight_position: float = 1.0  # of its term, within `weight`
+    weight_scale: float = 1.0
     stop: Stop = "none"  # where no gradient goes: into the reference view, or into the encoder at all
 
     def __post_init__(self) -> None:
@@ -69,8 +70,9 @@ class SpatialSettings:
             )
         if self.equalize_px is not None and not 0 < self.equalize_px <= self.size_px:
             raise ValueError(f"equalize_px={self.equalize_px}: needs 1 to size_px={self.size_px}")
-        if min(self.weight_position, self.weight_scale) < 0:
-            raise ValueError(f"weight_position={self.weight_position}, weight_scale={self.weight_scale}: weights cannot be negative")
+        if min(self.weight, self.weight_position, self.weight_scale) < 0:
+            weights = ", ".join(f"{name}={getattr(self, name)}" for name in ("weight", "weight_position", "weight_scale"))
+            raise ValueError(f"{weights}: weights cannot be negative")
         views = self.family("spatial").views  # the law checks whether it can draw them
         if views < 2:
             raise ValueError(f"views={views}: a pair needs 2")
@@ -112,11 +114,11 @@ class SpatialPrediction(Objective):
     channel_weights: Tensor
     pairs: Tensor
 
-    def __init__(self, settings: SpatialSettings, *, name: str = "spatial", weight: float = 1.0) -> None:
+    def __init__(self, settings: SpatialSettings, *, name: str = "spatial") -> None:
         super().__init__()
         self.settings = settings
         self.name = name
-        self.weight = weight
+        self.weight = settings.weight
         self.weights = {"position": settings.weight_position, "scale": settings.weight_scale}
         self.families = (settings.family(name),)
         self.channels = settings.channels()

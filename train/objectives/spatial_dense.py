@@ -49,6 +49,7 @@ class DenseSpatialSettings:
     Raises: ValueError if regions would not fit, or could never lie apart.
     """
 
+    weight: float = 0.1  # of the whole objective, beside a host; alone it is best 1
     size_px: int = 224  # side of the finished, square view
     area_frac: tuple[float, float] = (0.3, 1.0)  # of the picture that the view shows
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -70,8 +71,8 @@ class DenseSpatialSettings:
     hidden: int | None = None  # None: the encoder's width
     loss: Loss = "squared"  # summed over a term's channels
     smooth_l1_beta: float = 0.5
-    weight_position: float = 0.1
-    weight_scale: float = 0.1
+    weight_position: float = 1.0  # of its term, within `weight`
+    weight_scale: float = 1.0
 
     def __post_init__(self) -> None:
         check_literals(self)
@@ -88,8 +89,9 @@ class DenseSpatialSettings:
             raise ValueError(f"side_frac={self.side_frac}: such regions always overlap; lower it, or take pairs='all'")
         if min(self.bins) < 1 or (isinstance(self.sampling, int) and self.sampling < 1):
             raise ValueError(f"bins={self.bins}, sampling={self.sampling}: needs at least 1 bin a side and 1 sample")
-        if min(self.weight_position, self.weight_scale) < 0:
-            raise ValueError(f"weight_position={self.weight_position}, weight_scale={self.weight_scale}: weights cannot be negative")
+        if min(self.weight, self.weight_position, self.weight_scale) < 0:
+            weights = ", ".join(f"{name}={getattr(self, name)}" for name in ("weight", "weight_position", "weight_scale"))
+            raise ValueError(f"{weights}: weights cannot be negative")
         _ = self.family("dense")  # it checks its own numbers
 
     @property
@@ -125,11 +127,11 @@ class DenseSpatialPrediction(Objective):
     target_std: Tensor
     pairs: Tensor
 
-    def __init__(self, settings: DenseSpatialSettings, *, name: str = "dense", weight: float = 1.0) -> None:
+    def __init__(self, settings: DenseSpatialSettings, *, name: str = "dense") -> None:
         super().__init__()
         self.settings = settings
         self.name = name
-        self.weight = weight
+        self.weight = settings.weight
         self.weights = {"position": settings.weight_position, "scale": settings.weight_scale}
         self.families = (settings.family(name),)
         self.channels = settings.channels()

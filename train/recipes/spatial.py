@@ -1,21 +1,15 @@
-"""Runs by name: complete settings, of which the command line changes what it is told.
+"""Runs of SP alone, between views and between regions of one view.
 
-Here: `demo` and `sp_dense`, which need no data of yours; `imagenette_sp`, on photographs and a processor; `imagenet_*`, the real thing;
-what a settings file starts from.
+Here: `demo` and `sp_dense`, which need no data of yours; `imagenette_sp`, on photographs and a processor; `imagenet_*`, the real thing.
 Not here: what the settings mean (settings.py, objectives/spatial.py), how they were chosen (the closing notes name the runs).
 """
 
 from dataclasses import replace
-from pathlib import Path
 
-from wherefrom.pipeline.entry_table import EntryTable
 from wherefrom.pipeline.laws import Disjoint
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialSettings
-from wherefrom.train.plain_data import unchecked
-from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, overlaid, read_plain_settings
-
-DEFAULT = "demo"
+from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings
 
 
 def demo() -> TrainSettings:
@@ -28,7 +22,7 @@ def demo() -> TrainSettings:
         global_batch=16,
         updates=3500,
         model=_small_vit(),
-        spatial=_six_disjoint_views(mirror="none"),
+        objectives={"spatial": _six_disjoint_views(mirror="none")},
         optim=OptimSettings(lr=1.5e-3),
     )
 
@@ -44,8 +38,7 @@ def sp_dense() -> TrainSettings:
         global_batch=16,
         updates=1500,
         model=replace(_small_vit(), view_size_px=96, patch_size_px=8),
-        spatial=None,
-        dense=DenseSpatialSettings(size_px=96, area_frac=(0.6, 1.0), mirror="none", color=None, weight_position=1.0, weight_scale=1.0),
+        objectives={"dense": DenseSpatialSettings(weight=1.0, size_px=96, area_frac=(0.6, 1.0), mirror="none", color=None)},
         optim=OptimSettings(lr=1.5e-3),
         evaluation=EvaluationSettings(view_px=48),
     )
@@ -59,7 +52,7 @@ def imagenette_sp() -> TrainSettings:
         global_batch=16,
         updates=9000,
         model=_small_vit(),
-        spatial=_six_disjoint_views(mirror="picture"),
+        objectives={"spatial": _six_disjoint_views(mirror="picture")},
         optim=OptimSettings(lr=1e-3, warmup_frac=0.02),
         evaluation=EvaluationSettings(every=1500),
         runtime=RuntimeSettings(checkpoint_every=1000),
@@ -79,7 +72,7 @@ def imagenet_sp_vits16() -> TrainSettings:
         epochs=100,
         precision="bfloat16",
         model=ModelSettings(name="vit_small_patch16_224", view_size_px=96, drop_path=0.1),
-        spatial=SpatialSettings(size_px=96, both_orders=True, weight_position=1.0, weight_scale=1.0),
+        objectives={"spatial": SpatialSettings(weight=1.0, size_px=96, both_orders=True)},
         optim=OptimSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup_frac=0.1),
         evaluation=EvaluationSettings(every=12500, knn_pictures=50000, pictures=2000),
         runtime=RuntimeSettings(log_every=50, checkpoint_every=1250, prefetch=3),
@@ -93,49 +86,9 @@ def imagenet_sp_dense_vits16() -> TrainSettings:
         alone,
         recipe="imagenet_sp_dense_vits16",
         model=ModelSettings(name="vit_small_patch16_224", view_size_px=224, drop_path=0.1),
-        spatial=None,
-        dense=DenseSpatialSettings(size_px=224, weight_position=1.0, weight_scale=1.0),
+        objectives={"dense": DenseSpatialSettings(weight=1.0, size_px=224)},
         evaluation=replace(alone.evaluation, view_px=112),
     )
-
-
-RECIPES = EntryTable(
-    kind="recipe",
-    group="wherefrom.recipes",
-    own={
-        name: f"wherefrom.train.recipes:{name}"
-        for name in ("demo", "sp_dense", "imagenette_sp", "imagenet_sp_vits16", "imagenet_sp_dense_vits16")
-    },
-)
-
-
-def recipe(name: str) -> TrainSettings:
-    """Return the settings of the recipe called `name`.
-
-    Raises: ValueError if there is none, with the nearest name; or if what another package calls so is none.
-    """
-    make = RECIPES[name]
-    if not callable(make):
-        raise ValueError(f"recipe {name!r} of {RECIPES.owner(name)} is {make!r:.60}, expected a function; mend or uninstall it")
-    result = make()
-    if not isinstance(result, TrainSettings):
-        raise ValueError(f"recipe {name!r} of {RECIPES.owner(name)} returns {result!r:.60}, expected TrainSettings; mend or uninstall it")
-    return replace(result, recipe=name)
-
-
-def started(name: str, file: Path | None) -> TrainSettings:
-    """Return the settings of a recipe (no name: the file's, else the default), with what a settings file says; unchecked, for `settled`.
-
-    Raises: ValueError if the file is of another recipe than the named one, or of none that there is; as `overlaid`.
-    """
-    if file is None:
-        return unchecked(recipe(name or DEFAULT))
-    named = str(read_plain_settings(file).get("recipe", name or DEFAULT))
-    if name and name != named:
-        raise ValueError(f"recipe {name!r}: {file} is of recipe {named!r}; leave the name out, or take another file or --out")
-    if named not in RECIPES:
-        raise ValueError(f"{file}: recipe={named!r}: a file changes one of {', '.join(RECIPES)}; name that, or leave it out for {DEFAULT}")
-    return overlaid(file, recipe(named))
 
 
 def _small_vit() -> ModelSettings:
@@ -149,6 +102,5 @@ def _six_disjoint_views(*, mirror: str) -> SpatialSettings:
         size_px=48,
         mirror="picture" if mirror == "picture" else "none",
         color=None,
-        weight_position=1.0,  # 0.1 is for a plug-in beside a host's loss
-        weight_scale=1.0,
+        weight=1.0,  # 0.1 is for a plug-in beside a host's loss
     )

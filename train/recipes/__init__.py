@@ -1,0 +1,5 @@
+"""Runs by name: complete settings, one file a method. `RECIPES` is the table of them."""
+
+from wherefrom.train.recipes.table import DEFAULT, RECIPES, recipe, started
+
+__all__ = ["DEFAULT", "RECIPES", "recipe", "started"]

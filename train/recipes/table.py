@@ -1,0 +1,55 @@
+"""Runs by name: the table of recipes, and what a settings file starts from.
+
+Here: where each recipe is defined; complete settings of one, of which files and the command line change what they are told.
+Not here: the recipes (one file a method beside this one), what settings mean (settings.py, objectives/).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from wherefrom.pipeline.entry_table import EntryTable
+from wherefrom.train.plain_data import unchecked
+from wherefrom.train.settings import TrainSettings, overlaid, read_plain_settings
+
+DEFAULT = "demo"
+
+RECIPES = EntryTable(
+    kind="recipe",
+    group="wherefrom.recipes",
+    own={
+        "demo": "wherefrom.train.recipes.spatial:demo",
+        "sp_dense": "wherefrom.train.recipes.spatial:sp_dense",
+        "imagenette_sp": "wherefrom.train.recipes.spatial:imagenette_sp",
+        "imagenet_sp_vits16": "wherefrom.train.recipes.spatial:imagenet_sp_vits16",
+        "imagenet_sp_dense_vits16": "wherefrom.train.recipes.spatial:imagenet_sp_dense_vits16",
+    },
+)
+
+
+def recipe(name: str) -> TrainSettings:
+    """Return the settings of the recipe called `name`.
+
+    Raises: ValueError if there is none, with the nearest name; or if what another package calls so is none.
+    """
+    make = RECIPES[name]
+    if not callable(make):
+        raise ValueError(f"recipe {name!r} of {RECIPES.owner(name)} is {make!r:.60}, expected a function; mend or uninstall it")
+    result = make()
+    if not isinstance(result, TrainSettings):
+        raise ValueError(f"recipe {name!r} of {RECIPES.owner(name)} returns {result!r:.60}, expected TrainSettings; mend or uninstall it")
+    return replace(result, recipe=name)
+
+
+def started(name: str, file: Path | None) -> TrainSettings:
+    """Return the settings of a recipe (no name: the file's, else the default), with what a settings file says; unchecked, for `settled`.
+
+    Raises: ValueError if the file is of another recipe than the named one, or of none that there is; as `overlaid`.
+    """
+    if file is None:
+        return unchecked(recipe(name or DEFAULT))
+    named = str(read_plain_settings(file).get("recipe", name or DEFAULT))
+    if name and name != named:
+        raise ValueError(f"recipe {name!r}: {file} is of recipe {named!r}; leave the name out, or take another file or --out")
+    if named not in RECIPES:
+        raise ValueError(f"{file}: recipe={named!r}: a file changes one of {', '.join(RECIPES)}; name that, or leave it out for {DEFAULT}")
+    return overlaid(file, recipe(named))
