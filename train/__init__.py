@@ -10,6 +10,7 @@ from wherefrom.train.objectives.barlow import BarlowTwins, BarlowTwinsSettings
 from wherefrom.train.objectives.byol import BYOL, BYOLSettings
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.dino import DINO, DINOSettings
+from wherefrom.train.objectives.mae import MAE, MAESettings
 from wherefrom.train.objectives.moco_v3 import MoCoV3, MoCoV3Settings
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
@@ -40,6 +41,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "BYOLSettings",
     "BarlowTwinsSettings",
     "VICRegSettings",
+    "MAESettings",
     "OptimSettings",
     "EvaluationSettings",
     "RuntimeSettings",
@@ -73,6 +75,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "BYOL",
     "BarlowTwins",
     "VICReg",
+    "MAE",
     "Trainer",
     "RunFolder",
     "replayed_batch",

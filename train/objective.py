@@ -146,6 +146,7 @@ OBJECTIVES = EntryTable(
         "byol": "wherefrom.train.objectives.byol:BYOLSettings",
         "barlow": "wherefrom.train.objectives.barlow:BarlowTwinsSettings",
         "vicreg": "wherefrom.train.objectives.vicreg:VICRegSettings",
+        "mae": "wherefrom.train.objectives.mae:MAESettings",
     },
 )
 

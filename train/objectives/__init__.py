@@ -3,6 +3,7 @@
 from wherefrom.train.objectives.barlow import BarlowTwins, BarlowTwinsSettings
 from wherefrom.train.objectives.byol import BYOL, BYOLSettings
 from wherefrom.train.objectives.dino import DINO, DINOSettings
+from wherefrom.train.objectives.mae import MAE, MAESettings
 from wherefrom.train.objectives.moco_v3 import MoCoV3, MoCoV3Settings
 from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
@@ -12,12 +13,14 @@ from wherefrom.train.objectives.vicreg import VICReg, VICRegSettings
 __all__ = [
     "BYOL",
     "DINO",
+    "MAE",
     "BYOLSettings",
     "BarlowTwins",
     "BarlowTwinsSettings",
     "DINOSettings",
     "DenseSpatialPrediction",
     "DenseSpatialSettings",
+    "MAESettings",
     "MoCoV3",
     "MoCoV3Settings",
     "SimCLR",
