@@ -19,7 +19,8 @@ from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily, check_range
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, ParameterRule, Progress, Terms
-from wherefrom.train.objectives.heads import full_precision, mlp, spread
+from wherefrom.train.objectives.collapse import spread
+from wherefrom.train.objectives.heads import full_precision, mlp
 from wherefrom.train.objectives.prototypes import Prototypes
 from wherefrom.train.objectives.teacher import follow
 from wherefrom.train.over_ranks import batch_norm_over_ranks
@@ -139,7 +140,7 @@ class DINO(Objective):
         temperature = self.settings.teacher_temperature_in(int(progress.epoch))
         targets = F.softmax((full_precision(teacher) - self.center) / temperature, -1)
         loss = dino_loss(student, targets, temperature=self.settings.student_temperature)
-        meters = {"teacher_entropy": torch.special.entr(targets).sum(-1).mean()} | spread(summaries[0][:, 0], "feature")
+        meters = {"teacher_entropy": torch.special.entr(targets).sum(-1).mean()} | spread(summaries[0][:, 0])
         return Terms(losses={"dino": loss}, meters=meters, seen={"teacher_mean": full_precision(teacher).mean((0, 1))})
 
     def rule_for(self, name: str, parameter: nn.Parameter) -> ParameterRule:

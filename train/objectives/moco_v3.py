@@ -21,7 +21,8 @@ from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, ParameterRule, Progress, Terms
-from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one, spread
+from wherefrom.train.objectives.collapse import spread
+from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.objectives.teacher import follow
 from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered, own_rank
 from wherefrom.train.schedule import cosine
@@ -99,7 +100,7 @@ class MoCoV3(Objective):
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
 
     def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
-        """Return the term, how often a query's nearest key is its own, and how features and queries spread."""
+        """Return the term, how often a query's nearest key is its own, and how features spread."""
         refuse_one(batch, self.name, "there are no others to tell it from")
         views = [batch.family(family.name) for family in self.families]
         features = [encode(one).summary[:, 0] for one in views]
@@ -108,7 +109,7 @@ class MoCoV3(Objective):
             keys = [self.key_projector(self.key_encoder.encode(one).summary[:, 0]) for one in views]
         one_way, accuracy = contrast(queries[0], keys[1], temperature=self.settings.temperature)
         other_way, _ = contrast(queries[1], keys[0], temperature=self.settings.temperature)
-        meters = {"contrast_accuracy": accuracy} | spread(features[0], "feature") | spread(queries[0], "embedding")
+        meters = {"contrast_accuracy": accuracy} | spread(features[0])
         return Terms(losses={"contrast": one_way + other_way}, meters=meters)
 
     def rule_for(self, name: str, parameter: nn.Parameter) -> ParameterRule:
