@@ -34,6 +34,8 @@ RECIPES = EntryTable(
         "imagenet_dino_vits16": "wherefrom.train.recipes.dino:imagenet_dino_vits16",
         "imagenette_mocov3": "wherefrom.train.recipes.moco_v3:imagenette_mocov3",
         "imagenet_mocov3_vits16": "wherefrom.train.recipes.moco_v3:imagenet_mocov3_vits16",
+        "imagenette_mae": "wherefrom.train.recipes.mae:imagenette_mae",
+        "imagenet_mae_vitb16": "wherefrom.train.recipes.mae:imagenet_mae_vitb16",
     },
 )
 
