@@ -14,6 +14,7 @@ SIGMA_PX = (0.1, 0.6)  # of blur, in views of 64 px: 0.1 to 2 in those of 224
 SMALL_VIT = ModelSettings(name="vit_small_patch16_224", view_size_px=64, patch_size_px=16, width=128, depth=4, heads=4)
 SMALL_RESNET = ModelSettings(name="resnet10t")
 SMALL_FIRST_COLOR = ColorLaw(blur_prob=1.0, blur_sigma_px=SIGMA_PX)
+SMALL_OPTIM = OptimSettings(lr=1e-3, warmup_frac=0.1)
 SMALL_SECOND_COLOR = ColorLaw(blur_prob=0.1, blur_sigma_px=SIGMA_PX, solarize_prob=0.2)
 
 
@@ -36,8 +37,16 @@ def resnet50_on_imagenet(
     )
 
 
-def small_on_imagenette(recipe: str, host: str, learned: ObjectiveSettings, *, model: ModelSettings, updates: int) -> TrainSettings:
-    """Return a run of batches of 64 by AdamW."""
+def small_on_imagenette(
+    recipe: str,
+    host: str,
+    learned: ObjectiveSettings,
+    *,
+    model: ModelSettings,
+    updates: int,
+    optim: OptimSettings = SMALL_OPTIM,
+) -> TrainSettings:
+    """Return a run of batches of 64, by AdamW if nothing else is said."""
     return TrainSettings(
         recipe=recipe,
         needs_data=True,
@@ -45,7 +54,7 @@ def small_on_imagenette(recipe: str, host: str, learned: ObjectiveSettings, *, m
         updates=updates,
         model=model,
         objectives={host: learned},
-        optim=OptimSettings(lr=1e-3, warmup_frac=0.1),
+        optim=optim,
         evaluation=EvaluationSettings(every=updates // 2),
         runtime=RuntimeSettings(checkpoint_every=updates // 6),
     )
