@@ -46,9 +46,9 @@ class BarlowTwinsSettings:
             raise ValueError(f"hidden={self.hidden}, out={self.out}: each needs at least 1")
         if min(self.weight_redundancy, self.bias_lr_factor) < 0:
             raise ValueError(f"weight_redundancy={self.weight_redundancy}, bias_lr_factor={self.bias_lr_factor}: neither may be negative")
-        _ = self.view_families("barlow")  # they check their own numbers
+        _ = self.families("barlow")  # they check their own numbers
 
-    def view_families(self, name: str) -> tuple[ViewFamily, ViewFamily]:
+    def families(self, name: str) -> tuple[ViewFamily, ViewFamily]:
         """Return the two views that these settings ask the loader for."""
         colors = (self.color, self.second_color)
         return view_pair(name, size_px=self.size_px, area_frac=self.area_frac, aspect=self.aspect, colors=colors)
@@ -69,7 +69,7 @@ class BarlowTwins(Objective):
         self.name = name
         self.weight = settings.weight
         self.weights: Mapping[str, float] = {"redundancy": settings.weight_redundancy}
-        self.families = settings.view_families(name)
+        self.families = settings.families(name)
 
     def setup(self, encoder: Encoder) -> None:
         """Build the projector, and the BatchNorm without scale and shift that both views share."""

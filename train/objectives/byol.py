@@ -49,9 +49,9 @@ class BYOLSettings:
             raise ValueError(f"hidden={self.hidden}, out={self.out}: each needs at least 1")
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum={self.momentum}: needs 0 <= momentum <= 1")
-        _ = self.view_families("byol")  # they check their own numbers
+        _ = self.families("byol")  # they check their own numbers
 
-    def view_families(self, name: str) -> tuple[ViewFamily, ViewFamily]:
+    def families(self, name: str) -> tuple[ViewFamily, ViewFamily]:
         """Return the two views that these settings ask the loader for."""
         colors = (self.color, self.second_color)
         return view_pair(name, size_px=self.size_px, area_frac=self.area_frac, aspect=self.aspect, colors=colors)
@@ -74,7 +74,7 @@ class BYOL(Objective):
         self.settings = settings
         self.name = name
         self.weight = settings.weight
-        self.families = settings.view_families(name)
+        self.families = settings.families(name)
 
     def setup(self, encoder: Encoder) -> None:
         """Build projector, predictor and target."""

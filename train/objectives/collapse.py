@@ -18,9 +18,12 @@ def spread(features: Tensor) -> dict[str, Tensor]:
     """Return how features of length 1 are spread, as meters: (..., D), n in all ranks; means over micro-batches are not those of the whole.
 
     feature_std: 1 where they lie evenly around the sphere, 0 where they are all alike.
-    feature_rank: how many directions they use, (sum of eigenvalues)^2 / sum of their squares, of the uncentered covariance: 1 to min(n, D).
+    feature_rank: in how many directions they differ, (sum of eigenvalues)^2 / sum of their squares, of the covariance: 1 to min(n - 1, D),
+    0 where they are equal.
     """
     each = F.normalize(gathered(features.detach().flatten(0, -2).float()), dim=-1)  # (n, D)
-    gram = each.mT @ each if each.shape[1] < len(each) else each @ each.mT
-    rank = gram.diagonal().sum().square() / gram.square().sum().clamp(min=1e-12)
-    return {FEATURE_STD: (1 - each.mean(0).square().sum()).clamp(min=0).sqrt(), "feature_rank": rank}
+    centered = each - each.mean(0)
+    variance = centered.square().sum(1).mean()
+    gram = centered.mT @ centered if each.shape[1] < len(each) else centered @ centered.mT
+    rank = gram.diagonal().sum().square() / gram.square().sum().clamp(min=1e-24)
+    return {FEATURE_STD: variance.sqrt(), "feature_rank": rank}

@@ -24,7 +24,7 @@ from wherefrom.train.objectives.heads import full_precision, mlp
 from wherefrom.train.objectives.prototypes import Prototypes
 from wherefrom.train.objectives.teacher import follow
 from wherefrom.train.over_ranks import batch_norm_over_ranks
-from wherefrom.train.schedule import cosine
+from wherefrom.train.schedule import cosine, ramp
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,8 +99,8 @@ class DINOSettings:
         """Return the teacher's temperature in an epoch, counted from 0."""
         if epoch >= self.teacher_temperature_epochs:
             return self.teacher_temperature
-        done = epoch / max(1, self.teacher_temperature_epochs - 1)
-        return self.first_teacher_temperature + (self.teacher_temperature - self.first_teacher_temperature) * done
+        last = max(1, self.teacher_temperature_epochs - 1)
+        return ramp(epoch, over=last, start=self.first_teacher_temperature, end=self.teacher_temperature)
 
     def objective(self, name: str) -> "DINO":
         """Return what is learned by these settings, under a name."""

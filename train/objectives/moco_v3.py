@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily
 from wherefrom.pipeline.views import Batch
@@ -24,6 +23,7 @@ from wherefrom.train.objective import Encode, Objective, ParameterRule, Progress
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.objectives.teacher import follow
+from wherefrom.train.objectives.view_pairs import FIRST_COLOR, SECOND_COLOR, view_pair
 from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered, own_rank
 from wherefrom.train.schedule import cosine
 
@@ -35,8 +35,8 @@ class MoCoV3Settings:
     size_px: int = 224  # side of both views
     area_frac: tuple[float, float] = (0.08, 1.0)  # of the picture that a view shows; ResNet: from 0.2
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    color: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=1.0))  # of the first view
-    second_color: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=0.1, solarize_prob=0.2))
+    color: ColorLaw | None = field(default_factory=lambda: FIRST_COLOR)  # of the first view
+    second_color: ColorLaw | None = field(default_factory=lambda: SECOND_COLOR)
 
     temperature: float = 0.2  # ResNet: 1
     hidden: int = 4096
@@ -63,12 +63,8 @@ class MoCoV3Settings:
 
     def families(self, name: str) -> tuple[ViewFamily, ViewFamily]:
         """Return the views that these settings ask the loader for: two, each of its own color law."""
-        law, side = Independent(area_frac=self.area_frac, aspect=self.aspect), (self.size_px, self.size_px)
-        first, second = (
-            ViewFamily(name=f"{name}_{number}", views=1, size_px=side, law=law, mirror="view", color=color, min_side_px=1)
-            for number, color in ((1, self.color), (2, self.second_color))
-        )
-        return first, second
+        colors = (self.color, self.second_color)
+        return view_pair(name, size_px=self.size_px, area_frac=self.area_frac, aspect=self.aspect, colors=colors)
 
     def objective(self, name: str) -> "MoCoV3":
         """Return what is learned by these settings, under a name."""

@@ -44,9 +44,9 @@ class VICRegSettings:
         for name in ("weight_invariance", "weight_variance", "weight_covariance"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: weights cannot be negative")
-        _ = self.view_families("vicreg")  # they check their own numbers
+        _ = self.families("vicreg")  # they check their own numbers
 
-    def view_families(self, name: str) -> tuple[ViewFamily, ViewFamily]:
+    def families(self, name: str) -> tuple[ViewFamily, ViewFamily]:
         """Return the two views that these settings ask the loader for."""
         colors = (self.color, self.second_color)
         return view_pair(name, size_px=self.size_px, area_frac=self.area_frac, aspect=self.aspect, colors=colors)
@@ -67,7 +67,7 @@ class VICReg(Objective):
         self.name = name
         self.weight = settings.weight
         self.weights = {term: getattr(settings, f"weight_{term}") for term in ("invariance", "variance", "covariance")}
-        self.families = settings.view_families(name)
+        self.families = settings.families(name)
 
     def setup(self, encoder: Encoder) -> None:
         """Build the projector."""
