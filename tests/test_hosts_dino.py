@@ -73,6 +73,13 @@ def test_loss_gradient_center_and_temperature_are_the_authors(case: str) -> None
     assert gap(slip, figure["loss"]) > 1e-3
 
 
+def test_the_loss_is_computed_in_full_precision_under_autocast() -> None:
+    student, targets = tensor(wave((4, 3, 16), 1)).float(), tensor(wave((4, 2, 16), 2)).float().softmax(-1)
+    full = dino_loss(student, targets, temperature=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(dino_loss(student, targets, temperature=0.1), full)
+
+
 def test_teacher_temperature_rises_by_epochs() -> None:
     settings = DINOSettings(teacher_temperature=0.07, teacher_temperature_epochs=3)
     assert [settings.teacher_temperature_in(epoch) for epoch in range(10)] == pytest.approx(FIGURES["teacher_temp_schedule"]["values"])

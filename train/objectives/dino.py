@@ -185,6 +185,7 @@ def dino_loss(student: Tensor, targets: Tensor, *, temperature: float) -> Tensor
     Shapes: student (B, V, K) logits, targets (B, G, K) probabilities of the first G of these views -> ().
     """
     log_shares = F.log_softmax(full_precision(student) / temperature, -1)
-    pairs = -torch.einsum("bgk,bvk->gv", targets.to(log_shares.dtype), log_shares) / len(student)
+    with torch.autocast(student.device.type, enabled=False):  # which would round both sides of the product
+        pairs = -torch.einsum("bgk,bvk->gv", targets.to(log_shares.dtype), log_shares) / len(student)
     others = ~torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)
     return pairs[others].mean()
