@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from wherefrom.pipeline import ShardIndex
-from wherefrom.train import Progress, Reporter, Step, Trainer, TrainSettings, run
+from wherefrom.train import Encoder, Progress, Reporter, Step, Trainer, TrainSettings, run
 from wherefrom.train.loop import accelerator_for
 from wherefrom.train.meters import GRADIENT, LOSS, TERM
 
@@ -29,6 +29,25 @@ def trainer_of(settings: TrainSettings) -> Iterator[Trainer]:
         yield trainer
 
 
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    """Let encoders and objectives that are made meanwhile compute in float64."""
+    make, encode = Step.__init__, Encoder.forward
+
+    def make_double(self: Step, *parts: Any, **options: Any) -> None:
+        make(self, *parts, **options)
+        self.double()
+
+    def encode_double(self: Encoder, pixels: Tensor, **options: Any) -> Any:
+        return encode(self, pixels.double(), **options)
+
+    Step.__init__, Encoder.forward = make_double, encode_double  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Step.__init__, Encoder.forward = make, encode  # type: ignore[method-assign]
+
+
 def updates_of(settings: TrainSettings) -> tuple[Rows, dict[str, Tensor]]:
     """Return losses and gradient norms of every update of a run, and the state that it ends with."""
     with trainer_of(settings) as trainer:
@@ -38,6 +57,16 @@ def updates_of(settings: TrainSettings) -> tuple[Rows, dict[str, Tensor]]:
             row = trainer.window.take()
             rows.append({name: value for name, value in row.items() if name == LOSS or name.startswith((TERM, GRADIENT))})
         return rows, {name: tensor.clone() for name, tensor in trainer.step.state_dict().items()}
+
+
+def observed(settings: TrainSettings, *, precise: bool) -> dict[str, Any]:
+    """Return losses and gradient norms of every update of a run, `precise` those in float64, sums of its state, and the first loss."""
+    with trainer_of(settings) as trainer:
+        trainer.update()
+        first = trainer.window.take()[LOSS]
+    with in_float64() if precise else contextlib.nullcontext():
+        rows, state = updates_of(settings)
+    return {"rows": rows, "sums": {name: tensor.double().sum().item() for name, tensor in state.items()}, "first in float32": first}
 
 
 def in_processes(target: Callable[..., None], arguments: list[tuple[Any, ...]]) -> list[int | None]:
@@ -71,12 +100,10 @@ def run_until_killed(threads: int, settings: TrainSettings, out: Path, at: int) 
     run(settings, reporter=Reporter(), out=out, resume=out.is_dir())
 
 
-def be_a_rank(threads: int, settings: TrainSettings, folder: Path, rank: int, port: str) -> None:
+def be_a_rank(threads: int, settings: TrainSettings, folder: Path, rank: int, port: str, precise: bool) -> None:
     """Be one of two ranks, and write down what this one saw."""
     torch.set_num_threads(threads)
     place = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update(place)
-    rows, state = updates_of(settings)
-    sums = {name: tensor.double().sum().item() for name, tensor in state.items()}
-    (folder / f"rank.{rank}").write_text(json.dumps({"rows": rows, "sums": sums}))
+    (folder / f"rank.{rank}").write_text(json.dumps(observed(settings, precise=precise)))
     torch.distributed.destroy_process_group()
