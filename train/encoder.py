@@ -256,7 +256,8 @@ class Encoder(nn.Module):
         patch = vit.patch_embed.patch_size
         if any(side % p for side, p in zip(pixels.shape[-2:], patch, strict=True)):
             raise ValueError(
-                f"views are {tuple(pixels.shape[-2:])} px, patches {patch}: patches must divide a view, e.g. {patch[0] * 4} px"
+                f"views are {tuple(pixels.shape[-2:])} px, patches {patch}: patches must divide a view, "
+                f"e.g. {max(1, pixels.shape[-2] // patch[0]) * patch[0]} px"
             )
         cells = vit.patch_embed(pixels)  # (n, h, w, D)
         x = self._with_positions(vit, cells) if positions else self._without_positions(vit, cells)

@@ -29,6 +29,7 @@ from wherefrom.train.disk import writing
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.report import check_held_out, check_same_classes, evaluate_run
 from wherefrom.train.export import write_encoder
+from wherefrom.train.meters import METER
 from wherefrom.train.objectives.collapse import COLLAPSED_STD, FEATURE_STD
 from wherefrom.train.plain_data import Plain, from_plain, to_plain
 from wherefrom.train.ranks import Ranks
@@ -179,16 +180,17 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
 
     Raises: ValueError, on all ranks alike, if nothing counted since the one before.
     """
-    pictures = len(trainer.window.rows) * trainer.settings.global_batch
+    pictures, newest = len(trainer.window.rows) * trainer.settings.global_batch, trainer.window.rows[-1]
     record = trainer.log()
     if trainer.ranks.first:
         append_metrics(folder, {"kind": "train"} | asdict(record))
     trainer.accelerator.log(record.curves(), step=record.update)
     reporter.logged(record)
     _check_share_of_pairs(trainer, record, pictures, reporter)
-    for name, value in record.meters.items():
-        if name.endswith(f"/{FEATURE_STD}") and value < COLLAPSED_STD:
-            reporter.message(f"{name.partition('/')[0]}: features have collapsed at update {record.update}, they are alike to {value:.1e}")
+    for name, value in newest.items():  # not means, which a collapse since the last line would only lower
+        if name.startswith(METER) and name.endswith(f"/{FEATURE_STD}") and value < COLLAPSED_STD:
+            objective = name.removeprefix(METER).partition("/")[0]
+            reporter.message(f"{objective}: features have collapsed at update {record.update}, they are alike to {value:.1e}")
 
 
 def _check_share_of_pairs(trainer: Trainer, record: LogRecord, pictures: int, reporter: Reporter) -> None:

@@ -366,7 +366,9 @@ def _refuse_changes(before: dict[str, tuple[Tensor, bool]], after: dict[str, tup
     for name in before | after:
         old, new = before.get(name), after.get(name)
         if old is None or new is None or old[1] != new[1] or not torch.equal(old[0], new[0]):
-            raise ValueError(f"objective {objective!r} changes the encoder's {name} in its setup: only the first objective, the host, may")
+            raise ValueError(
+                f"objective {objective!r} changes the encoder's {name} in its setup: only the first objective, the host, may; name it first"
+            )
 
 
 def united_families(objectives: Sequence[Objective]) -> tuple[ViewFamily, ...]:

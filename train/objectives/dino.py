@@ -20,7 +20,7 @@ from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, ParameterRule, Progress, Terms
 from wherefrom.train.objectives.collapse import spread
-from wherefrom.train.objectives.heads import full_precision, mlp
+from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.objectives.prototypes import Prototypes
 from wherefrom.train.objectives.teacher import follow
 from wherefrom.train.over_ranks import batch_norm_over_ranks
@@ -129,6 +129,8 @@ class DINO(Objective):
         self.register_buffer("center", torch.zeros(self.settings.prototypes))
 
     def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
+        if self.settings.head_batch_norm:
+            refuse_one(batch, self.name, "BatchNorm has nothing to compare it with")
         # both global views at once, as the authors have them: a BatchNorm of the encoder sees them together
         large = torch.cat([batch.family(f"{self.name}_{number}").pixels for number in (1, 2)], 1)  # (B, 2, 3, H, W)
         with torch.no_grad():

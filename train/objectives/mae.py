@@ -20,6 +20,7 @@ from wherefrom.pipeline.view_recipe import ColorLaw, Mirror, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry
 from wherefrom.train.encoder import Encoder, sincos_positions
 from wherefrom.train.objective import Encode, Objective, ParameterRule, Progress, Terms
+from wherefrom.train.objectives.collapse import spread
 
 CHANNELS = 3  # of pixels
 
@@ -156,14 +157,15 @@ class MAE(Objective):
             _start_encoder(encoder)
 
     def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
-        """Return the term: what the decoder tells of masked patches, against their pixels."""
+        """Return the term, what the decoder tells of masked patches, against their pixels; and how summaries of the others spread."""
         views = batch.family(self.name)
         mask = self.mask_of(views.geometry)
         seen = encode(views, keep=mask.keep)
         prefix = [] if seen.prefix is None else [seen.prefix.flatten(0, 1)]
         predicted = self.decode(torch.cat([*prefix, seen.tokens.flatten(0, 1)], 1), mask.restore.flatten(0, 1))
         targets = self.targets(views.pixels.flatten(0, 1))
-        return Terms(losses={"pixels": reconstruction_loss(predicted, targets, mask.masked.flatten(0, 1))})
+        losses = {"pixels": reconstruction_loss(predicted, targets, mask.masked.flatten(0, 1))}
+        return Terms(losses=losses, meters=spread(seen.summary))
 
     def rule_for(self, name: str, parameter: nn.Parameter) -> ParameterRule:
         """Return how a parameter learns: the class token decays as matrices and the mask token do, fixed positions do not learn."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wherefrom.kernels.pair_loss import PairLoss, pair_loss
 from wherefrom.train.encoder import Features
+from wherefrom.train.objectives.heads import full_precision
 
 
 class AttendHead(nn.Module):
@@ -36,9 +37,10 @@ class AttendHead(nn.Module):
         query = self.query(features.summary.detach() if stop_reference else features.summary)
         key, value = self.key(tokens), self.value(tokens)
         with torch.autocast(query.device.type, enabled=False):
-            logits = query.float().unsqueeze(1) @ key.float().mT / self.temperature  # (B, V looked at, V that look, N)
+            query, key, value = (full_precision(each) for each in (query, key, value))
+            logits = query.unsqueeze(1) @ key.mT / self.temperature  # (B, V looked at, V that look, N)
             attention = logits.softmax(-1)
-            looked_up = attention @ value.float()
+            looked_up = attention @ value
         reference, target = pairs.unbind(-1)
         own = looked_up[:, reference, reference]
         output = self.mlp(torch.cat([own.detach() if stop_reference else own, looked_up[:, target, reference]], -1))

@@ -18,6 +18,7 @@ from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import ViewGeometry, Views
 from wherefrom.train.encoder import Features
 from wherefrom.train.objective import Encode, Terms
+from wherefrom.train.over_ranks import mean_over_ranks, rank_count
 
 Loss = Literal["squared", "smooth_l1"]
 
@@ -95,11 +96,12 @@ def is_pair_objective(objective: object) -> TypeGuard[PairObjective]:
 def pair_terms(predicted: Tensor, targets: Tensor, mask: Tensor, channels: Sequence[str], *, loss: Loss, beta: float) -> Terms:
     """Return both terms, means over the pairs that count (0 where none does) summed over their channels, and R2 of every channel.
 
+    The mean of the ranks' terms is that over all ranks' pairs.
     Shapes: predicted and targets (B, P, C), mask (B, P) bool, true for pairs that count; C channels.
     """
     predicted = predicted.float()
     error = (predicted - targets).square() if loss == "squared" else F.smooth_l1_loss(predicted, targets, reduction="none", beta=beta)
-    channel_loss = (error * mask.unsqueeze(-1)).sum((0, 1)) / mask.sum().clamp(min=1)
+    channel_loss = (error * mask.unsqueeze(-1)).sum((0, 1)) / mask.sum().clamp(min=1) * _among_ranks(mask.sum())
     with torch.no_grad():
         meters = {f"r2_{name}": value for name, value in zip(channels, r2(predicted, targets, mask), strict=True)}
     return Terms(losses={"position": channel_loss[:2].sum(), "scale": channel_loss[2:].sum()}, meters=meters)
@@ -109,11 +111,17 @@ def position_and_scale(pair_loss: PairLoss, weights: Mapping[str, float]) -> dic
     """Return both terms of a pair loss whose channels were weighted by `weights`.
 
     One pass gives one gradient, that of the weighted sum, and only that sum may be differentiated: each term carries the share of the
-    gradient by which it comes out.
+    gradient by which it comes out. The mean of the ranks' terms is that over all ranks' pairs.
     """
     values = {"position": pair_loss.channel_loss[:2].sum(), "scale": pair_loss.channel_loss[2:].sum()}
     gradient = (pair_loss.loss - pair_loss.loss.detach()) / (sum(weights[term] ** 2 for term in values) or 1)
-    return {term: value + weights[term] * gradient for term, value in values.items()}
+    part = _among_ranks(pair_loss.counted.sum())
+    return {term: (value + weights[term] * gradient) * part for term, value in values.items()}
+
+
+def _among_ranks(counted: Tensor) -> Tensor | float:
+    """Return by what a mean over so many pairs of this rank is multiplied so that the ranks' mean is that over all pairs; 1 of one rank."""
+    return 1.0 if rank_count() == 1 else counted / mean_over_ranks(counted.float()).clamp(min=1 / rank_count())
 
 
 def ordered_pairs(views: int) -> Tensor:

@@ -134,6 +134,7 @@ class DenseSpatialPrediction(Objective):
         self.weight = settings.weight
         self.weights = {"position": settings.weight_position, "scale": settings.weight_scale}
         self.families = (settings.family(name),)
+        self.couples_samples = settings.pairs != "all"  # pictures have more pairs and less, and all pairs weigh alike
         self.channels = settings.channels()
         self.register_buffer("pairs", ordered_pairs(settings.regions), persistent=False)
 
