@@ -61,8 +61,9 @@ class EntryTable(Mapping[str, Any]):
             owners = [*(["wherefrom"] if name in self.own else []), *(_package(point) for point in foreign)]
             raise ValueError(f"{self.kind} {name!r} is declared by {' and '.join(owners)}; uninstall all but one")
         if name not in self.own and not foreign:
-            near = difflib.get_close_matches(name, list(self), 1)
-            raise ValueError(f"no {self.kind} {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self)}"))
+            near = [own for own in self if name and name in own.split("_")] or difflib.get_close_matches(name, list(self), 1)
+            told = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {', '.join(self)}"
+            raise ValueError(f"no {self.kind} {name!r}; {told}")
         if name in self.own:
             module, _, attribute = self.own[name].partition(":")
             return getattr(importlib.import_module(module), attribute)

@@ -192,9 +192,9 @@ class ViewFamily:
             raise ValueError(f"views={self.views} of family {self.name!r}: needs 1 to 256")
         if min(self.size_px) < 1:
             raise ValueError(f"size_px={self.size_px} of family {self.name!r}: needs (height, width) of at least 1")
-        fixed = self.law.fixed_views
+        fixed, law = self.law.fixed_views, law_name(self.law)
         if fixed is not None and self.views != fixed:
-            raise ValueError(f"views={self.views} of family {self.name!r}: the {law_name(self.law)} law draws {fixed}; take views={fixed}")
+            raise ValueError(f"views={self.views} of family {self.name!r}: the {law} law draws {fixed}; take views={fixed}, or another law")
         self.law.check(self)
 
 

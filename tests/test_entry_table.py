@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from wherefrom.pipeline.entry_table import EntryTable
+from wherefrom.train import RECIPES
 
 pytestmark = pytest.mark.core
 
@@ -72,6 +73,8 @@ def test_a_misspelled_name_is_refused_and_the_nearest_named() -> None:
         TABLE["our"]
     with pytest.raises(ValueError, match="no law 'x'; there are ours, broken"):
         TABLE["x"]
+    with pytest.raises(ValueError, match=r"no recipe 'dino'; did you mean 'imagenette_dino' or 'imagenet_dino_vits16'\?"):
+        RECIPES["dino"]
 
 
 def test_a_foreign_entry_that_cannot_be_imported_is_one_line_and_ours_is_a_bug(bring: Bring) -> None:

@@ -10,7 +10,7 @@ from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeS
 
 
 def imagenette_mae() -> TrainSettings:
-    """A small ViT of 64 patches on photographs, 16 of which it sees: minutes on two cores."""
+    """MAE of a small ViT of 64 patches on photographs, 16 of which it sees: minutes on two cores."""
     return TrainSettings(
         recipe="imagenette_mae",
         needs_data=True,
