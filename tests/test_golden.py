@@ -257,7 +257,7 @@ def short_run(name: str, work: Path, *, rate: float = 1.0, evaluated: bool = Fal
 
 def narrowed(learned: Any) -> Any:
     """Return a host's settings with views and layers that a processor manages in a moment."""
-    sizes = {name: getattr(learned, name) for name in ("size_px", "hidden", "out")}
+    sizes = {name: getattr(learned, name, None) for name in WIDE}
     return replace(learned, **{name: min(size, 64) for name, size in sizes.items() if size is not None})
 
 
@@ -380,11 +380,11 @@ def of_case(views: ViewRecipe) -> dict[str, Any]:
 
 
 def of_recipe(views: ViewRecipe, objective: Any) -> dict[str, Any]:
-    """Return the same of a run's recipe, with the boxes that its pairs are made of: regions are drawn, too."""
+    """Return the same of a run's recipe, and of pairs the boxes that they are made of: regions are drawn, too."""
     size = np.array([(375, 500), (500, 333), (64, 300)], np.int32)
     ids = np.arange(len(size))
     first, *_ = draw_records(views, seed=1, epoch=2, drawn_for=ids, source_size=size)
-    return of_case(views) | {"pairs of": digest(objective.boxes(first.geometry))}
+    return of_case(views) | ({"pairs of": digest(objective.boxes(first.geometry))} if hasattr(objective, "boxes") else {})
 
 
 def shard_files() -> list[tuple[str, bytes]]:
@@ -626,22 +626,28 @@ def test_kernels_are_the_same_and_those_of_boxes_half_a_pixel_larger_are_not(bac
 
 UPDATES = 20
 QUICK = ("demo", "sp_dense")
-NARROWED = ("simclr", "byol", "barlow", "vicreg")  # hosts whose recipes for ImageNet have heads of 8192 and views of 224 px
+NARROWED = ("simclr", "byol", "barlow", "vicreg", "dino", "moco_v3", "mae")  # hosts, which have wide heads and views of 224 px
+WIDE = ("size_px", "local_px", "hidden", "out", "prototypes", "bottleneck", "decoder_width")  # what is narrowed of them, to 64
 SMALL = {  # pictures of an update, part of the rate; two recipes are meant for a thousand pictures
     "demo": (8, 1 / 2),
     "sp_dense": (4, 1 / 2),
     "imagenette_sp": (8, 1 / 2),
     "imagenet_sp_vits16": (4, 1 / 16),
     "imagenet_sp_dense_vits16": (2, 1 / 16),
+    "imagenet_dino_vits16": (2, 1 / 16),  # of ten views
     # with BatchNorm over 8 views, and LARS, whose rate is of ones, roundings grow a thousandfold in 20 updates of these
     **{f"imagenet_{host}_r50": (8, 2.0**-18) for host in ("simclr", "byol", "barlow", "vicreg")},
     **{f"imagenette_{host}": (8, 1 / 128) for host in ("byol", "barlow", "vicreg")},
+    **dict.fromkeys(("imagenette_mocov3", "imagenet_mocov3_vits16"), (8, 2.0 ** (-18))),
 }
 # Of a golden value, or of 0.1 where that is more: what roundings of other processors, threads and kernels of one torch grow to in 20
 # updates (2e-5 was seen with 1 and 2 threads, and without vector instructions). A learning rate 1 % off fails. With other versions the
 # demo's pictures differ by a level as well, for Pillow draws and simplejpeg reads them otherwise, and 20 updates multiply it: with
 # torch 2.11, Pillow 11 and simplejpeg 1.8 a loss was 2e-5 off at first, 0.02 at last, a gradient's norm 0.043. Twice the rate fails.
 TOLERANCES = {"torch 2.14": 5e-5, "default": 0.1}
+# of gradients' norms through a ResNet's BatchNorm over 8 views: 4e-4 was seen, at any rate, with losses 3e-6 off
+GRADIENT_TOLERANCE = 2e-3
+OF_RESNETS = {f"{data}_{host}" for host in ("simclr", "byol", "barlow", "vicreg") for data in ("imagenette", "imagenet")}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -688,7 +694,13 @@ def apart(
 
 def assert_golden(measured: Mapping[str, Sequence[float]], name: str, **scale: float) -> None:
     """Raise AssertionError unless losses, or an evaluation, are the golden ones within the tolerance of this torch."""
-    assert apart(measured, stored()["losses"][name], tolerance(), **scale) == []
+    golden = stored()["losses"][name]
+    if name.removesuffix("_r50") not in OF_RESNETS:
+        assert apart(measured, golden, tolerance(), **scale) == []
+        return
+    for of_gradients, most in ((False, tolerance()), (True, max(tolerance(), GRADIENT_TOLERANCE))):
+        ours, theirs = ({key: held for key, held in each.items() if ("gradient" in key) == of_gradients} for each in (measured, golden))
+        assert apart(ours, theirs, most, **scale) == []
 
 
 def tolerance() -> float:
@@ -855,7 +867,7 @@ SECTIONS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.core
 def test_golden_values_are_of_every_section_and_small() -> None:
     assert list(stored()) == list(SECTIONS)
-    assert STORED.stat().st_size < 60_000
+    assert STORED.stat().st_size < 80_000
 
 
 def as_text(value: Any, depth: int = 0) -> str:
