@@ -4,27 +4,46 @@ The judge is compared with a loop over pictures in float64 that deletes each one
 skipped, and says so, where it is not installed.
 """
 
+import importlib.metadata
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from host_runs import trainer_of
 from numpy.typing import NDArray
 
 from wherefrom.pipeline import ShardIndex, ViewRecipe
+from wherefrom.tools.against_lightly import own_loaders
 from wherefrom.tools.against_lightly.command import main
 from wherefrom.tools.against_lightly.judge import judge, random_encoder, ridge_of_the_others
+from wherefrom.tools.against_lightly.same_batches import common_settings, same_batches
+from wherefrom.tools.against_lightly.theirs import METHODS, Method, refuse_without_lightly
 from wherefrom.train import ModelSettings, TrainSettings
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation.labels import leave_one_out, nearest_neighbors, ridge_probe
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.export import write_encoder
 from wherefrom.train.objective import united_families
-from wherefrom.train.objectives import MAESettings
+from wherefrom.train.objectives import DINOSettings, MAESettings, SimCLRSettings
 from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.settings import write_settings
 
 TINY = ModelSettings(name="vit_tiny_patch16_224", view_size_px=32, patch_size_px=8, width=16, depth=1, heads=2)
+
+
+def write_folder(folder: Path, jpeg_bytes: Callable[..., bytes], *, classes: int, pictures: int) -> Path:
+    """Write a folder of small pictures with a folder a class."""
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(pictures):
+            (folder / f"class{label}" / f"{number}.jpg").write_bytes(jpeg_bytes(rng.integers(0, 256, (64, 80, 3), np.uint8)))
+    return folder
 
 
 def crowd(count: int, classes: int, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,3 +118,119 @@ def test_folders_of_runs_are_judged_with_what_they_started_from(
     assert rows["encoder"] == [f"{expected[name]:.3f}" for name in names]
     assert rows["random encoder"] == [f"{started[name]:.3f}" for name in names]
     assert lines[-1] == "56 pictures; loo-knn20-cosine-t0.07 / ridge-5fold, center0.875 @1"
+
+
+HOSTS = {
+    "simclr": SimCLRSettings(size_px=32, hidden=16, out=8, layers=2, init_std=None, weight=0.5),
+    "dino": DINOSettings(
+        size_px=32,
+        local_px=16,
+        local_views=2,
+        prototypes=32,
+        hidden=16,
+        bottleneck=8,
+        first_teacher_temperature=0.04,
+        teacher_temperature=0.07,
+        teacher_temperature_epochs=2,
+    ),
+    "mae": MAESettings(size_px=32, decoder_width=16, decoder_depth=1, decoder_heads=2),
+}
+
+
+def settings_of(method: Method, data: Path) -> TrainSettings:
+    """A run of few small updates, six epochs of two each: prototypes rest in the first."""
+    model = replace(TINY, positions="sincos" if method == "mae" else "learned")
+    optim = replace(common_settings(method).optim, lr=1e-4)
+    settings = replace(common_settings(method), data=str(data), updates=12, global_batch=16, model=model, optim=optim)
+    return replace(settings, objectives={method: HOSTS[method]})
+
+
+@pytest.fixture
+def lightly() -> None:
+    try:
+        refuse_without_lightly()
+    except ValueError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch announces the end of the weight normalization that lightly's DINO has
+@pytest.mark.usefixtures("lightly")
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_weights_and_batches_give_equal_losses_and_a_planted_difference_is_seen(method: Method, tiny_shards: Path) -> None:
+    data = tiny_shards / "train.tar"
+    result = same_batches(settings_of(method, data), ShardIndex.open(str(data)), updates=6, float64=True)
+    assert len(result.ours) == 6 and result.difference < 1e-5 and result.agrees
+    assert result.planted_difference > 1e-3
+    assert abs(result.ours[0] - result.ours[-1]) > 1e-4  # something is learned
+
+
+@pytest.mark.usefixtures("lightly")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_run_of_either_side_is_made_once_and_reported(
+    tmp_path: Path, jpeg_bytes: Callable[..., bytes], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "pictures", jpeg_bytes, classes=2, pictures=6)
+    monkeypatch.setattr(own_loaders, "common_settings", lambda method: settings_of(method, folder))
+    words = ["own-loaders", str(folder), "--only", "mae", "--seed", "0", "--updates", "3", "--batch", "4", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("is there") == 2
+    held = json.loads((tmp_path / "out" / "mae-theirs-0.json").read_text())
+    assert len(held["losses"]) == 1 and set(held["scores"]) >= {"class token knn"} and str(tmp_path) not in json.dumps(held)
+    main(["report", str(tmp_path / "out"), "--out", str(tmp_path / "losses.svg")])
+    assert "<svg" in (tmp_path / "losses.svg").read_text()
+
+
+def run_of(side: str, seed: int, score: float) -> dict[str, Any]:
+    named = {"method": "dino", "side": side, "seed": seed, "updates": 20}
+    judged = {"protocol": "p", "network": "teacher"}
+    scores = {"class token knn": score, "mean token knn": 0.5}
+    return {
+        "run": named,
+        "losses": [2.0, 1.0],
+        "log_every": 10,
+        "scores": scores,
+        "judged": judged,
+        "machine": {"cpu": "c", "versions": {}},
+    }
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("theirs", "code", "word"), [((0.30, 0.36), 0, "agrees"), ((0.30, 0.33), 1, "DIFFERS")])
+def test_means_over_common_seeds_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], theirs: tuple[float, float], code: int, word: str
+) -> None:
+    runs = [run_of("ours", seed, score) for seed, score in enumerate((0.35, 0.37, 0.9))]  # the third has no counterpart
+    runs += [run_of("theirs", seed, score) for seed, score in enumerate(theirs)]
+    for number, each in enumerate(runs):
+        (tmp_path / f"{number}.json").write_text(json.dumps(each))
+    assert main(["report", str(tmp_path)]) == code
+    printed = capsys.readouterr().out
+    assert f"{word} dino: class token knn, means of 2 seeds" in printed
+    assert f"0.360  {sum(theirs) / 2:.3f}" in printed
+
+
+@pytest.mark.core
+def test_without_lightly_one_line_says_how_to_get_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(_: str) -> str:
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    assert main(["same-batches", str(tmp_path)]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "pip install --no-deps lightly==1.6.0 lightning-utilities" in line
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds no runs" in capsys.readouterr().err
+
+
+@pytest.mark.core
+def test_the_random_encoder_is_the_one_that_a_run_starts_with(tiny_shards: Path) -> None:
+    settings = settings_of("mae", tiny_shards / "train.tar")
+    with trainer_of(settings) as trainer:
+        state = trainer.step.encoder.state_dict()
+    random = random_encoder(settings).state_dict()
+    assert all(torch.equal(random[name], tensor) for name, tensor in state.items())
+    other = random_encoder(replace(settings, seed=1)).state_dict()
+    assert not torch.equal(other["model.cls_token"], state["model.cls_token"])
