@@ -223,12 +223,29 @@ def nearest_neighbors(
     Source: DINO's protocol, arXiv 2104.14294; features as they are, not centered.
     """
     bank = F.normalize(train, dim=-1)
+    blocks = F.normalize(held_out, dim=-1).split(1024)
+    return torch.cat([_voted(block @ bank.mT, train_labels, classes=classes, k=k, temperature=temperature) for block in blocks])
+
+
+def leave_one_out(features: Tensor, labels: Tensor, *, classes: int, k: int = NEIGHBORS, temperature: float = TEMPERATURE) -> Tensor:
+    """Return the label that the k most similar other pictures vote for, as `nearest_neighbors` does: of a set that has no other beside it.
+
+    Shapes: features (N, D), labels (N,) int64 -> (N,) int64.
+    """
+    bank = F.normalize(features, dim=-1)
     predicted = []
-    for block in F.normalize(held_out, dim=-1).split(1024):
-        similarity, nearest = (block @ bank.mT).topk(min(k, len(bank)), dim=-1)
-        weight = (similarity / temperature).exp()
-        predicted.append(weight.new_zeros(len(block), classes).scatter_add_(1, train_labels[nearest], weight).argmax(-1))
+    for rows in torch.arange(len(bank), device=bank.device).split(1024):
+        similarity = bank[rows] @ bank.mT
+        similarity[torch.arange(len(rows)), rows] = -torch.inf  # no picture votes for itself: its weight is 0 even if it is among the k
+        predicted.append(_voted(similarity, labels, classes=classes, k=k, temperature=temperature))
     return torch.cat(predicted)
+
+
+def _voted(similarity: Tensor, labels: Tensor, *, classes: int, k: int, temperature: float) -> Tensor:
+    """Return the labels with the most weight among the k most similar: similarity (M, N), labels (N,) -> (M,)."""
+    most, nearest = similarity.topk(min(k, similarity.shape[1]), dim=-1)
+    weight = (most / temperature).exp()
+    return weight.new_zeros(len(similarity), classes).scatter_add_(1, labels[nearest], weight).argmax(-1)
 
 
 def ridge_probe(train: Tensor, train_labels: Tensor, held_out: Tensor, *, classes: int) -> Tensor:
