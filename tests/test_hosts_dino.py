@@ -80,6 +80,18 @@ def test_the_loss_is_computed_in_full_precision_under_autocast() -> None:
         assert torch.equal(dino_loss(student, targets, temperature=0.1), full)
 
 
+def test_the_loss_in_float32_is_that_in_float64_at_many_prototypes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(256, views, 4096, generator=generator) for views in (4, 2))
+    targets = (teacher / 0.04).softmax(-1)
+    exact = dino_loss(student.double(), targets.double(), temperature=0.1)
+    assert float(dino_loss(student, targets, temperature=0.1)) == pytest.approx(float(exact), abs=1e-5)
+    # one sum over samples and prototypes rounds far more
+    log_shares = (student / 0.1).log_softmax(-1)
+    pairs = -torch.einsum("bgk,bvk->gv", targets, log_shares) / len(student)
+    assert abs(float(pairs[~torch.eye(2, 4, dtype=torch.bool)].mean()) - float(exact)) > 5e-5
+
+
 def test_teacher_temperature_rises_by_epochs() -> None:
     settings = DINOSettings(teacher_temperature=0.07, teacher_temperature_epochs=3)
     assert [settings.teacher_temperature_in(epoch) for epoch in range(10)] == pytest.approx(FIGURES["teacher_temp_schedule"]["values"])

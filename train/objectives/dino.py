@@ -188,6 +188,7 @@ def dino_loss(student: Tensor, targets: Tensor, *, temperature: float) -> Tensor
     """
     log_shares = F.log_softmax(full_precision(student) / temperature, -1)
     with torch.autocast(student.device.type, enabled=False):  # which would round both sides of the product
-        pairs = -torch.einsum("bgk,bvk->gv", targets.to(log_shares.dtype), log_shares) / len(student)
+        # prototypes are added up sample by sample: one sum over both rounds a thousand times as much
+        pairs = -torch.einsum("bgk,bvk->bgv", targets.to(log_shares.dtype), log_shares).mean(0)
     others = ~torch.eye(*pairs.shape, dtype=torch.bool, device=pairs.device)
     return pairs[others].mean()
