@@ -122,8 +122,11 @@ def method_run(name: str, shards: Path, *, plugins: Sequence[SpatialSettings] = 
 def trainer_of(settings: TrainSettings) -> Iterator[Trainer]:
     assert settings.data is not None
     AcceleratorState._reset_state(reset_partial_state=True)  # of another precision
-    with contextlib.closing(Trainer(settings, ShardIndex.open(settings.data), accelerator_for(settings))) as trainer:
-        yield trainer
+    try:
+        with contextlib.closing(Trainer(settings, ShardIndex.open(settings.data), accelerator_for(settings))) as trainer:
+            yield trainer
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @contextlib.contextmanager
