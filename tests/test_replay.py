@@ -50,7 +50,7 @@ def tiny(data: Path, *, updates: int = 12, renderer: str = "torch", accumulation
             "spatial": SpatialSettings(
                 law=Disjoint(area_frac=(0.06, 0.16)), views=3, size_px=24, min_side_px=4, mirror="view", color=color
             ),
-            "dense": DenseSpatialSettings(size_px=48, regions=3, min_side_px=4),
+            "dense": DenseSpatialSettings(size_px=48, regions=3, min_side_px=4, pairs="all"),  # or micro-batches belong to the run
         },
         runtime=runtime,
     )
