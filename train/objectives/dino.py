@@ -23,6 +23,7 @@ from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.objectives.prototypes import Prototypes
 from wherefrom.train.objectives.teacher import follow
+from wherefrom.train.objectives.view_pairs import FIRST_COLOR, SECOND_COLOR, view_pair
 from wherefrom.train.over_ranks import batch_norm_over_ranks
 from wherefrom.train.schedule import cosine, ramp
 
@@ -36,8 +37,8 @@ class DINOSettings:
     local_views: int = 8  # 0: none
     local_px: int = 96
     local_area_frac: tuple[float, float] = (0.05, 0.4)
-    color: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=1.0))  # of the first global view
-    second_color: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=0.1, solarize_prob=0.2))
+    color: ColorLaw | None = field(default_factory=lambda: FIRST_COLOR)  # of the first global view
+    second_color: ColorLaw | None = field(default_factory=lambda: SECOND_COLOR)
     local_color: ColorLaw | None = field(default_factory=lambda: ColorLaw(blur_prob=0.5))
 
     prototypes: int = 65536
@@ -75,12 +76,9 @@ class DINOSettings:
 
     def families(self, name: str) -> tuple[ViewFamily, ...]:
         """Return the views that these settings ask the loader for: two global ones, each of its own color law, and local ones."""
-        of_global = Independent(area_frac=self.area_frac)
-        colors = {f"{name}_1": self.color, f"{name}_2": self.second_color}
-        families = [
-            ViewFamily(name=family, views=1, size_px=(self.size_px, self.size_px), law=of_global, mirror="view", color=color, min_side_px=1)
-            for family, color in colors.items()
-        ]
+        colors = (self.color, self.second_color)
+        large = view_pair(name, size_px=self.size_px, area_frac=self.area_frac, aspect=Independent().aspect, colors=colors)
+        families = list(large)
         if self.local_views:
             families.append(
                 ViewFamily(
