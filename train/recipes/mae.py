@@ -4,26 +4,20 @@ Here: `imagenette_mae`, on photographs and a processor; `imagenet_mae_vitb16`, t
 Not here: what the settings mean (settings.py, objectives/mae.py).
 """
 
+from dataclasses import replace
+
 from wherefrom.train.encoder import ModelSettings
 from wherefrom.train.objectives import MAESettings
+from wherefrom.train.recipes.sizes import SMALL_VIT, small_on_imagenette
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings
 
 
 def imagenette_mae() -> TrainSettings:
     """MAE of a small ViT of 64 patches on photographs, 16 of which it sees: minutes on two cores."""
-    return TrainSettings(
-        recipe="imagenette_mae",
-        needs_data=True,
-        global_batch=64,
-        updates=2400,
-        model=ModelSettings(
-            name="vit_small_patch16_224", view_size_px=64, patch_size_px=8, width=128, depth=4, heads=4, positions="sincos"
-        ),
-        objectives={"mae": MAESettings(size_px=64, decoder_width=64, decoder_depth=2, decoder_heads=4)},
-        optim=OptimSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup_frac=0.1, clip_norm=None),
-        evaluation=EvaluationSettings(every=1200),
-        runtime=RuntimeSettings(checkpoint_every=400),
-    )
+    learned = MAESettings(size_px=64, decoder_width=64, decoder_depth=2, decoder_heads=4)
+    model = replace(SMALL_VIT, patch_size_px=8, positions="sincos")
+    optim = OptimSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup_frac=0.1, clip_norm=None)
+    return small_on_imagenette("imagenette_mae", "mae", learned, model=model, updates=2400, optim=optim)
 
 
 def imagenet_mae_vitb16() -> TrainSettings:
