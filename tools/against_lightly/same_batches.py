@@ -23,6 +23,7 @@ from wherefrom.train.objective import Step, random_scope
 from wherefrom.train.objectives import DINOSettings, SimCLRSettings
 from wherefrom.train.objectives.mae import MAE, Mask
 from wherefrom.train.recipes import recipe
+from wherefrom.train.recipes.sizes import SMALL_VIT
 from wherefrom.train.settings import RuntimeSettings, TrainSettings
 from wherefrom.train.trainer import Trainer
 
@@ -61,7 +62,7 @@ class SameBatches:
 
 
 def common_settings(method: Method) -> TrainSettings:
-    """Return our recipe of a method, with what differs between two libraries by choice set alike.
+    """Return our recipe of a method, of a small ViT, with what differs between two libraries by choice set alike.
 
     The loss of SimCLR is a mean over views, which is half of its authors'; positions of DINO's small views are antialiased.
     """
@@ -69,7 +70,7 @@ def common_settings(method: Method) -> TrainSettings:
     learned = settings.objectives[method]
     if isinstance(learned, SimCLRSettings):
         learned = replace(learned, weight=0.5)
-    model = replace(settings.model, resampling="antialiased", drop_path=0.0)
+    model = settings.model if settings.model.is_vit else SMALL_VIT
     return replace(settings, model=model, objectives={method: learned}, runtime=RuntimeSettings(device="cpu", log_with="none"))
 
 
