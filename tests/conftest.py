@@ -13,6 +13,8 @@ from pathlib import Path
 # Read by libgomp when torch is imported, here and in every process that a test starts: its threads spin at each barrier by
 # default, so that where another process holds a core every small parallel region waits for a whole time slice.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process of pytest for every core: each computes by one thread
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
 import numpy as np
@@ -30,7 +32,13 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("ours")
 
-SKIPPED_FOR_PHOTOGRAPHS: list[str] = []
+NO_PHOTOGRAPHS = "no photographs; point WHEREFROM_TEST_DATA at a folder with imagenet-sample/"
+
+
+@pytest.hookimpl(optionalhook=True)  # a lent machine lacks pytest-xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """Run the tests by a process a core, but by no more than there is memory for on a large machine: each imports torch."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def photographs_folder() -> Path | None:
@@ -41,19 +49,19 @@ def photographs_folder() -> Path | None:
 
 
 @pytest.fixture
-def photographs(request: pytest.FixtureRequest) -> Path:
+def photographs() -> Path:
     """The folder that holds imagenet-sample/ and imagenette/; skips, counted, where there is none."""
     folder = photographs_folder()
     if folder is None:
-        SKIPPED_FOR_PHOTOGRAPHS.append(request.node.nodeid)
-        pytest.skip("no photographs; point WHEREFROM_TEST_DATA at a folder with imagenet-sample/")
+        pytest.skip(NO_PHOTOGRAPHS)
     return folder
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say aloud how many tests did not run because the photographs are missing."""
-    if SKIPPED_FOR_PHOTOGRAPHS:
-        terminalreporter.write_line(f"{len(SKIPPED_FOR_PHOTOGRAPHS)} tests need real photographs and were skipped; set WHEREFROM_TEST_DATA")
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if NO_PHOTOGRAPHS in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests need real photographs and were skipped; set WHEREFROM_TEST_DATA")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -112,6 +112,9 @@ def _command(names: Sequence[str]) -> list[str]:
     options = [
         "-q",
         "--tb=short",
+        "-o",
+        "addopts=",  # those of pyproject.toml want pytest-xdist, which that machine may lack
+        "--import-mode=importlib",
         "-p",
         "no:cacheprovider",
         "-p",
