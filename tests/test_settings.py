@@ -257,6 +257,16 @@ def test_which_objective_is_the_host_belongs_to_a_run() -> None:
         check_same_run(dataclasses.replace(run, objectives=dict(reversed(both.items()))), saved)
 
 
+def test_a_model_with_batch_norm_goes_on_with_its_micro_batches_alone() -> None:
+    run = dataclasses.replace(recipe("imagenette_sp"), model=ModelSettings(name="resnet10t"))
+    parted = dataclasses.replace(run, runtime=dataclasses.replace(run.runtime, accumulation=2))
+    refusal = "runtime.accumulation=2: the run to go on with has 1, and in 'resnet10t' the samples of a micro-batch see one another; "
+    with pytest.raises(ValueError, match=f"^{re.escape(refusal)}"):
+        check_same_run(parted, to_plain(run))
+    vit = dataclasses.replace(parted, model=recipe("imagenette_sp").model)
+    check_same_run(vit, to_plain(dataclasses.replace(vit, runtime=run.runtime)))
+
+
 def test_a_file_lists_what_is_learned_or_changes_and_adds_by_name(tmp_path: Path) -> None:
     path, base = tmp_path / "some.yaml", recipe("demo")
     sp = base.objectives["spatial"]

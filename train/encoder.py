@@ -18,6 +18,7 @@ from timm.layers import DropPath
 from timm.models import get_pretrained_cfg, group_parameters, is_model_in_modules, model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.views import Views
@@ -71,6 +72,11 @@ class ModelSettings:
         """Whether the model is one of timm's plain vision transformers, or registered with timm as one."""
         return _is_vit(self.name)
 
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the samples of a micro-batch see one another in the model."""
+        return _has_batch_norm(self.name)
+
     def described(self) -> str:
         """Return the model's name, and what is changed of it."""
         changes = [f"{name} {getattr(self, name)}" for name in ARCHITECTURE if getattr(self, name) is not None]
@@ -112,6 +118,12 @@ def _near(name: str) -> list[str]:
 def _has_class_token(name: str) -> bool:
     with torch.device("meta"):
         return timm.create_model(name).cls_token is not None
+
+
+@cache
+def _has_batch_norm(name: str) -> bool:
+    with torch.device("meta"):
+        return any(isinstance(module, _BatchNorm) for module in timm.create_model(name).modules())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

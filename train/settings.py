@@ -317,7 +317,8 @@ def check_same_run(settings: TrainSettings, saved: Plain) -> None:
     for where, here, there in differences(ours, theirs):
         raise ValueError(f"{where}={here!r}: the run to go on with has {there!r}; take its value, or another --out")
     here, there = settings.runtime.accumulation, saved.get("runtime", {}).get("accumulation", settings.runtime.accumulation)
-    if here != there and (coupled := settings.coupled_by()):
+    coupled = (*settings.coupled_by(), *([settings.model.name] if settings.model.has_batch_norm else []))
+    if here != there and coupled:
         raise ValueError(
             f"runtime.accumulation={here}: the run to go on with has {there}, and in {', '.join(map(repr, coupled))} the samples of a "
             "micro-batch see one another; take its value, or another --out"
