@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("triton")
 
@@ -26,7 +27,7 @@ from wherefrom.pipeline.render.gpu_decode import decode_by_torchvision
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.tools import machine
 from wherefrom.tools.bench_kernels.cases import CASES
-from wherefrom.tools.gpu_check import chosen_tests, command, decoding, kernels, loading, sharing, sweep, views
+from wherefrom.tools.gpu_check import chosen_tests, command, decoding, hosts, kernels, loading, sharing, sweep, views
 from wherefrom.tools.gpu_check.command import run_stages
 from wherefrom.tools.gpu_check.stages import STAGES, Options, Report, Stage
 
@@ -100,8 +101,17 @@ def test_every_stage_is_rehearsed_without_a_gpu_as_on_a_lent_machine(
     assert figures["sweep"].pop("not_usable") == []
     assert [len(trials) for trials in figures["sweep"].values()] == ([3, 3] if native_missing() else [3, 3, 2])
     assert figures["training"]["training demo"]["pictures_per_s"] > 0 and figures["training"]["renderer"] in RENDERERS
+    beside = [figures["hosts"][name] for name in ("imagenette_mocov3", "imagenette_vicreg")]
+    assert all(len(each["updates_per_s"]) == len(each["with_sp"]) == 1 for each in beside)
     assert all(f"== {stage.name}, " in log for stage in STAGES)
     assert all(f"{stages[stage.name]['status']:9} {stage.name}" in done.stdout for stage in STAGES)
+
+
+def test_a_batch_norm_that_sees_its_own_rank_alone_is_red(report: Report) -> None:
+    hosts.compare_batch_norms("cpu", report)
+    assert content_of(report)["red"] == []
+    hosts.compare_batch_norms("cpu", report, nn.BatchNorm2d)
+    assert len(content_of(report)["red"]) == 8  # two types; output, gradient, mean, variance
 
 
 @pytest.mark.slow

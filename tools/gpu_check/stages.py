@@ -31,6 +31,7 @@ STAGES = (  # the most important first: together they may take longer than there
     Stage(name="render_views", seconds=75, target="wherefrom.tools.gpu_check.views:render_views_stage"),
     Stage(name="decoding", seconds=75, target="wherefrom.tools.gpu_check.decoding:without_dali"),
     Stage(name="training", seconds=75, target="wherefrom.tools.gpu_check.loading:training"),
+    Stage(name="hosts", seconds=75, target="wherefrom.tools.gpu_check.hosts:hosts"),
     Stage(name="roi_align", seconds=70, target="wherefrom.tools.gpu_check.kernels:roi_align_stage"),
     Stage(name="pair_loss", seconds=110, target="wherefrom.tools.gpu_check.kernels:pair_loss_stage"),
     Stage(name="sweep", seconds=120, target="wherefrom.tools.gpu_check.sweep:sweep"),
