@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wherefrom.kernels.pair_targets import pair_targets
 from wherefrom.kernels.pair_targets_reference import CHANNELS, PairUnits, PositionUnit, Scale
+from wherefrom.pipeline.crops import Snap
 from wherefrom.pipeline.draws import named_seed
 from wherefrom.pipeline.laws import Scattered
 from wherefrom.pipeline.literals import check_literals
@@ -44,6 +45,7 @@ class PARTSettings:
     area_frac: tuple[float, float] = (0.08, 1.0)  # of the picture, in a window
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     min_side_px: int = 16  # of a window
+    snap: Snap = "none"  # "pixel": patches of whole pixels of the picture, which every renderer cuts
     mirror: Mirror = "picture"
     color: ColorLaw | None = field(default_factory=lambda: ColorLaw(saturation=0.4, hue=0.0, gray_prob=0.0))  # one a window
 
@@ -103,7 +105,7 @@ class PARTSettings:
             mirror=self.mirror,
             color=self.color,
             color_per="picture",
-            snap="none",
+            snap=self.snap,
             min_side_px=self.min_side_px,
         )
 
@@ -160,7 +162,7 @@ class PART(Objective):
     def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
         settings, views = self.settings, batch.family(self.name)
         features, record = self.features(views, encode), views.geometry
-        pairs = self._learned_pairs(record, progress)
+        pairs = self.learned_pairs(record, progress)
         if isinstance(self.head, AdditiveHead):
             return self._terms_without_pairs(self.head, features, views, pairs)
         every = pairs if pairs is not None else self._every_pair(record.boxes.device)
@@ -225,7 +227,7 @@ class PART(Objective):
         square = others * drawn.square().mean(0) + (1 - others) * itself.square()
         return mean.float(), (square - mean.square()).sqrt().clamp(min=1e-6).float()
 
-    def _learned_pairs(self, record: ViewGeometry, progress: Progress) -> Tensor | None:
+    def learned_pairs(self, record: ViewGeometry, progress: Progress) -> Tensor | None:
         """Return the pairs of this update, (P, 2) int64, alike on all ranks and in all micro-batches; None: all."""
         if self.settings.pairs is None:
             return None
