@@ -173,7 +173,7 @@ class PART(Objective):
             kept = keyed_permutations(record[:, :1], f"{self.name}/keys", settings.patches)[:, 0, :number]
         predicted = self.head(features, every, kept)[0] if isinstance(self.head, CrossAttentionHead) else self.head(features, every)[0]
         terms = pair_terms(predicted, targets, mask, self.channels, loss=settings.loss, beta=settings.smooth_l1_beta)
-        return Terms(losses=terms.losses, meters={**terms.meters, "windows_left_out": 1 - views.valid.float().mean()})
+        return Terms(losses=terms.losses, meters={**terms.meters, "pictures_left_out": 1 - views.valid.float().mean()})
 
     def features(self, views: Views, encode: Encode) -> Features:
         """Return what the network makes of every patch among the others of its window: summaries and tokens are the same, (B, N, D)."""
@@ -261,5 +261,5 @@ class PART(Objective):
             channel_weights=self.channel_weights,
         )
         meters = {f"r2_{name}": value for name, value in zip(self.channels, result.r2, strict=True)}
-        meters["windows_left_out"] = 1 - views.valid.float().mean()
+        meters["pictures_left_out"] = 1 - views.valid.float().mean()
         return Terms(losses=position_and_scale(result, self.weights), meters=meters)
