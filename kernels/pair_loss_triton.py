@@ -177,7 +177,7 @@ def pair_loss_forward_kernel(
             targets from the program's mean, by channel, then slopes, by output; a and b (B, H / 4, N, 4); weight (K, H);
             facts (B, N) int32: turns + 4 * flipped + 8 * valid; picture (B, 2) height, width; chosen (P, 2).
     """
-    C: tl.constexpr = 3 if SCALE == "log_area" else 4
+    C: tl.constexpr = 3 if SCALE == "log_area" else 2 if SCALE == "none" else 4
     K: tl.constexpr = 2 * C if LOSS == "gaussian_nll" else C
     sample = tl.program_id(1).to(tl.int64)
     pair = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)

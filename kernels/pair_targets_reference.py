@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 PositionUnit = Literal["reference", "picture", "mean"]
-Scale = Literal["log_area", "log_sides", "ratio"]
+Scale = Literal["log_area", "log_sides", "ratio", "none"]
 Axes = Literal["view", "source"]
 
 CHANNELS: dict[str, tuple[str, ...]] = {  # by scale
     "log_area": ("x", "y", "scale"),
     "log_sides": ("x", "y", "width", "height"),
     "ratio": ("x", "y", "width", "height"),
+    "none": ("x", "y"),
 }
 
 
@@ -28,12 +29,13 @@ class PairUnits:
     With centers c and sides s = (width, height) of both boxes, an axis at a time:
 
     position: "reference" (c_t - c_r) / s_r; "picture" (c_t - c_r) / the picture's sides; "mean" (c_t - c_r) / sqrt(s_r s_t).
-    scale:    "log_area" ln sqrt(area_t / area_r), one channel; "log_sides" ln(s_t / s_r), "ratio" s_t / s_r: width, then height.
+    scale:    "log_area" ln sqrt(area_t / area_r), one channel; "log_sides" ln(s_t / s_r), "ratio" s_t / s_r: width, then height;
+              "none": positions alone.
     axes:     "view" carries position and sides by the reference's mirror, then its turn, as its view shows them; "source" leaves them
               upright.
     mean, std: subtracted from the channels; what they are then divided by.
 
-    Shapes: mean and std (C,), one number a channel: C = 3 with scale="log_area", else 4. They may require a gradient.
+    Shapes: mean and std (C,), one number a channel: C = 3 with scale="log_area", 2 with "none", else 4. They may require a gradient.
     Units:  position is a multiple of the sides named; "log_area" and "log_sides" are in nats, "ratio" is a plain number.
     Raises: ValueError if a word is unknown, or mean or std is no tensor of one number a channel.
     Source: position="reference" with scale="log_sides" is the box regression of R-CNN, arXiv:1311.2524, appendix C.
@@ -113,7 +115,8 @@ def pair_targets_reference(
         offset = torch.where(turns >= 2, -offset, offset)
         sides = torch.where(odd, sides.flip(-1), sides)
 
-    channels = torch.cat([offset, sides.mean(-1, keepdim=True) if units.scale == "log_area" else sides], -1)
+    kept = {"log_area": sides.mean(-1, keepdim=True), "none": sides[..., :0]}.get(units.scale, sides)
+    channels = torch.cat([offset, kept], -1)
     if units.mean is not None:
         channels = channels - units.mean.to(channels)
     if units.std is not None:

@@ -106,7 +106,7 @@ def store_pair_targets(
     Shapes: out (B, P, C), boxes (B, N, 4) float32, pairs (P, 2), flipped and turns (B, N), picture (B, 2), mean and std (C,). A pair that
             names no box reads nothing and becomes NaN.
     """
-    C: tl.constexpr = 3 if SCALE == "log_area" else 4
+    C: tl.constexpr = 3 if SCALE == "log_area" else 2 if SCALE == "none" else 4
     pair = first + tl.arange(0, PAIRS)
     inside = pair < P
     if CHOSEN:

@@ -28,7 +28,9 @@ def draw_color(family: ViewFamily, keys: Keys) -> Photometric:
     law = family.color
     if law is None:
         return Photometric.unchanged(len(keys.drawn_for), family.views)
-    numbers = uniform(keys.words_for(family.views, Purpose.JITTER, Purpose.COLOR, Purpose.BLUR))  # (B, V, 3, 4)
+    drawn = family.views if family.color_per == "view" else 1
+    numbers = uniform(keys.words_for(drawn, Purpose.JITTER, Purpose.COLOR, Purpose.BLUR))  # (B, V, 3, 4)
+    numbers = np.repeat(numbers, family.views // drawn, axis=1)
     chance, twist, blur = numbers[:, :, 0], numbers[:, :, 1] * 2 - 1, numbers[:, :, 2, 0]
     jittered, blurred = chance[..., 0] < law.jitter_prob, chance[..., 3] < law.blur_prob
     low, high = law.blur_sigma_px

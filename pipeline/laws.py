@@ -24,11 +24,11 @@ from wherefrom.pipeline.crops import (
     smallest_side_px,
     snap_boxes,
 )
-from wherefrom.pipeline.draws import Keys, Purpose, uniform
+from wherefrom.pipeline.draws import Keys, Purpose, integer, uniform
 from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.view_recipe import CropLaw, Earlier, TargetMoments, ViewFamily, check_range
 
-__all__ = ["Center", "Disjoint", "Grid", "Independent", "Inside", "Overlapping", "Paired"]
+__all__ = ["Center", "Disjoint", "Grid", "Independent", "Inside", "Overlapping", "Paired", "Scattered"]
 
 
 def _check_areas(law: AreaLaw) -> None:
@@ -344,6 +344,49 @@ class Grid(CropLaw):
     @classmethod
     def examples(cls, of: str) -> Mapping[str, Self]:
         return {"": cls(rows=2, cols=4)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scattered(CropLaw):
+    """Boxes anywhere in one window of the picture, each uniform over all places that there are, on the grid of the family's `snap`.
+
+    The window is drawn as `Independent` draws its first view. Boxes are measured in its pixels where it is shown as a square of
+    `window_px`, so they have its aspect ratio; width and height are uniform and drawn apart. `min_side_px` is that of the window.
+    Source: PART, arXiv 2506.03682.
+    """
+
+    area_frac: tuple[float, float] = (0.08, 1.0)  # of the source's area, of the window
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of the window, in the source
+    window_px: int = 224
+    sides_px: tuple[int, int] = (16, 16)  # from the smallest to the largest
+    tries: int = 10
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+        _check_areas(self)
+        low, high = self.sides_px
+        if not 1 <= low <= high <= self.window_px:
+            raise ValueError(f"sides_px={self.sides_px} in a window of {self.window_px} px: needs 1 <= low <= high <= {self.window_px}")
+        if self.tries < 1:
+            raise ValueError(f"tries={self.tries}: needs at least 1")
+
+    def draw(self, keys: Keys, views: int, source_size: NDArray[np.float64], snap: Snap, earlier: Earlier) -> Boxes:
+        window = random_resized(self, keys, source_size[:, None, ::-1], snap)  # (B, 1, 4)
+        corner, frame = window[..., :2], window[..., 2:] - window[..., :2]
+        words, cells = keys.words_for(views, Purpose.PLACE)[:, :, 0], cells_of(snap)  # (B, V, 4)
+        low, high = self.sides_px
+        sides_px = low + integer(words[..., :2], high - low + 1)
+        sides = np.clip(np.rint(sides_px * frame / self.window_px * cells), 1, frame * cells)
+        first = integer(words[..., 2:], (frame * cells - sides).astype(np.int64) + 1)
+        boxes = np.concatenate([first, first + sides], -1) / cells + np.concatenate([corner, corner], -1)
+        return Boxes.all_kept(boxes)
+
+    def smallest_side_px(self, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+        return smallest_side_px(self, sizes)
+
+    @classmethod
+    def examples(cls, of: str) -> Mapping[str, Self]:
+        return {"": cls(window_px=64, sides_px=(12, 20))}
 
 
 def draw_pairs(law: Paired, keys: Keys, source_size: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -116,6 +116,7 @@ LAWS = EntryTable(
         "inside": "wherefrom.pipeline.laws:Inside",
         "center": "wherefrom.pipeline.laws:Center",
         "grid": "wherefrom.pipeline.laws:Grid",
+        "scattered": "wherefrom.pipeline.laws:Scattered",
     },
 )
 
@@ -178,6 +179,7 @@ class ViewFamily:
     mirror: Mirror = "none"  # "view": each by itself; "picture": all views of the picture together, p = 1/2 either way
     turns: bool = False  # quarter turns, uniform over four
     color: ColorLaw | None = None
+    color_per: Literal["view", "picture"] = "view"  # whether each view's color changes by itself, or that of all alike
     snap: Snap = "pixel"  # boxes of whole pixels, or of 1/1024 pixel
     min_side_px: int = 16  # pictures in which the law would go below this give invalid views
 
@@ -223,5 +225,9 @@ class ViewRecipe:
     @property
     def fingerprint(self) -> str:
         """32 hexadecimal digits that change with any setting here."""
-        text = json.dumps(dataclasses.asdict(self) | {"laws": [law_name(family.law) for family in self.families]}, sort_keys=True)
+        settings = dataclasses.asdict(self) | {"laws": [law_name(family.law) for family in self.families]}
+        for family in settings["families"]:
+            if family["color_per"] == "view":  # as before there was a choice: what was saved then goes on
+                del family["color_per"]
+        text = json.dumps(settings, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -31,6 +31,7 @@ from wherefrom.train import (
     ModelSettings,
     ObjectiveSettings,
     OptimSettings,
+    PARTSettings,
     Progress,
     Reporter,
     RuntimeSettings,
@@ -80,7 +81,13 @@ METHODS = {  # by the objective's name, and what follows it where there is more 
     "moco_v3": Method(settings=MoCoV3Settings(size_px=24, hidden=24, out=16), model=replace(SINCOS, frozen=("patch_embed",))),
     "barlow": Method(settings=BarlowTwinsSettings(**PAIR, bias_lr_factor=0.024), model=RESNET, optim=LARS),
     "spatial": Method(settings=SP),
+    "part": Method(settings=PARTSettings(size_px=32, patch_px=6, patches=9, snap="pixel", color=None)),
     "vicreg": Method(settings=VICRegSettings(**PAIR), model=RESNET),
+    "part by cross-attention": Method(
+        settings=PARTSettings(
+            size_px=32, patch_px=6, patches=9, sides_px=(4, 9), snap="pixel", head="cross_attention", pairs=40, keys_frac=0.7
+        )
+    ),
     "dense": Method(settings=DenseSpatialSettings(size_px=24, regions=4, min_side_px=4, color=None, weight=1.0)),
     "moco_v3 of a ResNet": Method(settings=MOCO_OF_RESNET, model=RESNET, optim=LARS),
     "dino with BatchNorm": Method(

@@ -15,7 +15,7 @@ from scipy import stats
 from wherefrom.kernels import PairUnits, pair_targets
 from wherefrom.pipeline.crops import snap_boxes
 from wherefrom.pipeline.draws import Keys
-from wherefrom.pipeline.laws import Center, Disjoint, Grid, Independent, Inside, Overlapping, Paired, draw_pairs
+from wherefrom.pipeline.laws import Center, Disjoint, Grid, Independent, Inside, Overlapping, Paired, Scattered, draw_pairs
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import CropLaw, Mirror, Snap, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record
@@ -380,6 +380,7 @@ LAWS: dict[str, tuple[CropLaw, int]] = {
     "disjoint": (Disjoint(), 4),
     "overlapping": (Overlapping(of="f"), 3),
     "inside": (Inside(of="anchor"), 3),
+    "scattered": (Scattered(sides_px=(16, 60)), 5),
     "center": (Center(), 1),
     "grid": (Grid(), 9),
 }
@@ -409,7 +410,7 @@ def test_boxes_lie_on_the_grid_within_the_picture_whatever_its_size(
         assert (boxes != np.rint(boxes)).any()  # else a law may have fallen back to whole pixels
 
 
-@pytest.mark.parametrize("name", ["independent", "paired", "disjoint", "overlapping", "inside"])
+@pytest.mark.parametrize("name", ["independent", "paired", "disjoint", "overlapping", "inside", "scattered"])
 def test_a_picture_too_small_gives_its_whole_frame_and_invalid_views(name: str) -> None:
     drawn = draw(of_law(name), [(15, 700), (480, 640), (1, 1)], [4, 5, 6])
     assert drawn.valid.all(-1).tolist() == [False, True, False] and not drawn.valid[[0, 2]].any()
@@ -431,7 +432,7 @@ def test_a_record_does_not_depend_on_the_batch_it_is_drawn_in(name: str) -> None
         assert torch.equal(alone.geometry.boxes[0], together.geometry.boxes[k]) and torch.equal(alone.valid[0], together.valid[k])
 
 
-@pytest.mark.parametrize("name", ["independent", "paired", "disjoint", "overlapping", "inside"])
+@pytest.mark.parametrize("name", ["independent", "paired", "disjoint", "overlapping", "inside", "scattered"])
 def test_seed_epoch_sample_and_name_each_change_the_draw(name: str) -> None:
     families = of_law(name)
     first = boxes_of(draw(families, (480, 640), 3))

@@ -29,6 +29,7 @@ FIRST: dict[str, Mapping[str, tuple[float, float]]] = {
     "imagenet_vicreg_r50": {"vicreg/variance": (0.5, 2)},  # of what can be between 0 and 1
     "imagenet_dino_vits16": {"dino/dino": (math.log(K), 1.1)},
     "imagenet_mocov3_vits16": {"moco_v3/contrast": (4 * 0.2 * math.log(BATCH), 2)},  # chance, twice, by 2 T
+    "imagenet_part_vitb16": {"part/position": (2, 1.5)},  # variances of standardized targets
     "imagenet_mae_vitb16": {"mae/pixels": (1, 2.5)},  # the variance of normalized patches, and of what is told of them at random
 }
 NAMES = [name for name in RECIPES.own if name.startswith("imagenet_")]
@@ -36,10 +37,9 @@ NAMES = [name for name in RECIPES.own if name.startswith("imagenet_")]
 
 def on_photographs(name: str, photographs: Path) -> TrainSettings:
     settings = recipe(name)
-    if name in ("imagenet_barlow_r50", "imagenet_vicreg_r50"):
-        ((host, learned),) = settings.objectives.items()
-        narrow: Any = replace(learned, hidden=2048)  # type: ignore[type-var]
-        settings = settings.with_objectives(**{host: narrow})
+    ((host, learned),) = settings.objectives.items()
+    changes: Any = {"barlow": {"hidden": 2048}, "vicreg": {"hidden": 2048}, "part": {"snap": "pixel"}}  # which every renderer cuts
+    settings = settings.with_objectives(**{host: replace(learned, **changes.get(host, {}))})  # type: ignore[type-var]
     runtime = replace(settings.runtime, device="cpu", renderer="torch", threads=1, log_with="none")
     return replace(settings, data=str(photographs / "imagenet-sample"), global_batch=BATCH, runtime=runtime)
 

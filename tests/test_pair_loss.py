@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from wherefrom.kernels import pair_loss_torch
 from wherefrom.kernels.pair_loss import Activation, Pairs, Regression, _pair_loss_op, pair_loss
 from wherefrom.kernels.pair_loss_reference import PairLoss
-from wherefrom.kernels.pair_targets_reference import PairUnits, Scale
+from wherefrom.kernels.pair_targets_reference import CHANNELS, PairUnits, Scale
 from wherefrom.pipeline.laws import Disjoint
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.objective import Progress
@@ -39,7 +39,7 @@ LEARNED = ("a", "b", "weight", "output_bias", "hidden_bias")
 def problem(samples: int, boxes: int, hidden: int, *, scale: Scale = "log_area", loss: str = "squared", seed: int = 0) -> dict[str, Any]:
     """Return arguments of `pair_loss` with every option given, in float32."""
     random = torch.Generator().manual_seed(seed)
-    channels = 3 if scale == "log_area" else 4
+    channels = len(CHANNELS[scale])
     outputs = 2 * channels if loss == "gaussian_nll" else channels
 
     def normal(*shape: int, spread: float = 1.0) -> Tensor:
@@ -132,6 +132,7 @@ def test_loss_and_gradients_are_those_of_float64(activation: str, loss: str, pai
         (20, 2, "ratio", True),
         (2, 63, "log_sides", True),
         (2, 63, "log_area", False),
+        (3, 40, "none", True),
     )
     assert_as_reference(
         *(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from wherefrom.kernels.pair_loss import Activation, Pairs, Regression, pair_loss
-from wherefrom.kernels.pair_targets_reference import PairUnits, PositionUnit, Scale
+from wherefrom.kernels.pair_targets_reference import CHANNELS, PairUnits, PositionUnit, Scale
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -35,7 +35,7 @@ def problem(
 ) -> dict[str, Any]:
     """Return arguments of `pair_loss` with every option given."""
     random = torch.Generator().manual_seed(seed)
-    channels = 3 if scale == "log_area" else 4
+    channels = len(CHANNELS[scale])
     outputs = 2 * channels if loss == "gaussian_nll" else channels
 
     def normal(*shape: int, spread: float = 1.0) -> Tensor:
@@ -123,7 +123,7 @@ def test_every_two_options_meet_in_the_cut() -> None:
 )
 def test_loss_and_gradients_are_those_of_float64(activation: str, loss: str, pairs: str) -> None:
     number = CASES.index((activation, loss, pairs))
-    scale, position = get_args(Scale)[number % 3], get_args(PositionUnit)[number // 3 % 3]
+    scale, position = get_args(Scale)[number % 4], get_args(PositionUnit)[number // 3 % 3]
     assert_exact(
         *(
             problem(samples, boxes, hidden, scale=scale, position=position, loss=loss)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wherefrom.kernels.pair_loss import pair_loss
 from wherefrom.kernels.pair_targets import pair_targets
-from wherefrom.kernels.pair_targets_reference import Axes, PairUnits, PositionUnit, Scale
+from wherefrom.kernels.pair_targets_reference import CHANNELS, Axes, PairUnits, PositionUnit, Scale
 from wherefrom.kernels.roi_align_pairs import roi_align_pairs
 from wherefrom.pipeline import geometry
 
@@ -56,6 +56,7 @@ def one_pair(reference: NDArray, target: NDArray, flipped: bool, turns: int, pos
         "log_area": [0.5 * math.log(size_t[0] * size_t[1] / (size_r[0] * size_r[1]))],
         "log_sides": [math.log(ratio[0]), math.log(ratio[1])],
         "ratio": ratio,
+        "none": [],
     }[scale]
     return np.array(p + channels)
 
@@ -72,7 +73,7 @@ def test_every_option_agrees_with_brute_force(
     found = pair_targets(
         boxes, flipped=flipped, quarter_turns=turns, units=PairUnits(position=position, scale=scale, axes=axes), picture_hw=picture_hw
     )
-    assert found.dtype == torch.float32 and found.shape == (4, 4, 3 if scale == "log_area" else 4)
+    assert found.dtype == torch.float32 and found.shape == (4, 4, len(CHANNELS[scale]))
     every = list(itertools.product(range(4), range(4)))
     expected = np.array(
         [one_pair(boxes[r].numpy(), boxes[t].numpy(), bool(flipped[r]), int(turns[r]), position, scale, axes) for r, t in every]
@@ -267,7 +268,7 @@ def test_what_does_not_fit_is_named(arguments: dict[str, object], message: str) 
     ("settings", "message"),
     [
         ({"position": "target"}, "position='target': take one of reference, picture, mean"),
-        ({"scale": "area"}, "scale='area': take one of log_area, log_sides, ratio"),
+        ({"scale": "area"}, "scale='area': take one of log_area, log_sides, ratio, none"),
         ({"axes": "picture"}, "axes='picture': take one of view, source"),
         ({"mean": torch.zeros(4)}, "mean has shape (4,), expected (3,), one a channel"),
         ({"std": [1.0, 1.0, 1.0]}, "std=[1.0, 1.0, 1.0]: needs a tensor (3,), one number a channel"),

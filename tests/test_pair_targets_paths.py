@@ -55,7 +55,7 @@ def assert_no_worse_than_eager(out: Tensor, boxes: Tensor, pairs: Tensor | None,
 
 @pytest.mark.core
 @pytest.mark.parametrize("position", ["reference", "picture", "mean"])
-@pytest.mark.parametrize("scale", ["log_area", "log_sides", "ratio"])
+@pytest.mark.parametrize("scale", ["log_area", "log_sides", "ratio", "none"])
 @pytest.mark.parametrize("axes", ["view", "source"])
 @pytest.mark.parametrize("chosen", [False, True])
 def test_the_kernel_gives_every_option(position: PositionUnit, scale: Scale, axes: Axes, chosen: bool) -> None:

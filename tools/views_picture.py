@@ -47,6 +47,8 @@ MANY_VIEWS_IN = 1.7  # the longer side of a view
 TWO_VIEWS_IN = 2.6
 LINE_IN = 0.125  # of a caption
 LETTERS_PER_IN = 22.5  # in a caption
+SHEET_OF = 30  # views of a family; more are shown side by side on a sheet, and numbered
+SHEET_IN = 4.4  # the side of a sheet
 CROWDED = 6  # views of a picture; where there are more, a view shows its own landmarks only
 GAP_IN = 0.16
 TITLE_IN = 0.24
@@ -56,6 +58,7 @@ LEGEND = (
     "reference as it is seen, ln s how much larger the target is."
 )
 REGIONS_LEGEND = " Thin numbered boxes: regions of the view, drawn in its pixels, and where the record says that they lie in the source."
+SHEET_LEGEND = " A sheet shows many small views in their order; their boxes in the source have the same numbers."
 LANDMARKS = (("o", 0.25, 0.25), ("^", 0.75, 0.3), ("s", 0.35, 0.75))  # shape, and where in the upright box: no mirror or turn keeps them
 OUTLINE: list[patheffects.AbstractPathEffect] = [patheffects.withStroke(linewidth=2.6, foreground="black", alpha=0.65)]
 
@@ -72,8 +75,9 @@ class _ViewDrawing:
     reference: int  # the number of its family's first view
     target: tuple[float, float, float]  # p (x, y) and ln s as the reference shows them
     captions: tuple[str, ...]  # lines
-    regions: Tensor | None  # (R, 4), pixels of the view
-    to_source: Tensor  # (2, 3)
+    regions: Tensor | None = None  # (R, 4), pixels of the view
+    regions_in_source: Tensor | None = None  # (R, 4)
+    is_sheet: bool = False  # many views side by side, each one of the regions
 
     @property
     def landmarks(self) -> Tensor:
@@ -143,7 +147,8 @@ def save_batch_picture(path: Path, loader: Loader, batch: Batch, *, objectives: 
     ]
 
     layout = _Layout.of(rows, bool(regions))
-    legend = textwrap.wrap(LEGEND + (REGIONS_LEGEND if regions else ""), int(layout.width * LETTERS_PER_IN * 0.8))
+    sheets = any(view.is_sheet for view in rows[0])
+    legend = textwrap.wrap(LEGEND + REGIONS_LEGEND * bool(regions) + SHEET_LEGEND * sheets, int(layout.width * LETTERS_PER_IN * 0.8))
     headings = [*filter(None, [title]), _families_words(loader, batch)]
     head = 0.22 + 0.2 * len(headings) + 0.14 * len(legend)
     figure = Figure(figsize=(layout.width, head + len(rows) * layout.row))
@@ -171,7 +176,9 @@ class _Layout:
     def of(rows: Sequence[Sequence[_ViewDrawing]], regions: bool) -> "_Layout":
         """Return the layout of pictures that all have as many views; regions: whether some are drawn."""
         views = len(rows[0])
-        if views <= 2:
+        if any(view.is_sheet for view in rows[0]):
+            columns, side = views, SHEET_IN
+        elif views <= 2:
             columns, side = views, REGIONS_IN if regions else TWO_VIEWS_IN
         else:
             columns, side = (math.ceil(views / 2) if views <= 16 else 8), MANY_VIEWS_IN
@@ -190,6 +197,10 @@ def _view_drawings(families: Sequence[Views], recipe: ViewRecipe, regions: Mappi
     number = 0
     for views in families:
         record, first = views.geometry, number
+        if record.boxes.shape[1] > SHEET_OF:
+            yield _sheet(views, recipe, number)
+            number += 1
+            continue
         targets = pair_targets(record.boxes[0], flipped=record.flipped[0], quarter_turns=record.quarter_turns[0])[0].tolist()
         for v, (across, down, log_scale) in enumerate(targets):
             target_words = f"p ({across:+.2f}, {down:+.2f})   ln s {log_scale:+.2f}" if v else "reference" if len(targets) > 1 else ""
@@ -207,11 +218,46 @@ def _view_drawings(families: Sequence[Views], recipe: ViewRecipe, regions: Mappi
                 to_view=record.source_to_view[0, v],
                 reference=first,
                 target=(across, down, log_scale),
-                captions=(f"{number} {record.family}" + (f" [{v}]" if v != number else ""), target_words, many, orientation, colors),
+                captions=(f"{number} {record.family}" + (f" [{v}]" if len(targets) > 1 else ""), target_words, many, orientation, colors),
                 regions=own,
-                to_source=record.view_to_source[0, v],
+                regions_in_source=None if own is None else geometry.map_boxes(record.view_to_source[0, v], own.double()),
             )
             number += 1
+
+
+def _sheet(views: Views, recipe: ViewRecipe, number: int) -> _ViewDrawing:
+    """Return the many views of one family and picture (B = 1) as one, row by row, with a line of white between them."""
+    record = views.geometry
+    count, (height, width) = len(record.view), record.size_px
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    pixels = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, np.uint8)
+    corners = torch.tensor([(v % columns * (width + 1), v // columns * (height + 1)) for v in range(count)], dtype=torch.float64)
+    for v, (x, y) in enumerate(corners.int().tolist()):
+        view = levels(views.pixels[0, v], recipe).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        pixels[y : y + height, x : x + width] = view
+    boxes = record.boxes[0].double()
+    orientations = {_orientation(bool(record.flipped[0, v]), int(record.quarter_turns[0, v])) for v in range(count)}
+    oriented = orientations.pop() if len(orientations) == 1 else "mirrored and turned by themselves"
+    small = "" if views.valid.all() else "; picture too small for the law"
+    return _ViewDrawing(
+        number=number,
+        color=colormaps["tab10"](number % 10),
+        pixels=pixels,
+        box=torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)]),
+        to_view=record.source_to_view[0, 0],
+        reference=number,
+        target=(0.0, 0.0, 0.0),
+        captions=(
+            f"{number} {record.family}",
+            f"{count} views of {width} x {height} px",
+            oriented + small,
+            _color_words(views.photometric[0, 0]),
+        ),
+        regions=torch.cat([corners, corners + torch.tensor([width, height])], -1),
+        regions_in_source=boxes,
+        is_sheet=True,
+    )
 
 
 def _orientation(flipped: bool, quarter_turns: int) -> str:
@@ -279,9 +325,10 @@ def _draw_source(axes: Axes, source: NDArray[np.uint8], drawings: Sequence[_View
         _draw_box(axes, (x0, y0, x1, y1), view.color, dashed=view.reference == view.number)
         label = {"facecolor": view.color, "edgecolor": "none", "pad": 1.2}
         axes.text(x0, y0, f"{view.number}", color="white", size=7, weight="bold", va="top", bbox=label)
-        if view.regions is not None:
-            _draw_regions(axes, geometry.map_boxes(view.to_source, view.regions.double()))
-        _draw_landmarks(axes, view.landmarks, view.color, size=4)
+        if view.regions_in_source is not None:
+            _draw_regions(axes, view.regions_in_source)
+        if not view.is_sheet:
+            _draw_landmarks(axes, view.landmarks, view.color, size=4)
         if view.number != view.reference and len(drawings) <= CROWDED:
             reference = drawings[view.reference].box
             _draw_arrow(axes, (reference[:2] + reference[2:]) / 2, (view.box[:2] + view.box[2:]) / 2, view.color)
@@ -305,6 +352,8 @@ def _draw_view(axes: Axes, view: _ViewDrawing, drawings: Sequence[_ViewDrawing])
     height, width = view.pixels.shape[:2]
     if view.regions is not None:
         _draw_regions(axes, view.regions)
+    if view.is_sheet:
+        return
     for other in drawings if len(drawings) <= CROWDED else [view]:
         if other is not view:
             corners = geometry.map_boxes(view.to_view, other.box[None])[0].tolist()

@@ -13,6 +13,7 @@ from wherefrom.train.objectives.dino import DINO, DINOSettings
 from wherefrom.train.objectives.mae import MAE, MAESettings
 from wherefrom.train.objectives.moco_v3 import MoCoV3, MoCoV3Settings
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
+from wherefrom.train.objectives.part import PART, PARTSettings
 from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
@@ -35,6 +36,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "ModelSettings",
     "SpatialSettings",
     "DenseSpatialSettings",
+    "PARTSettings",
     "DINOSettings",
     "MoCoV3Settings",
     "SimCLRSettings",
@@ -69,6 +71,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "own_rank",
     "SpatialPrediction",
     "DenseSpatialPrediction",
+    "PART",
     "DINO",
     "MoCoV3",
     "SimCLR",

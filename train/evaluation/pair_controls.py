@@ -18,6 +18,7 @@ from wherefrom.train.objectives.pairs import PairObjective, law_records, ordered
 BOOTSTRAPS = 1000
 ORACLE_PAIRS = 200_000
 ORACLE_BINS = 20
+MOST_VIEWS = 24  # of a picture, the first, among all pairs and triples of which contradictions are looked for
 
 
 class NoPairsError(ValueError):
@@ -175,7 +176,7 @@ def structure_gates(objective: PairObjective, features: Features) -> dict[str, f
     composition: sqrt(sum |p_ij + s_ij p_jk - p_ik|^2 / sum |p_ik|^2) over triples; only for three views or more.
     Source: after RoPART's gates, with the terms of scale; p in units other than the reference has s = 1.
     """
-    settings, views = objective.settings, features.summary.shape[1]
+    settings, views = objective.settings, min(MOST_VIEWS, features.summary.shape[1])
     each = torch.arange(views, device=features.summary.device)
     every = torch.cartesian_prod(each, each)
     predicted = torch.cat([objective.predict(part, every)[0].float() for part in parts_of(features)])
@@ -183,12 +184,12 @@ def structure_gates(objective: PairObjective, features: Features) -> dict[str, f
     position, log_scale = channels[..., :2], channels[..., 2:]
     if settings.scale == "ratio":
         log_scale = log_scale.clamp(min=1e-3).log()
-    unit = log_scale.exp() if settings.position == "reference" else torch.ones_like(log_scale)
+    scaled = log_scale.shape[-1] > 0  # else all views are as large
+    unit = log_scale.exp() if scaled and settings.position == "reference" else torch.ones_like(position[..., :1])
 
-    gates = {
-        "identity_position": float(position[:, each, each].square().sum(-1).mean().sqrt()),
-        "identity_scale": float(log_scale[:, each, each].square().mean().sqrt()),
-    }
+    gates = {"identity_position": float(position[:, each, each].square().sum(-1).mean().sqrt())}
+    if scaled:
+        gates["identity_scale"] = float(log_scale[:, each, each].square().mean().sqrt())
     i, j = ordered_pairs(views).to(each.device).unbind(-1)
     gates["symmetry"] = _relative(position[:, i, j] + position[:, j, i] * unit[:, i, j], position[:, i, j])
     if views > 2 and settings.position != "mean":

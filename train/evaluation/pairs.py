@@ -158,6 +158,7 @@ def evaluate_pairs(
     report_progress(4)
     rows += _control_head_rows(heads, objective, pairs)
     if objective.evaluation_family().views > 1:  # regions of one view are equally sharp as they are
+        equalize_px = min(equalize_px, objective.evaluation_family().size_px[0] // 2)
         equalized = _encode_pairs(encoder, objective, held_out, pictures, equalize_px=equalize_px)
         name = f"sharpness equalized at {equalize_px} px"
         rows.append(_row(name, _predict(objective, equalized.features), equalized, "as held-out pairs"))

@@ -5,6 +5,7 @@ from wherefrom.train.objectives.byol import BYOL, BYOLSettings
 from wherefrom.train.objectives.dino import DINO, DINOSettings
 from wherefrom.train.objectives.mae import MAE, MAESettings
 from wherefrom.train.objectives.moco_v3 import MoCoV3, MoCoV3Settings
+from wherefrom.train.objectives.part import PART, PARTSettings
 from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
@@ -14,6 +15,7 @@ __all__ = [
     "BYOL",
     "DINO",
     "MAE",
+    "PART",
     "BYOLSettings",
     "BarlowTwins",
     "BarlowTwinsSettings",
@@ -23,6 +25,7 @@ __all__ = [
     "MAESettings",
     "MoCoV3",
     "MoCoV3Settings",
+    "PARTSettings",
     "SimCLR",
     "SimCLRSettings",
     "SpatialPrediction",

@@ -5,15 +5,17 @@ Not here: what the channels mean (spatial.py), heads that serve as controls (whe
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wherefrom.kernels.pair_loss import PairLoss, pair_loss
-from wherefrom.train.encoder import Features
+from wherefrom.train.encoder import Features, sincos_positions
 from wherefrom.train.objectives.heads import full_precision
+
+Query = Literal["patches", "positions"]
 
 
 class AttendHead(nn.Module):
@@ -74,3 +76,65 @@ class AdditiveHead(nn.Module):
         summary = features.summary
         of_reference = self.of_reference(summary.detach() if stop_reference else summary)
         return pair_loss(of_reference, self.of_target(summary), boxes, weight=self.out.weight, output_bias=self.out.bias, **options)
+
+
+class LinearHead(nn.Module):
+    """A linear map of [z_r; z_t]: the sum of two, each computed once a view."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.of_reference = nn.Linear(width, channels)
+        self.of_target = nn.Linear(width, channels, bias=False)
+
+    def forward(self, features: Features, pairs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Predict every pair, (P, 2) of (reference, target) -> (B, P, C), and no meters."""
+        summary = features.summary
+        return self.of_reference(summary)[:, pairs[:, 0]] + self.of_target(summary)[:, pairs[:, 1]], {}
+
+
+class CrossAttentionHead(nn.Module):
+    """A query for every pair reads all patches of the picture, by one head; a linear map of what it reads is the prediction.
+
+    The query is a linear map of [z_r; z_t], or, with query="positions", fixed sines and cosines of the numbers r and t, which tell
+    nothing of a picture. Logits in float32, over sqrt(width); `projections` are linear maps of query, keys, values and result.
+    Source: PART, arXiv 2506.03682: without projections as the paper writes it, with them as in its code.
+    """
+
+    def __init__(self, width: int, channels: int, *, query: Query, patches: int, projections: bool) -> None:
+        super().__init__()
+        self.patches = patches
+        self.of_reference = self.of_target = None
+        if query == "patches":
+            self.of_reference, self.of_target = nn.Linear(width, width), nn.Linear(width, width, bias=False)
+        else:
+            self.register_buffer("of_numbers", sincos_positions(patches, patches, width).flatten(0, 1), persistent=False)
+        self.query, self.key, self.value, self.read = (nn.Linear(width, width) if projections else nn.Identity() for _ in range(4))
+        self.out = nn.Linear(width, channels)
+
+    def forward(self, features: Features, pairs: Tensor, keys: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Predict every pair, and say how the attention went.
+
+        Shapes: features of N patches, pairs (P, 2) of (reference, target), keys (B, n) int64, the patches that are read, by default
+                all -> (B, P, C).
+        """
+        patches = features.summary
+        query = self._queries(patches, pairs)
+        read = patches if keys is None else patches.gather(1, keys.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        query, key, value = self.query(query), self.key(read), self.value(read)
+        with torch.autocast(query.device.type, enabled=False):
+            query, key, value = (full_precision(each) for each in (query, key, value))
+            logits = query @ key.mT / math.sqrt(query.shape[-1])  # (B, P, n)
+            attention = logits.softmax(-1)
+            looked_up = attention @ value
+        with torch.no_grad():
+            uniform = math.log(max(2, read.shape[1]))
+            meters = {"logit_max": logits.abs().max(), "attention_entropy": torch.special.entr(attention).sum(-1).mean() / uniform}
+        return self.out(self.read(looked_up)), meters
+
+    def _queries(self, patches: Tensor, pairs: Tensor) -> Tensor:
+        """Return the query of every pair, (B, P, D), or (1, P, D) where it is the same in all pictures."""
+        reference, target = pairs.unbind(-1)
+        if self.of_reference is not None and self.of_target is not None:
+            return self.of_reference(patches)[:, reference] + self.of_target(patches)[:, target]
+        assert isinstance(self.of_numbers, Tensor)
+        return self.of_numbers[reference % self.patches * self.patches + target % self.patches].to(patches.dtype).unsqueeze(0)

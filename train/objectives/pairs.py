@@ -46,7 +46,7 @@ class PairSettings(Protocol):
 class PairObjective(Protocol):
     """What evaluation asks of an objective, whoever wrote it, to report how well it predicts pairs of boxes.
 
-    Shapes: B pictures, V boxes of each, P pairs, C channels: x, y, then one of scale or two of width and height.
+    Shapes: B pictures, V boxes of each, P pairs, C channels: x, y, then none or one of scale, or two of width and height.
     The boxes are those of V views, or regions of a single view; R2 of several views is measured with equalized sharpness, too.
     """
 
@@ -94,7 +94,7 @@ def is_pair_objective(objective: object) -> TypeGuard[PairObjective]:
 
 
 def pair_terms(predicted: Tensor, targets: Tensor, mask: Tensor, channels: Sequence[str], *, loss: Loss, beta: float) -> Terms:
-    """Return both terms, means over the pairs that count (0 where none does) summed over their channels, and R2 of every channel.
+    """Return the terms, means over the pairs that count (0 where none does) summed over their channels, and R2 of every channel.
 
     The mean of the ranks' terms is that over all ranks' pairs.
     Shapes: predicted and targets (B, P, C), mask (B, P) bool, true for pairs that count; C channels.
@@ -104,19 +104,25 @@ def pair_terms(predicted: Tensor, targets: Tensor, mask: Tensor, channels: Seque
     channel_loss = (error * mask.unsqueeze(-1)).sum((0, 1)) / mask.sum().clamp(min=1) * _among_ranks(mask.sum())
     with torch.no_grad():
         meters = {f"r2_{name}": value for name, value in zip(channels, r2(predicted, targets, mask), strict=True)}
-    return Terms(losses={"position": channel_loss[:2].sum(), "scale": channel_loss[2:].sum()}, meters=meters)
+    return Terms(losses=_terms_of(channel_loss), meters=meters)
 
 
 def position_and_scale(pair_loss: PairLoss, weights: Mapping[str, float]) -> dict[str, Tensor]:
-    """Return both terms of a pair loss whose channels were weighted by `weights`.
+    """Return the terms of a pair loss whose channels were weighted by `weights`.
 
     One pass gives one gradient, that of the weighted sum, and only that sum may be differentiated: each term carries the share of the
     gradient by which it comes out. The mean of the ranks' terms is that over all ranks' pairs.
     """
-    values = {"position": pair_loss.channel_loss[:2].sum(), "scale": pair_loss.channel_loss[2:].sum()}
+    values = _terms_of(pair_loss.channel_loss)
     gradient = (pair_loss.loss - pair_loss.loss.detach()) / (sum(weights[term] ** 2 for term in values) or 1)
     part = _among_ranks(pair_loss.counted.sum())
     return {term: (value + weights[term] * gradient) * part for term, value in values.items()}
+
+
+def _terms_of(channel_loss: Tensor) -> dict[str, Tensor]:
+    """Return the terms of losses by channel, (C,): there is one of scale where there are channels of it."""
+    terms = {"position": channel_loss[:2].sum(), "scale": channel_loss[2:].sum()}
+    return terms if len(channel_loss) > 2 else {"position": terms["position"]}
 
 
 def _among_ranks(counted: Tensor) -> Tensor | float:
