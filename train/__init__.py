@@ -10,6 +10,7 @@ from wherefrom.train.objectives.barlow import BarlowTwins, BarlowTwinsSettings
 from wherefrom.train.objectives.byol import BYOL, BYOLSettings
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.dino import DINO, DINOSettings
+from wherefrom.train.objectives.gtsa import GTSA, GTSASettings
 from wherefrom.train.objectives.mae import MAE, MAESettings
 from wherefrom.train.objectives.moco_v3 import MoCoV3, MoCoV3Settings
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
@@ -35,6 +36,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "ModelSettings",
     "SpatialSettings",
     "DenseSpatialSettings",
+    "GTSASettings",
     "DINOSettings",
     "MoCoV3Settings",
     "SimCLRSettings",
@@ -69,6 +71,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "own_rank",
     "SpatialPrediction",
     "DenseSpatialPrediction",
+    "GTSA",
     "DINO",
     "MoCoV3",
     "SimCLR",
