@@ -90,7 +90,7 @@ METHODS = {  # by the objective's name, and what follows it where there is more 
     "vicreg": Method(settings=VICRegSettings(**PAIR), model=RESNET),
     "dense": Method(settings=DenseSpatialSettings(size_px=24, regions=4, min_side_px=4, color=None, weight=1.0)),
     "moco_v3 of a ResNet": Method(settings=MOCO_OF_RESNET, model=RESNET, optim=LARS),
-    "gtsa with a bound in cells": Method(settings=GTSASettings(**GTSA, min_cells=1.0)),
+    "gtsa with a bound in cells": Method(settings=GTSASettings(**GTSA, min_cells=1.5, local_area_frac=(0.03, 0.3))),
     "dino with BatchNorm": Method(
         settings=DINOSettings(**DINO, size_px=32, local_px=32, head_batch_norm=True, free_prototype_norms=True), model=RESNET
     ),
