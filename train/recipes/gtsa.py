@@ -27,6 +27,7 @@ SMALL_GTSA = GTSASettings(
     region_bins=6,
     local_region_bins=3,
     rotation_hidden=(256, 256, 64),
+    teacher_momentum=0.99,
 )
 
 
@@ -35,7 +36,7 @@ def gtsa() -> TrainSettings:
     return TrainSettings(
         recipe="gtsa",
         global_batch=32,
-        updates=1200,
+        updates=600,
         model=SMALL,
         objectives={"gtsa": replace(SMALL_GTSA, patch_from_epoch=2.0)},
         optim=SMALL_OPTIM,
@@ -45,7 +46,7 @@ def gtsa() -> TrainSettings:
 def imagenette_gtsa() -> TrainSettings:
     """GTSA of a small ViT on photographs: a quarter of an hour on two cores."""
     learned = replace(SMALL_GTSA, patch_from_epoch=3.0)
-    return small_on_imagenette("imagenette_gtsa", "gtsa", learned, model=SMALL, updates=1200, optim=SMALL_OPTIM)
+    return small_on_imagenette("imagenette_gtsa", "gtsa", learned, model=SMALL, updates=800, optim=SMALL_OPTIM)
 
 
 def coco_gtsa_vits16() -> TrainSettings:
