@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wherefrom.pipeline import Batch, Overlapping, ViewRecipe, Views, draw_records
 from wherefrom.train import GTSA, Encoder, GTSASettings, ModelSettings, OptimSettings, Progress, Step, recipe
-from wherefrom.train.objectives.gtsa import MapHead, Meeting, meeting_of
+from wherefrom.train.objectives.gtsa import MapHead, ViewPairs, view_pairs
 from wherefrom.train.optimizer import clip_gradients, gated_step, make_optimizer, set_rates
 
 FIGURES = figures("gtsa")
@@ -54,17 +54,17 @@ def test_common_boxes_are_the_authors() -> None:
         assert torch.equal(common.other_boxes, students[:, at].transpose(1, 2))
 
 
-def meetings_of_figures(said: Sequence[Tensor], *, turned: int = 0) -> list[Meeting]:
-    """Return the meetings of the figures' maps; `turned`: the student's local views taken for turned once more."""
-    taught = channels_last(wave((6, 5, 12, 12), 1))
+def pairs_of_figures(student: Sequence[Tensor], *, turned: int = 0) -> list[ViewPairs]:
+    """Return the pairs of the figures' maps; `turned`: the student's local views taken for turned once more."""
+    teacher = channels_last(wave((6, 5, 12, 12), 1))
     large = views_of("g", torch.zeros(3, 2, 3, 48, 48), (0, 1))
     small = views_of("l", torch.zeros(3, 2, 3, 24, 24), (2, 3), turned=turned)
     return [
         *(
-            meeting_of(large[:, one], taught[:, [one]], large[:, other], said[0][:, [other]], bins=8, min_cells=0)
+            view_pairs(large[:, one], teacher[:, [one]], large[:, other], student[0][:, [other]], bins=8, min_cells=0)
             for one, other in ((0, 1), (1, 0))
         ),
-        meeting_of(large, taught, small, said[1], bins=4, min_cells=0),
+        view_pairs(large, teacher, small, student[1], bins=4, min_cells=0),
     ]
 
 
@@ -77,16 +77,16 @@ def as_student() -> tuple[Tensor, Tensor]:
 def test_loss_and_gradient_of_both_dense_terms_are_the_authors(term: str) -> None:
     figure = FIGURES["loss"]
 
-    def loss_of(said: Sequence[Tensor], *, matched_frac: float = 0.5, **slip: Any) -> Tensor:
-        meetings = meetings_of_figures(said, **slip)
-        likeness = [m.region_likeness() if term == "region" else m.patch_likeness(matched_frac) for m in meetings]
-        return -torch.cat([each.flatten(1) for each in likeness], 1).mean()
+    def loss_of(student: Sequence[Tensor], *, matched_frac: float = 0.5, **slip: Any) -> Tensor:
+        groups = pairs_of_figures(student, **slip)
+        similarity = [m.region_similarity() if term == "region" else m.patch_similarity(matched_frac) for m in groups]
+        return -torch.cat([each.flatten(1) for each in similarity], 1).mean()
 
-    said = as_student()
-    loss = loss_of(said)
+    student = as_student()
+    loss = loss_of(student)
     loss.backward()
     assert gap(loss, figure[term]) < 1e-12
-    for own, theirs in zip(said, figure[f"{term}_grads"], strict=True):
+    for own, theirs in zip(student, figure[f"{term}_grads"], strict=True):
         assert own.grad is not None
         assert gap(own.grad.movedim(-1, 2).transpose(0, 1).flatten(0, 1), theirs) < 1e-10
     slip: dict[str, Any] = {"turned": 1} if term == "region" else {"matched_frac": 1.0}
@@ -135,15 +135,15 @@ def shaped_as_ours(theirs: Any, own: Tensor) -> Any:
 
 @pytest.mark.core
 def test_heads_start_as_the_authors() -> None:
-    head, told = MapHead(384, 384, 768, layers=2, residual=True), FIGURES["heads"]["starts"]
+    head, figure = MapHead(384, 384, 768, layers=2, residual=True), FIGURES["heads"]["starts"]
     layers = [*head.convs, head.out]
-    assert [layer.weight.std().item() for layer in layers] == pytest.approx(told["std"], rel=0.02)  # type: ignore[union-attr, operator]
-    assert [layer.bias.abs().max().item() for layer in layers] == told["bias"]  # type: ignore[union-attr, operator]
+    assert [layer.weight.std().item() for layer in layers] == pytest.approx(figure["std"], rel=0.02)  # type: ignore[union-attr, operator]
+    assert [layer.bias.abs().max().item() for layer in layers] == figure["bias"]  # type: ignore[union-attr, operator]
 
 
 def runs_of(**slips: Any) -> Iterator[tuple[int, Step, GTSA, Mapping[str, Tensor]]]:
     """Make the six updates, three epochs of two, as a trainer makes them, with the author's weights at first; yield after each."""
-    told = FIGURES["end_to_end"]
+    figure = FIGURES["end_to_end"]
     momentum = slips.pop("teacher_momentum", 0.9)
     settings = GTSASettings(
         size_px=48,
@@ -177,7 +177,7 @@ def runs_of(**slips: Any) -> Iterator[tuple[int, Step, GTSA, Mapping[str, Tensor
         output.loss.backward()
         clip_gradients(step.clip_groups(), 0.3, each=True)
         gradients = {name: p.grad for name, p in named_as_theirs(step, gtsa).items() if p.grad is not None}
-        set_rates(optimizer, lr=told["lr"][update], peak_lr=1.0, weight_decay=told["weight_decay"][update])
+        set_rates(optimizer, lr=figure["lr"][update], peak_lr=1.0, weight_decay=figure["weight_decay"][update])
         gated_step(optimizer, torch.tensor(True))
         found = {name: gradient.clone() for name, gradient in gradients.items()}
         optimizer.zero_grad()
@@ -197,14 +197,14 @@ def named_as_theirs(step: Step, gtsa: GTSA) -> dict[str, Tensor]:
 
 def furthest_from_figures(**slips: Any) -> float:
     """Return how far losses, clipped gradients, students and teachers of a run are from the figures."""
-    told, gaps = FIGURES["end_to_end"], []
+    figure, gaps = FIGURES["end_to_end"], []
     for update, step, gtsa, found in runs_of(**slips):
-        for term, theirs in zip(("region", "patch", "rotation"), told["losses"][update], strict=True):
+        for term, theirs in zip(("region", "patch", "rotation"), figure["losses"][update], strict=True):
             if f"gtsa/{term}" in found:
                 gaps.append(gap(found[f"gtsa/{term}"], theirs))
-        gaps += [gap(found[name], theirs) for name, theirs in told["grads_clipped"].get(f"update_{update}", {}).items()]
+        gaps += [gap(found[name], theirs) for name, theirs in figure["grads_clipped"].get(f"update_{update}", {}).items()]
         own = named_as_theirs(step, gtsa)
-        gaps += [gap(own[name], theirs) for name, theirs in told["snapshots"].get(f"after_update_{update}", {}).items()]
+        gaps += [gap(own[name], theirs) for name, theirs in figure["snapshots"].get(f"after_update_{update}", {}).items()]
     return max(gaps)
 
 
@@ -238,12 +238,12 @@ def places(views: Views, patch_px: int) -> Tensor:
     return ((boxes[..., :2] + boxes[..., 2:]) / 2).unflatten(2, (cells, cells)).float()
 
 
-def apart_in_cells(meeting: Meeting, students: Views, patch_px: int) -> Tensor:
+def apart_in_cells(group: ViewPairs, students: Views, patch_px: int) -> Tensor:
     """Return how far apart what both pool comes from, in cells of the student's map: (n, bins, bins) of the n pairs that count."""
     to_view = students.geometry.source_to_view[:, None, :, :, :2]  # (B, 1, W, 2, 2)
-    taught, said = meeting.pooled()
-    apart = torch.einsum("bgwxy,bgwijy->bgwijx", to_view.expand(*meeting.counted.shape, 2, 2), (taught - said).double())
-    return apart.norm(dim=-1)[meeting.counted] / patch_px
+    teacher, student = group.pooled()
+    apart = torch.einsum("bgwxy,bgwijy->bgwijx", to_view.expand(*group.counted.shape, 2, 2), (teacher - student).double())
+    return apart.norm(dim=-1)[group.counted] / patch_px
 
 
 @pytest.mark.core
@@ -252,19 +252,19 @@ def test_student_and_teacher_pool_the_same_places_for_all_turns(mirrored: bool) 
     large, small = drawn_views(GTSASettings(), mirrored=mirrored)
     a, b = slice(0, 1), slice(1, 2)
     for teachers, students, bins in ((large[:, a], large[:, b], 10), (large[:, b], large[:, a], 10), (large, small, 4)):
-        meeting = meeting_of(teachers, places(teachers, 16), students, places(students, 16), bins=bins, min_cells=0)
-        apart = apart_in_cells(meeting, students, 16)
-        turns, flips = (each[meeting.counted] for each in (meeting.common.quarter_turns, meeting.common.flipped))
+        group = view_pairs(teachers, places(teachers, 16), students, places(students, 16), bins=bins, min_cells=0)
+        apart = apart_in_cells(group, students, 16)
+        turns, flips = (each[group.counted] for each in (group.common.quarter_turns, group.common.flipped))
         for flipped in {False, mirrored}:
             for turn in range(4):
                 chosen = (turns == turn) & (flips == flipped)
                 assert apart[chosen].quantile(0.95) < 0.2
         assert apart[:, 1:-1, 1:-1].quantile(0.95) < 1e-4  # what lies between is where maps end, and tokens are held
         for more in (1, 2, 3):
-            wrong = replace(meeting, common=replace(meeting.common, quarter_turns=(meeting.common.quarter_turns + more) % 4))
+            wrong = replace(group, common=replace(group.common, quarter_turns=(group.common.quarter_turns + more) % 4))
             assert apart_in_cells(wrong, students, 16).quantile(0.95) > 5 * 0.2
         if mirrored:
-            unmirrored = replace(meeting, common=replace(meeting.common, flipped=torch.zeros_like(meeting.common.flipped)))
+            unmirrored = replace(group, common=replace(group.common, flipped=torch.zeros_like(group.common.flipped)))
             assert apart_in_cells(unmirrored, students, 16).quantile(0.95) > 5 * 0.2
 
 
@@ -285,12 +285,12 @@ def test_all_views_meet_and_are_turned_and_none_is_mirrored() -> None:
 @pytest.mark.core
 def test_a_bound_in_cells_leaves_narrow_pairs_out() -> None:
     large, small = drawn_views(GTSASettings(), mirrored=False)
-    taught, said = torch.zeros(300, 2, 14, 14, 1), torch.zeros(300, 8, 6, 6, 1)
+    teacher, student = torch.zeros(300, 2, 14, 14, 1), torch.zeros(300, 8, 6, 6, 1)
     common = large.geometry.common(small.geometry)
     sides = [boxes[..., 2:] - boxes[..., :2] for boxes in (common.boxes * 14 / 224, common.other_boxes * 6 / 96)]
     narrowest = torch.stack(sides).amin((0, -1))
     for bound, share in ((0.0, 1.0), (1.5, 0.96), (4.0, 0.74)):
-        counted = meeting_of(large, taught, small, said, bins=4, min_cells=bound).counted
+        counted = view_pairs(large, teacher, small, student, bins=4, min_cells=bound).counted
         clear = (narrowest - bound).abs() > 1e-9  # not on the bound but for rounding
         assert torch.equal(counted[clear], (narrowest > bound)[clear])
         assert counted.float().mean() == pytest.approx(share, abs=0.01)
@@ -324,20 +324,20 @@ def with_valid(batch: Batch, large: Tensor | bool, small: Tensor | bool) -> Batc
 
 @pytest.mark.core
 def test_patches_are_matched_from_their_epoch_on_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    matched: list[float] = []
-    match = Meeting.patch_likeness
-    monkeypatch.setattr(Meeting, "patch_likeness", lambda self, share: matched.append(share) or match(self, share))
+    computed: list[float] = []
+    match = ViewPairs.patch_similarity
+    monkeypatch.setattr(ViewPairs, "patch_similarity", lambda self, share: computed.append(share) or match(self, share))
     step, batch = small_step(patch_from_epoch=2.0)
     for epoch, terms in ((0.0, 2), (1.9, 2), (2.0, 3), (9.0, 3)):
-        matched.clear()
+        computed.clear()
         losses = step(batch, at(epoch)).losses
-        assert len(losses) == terms and ("gtsa/patch" in losses) == (terms == 3) == bool(matched)
+        assert len(losses) == terms and ("gtsa/patch" in losses) == (terms == 3) == bool(computed)
     assert GTSASettings().patch_from_epoch == FIGURES["recipe"]["warmup_epochs"] + 1
 
 
 @pytest.mark.core
 def test_terms_without_weight_are_not_computed_and_have_no_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Meeting, "patch_likeness", None)
+    monkeypatch.setattr(ViewPairs, "patch_similarity", None)
     step, batch = small_step(weight_patch=0.0, weight_rotation=0.0)
     out = step(batch, at(20))
     assert set(out.losses) == {"gtsa/region"} and not any("rotation" in name for name, _ in step.named_parameters())
@@ -350,7 +350,7 @@ def test_a_batch_in_which_no_pair_counts_has_losses_and_gradients_of_0(bound: bo
     step, batch = small_step(**({"min_cells": 100.0} if bound else {}))
     out = step(batch if bound else with_valid(batch, False, False), at(0))
     assert out.losses["gtsa/region"] == out.losses["gtsa/patch"] == 0
-    assert bool(out.losses["gtsa/rotation"] == 0) == (not bound)  # turns are told of valid views, whatever they share
+    assert bool(out.losses["gtsa/rotation"] == 0) == (not bound)  # the turns of valid views count, whatever they share
     assert out.meters["gtsa/pairs_left_out"] == 1
     assert all(value.isfinite() for value in (out.loss, *out.meters.values()))
     out.loss.backward()
@@ -467,24 +467,24 @@ def test_a_picture_in_which_no_view_fits_has_invalid_views() -> None:
 
 @pytest.mark.core
 def test_recipe_is_the_authors_run() -> None:
-    settings, told = recipe("coco_gtsa_vits16"), FIGURES["recipe"]
+    settings, figure = recipe("coco_gtsa_vits16"), FIGURES["recipe"]
     gtsa, optim = settings.objectives["gtsa"], settings.optim
     assert isinstance(gtsa, GTSASettings)
-    assert (settings.epochs, settings.global_batch, optim.lr) == (told["epochs"], told["batch"], told["blr"] * told["batch"] / 256)
-    assert optim.warmup_frac * settings.epochs == pytest.approx(told["warmup_epochs"])
-    assert [optim.weight_decay, optim.final_weight_decay] == told["weight_decay"]
-    assert (optim.final_lr, optim.clip_norm, optim.clip_by) == (told["min_lr"], told["clip_per_parameter"], "parameter")
-    assert settings.model.drop_path == told["drop_path_student"]
-    assert [gtsa.teacher_momentum, gtsa.final_teacher_momentum] == told["ema"]
-    assert [gtsa.region_bins, gtsa.local_region_bins] == told["roi_out_size"]
-    assert [round(gtsa.matched_frac * (side // 16) ** 2) for side in (gtsa.size_px, gtsa.local_px)] == told["num_matches"]
-    assert [gtsa.weight_region, gtsa.weight_patch, gtsa.weight_rotation] == told["coefs"]
-    assert (gtsa.hidden, gtsa.out, list(gtsa.rotation_hidden)) == (told["projector_dim"], told["out_dim"], told["rotation"])
-    for family, view, shared in zip(gtsa.families("gtsa"), told["views"], told["min_intersection"], strict=True):
+    assert (settings.epochs, settings.global_batch, optim.lr) == (figure["epochs"], figure["batch"], figure["blr"] * figure["batch"] / 256)
+    assert optim.warmup_frac * settings.epochs == pytest.approx(figure["warmup_epochs"])
+    assert [optim.weight_decay, optim.final_weight_decay] == figure["weight_decay"]
+    assert (optim.final_lr, optim.clip_norm, optim.clip_by) == (figure["min_lr"], figure["clip_per_parameter"], "parameter")
+    assert settings.model.drop_path == figure["drop_path_student"]
+    assert [gtsa.teacher_momentum, gtsa.final_teacher_momentum] == figure["ema"]
+    assert [gtsa.region_bins, gtsa.local_region_bins] == figure["roi_out_size"]
+    assert [round(gtsa.matched_frac * (side // 16) ** 2) for side in (gtsa.size_px, gtsa.local_px)] == figure["num_matches"]
+    assert [gtsa.weight_region, gtsa.weight_patch, gtsa.weight_rotation] == figure["coefs"]
+    assert (gtsa.hidden, gtsa.out, list(gtsa.rotation_hidden)) == (figure["projector_dim"], figure["out_dim"], figure["rotation"])
+    for family, view, shared in zip(gtsa.families("gtsa"), figure["views"], figure["min_intersection"], strict=True):
         law, color = family.law, family.color
         assert isinstance(law, Overlapping) and color is not None
         assert (family.views, family.size_px[0], list(law.area_frac)) == (view["count"], view["px"], view["scale"])
         assert (law.min_shared_frac, family.mirror, family.turns) == (shared, "none", True)
-        assert [color.brightness, color.contrast, color.saturation, color.hue] == told["jitter"]
-        assert (color.jitter_prob, color.gray_prob, color.blur_prob) == (told["jitter_p"], told["gray_p"], told["blur_p"])
-        assert list(color.blur_sigma_px) == told["blur_sigma"]
+        assert [color.brightness, color.contrast, color.saturation, color.hue] == figure["jitter"]
+        assert (color.jitter_prob, color.gray_prob, color.blur_prob) == (figure["jitter_p"], figure["gray_p"], figure["blur_p"])
+        assert list(color.blur_sigma_px) == figure["blur_sigma"]

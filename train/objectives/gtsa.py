@@ -1,4 +1,4 @@
-"""GTSA: agree with a slow teacher on what both see of the same place, however each of them was turned, and tell how a view was turned.
+"""GTSA: agree with a slow teacher on what both see of the same place, however each view was turned, and tell by how much it was.
 
 Here: the settings, the heads, the three losses, and the objective.
 Not here: which boxes two views share (ViewGeometry.common), pooling (wherefrom.kernels.roi_align), the moving average (teacher.py).
@@ -134,26 +134,26 @@ class GTSA(Objective):
 
     def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
         views = [batch.family(family.name) for family in self.families]
-        tokens = [encode(each).tokens for each in views]  # (B, V, h, w, D) a family
-        said = [self.predictor(self.projector(each)) for each in tokens]
+        tokens = [encode(each).tokens for each in views]  # (B, V, h, w, D) of each family
+        student = [self.predictor(self.projector(each)) for each in tokens]
         with torch.no_grad():
-            taught = self.teacher_projector(self.teacher.encode(views[0]).tokens)
-        means = torch.cat([each.mean((-3, -2)) for each in tokens], 1)  # (B, V of all families, D)
+            teacher = self.teacher_projector(self.teacher.encode(views[0]).tokens)
+        mean_tokens = torch.cat([each.mean((-3, -2)) for each in tokens], 1)  # (B, V of all families, D)
 
-        meetings = self._meetings(views, taught, said)
-        counted = torch.cat([meeting.counted.flatten(1) for meeting in meetings], 1)  # (B, pairs)
-        regions = torch.cat([meeting.region_likeness().flatten(1) for meeting in meetings], 1)
+        groups = self._view_pairs(views, teacher, student)
+        counted = torch.cat([group.counted.flatten(1) for group in groups], 1)  # (B, pairs)
+        regions = torch.cat([group.region_similarity().flatten(1) for group in groups], 1)
         losses = {"region": counted_mean(-regions, counted)}
-        meters = {"pairs_left_out": 1 - counted.float().mean(), "target_std": _spread_of_places(taught)} | spread(means[:, 0])
+        meters = {"pairs_left_out": 1 - counted.float().mean(), "target_std": _std_over_places(teacher)} | spread(mean_tokens[:, 0])
         if self.weights["patch"] and progress.epoch >= self.settings.patch_from_epoch:
-            matches = [meeting.patch_likeness(self.settings.matched_frac).flatten(1) for meeting in meetings]
+            matches = [group.patch_similarity(self.settings.matched_frac).flatten(1) for group in groups]
             losses["patch"] = counted_mean(-torch.cat(matches, 1), counted)
         if self.rotation is not None:
-            logits = full_precision(self.rotation(means))
+            logits = full_precision(self.rotation(mean_tokens))
             turns = torch.cat([each.geometry.quarter_turns for each in views], 1)
             valid = torch.cat([each.valid for each in views], 1)
             losses["rotation"] = counted_mean(F.cross_entropy(logits.flatten(0, 1), turns.flatten(), reduction="none"), valid.flatten())
-            meters["turns_told"] = (logits.detach().argmax(-1) == turns).float().mean()
+            meters["rotation_accuracy"] = (logits.detach().argmax(-1) == turns).float().mean()
         return Terms(losses=losses, meters=meters)
 
     def rule_for(self, name: str, parameter: nn.Parameter) -> ParameterRule:
@@ -167,40 +167,43 @@ class GTSA(Objective):
         follow(self.teacher, encoder, momentum=momentum)
         follow(self.teacher_projector, self.projector, momentum=momentum)
 
-    def _meetings(self, views: Sequence[Views], taught: Tensor, said: Sequence[Tensor]) -> list["Meeting"]:
+    def _view_pairs(self, views: Sequence[Views], teacher: Tensor, student: Sequence[Tensor]) -> list["ViewPairs"]:
         """Return what is compared: each global view of the teacher with every view of the student but itself."""
         settings, large = self.settings, views[0]
-        meetings = [
-            meeting_of(large[:, a], taught[:, a], large[:, b], said[0][:, b], bins=settings.region_bins, min_cells=settings.min_cells)
+        groups = [
+            view_pairs(large[:, a], teacher[:, a], large[:, b], student[0][:, b], bins=settings.region_bins, min_cells=settings.min_cells)
             for a, b in (_BOTH_WAYS, _BOTH_WAYS[::-1])
         ]
         if settings.local_views:
             bins = settings.local_region_bins
-            meetings.append(meeting_of(large, taught, views[1], said[1], bins=bins, min_cells=settings.min_cells))
-        return meetings
+            groups.append(view_pairs(large, teacher, views[1], student[1], bins=bins, min_cells=settings.min_cells))
+        return groups
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Meeting:
-    """G views of the teacher and W of the student, of the same pictures: every pair of them, and which pairs count."""
+class ViewPairs:
+    """All pairs of G views of the teacher and W of the student, of the same pictures: their token maps, and which pairs count."""
 
-    taught: Tensor  # (B, G, h, w, D)
-    said: Tensor  # (B, W, h', w', D)
+    teacher: Tensor  # (B, G, h, w, D)
+    student: Tensor  # (B, W, h', w', D)
     common: CommonBoxes  # (B, G, W)
     counted: Tensor  # (B, G, W) bool
     sides_px: tuple[int, int]  # of the teacher's views, of the student's
     bins: int  # a side, that common boxes are pooled to
 
-    def region_likeness(self) -> Tensor:
-        """Return the mean cosine of what both say of the bins of each common box, (B, G, W)."""
-        taught, said = self.pooled()
-        return (_unit(said) * _unit(taught)).sum(-1).mean((-2, -1))
+    def region_similarity(self) -> Tensor:
+        """Return the mean cosine of student and teacher over the bins of each common box, (B, G, W)."""
+        teacher, student = self.pooled()
+        return (_unit(student) * _unit(teacher)).sum(-1).mean((-2, -1))
 
     def pooled(self) -> tuple[Tensor, Tensor]:
-        """Return what both say of the bins of each common box, as the student sees them, or 0 of no pair: (B, G, W, bins, bins, D) each."""
-        samples, common, counted = len(self.taught), self.common, self.counted
-        taught = roi_align(
-            self.taught.flatten(0, 1),
+        """Return the teacher's and the student's features of the bins of each common box, both as the student's view shows them.
+
+        Shapes: (B, G, W, bins, bins, D) each, 0 where a pair does not count.
+        """
+        samples, common, counted = len(self.teacher), self.common, self.counted
+        teacher = roi_align(
+            self.teacher.flatten(0, 1),
             common.boxes.float().flatten(0, 1),
             frame_hw=self.sides_px[0],
             out_hw=self.bins,
@@ -208,36 +211,37 @@ class Meeting:
             flipped=common.flipped.flatten(0, 1),
             valid=counted.flatten(0, 1),
         )  # (B G, W, bins, bins, D)
-        said = roi_align(
-            self.said.flatten(0, 1),
+        student = roi_align(
+            self.student.flatten(0, 1),
             common.other_boxes.float().transpose(1, 2).flatten(0, 1),
             frame_hw=self.sides_px[1],
             out_hw=self.bins,
             valid=counted.transpose(1, 2).flatten(0, 1),
         )  # (B W, G, bins, bins, D)
-        return taught.unflatten(0, (samples, -1)), said.unflatten(0, (samples, -1)).transpose(1, 2)
+        return teacher.unflatten(0, (samples, -1)), student.unflatten(0, (samples, -1)).transpose(1, 2)
 
-    def patch_likeness(self, matched_frac: float) -> Tensor:
-        """Return the mean cosine of the best matches among patches, (B, G, W): each one's nearest of the other view, both ways."""
-        taught, said = _unit(self.taught.flatten(2, 3)), _unit(self.said.flatten(2, 3))  # (B, G, N, D), (B, W, M, D)
-        with torch.autocast(said.device.type, enabled=False):
-            cosines = (taught.flatten(1, 2) @ said.flatten(1, 2).mT).unflatten(1, taught.shape[1:3]).unflatten(-1, said.shape[1:3])
-        matched = min(max(1, round(matched_frac * said.shape[2])), taught.shape[2])
-        of_said = cosines.max(2).values.topk(matched).values.mean(-1)  # cosines: (B, G, N, W, M)
-        of_taught = cosines.max(-1).values.transpose(2, 3).topk(matched).values.mean(-1)
-        return (of_said + of_taught) / 2
+    def patch_similarity(self, matched_frac: float) -> Tensor:
+        """Return the mean cosine of the best matches, (B, G, W): patches with their nearest of the other map, both ways."""
+        teacher, student = _unit(self.teacher.flatten(2, 3)), _unit(self.student.flatten(2, 3))  # (B, G, N, D), (B, W, M, D)
+        with torch.autocast(student.device.type, enabled=False):
+            flat = teacher.flatten(1, 2) @ student.flatten(1, 2).mT
+        cosines = flat.unflatten(1, teacher.shape[1:3]).unflatten(-1, student.shape[1:3])  # (B, G, N, W, M)
+        matches = min(max(1, round(matched_frac * student.shape[2])), teacher.shape[2])
+        of_student = cosines.max(2).values.topk(matches).values.mean(-1)
+        of_teacher = cosines.max(-1).values.transpose(2, 3).topk(matches).values.mean(-1)
+        return (of_student + of_teacher) / 2
 
 
-def meeting_of(teachers: Views, taught: Tensor, students: Views, said: Tensor, *, bins: int, min_cells: float) -> Meeting:
-    """Return all pairs of the teacher's views (B, G) and the student's (B, W), from what was said of them; shapes as `Meeting` has them.
+def view_pairs(teachers: Views, teacher: Tensor, students: Views, student: Tensor, *, bins: int, min_cells: float) -> ViewPairs:
+    """Return all pairs of the teacher's views (B, G) and the student's (B, W), of their token maps; shapes as `ViewPairs` has them.
 
     A pair counts if both views are valid and their common box is at least `min_cells` token cells wide and high on both maps.
     """
     sides = teachers.geometry.size_px[0], students.geometry.size_px[0]
     common = teachers.geometry.common(students.geometry)
-    cells = torch.minimum(_narrowest(common.boxes, sides[0], taught.shape[2:4]), _narrowest(common.other_boxes, sides[1], said.shape[2:4]))
-    counted = (common.area > 0) & (cells >= min_cells) & teachers.valid[:, :, None] & students.valid[:, None]
-    return Meeting(taught=taught, said=said, common=common, counted=counted, sides_px=sides, bins=bins)
+    own, other = _cells_across(common.boxes, sides[0], teacher.shape[2:4]), _cells_across(common.other_boxes, sides[1], student.shape[2:4])
+    counted = (common.area > 0) & (torch.minimum(own, other) >= min_cells) & teachers.valid[:, :, None] & students.valid[:, None]
+    return ViewPairs(teacher=teacher, student=student, common=common, counted=counted, sides_px=sides, bins=bins)
 
 
 class MapHead(nn.Module):
@@ -285,14 +289,14 @@ def _unit(features: Tensor) -> Tensor:
     return F.normalize(full_precision(features), dim=-1)
 
 
-def _narrowest(boxes: Tensor, side_px: int, grid: Sequence[int]) -> Tensor:
+def _cells_across(boxes: Tensor, side_px: int, grid: Sequence[int]) -> Tensor:
     """Return how many cells of a map (rows, columns) boxes (..., 4) of view pixels span along the axis where they span least: (...)."""
     width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
     return torch.minimum(width * grid[1], height * grid[0]) / side_px
 
 
 @torch.no_grad()
-def _spread_of_places(maps: Tensor) -> Tensor:
+def _std_over_places(maps: Tensor) -> Tensor:
     """Return the standard deviation of unit features over all places of all views (B, V, h, w, D): 0 where all are alike."""
     mean = _unit(maps).flatten(0, -2).mean(0)
     return (1 - mean.square().sum()).clamp(min=0).sqrt()
