@@ -29,7 +29,7 @@ from wherefrom.pipeline.render.threads import in_threads
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.transform import Transformed, ViewTransform, collate
 from wherefrom.pipeline.view_recipe import LAWS, ColorLaw, CropLaw, Earlier, TargetMoments, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Batch, Photometric, Record, ViewGeometry, Views
+from wherefrom.pipeline.views import Batch, CommonBoxes, Photometric, Record, ViewGeometry, Views
 
 __all__ = [  # in reading order  # noqa: RUF022
     "ShardIndex",
@@ -64,6 +64,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Views",
     "Record",
     "ViewGeometry",
+    "CommonBoxes",
     "Photometric",
     "color_matrix",
     "draw_records",

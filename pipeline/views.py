@@ -210,6 +210,27 @@ class ViewGeometry:
         maps = other.source_to_view.unsqueeze(1)  # (B, 1, W, 2, 3)
         return geometry.map_boxes(maps, self.boxes[:, :, None, None]).squeeze(-2)
 
+    def common(self, other: "ViewGeometry") -> "CommonBoxes":
+        """Return what every view shares with every view of `other`: in both views' own pixels, and how the one shows it beside the other.
+
+        Shapes: self (B, V), other (B, W) of the same pictures -> CommonBoxes (B, V, W).
+        """
+        shared = geometry.intersection(self.boxes[:, :, None], other.boxes[:, None])  # (B, V, W, 4), source pixels
+        area = geometry.area(shared)
+        nothing = (area == 0).unsqueeze(-1)
+        own = geometry.map_boxes(self.source_to_view, shared)
+        of_other = geometry.map_boxes(other.source_to_view, shared.transpose(1, 2)).transpose(1, 2)
+        # to undo self's turn and mirror, then mirror and turn as other: past a mirror a turn back is one forth
+        flipped = self.flipped[:, :, None] ^ other.flipped[:, None]
+        turns, other_turns = self.quarter_turns[:, :, None], other.quarter_turns[:, None]
+        return CommonBoxes(
+            boxes=own.masked_fill(nothing, 0),
+            other_boxes=of_other.masked_fill(nothing, 0),
+            area=area,
+            flipped=flipped,
+            quarter_turns=(other_turns + torch.where(flipped, turns, -turns)) % 4,
+        )
+
     def overlap_area(self, other: "ViewGeometry") -> Tensor:
         """Return the source area shared by every view and every view of `other`: (B, V, W) float64, square source pixels."""
         return geometry.overlap_area(self.boxes[:, :, None], other.boxes[:, None])
@@ -229,6 +250,24 @@ class ViewGeometry:
         """
         cells = geometry.map_boxes(other.source_to_view.unsqueeze(1), self.token_boxes(grid).unsqueeze(2))
         return cells, geometry.visible_fraction(cells, other.size_px)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CommonBoxes:
+    """What views show of the same place: V views of a record, W of another, every pair of them.
+
+    What the one shows in its box, mirrored left-right where `flipped`, then turned by `quarter_turns`, is what the other shows in its own:
+    as `roi_align` takes both. A pair that shares nothing has an area of 0 and boxes of zeros.
+    """
+
+    boxes: Tensor  # (B, V, W, 4) float64, xyxy, pixels of the one view, mirrored and turned with it
+    other_boxes: Tensor  # (B, V, W, 4) float64, xyxy, pixels of the other view
+    area: Tensor  # (B, V, W) float64, square source pixels
+    flipped: Tensor  # (B, V, W) bool
+    quarter_turns: Tensor  # (B, V, W) int64, 0 to 3, counter-clockwise, after the mirror
+
+    def __repr__(self) -> str:
+        return f"CommonBoxes({_shape(self.boxes)}, {self.boxes.device})"
 
 
 RECORD_VERSION = 1  # of a record as JSON, told by its field `wherefrom_record`; another is refused

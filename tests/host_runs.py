@@ -26,6 +26,7 @@ from wherefrom.train import (
     DINOSettings,
     Encoder,
     EvaluationSettings,
+    GTSASettings,
     MAESettings,
     MoCoV3Settings,
     ModelSettings,
@@ -68,6 +69,8 @@ LARS = OptimSettings(name="ssl_lars", lr=0.2, weight_decay=1e-6, clip_norm=None)
 
 PAIR: dict[str, Any] = {"size_px": 32, "hidden": 24, "out": 16}
 DINO: dict[str, Any] = {"local_views": 2, "prototypes": 32, "hidden": 24, "bottleneck": 16, "prototypes_rest_epochs": 0.4}
+GTSA: dict[str, Any] = {"size_px": 24, "local_px": 12, "local_views": 2, "region_bins": 4, "local_region_bins": 2}
+GTSA |= {"hidden": 32, "out": 16, "rotation_hidden": (24, 24, 12), "patch_from_epoch": 0.0, "teacher_momentum": 0.9}
 MOCO_OF_RESNET = MoCoV3Settings(**PAIR, temperature=1.0, projector_layers=2, predictor_norm=False, decay_all=False)
 
 METHODS = {  # by the objective's name, and what follows it where there is more than one form
@@ -75,6 +78,10 @@ METHODS = {  # by the objective's name, and what follows it where there is more 
     "simclr": Method(settings=SimCLRSettings(**PAIR, temperature=0.5), model=RESNET, optim=replace(LARS, name="simclr_lars")),
     "dino": Method(
         settings=DINOSettings(**DINO, size_px=24, local_px=12, teacher_momentum=0.9),
+        optim=OptimSettings(lr=1e-3, weight_decay=0.04, final_weight_decay=0.4, clip_by="parameter"),
+    ),
+    "gtsa": Method(
+        settings=GTSASettings(**GTSA),
         optim=OptimSettings(lr=1e-3, weight_decay=0.04, final_weight_decay=0.4, clip_by="parameter"),
     ),
     "byol": Method(settings=BYOLSettings(**PAIR), model=RESNET, optim=LARS),
@@ -90,6 +97,7 @@ METHODS = {  # by the objective's name, and what follows it where there is more 
     ),
     "dense": Method(settings=DenseSpatialSettings(size_px=24, regions=4, min_side_px=4, color=None, weight=1.0)),
     "moco_v3 of a ResNet": Method(settings=MOCO_OF_RESNET, model=RESNET, optim=LARS),
+    "gtsa with a bound in cells": Method(settings=GTSASettings(**GTSA, min_cells=1.5, local_area_frac=(0.03, 0.3))),
     "dino with BatchNorm": Method(
         settings=DINOSettings(**DINO, size_px=32, local_px=32, head_batch_norm=True, free_prototype_norms=True), model=RESNET
     ),

@@ -171,6 +171,60 @@ def test_box_seen_from_another_view_agrees_with_brute_force_on_its_pixels(data: 
     assert fraction.item() == pytest.approx(shared / (aw * ah), abs=1e-9)
 
 
+def drawn_record(generator: torch.Generator, views: int, size_px: tuple[int, int]) -> ViewGeometry:
+    """A record (20, views) of boxes of whole pixels anywhere in a picture of 90 x 80, in all orientations."""
+    shape = (20, views)
+    x, y = torch.randint(0, 50, (2, *shape), generator=generator)
+    w, h = torch.randint(1, 40, (2, *shape), generator=generator)
+    flipped, turns = torch.rand(shape, generator=generator) < 0.5, torch.randint(0, 4, shape, generator=generator)
+    return record(torch.stack([x, y, x + w, y + h], -1), flipped, turns, size_px, (80, 90))
+
+
+def in_the_source(views: ViewGeometry, boxes: Tensor, bins: tuple[int, int]) -> Tensor:
+    """Return where the centers of a grid of bins (rows, columns) over boxes (B, V, W, 4) of view pixels lie: (B, V, W, rows, cols, 2)."""
+    rows, cols = ((torch.arange(n).double() + 0.5) / n for n in bins)
+    x0, y0, x1, y1 = boxes[..., None, None].unbind(-3)
+    x, y = torch.broadcast_tensors(x0 + (x1 - x0) * cols, y0 + (y1 - y0) * rows[:, None])
+    points = torch.stack([x, y], -1).flatten(-3, -2)
+    return geometry.map_points(views.view_to_source.unsqueeze(2), points).unflatten(-2, bins)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_common_boxes_lie_where_both_views_do_and_one_turns_into_the_other(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    one, other = drawn_record(generator, 3, (24, 16)), drawn_record(generator, 4, (7, 9))
+    common = one.common(other)
+    shared = geometry.intersection(one.boxes[:, :, None], other.boxes[:, None])
+    meets = (shared[..., :2] < shared[..., 2:]).all(-1)
+    assert torch.equal(common.area > 0, meets) and 60 < meets.sum() < 200
+    assert torch.equal(common.area, one.overlap_area(other))
+    for views, boxes in ((one, common.boxes), (other, common.other_boxes.transpose(1, 2))):
+        back = geometry.map_boxes(views.view_to_source, boxes)
+        kept, expected = (meets, shared) if views is one else (meets.transpose(1, 2), shared.transpose(1, 2))
+        torch.testing.assert_close(back[kept], expected[kept], rtol=0, atol=1e-9)
+
+    bins = in_the_source(one, common.boxes, (5, 5))
+    seen = in_the_source(other, common.other_boxes.transpose(1, 2), (5, 5)).transpose(1, 2)
+    assert len({*zip(common.flipped[meets].tolist(), common.quarter_turns[meets].tolist(), strict=True)}) == 8
+    for b, v, w in meets.nonzero().tolist():
+        grid = bins[b, v, w].flip(1) if common.flipped[b, v, w] else bins[b, v, w]
+        turned = [torch.rot90(grid, int(common.quarter_turns[b, v, w]) + extra) for extra in range(4)]
+        torch.testing.assert_close(turned[0], seen[b, v, w], rtol=0, atol=1e-9)
+        assert all(not torch.allclose(wrong, seen[b, v, w]) for wrong in turned[1:])  # control
+
+
+def test_views_that_share_nothing_have_an_area_of_0_and_boxes_of_zeros() -> None:
+    def one_view(box: list[float]) -> ViewGeometry:
+        return record(torch.tensor([[box]]), torch.tensor([[True]]), torch.tensor([[3]]), (16, 16), (64, 64))
+
+    left, apart, beside, corner = (one_view(box) for box in ([0, 0, 8, 8], [9, 0, 20, 8], [8, 0, 20, 8], [7, 7, 20, 20]))
+    for other, area in ((apart, 0), (beside, 0), (corner, 1)):
+        common = left.common(other)
+        assert common.area.item() == area
+        for boxes in (common.boxes, common.other_boxes):
+            assert bool((boxes == 0).all()) == (area == 0) and bool(boxes.isfinite().all())
+
+
 @pytest.mark.parametrize("place", range(4))
 def test_what_depends_on_a_number_that_is_none_is_none(place: int) -> None:
     whole, broken = torch.tensor([2.0, 3, 9, 8]), torch.tensor([2.0, 3, 9, 8])
@@ -371,6 +425,7 @@ def test_containers_show_shapes_and_no_numbers() -> None:
     assert repr(views.geometry) == "ViewGeometry('f', boxes (4, 3, 4) float32, size_px=(6, 5), seed=0, epoch=0, cpu)"
     assert repr(views.photometric) == "Photometric((4, 3), cpu)"
     assert repr(Record.of(views.geometry)) == f"Record({views.geometry!r})"
+    assert repr(views.geometry.common(views.geometry)) == "CommonBoxes((4, 3, 3, 4) float64, cpu)"
 
 
 def test_containers_check_one_another_and_name_what_does_not_fit() -> None:

@@ -33,15 +33,16 @@ class _Lines(Reporter):
 
 @pytest.fixture
 def noise(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
-    """A list whose one number, once it is there, is how far the summaries of all encoders are from all being alike."""
+    """A list whose one number, once it is there, is how far the features of all encoders are from all being alike."""
     planted: list[float | None] = [None]
     encode = Encoder.forward
 
     def forward(self: Encoder, pixels: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        summary, *others = encode(self, pixels, **options)
+        summary, tokens, prefix = encode(self, pixels, **options)
         if planted[0] is not None:
-            summary = 0 * summary + 1 + planted[0] * torch.randn_like(summary)
-        return summary, *others
+            alike = 1 + planted[0] * torch.randn_like(summary)
+            summary, tokens = 0 * summary + alike, 0 * tokens + alike.view(-1, *[1] * (tokens.ndim - 2), tokens.shape[-1])
+        return summary, tokens, prefix
 
     monkeypatch.setattr(Encoder, "forward", forward)
     return planted
@@ -103,7 +104,7 @@ def test_a_picture_alone_is_refused_where_samples_see_one_another(name: str, tin
     run(method_run(name, tiny_shards, global_batch=2, updates=1), reporter=Reporter(), out=tmp_path / "two")  # control
 
 
-@pytest.mark.parametrize("name", ["mae", "dino"])
+@pytest.mark.parametrize("name", ["mae", "dino", "gtsa"])
 def test_a_picture_alone_is_enough_where_samples_do_not_see_one_another(name: str, tiny_shards: Path, tmp_path: Path) -> None:
     run(method_run(name, tiny_shards, global_batch=1, updates=1), reporter=Reporter(), out=tmp_path / "run")
 

@@ -1,4 +1,4 @@
-"""The first 20 updates of every recipe for ImageNet on photographs, in batches of 2: finite, and of losses as formulas have them.
+"""The first 20 updates of every recipe for ImageNet or COCO on photographs, in batches of 2: finite, and of losses as formulas have them.
 
 Networks, views, heads, precision and rates are the recipes'; but for Barlow Twins and VICReg, of whose heads the hidden layers are narrowed
 from 8192 to 2048: whole, 20 updates take two minutes. The rates are those of the first updates of hundreds of epochs.
@@ -28,11 +28,12 @@ FIRST: dict[str, Mapping[str, tuple[float, float]]] = {
     "imagenet_barlow_r50": {"barlow/invariance": (2 * D, 1.5), "barlow/redundancy": (D * (D - 1), 1.1)},
     "imagenet_vicreg_r50": {"vicreg/variance": (0.5, 2)},  # of what can be between 0 and 1
     "imagenet_dino_vits16": {"dino/dino": (math.log(K), 1.1)},
+    "coco_gtsa_vits16": {"gtsa/rotation": (math.log(4), 1.3)},  # chance; what regions are alike by, formulas do not say
     "imagenet_mocov3_vits16": {"moco_v3/contrast": (4 * 0.2 * math.log(BATCH), 2)},  # chance, twice, by 2 T
     "imagenet_part_vitb16": {"part/position": (2, 1.5)},  # variances of standardized targets
     "imagenet_mae_vitb16": {"mae/pixels": (1, 2.5)},  # the variance of normalized patches, and of what is told of them at random
 }
-NAMES = [name for name in RECIPES.own if name.startswith("imagenet_")]
+NAMES = [name for name in RECIPES.own if name.startswith(("imagenet_", "coco_"))]
 
 
 def on_photographs(name: str, photographs: Path) -> TrainSettings:

@@ -10,6 +10,7 @@ from wherefrom.train.objectives.barlow import BarlowTwins, BarlowTwinsSettings
 from wherefrom.train.objectives.byol import BYOL, BYOLSettings
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.dino import DINO, DINOSettings
+from wherefrom.train.objectives.gtsa import GTSA, GTSASettings
 from wherefrom.train.objectives.mae import MAE, MAESettings
 from wherefrom.train.objectives.moco_v3 import MoCoV3, MoCoV3Settings
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
@@ -37,6 +38,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "SpatialSettings",
     "DenseSpatialSettings",
     "PARTSettings",
+    "GTSASettings",
     "DINOSettings",
     "MoCoV3Settings",
     "SimCLRSettings",
@@ -72,6 +74,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "SpatialPrediction",
     "DenseSpatialPrediction",
     "PART",
+    "GTSA",
     "DINO",
     "MoCoV3",
     "SimCLR",

@@ -141,6 +141,7 @@ OBJECTIVES = EntryTable(
         "spatial": "wherefrom.train.objectives.spatial:SpatialSettings",
         "dense": "wherefrom.train.objectives.spatial_dense:DenseSpatialSettings",
         "part": "wherefrom.train.objectives.part:PARTSettings",
+        "gtsa": "wherefrom.train.objectives.gtsa:GTSASettings",
         "dino": "wherefrom.train.objectives.dino:DINOSettings",
         "moco_v3": "wherefrom.train.objectives.moco_v3:MoCoV3Settings",
         "simclr": "wherefrom.train.objectives.simclr:SimCLRSettings",

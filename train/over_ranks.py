@@ -38,6 +38,11 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return tensor if rank_count() == 1 else _mean(tensor)
 
 
+def share_of_counted(counted: Tensor) -> Tensor | float:
+    """Return by what a mean over so many of this rank is multiplied so that the ranks' mean is that over all; 1 of one rank."""
+    return 1.0 if rank_count() == 1 else counted / mean_over_ranks(counted.float()).clamp(min=1 / rank_count())
+
+
 class BatchNormOverRanks(_BatchNorm):
     """BatchNorm by mean and variance of all ranks' samples: (n, C, ...) -> the same. Of one rank it is torch's own, bit for bit.
 

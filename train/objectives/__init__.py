@@ -3,6 +3,7 @@
 from wherefrom.train.objectives.barlow import BarlowTwins, BarlowTwinsSettings
 from wherefrom.train.objectives.byol import BYOL, BYOLSettings
 from wherefrom.train.objectives.dino import DINO, DINOSettings
+from wherefrom.train.objectives.gtsa import GTSA, GTSASettings
 from wherefrom.train.objectives.mae import MAE, MAESettings
 from wherefrom.train.objectives.moco_v3 import MoCoV3, MoCoV3Settings
 from wherefrom.train.objectives.part import PART, PARTSettings
@@ -14,6 +15,7 @@ from wherefrom.train.objectives.vicreg import VICReg, VICRegSettings
 __all__ = [
     "BYOL",
     "DINO",
+    "GTSA",
     "MAE",
     "PART",
     "BYOLSettings",
@@ -22,6 +24,7 @@ __all__ = [
     "DINOSettings",
     "DenseSpatialPrediction",
     "DenseSpatialSettings",
+    "GTSASettings",
     "MAESettings",
     "MoCoV3",
     "MoCoV3Settings",

@@ -18,7 +18,7 @@ from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import ViewGeometry, Views
 from wherefrom.train.encoder import Features
 from wherefrom.train.objective import Encode, Terms
-from wherefrom.train.over_ranks import mean_over_ranks, rank_count
+from wherefrom.train.over_ranks import share_of_counted
 
 Loss = Literal["squared", "smooth_l1"]
 
@@ -101,7 +101,7 @@ def pair_terms(predicted: Tensor, targets: Tensor, mask: Tensor, channels: Seque
     """
     predicted = predicted.float()
     error = (predicted - targets).square() if loss == "squared" else F.smooth_l1_loss(predicted, targets, reduction="none", beta=beta)
-    channel_loss = (error * mask.unsqueeze(-1)).sum((0, 1)) / mask.sum().clamp(min=1) * _among_ranks(mask.sum())
+    channel_loss = (error * mask.unsqueeze(-1)).sum((0, 1)) / mask.sum().clamp(min=1) * share_of_counted(mask.sum())
     with torch.no_grad():
         meters = {f"r2_{name}": value for name, value in zip(channels, r2(predicted, targets, mask), strict=True)}
     return Terms(losses=_terms_of(channel_loss), meters=meters)
@@ -115,7 +115,7 @@ def position_and_scale(pair_loss: PairLoss, weights: Mapping[str, float]) -> dic
     """
     values = _terms_of(pair_loss.channel_loss)
     gradient = (pair_loss.loss - pair_loss.loss.detach()) / (sum(weights[term] ** 2 for term in values) or 1)
-    part = _among_ranks(pair_loss.counted.sum())
+    part = share_of_counted(pair_loss.counted.sum())
     return {term: (value + weights[term] * gradient) * part for term, value in values.items()}
 
 
@@ -123,11 +123,6 @@ def _terms_of(channel_loss: Tensor) -> dict[str, Tensor]:
     """Return the terms of losses by channel, (C,): there is one of scale where there are channels of it."""
     terms = {"position": channel_loss[:2].sum(), "scale": channel_loss[2:].sum()}
     return terms if len(channel_loss) > 2 else {"position": terms["position"]}
-
-
-def _among_ranks(counted: Tensor) -> Tensor | float:
-    """Return by what a mean over so many pairs of this rank is multiplied so that the ranks' mean is that over all pairs; 1 of one rank."""
-    return 1.0 if rank_count() == 1 else counted / mean_over_ranks(counted.float()).clamp(min=1 / rank_count())
 
 
 def ordered_pairs(views: int) -> Tensor:
