@@ -18,14 +18,17 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from wherefrom.pipeline import Disjoint, ShardIndex
+from wherefrom.pipeline import Disjoint, ShardIndex, Tiles
 from wherefrom.train import (
     BarlowTwinsSettings,
     BYOLSettings,
+    ColorizationSettings,
+    ContextSettings,
     DenseSpatialSettings,
     DINOSettings,
     Encoder,
     EvaluationSettings,
+    JigsawSettings,
     MAESettings,
     MoCoV3Settings,
     ModelSettings,
@@ -33,10 +36,12 @@ from wherefrom.train import (
     OptimSettings,
     Progress,
     Reporter,
+    RotationSettings,
     RuntimeSettings,
     SimCLRSettings,
     SpatialSettings,
     Step,
+    TileGuards,
     Trainer,
     TrainSettings,
     VICRegSettings,
@@ -67,6 +72,8 @@ LARS = OptimSettings(name="ssl_lars", lr=0.2, weight_decay=1e-6, clip_norm=None)
 
 PAIR: dict[str, Any] = {"size_px": 32, "hidden": 24, "out": 16}
 DINO: dict[str, Any] = {"local_views": 2, "prototypes": 32, "hidden": 24, "bottleneck": 16, "prototypes_rest_epochs": 0.4}
+TILES: dict[str, Any] = {"size_px": 24, "tiles": Tiles(window_px=96, tile_px=24), "hidden": 24, "min_side_px": 4}
+GUARDS = TileGuards(normalize=True, color="drop", channel_shift_px=2, resample_prob=0.5, resample_px=(8, 16))
 MOCO_OF_RESNET = MoCoV3Settings(**PAIR, temperature=1.0, projector_layers=2, predictor_norm=False, decay_all=False)
 
 METHODS = {  # by the objective's name, and what follows it where there is more than one form
@@ -82,6 +89,10 @@ METHODS = {  # by the objective's name, and what follows it where there is more 
     "spatial": Method(settings=SP),
     "vicreg": Method(settings=VICRegSettings(**PAIR), model=RESNET),
     "dense": Method(settings=DenseSpatialSettings(size_px=24, regions=4, min_side_px=4, color=None, weight=1.0)),
+    "rotation": Method(settings=RotationSettings(size_px=24)),
+    "context": Method(settings=ContextSettings(**TILES)),
+    "jigsaw": Method(settings=JigsawSettings(**TILES, permutations=24, guards=GUARDS)),
+    "colorization": Method(settings=ColorizationSettings(size_px=24)),
     "moco_v3 of a ResNet": Method(settings=MOCO_OF_RESNET, model=RESNET, optim=LARS),
     "dino with BatchNorm": Method(
         settings=DINOSettings(**DINO, size_px=32, local_px=32, head_batch_norm=True, free_prototype_norms=True), model=RESNET

@@ -29,6 +29,10 @@ FIRST: dict[str, Mapping[str, tuple[float, float]]] = {
     "imagenet_vicreg_r50": {"vicreg/variance": (0.5, 2)},  # of what can be between 0 and 1
     "imagenet_dino_vits16": {"dino/dino": (math.log(K), 1.1)},
     "imagenet_mocov3_vits16": {"moco_v3/contrast": (4 * 0.2 * math.log(BATCH), 2)},  # chance, twice, by 2 T
+    "imagenet_rotation_r50": {"rotation/turn": (math.log(4), 1.3)},  # chance, as the next
+    "imagenet_context_r50": {"context/direction": (math.log(8), 1.3)},
+    "imagenet_jigsaw_r50": {"jigsaw/permutation": (math.log(2000), 1.3)},
+    "imagenet_colorization_r50": {"colorization/color": (math.log(313), 1.3)},
     "imagenet_mae_vitb16": {"mae/pixels": (1, 2.5)},  # the variance of normalized patches, and of what is told of them at random
 }
 NAMES = [name for name in RECIPES.own if name.startswith("imagenet_")]
