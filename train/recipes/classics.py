@@ -28,7 +28,7 @@ def rotation() -> TrainSettings:
 
 
 def context() -> TrainSettings:
-    """Context prediction of a small ViT on drawn scenes: minutes on two cores. Neither mirrored nor gray: left, light and color are lawful."""
+    """Context prediction of a small ViT on drawn scenes: minutes on two cores; neither mirrored nor gray, for left and color tell there."""
     learned = ContextSettings(size_px=24, tiles=SMALL_TILES, hidden=256, color=None, guards=NORMALIZED)
     return _on_scenes("context", learned, model=VIT_OF_TILES, updates=1500)
 
