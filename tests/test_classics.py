@@ -39,7 +39,6 @@ from wherefrom.train.objectives.tiles import placed_summaries
 
 NOW = Progress(update=0, updates=2, updates_per_epoch=1)
 CLASSICS = ("rotation", "context", "jigsaw", "colorization")
-core = pytest.mark.core
 
 
 def batch_of(objective: Objective, pictures: int, *, size: tuple[int, int] = (96, 120), small: int = 0, seed: int = 0) -> Batch:
@@ -76,7 +75,7 @@ class ByHand(nn.Module):
 # Rotation
 
 
-@core
+@pytest.mark.core
 def test_quarter_turns_are_those_of_records_pixel_for_pixel() -> None:
     pixels = torch.rand(2, 3, 5, 5)
     turned = quarter_turned(pixels)
@@ -88,7 +87,7 @@ def test_quarter_turns_are_those_of_records_pixel_for_pixel() -> None:
         assert turns == 0 or not torch.equal(turned[:, -turns].flatten(-2), pixels[..., y, x]) or turns == 2  # control: the other way
 
 
-@core
+@pytest.mark.core
 def test_rotation_asks_for_the_turn_of_all_four_turns_of_every_picture() -> None:
     """Of pictures that are bright at the top a head by hand tells every turn; one that has turns the other way round is right in half."""
     objective = RotationSettings(size_px=8).objective("rotation")
@@ -114,7 +113,7 @@ def test_rotation_asks_for_the_turn_of_all_four_turns_of_every_picture() -> None
 # Tiles
 
 
-@core
+@pytest.mark.core
 @pytest.mark.parametrize("kind", [ContextSettings, JigsawSettings])
 def test_places_are_those_of_the_picture_as_it_is_shown_mirrored_or_not(kind: Any) -> None:
     objective = kind(size_px=16, mirror="picture", min_side_px=4).objective("tiles")
@@ -128,7 +127,7 @@ def test_places_are_those_of_the_picture_as_it_is_shown_mirrored_or_not(kind: An
     assert rightwards[~flipped].all() and not rightwards[flipped].any()
 
 
-@core
+@pytest.mark.core
 def test_the_color_of_all_tiles_of_a_picture_changes_alike() -> None:
     drawn = batch_of(JigsawSettings(size_px=16).objective("jigsaw"), 60).views[0].photometric.gray
     assert torch.equal(drawn, drawn[:, :1].expand(-1, 9)) and 0.5 < drawn.float().mean() < 0.8
@@ -152,7 +151,7 @@ def directions(flipped: Tensor | None) -> Callable[[Tensor], Tensor]:
     return function
 
 
-@core
+@pytest.mark.core
 def test_context_asks_for_the_direction_of_every_neighbor_of_the_middle() -> None:
     tiles = Tiles(area_frac=(0.9, 1.0), tile_px=80)  # jitter of two pixels or so
     objective = ContextSettings(size_px=8, tiles=tiles, mirror="picture").objective("context")
@@ -167,7 +166,7 @@ def test_context_asks_for_the_direction_of_every_neighbor_of_the_middle() -> Non
 # Jigsaw
 
 
-@core
+@pytest.mark.core
 def test_the_first_listed_permutations_are_those_that_the_function_finds() -> None:
     listed = listed_permutations()
     assert listed.shape == (LISTED, 9) and (np.sort(listed) == np.arange(9)).all() and len(np.unique(listed, axis=0)) == LISTED
@@ -180,7 +179,7 @@ def test_all_listed_permutations_are_those_that_the_function_finds() -> None:
     np.testing.assert_array_equal(far_apart_permutations(LISTED), listed_permutations())
 
 
-@core
+@pytest.mark.core
 def test_each_listed_permutation_is_as_far_as_can_be_from_those_before_it() -> None:
     """By brute force over all 9!, of some; and against permutations at random, of which some two are nearly alike."""
     listed, every = listed_permutations(), np.array(list(itertools.permutations(range(9))), np.uint8)
@@ -212,7 +211,7 @@ def orders(permutations: Tensor, flipped: Tensor | None) -> Callable[[Tensor], T
     return function
 
 
-@core
+@pytest.mark.core
 def test_jigsaw_asks_for_the_permutation_in_which_tiles_are_laid() -> None:
     tiles = Tiles(area_frac=(0.9, 1.0), tile_px=80)
     objective = JigsawSettings(size_px=8, tiles=tiles, permutations=50).objective("jigsaw")
@@ -225,7 +224,7 @@ def test_jigsaw_asks_for_the_permutation_in_which_tiles_are_laid() -> None:
     assert objective(batch, mean_colors, NOW).meters["accuracy"] < 0.8
 
 
-@core
+@pytest.mark.core
 def test_which_permutation_is_a_function_of_record_and_name_and_uniform() -> None:
     objective = JigsawSettings(size_px=8, permutations=20).objective("jigsaw")
     record = batch_of(objective, 4000).views[0].geometry
@@ -241,7 +240,7 @@ def test_which_permutation_is_a_function_of_record_and_name_and_uniform() -> Non
 # Both
 
 
-@core
+@pytest.mark.core
 @pytest.mark.parametrize("name", ["context", "jigsaw"])
 def test_pictures_too_small_for_their_tiles_do_not_count(name: str) -> None:
     settings = METHODS[name].settings
@@ -256,7 +255,7 @@ def test_pictures_too_small_for_their_tiles_do_not_count(name: str) -> None:
     assert step(batch_of(learned, 2, small=2), NOW).loss == 0
 
 
-@core
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -284,7 +283,7 @@ def test_settings_that_cannot_be_are_refused_in_one_line(make: Callable[[], Any]
     assert "\n" not in str(refused.value)
 
 
-@core
+@pytest.mark.core
 def test_a_run_whose_pictures_are_all_too_small_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
     from wherefrom.train import Reporter, run
 
@@ -297,7 +296,7 @@ def test_a_run_whose_pictures_are_all_too_small_is_refused(tiny_shards: Path, tm
 # All four
 
 
-@core
+@pytest.mark.core
 @pytest.mark.parametrize("name", CLASSICS)
 def test_a_frozen_encoder_is_probed_by_the_loss(name: str) -> None:
     """Without gradient for the encoder the head alone learns: such a run is a probe."""
@@ -309,7 +308,7 @@ def test_a_frozen_encoder_is_probed_by_the_loss(name: str) -> None:
     assert all(parameter.grad is not None for parameter in step.objectives[name].parameters())
 
 
-@core
+@pytest.mark.core
 @pytest.mark.parametrize("name", CLASSICS)
 def test_beside_a_host_of_batch_norm_it_changes_nothing_but_the_gradient(name: str, tiny_shards: Path) -> None:
     alone = updates_of(method_run("simclr", tiny_shards, updates=2))
@@ -325,7 +324,7 @@ def test_beside_a_host_of_batch_norm_it_changes_nothing_but_the_gradient(name: s
     assert any(not torch.equal(beside[1][key], held) for key, held in alone[1].items())  # control: its gradient comes
 
 
-@core
+@pytest.mark.core
 @pytest.mark.parametrize("name", CLASSICS)
 def test_it_is_learned_on_a_residual_network_too(name: str, tiny_shards: Path) -> None:
     settings = method_run(name, tiny_shards, updates=2)
@@ -334,7 +333,7 @@ def test_it_is_learned_on_a_residual_network_too(name: str, tiny_shards: Path) -
     assert all(math.isfinite(row["loss"]) for row in rows) and any(key.startswith("encoder.") for key in state)
 
 
-@core
+@pytest.mark.core
 def test_recipes_are_the_published_ones() -> None:
     numbers = {
         name: (run.global_batch, run.epochs, run.optim.name, run.optim.lr, run.optim.weight_decay)
@@ -352,7 +351,7 @@ def test_recipes_are_the_published_ones() -> None:
     assert paper.cell_px == (110, 110) and paper.jitter_px == 110 - 96 and 34 + paper.jitter_px == 48
 
 
-@core
+@pytest.mark.core
 @pytest.mark.parametrize("name", CLASSICS)
 def test_there_are_recipes_on_scenes_on_photographs_and_beside_others(name: str) -> None:
     for run in (recipe(name), recipe(f"imagenette_{name}"), recipe(f"imagenet_{name}_r50")):

@@ -304,7 +304,7 @@ def test_every_shortcut_is_judged_by_a_guard_of_its_own() -> None:
     }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.core if name == QUICK else pytest.mark.slow) for name in SHORTCUTS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in SHORTCUTS])
 def test_a_planted_shortcut_works_without_its_guard_and_is_chance_with_it(name: str) -> None:
     """Of 5120 fresh pairs, 8 a picture that go together: at chance the accuracy is 0.125 to within 0.02, where nothing is learned."""
     shortcut = SHORTCUTS[name]
