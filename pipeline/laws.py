@@ -467,7 +467,7 @@ class Tiles(CropLaw):
 
     @classmethod
     def examples(cls, of: str) -> Mapping[str, Self]:
-        return {"": cls(rows=2, window_px=96, tile_px=24, gap_px=6)}
+        return {"": cls(rows=2, cols=4, window_px=96, tile_px=16, gap_px=2)}
 
 
 def draw_pairs(law: Paired, keys: Keys, source_size: NDArray[np.float64]) -> NDArray[np.float64]:

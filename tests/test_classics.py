@@ -334,6 +334,18 @@ def test_it_is_learned_on_a_residual_network_too(name: str, tiny_shards: Path) -
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("name", CLASSICS)
+@pytest.mark.parametrize("host", ["dino", "mae", "simclr", "byol"])
+def test_by_its_defaults_it_fits_the_models_of_small_recipes(host: str, name: str) -> None:
+    """`wherefrom train imagenette_dino --rotation`: the patches of each, 8, 12 and 16 px, divide its views."""
+    encoder, objective = Encoder(recipe(f"imagenette_{host}").model), OBJECTIVES[name]().objective(name)
+    objective.setup(encoder)
+    with torch.no_grad():
+        terms = objective(batch_of(objective, 2, size=(160, 160)), encoder.encode, NOW)
+    assert all(value.isfinite() and value > 0 for value in terms.losses.values())
+
+
+@pytest.mark.core
 def test_recipes_are_the_published_ones() -> None:
     numbers = {
         name: (run.global_batch, run.epochs, run.optim.name, run.optim.lr, run.optim.weight_decay)
@@ -342,9 +354,11 @@ def test_recipes_are_the_published_ones() -> None:
     }
     of_vissl = (256, 105, "sgd", 0.1, 1e-4)
     assert numbers == {"rotation": of_vissl, "context": (512, 70, "sgd", 0.2, 1e-4), "jigsaw": of_vissl, "colorization": of_vissl}
+    for name, side in (("rotation", 224), ("context", 64), ("jigsaw", 64), ("colorization", 224)):
+        assert recipe(f"imagenet_{name}_r50").objectives[name].size_px == side
     for name in ("context", "jigsaw"):
         settings: Any = recipe(f"imagenet_{name}_r50").objectives[name]
-        assert (settings.tiles.window_px, settings.tiles.tile_px, settings.tiles.jitter_px, settings.size_px) == (255, 64, None, 64)
+        assert (settings.tiles.window_px, settings.tiles.tile_px, settings.tiles.jitter_px) == (255, 64, None)
         assert settings.tiles.cell_px == (85, 85)  # a jitter of 21
         assert settings.color == ColorLaw(brightness=0, contrast=0, saturation=0, hue=0, jitter_prob=0, gray_prob=0.66)
     paper = ContextSettings(size_px=96, tiles=Tiles(window_px=398, tile_px=96, gap_px=34, jitter_px=14)).tiles

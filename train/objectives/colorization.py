@@ -27,13 +27,13 @@ SIGMA = 5.0  # of its Gaussian, and of that which smooths the prior, in a and b
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ColorizationSettings:
-    """Every choice of colorization, as for ImageNet.
+    """Every choice of colorization, as for ImageNet but for the side of its views, which is of a plug-in's.
 
     Raises: ValueError in one line if the color law takes away the colors that are to be told.
     """
 
     weight: float = 1.0  # of the whole objective
-    size_px: int = 224  # side of the finished, square view
+    size_px: int = 96  # side of the finished, square view; 224 in the recipe for ImageNet
     area_frac: tuple[float, float] = (0.08, 1.0)  # of the picture that a view shows
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     mirror: Mirror = "view"

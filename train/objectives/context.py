@@ -33,7 +33,7 @@ NEIGHBORS = [place for place in range(TILES) if place != CENTER]  # row by row: 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContextSettings:
-    """Every choice of context prediction; by default as mmselfsup has it for ResNet-50 and ImageNet.
+    """Every choice of context prediction; by default as mmselfsup has it for ResNet-50 and ImageNet, but for the side of a tile.
 
     The paper's own tiles, of 96 px 48 px apart and moved by up to 7: size_px=96,
     tiles=Tiles(window_px=398, tile_px=96, gap_px=34, jitter_px=14).
@@ -42,7 +42,7 @@ class ContextSettings:
     """
 
     weight: float = 1.0  # of the whole objective
-    size_px: int = 64  # side of a finished tile
+    size_px: int = 48  # side of a finished tile; 64 in the recipe for ImageNet
     tiles: Tiles = field(default_factory=Tiles)  # how they are cut; gap and jitter are guards against continuity
     hidden: int = 4096  # of the head
     mirror: PICTURE_MIRROR = "none"

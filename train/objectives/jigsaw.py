@@ -40,13 +40,13 @@ ALL = math.factorial(TILES)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JigsawSettings:
-    """Every choice of jigsaw; by default as VISSL has it for ResNet-50 and ImageNet.
+    """Every choice of jigsaw; by default as VISSL has it for ResNet-50 and ImageNet, but for the side of a tile.
 
     Raises: ValueError in one line if there are not as many permutations, tiles do not fit their cells, or guards their tiles.
     """
 
     weight: float = 1.0  # of the whole objective
-    size_px: int = 64  # side of a finished tile
+    size_px: int = 48  # side of a finished tile; 64 in the recipe for ImageNet
     tiles: Tiles = field(default_factory=Tiles)  # how they are cut; gap and jitter are guards against continuity
     permutations: int = LISTED  # the first of the file
     hidden: int = 1000  # numbers that the head is told of each tile

@@ -23,10 +23,10 @@ TURNS = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RotationSettings:
-    """Every choice of rotation, as for ImageNet."""
+    """Every choice of rotation, as for ImageNet but for the side of its views, which is of a plug-in's."""
 
     weight: float = 1.0  # of the whole objective
-    size_px: int = 224  # side of the finished, square view
+    size_px: int = 96  # side of the finished, square view; 224 in the recipe for ImageNet
     area_frac: tuple[float, float] = (0.08, 1.0)  # of the picture that a view shows
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     mirror: Mirror = "view"

@@ -77,7 +77,7 @@ def imagenet_rotation_r50() -> TrainSettings:
 
     Its rate falls by tenths at epochs 30, 60, 90 and 100, ours by a cosine.
     """
-    return resnet50_on_imagenet("imagenet_rotation_r50", "rotation", RotationSettings(), global_batch=256, epochs=105, optim=SGD)
+    return resnet50_on_imagenet("imagenet_rotation_r50", "rotation", RotationSettings(size_px=224), global_batch=256, epochs=105, optim=SGD)
 
 
 def imagenet_context_r50() -> TrainSettings:
@@ -86,7 +86,7 @@ def imagenet_context_r50() -> TrainSettings:
     5 epochs of warm-up; its rate falls by tenths at epochs 30 and 50, ours by a cosine, and its head decays by 5e-4.
     """
     optim = replace(SGD, lr=0.2, warmup_frac=5 / 70)
-    return resnet50_on_imagenet("imagenet_context_r50", "context", ContextSettings(), global_batch=512, epochs=70, optim=optim)
+    return resnet50_on_imagenet("imagenet_context_r50", "context", ContextSettings(size_px=64), global_batch=512, epochs=70, optim=optim)
 
 
 def imagenet_jigsaw_r50() -> TrainSettings:
@@ -95,12 +95,12 @@ def imagenet_jigsaw_r50() -> TrainSettings:
     5 epochs of warm-up; its rate falls by tenths at epochs 30, 60, 90 and 100, ours by a cosine.
     """
     optim = replace(SGD, warmup_frac=5 / 105)
-    return resnet50_on_imagenet("imagenet_jigsaw_r50", "jigsaw", JigsawSettings(), global_batch=256, epochs=105, optim=optim)
+    return resnet50_on_imagenet("imagenet_jigsaw_r50", "jigsaw", JigsawSettings(size_px=64), global_batch=256, epochs=105, optim=optim)
 
 
 def imagenet_colorization_r50() -> TrainSettings:
     """Colorization on ImageNet-1k: ResNet-50. VISSL's zoo has one (linear 40.11) without a config: batch, epochs, rate of its rotation."""
-    learned = ColorizationSettings()
+    learned = ColorizationSettings(size_px=224)
     return resnet50_on_imagenet("imagenet_colorization_r50", "colorization", learned, global_batch=256, epochs=105, optim=SGD)
 
 
