@@ -16,7 +16,7 @@ from wherefrom.pipeline.geometry import (
     token_boxes,
     view_to_source,
 )
-from wherefrom.pipeline.laws import Center, Disjoint, Grid, Independent, Inside, Overlapping, Paired, Scattered
+from wherefrom.pipeline.laws import Center, Disjoint, Grid, Independent, Inside, Overlapping, Paired, Scattered, Tiles
 from wherefrom.pipeline.loader import Loader, LoaderStats, make_loader
 from wherefrom.pipeline.order import KeyedSampler, Order
 from wherefrom.pipeline.packing.pack import PackReport, pack
@@ -47,6 +47,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Scattered",
     "Center",
     "Grid",
+    "Tiles",
     "CropLaw",
     "TargetMoments",
     "Earlier",

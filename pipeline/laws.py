@@ -28,7 +28,7 @@ from wherefrom.pipeline.draws import Keys, Purpose, integer, uniform
 from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.view_recipe import CropLaw, Earlier, TargetMoments, ViewFamily, check_range
 
-__all__ = ["Center", "Disjoint", "Grid", "Independent", "Inside", "Overlapping", "Paired", "Scattered"]
+__all__ = ["Center", "Disjoint", "Grid", "Independent", "Inside", "Overlapping", "Paired", "Scattered", "Tiles"]
 
 
 def _check_areas(law: AreaLaw) -> None:
@@ -387,6 +387,87 @@ class Scattered(CropLaw):
     @classmethod
     def examples(cls, of: str) -> Mapping[str, Self]:
         return {"": cls(window_px=64, sides_px=(12, 20))}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tiles(CropLaw):
+    """Tiles of one window of the picture, one in each cell of a grid, row by row: what jigsaw puzzles and context prediction are made of.
+
+    The window is drawn as `Independent` draws its first view. All else is measured in its pixels where it is shown as a square of
+    `window_px`: the cells, `gap_px` apart, and the tiles, whose places are uniform over those up to half of `jitter_px` about the middle of
+    their cells. A tile never leaves its cell, whatever the family's `snap` rounds. `min_side_px` is that of a tile.
+    Source: the jitter of VISSL's jigsaw, gap and jitter of arXiv 1505.05192.
+    """
+
+    rows: int = 3
+    cols: int = 3
+    area_frac: tuple[float, float] = (0.3, 1.0)  # of the source's area, of the window
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)  # width / height of the window, in the source
+    window_px: int = 255
+    tile_px: int = 64  # side of a tile
+    gap_px: int = 0  # between cells, so at least that between tiles
+    jitter_px: int | None = None  # between the first and the last place of a tile, along either axis; None: all the room in its cell
+    tries: int = 10
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+        _check_areas(self)
+        if min(self.rows, self.cols, self.tries, self.window_px, self.tile_px) < 1 or self.gap_px < 0 or (self.jitter_px or 0) < 0:
+            raise ValueError(
+                f"rows={self.rows}, cols={self.cols}, window_px={self.window_px}, tile_px={self.tile_px}, gap_px={self.gap_px}, "
+                f"jitter_px={self.jitter_px}, tries={self.tries}: gap and jitter may not be negative, all else needs at least 1"
+            )
+        cell = min(self.cell_px)
+        of_window = f"{self.rows} x {self.cols} cells of a window of {self.window_px} px"
+        if cell <= 0:
+            raise ValueError(f"gap_px={self.gap_px}: leaves nothing of {of_window}; needs less than {self._largest_gap_px:g}")
+        if self.tile_px > cell:
+            raise ValueError(
+                f"tile_px={self.tile_px}, gap_px={self.gap_px}: {of_window} have {cell:g} px; take smaller tiles, or a smaller gap"
+            )
+        if (self.jitter_px or 0) > cell - self.tile_px:
+            raise ValueError(
+                f"jitter_px={self.jitter_px}: tiles of {self.tile_px} px have {cell - self.tile_px:g} px of room in {of_window}"
+            )
+
+    @property
+    def cell_px(self) -> tuple[float, float]:
+        """(height, width) of a cell."""
+        height, width = ((self.window_px - (number - 1) * self.gap_px) / number for number in (self.rows, self.cols))
+        return height, width
+
+    @property
+    def _largest_gap_px(self) -> float:
+        return self.window_px / (max(self.rows, self.cols) - 1)
+
+    @property
+    def fixed_views(self) -> int:
+        return self.rows * self.cols
+
+    def draw(self, keys: Keys, views: int, source_size: NDArray[np.float64], snap: Snap, earlier: Earlier) -> Boxes:
+        window = random_resized(self, keys, source_size[:, None, ::-1], snap)  # (B, 1, 4)
+        corner, frame = window[..., :2], window[..., 2:] - window[..., :2]
+        cells, shown = cells_of(snap), self.window_px
+        row, col = np.indices((self.rows, self.cols)).reshape(2, -1)
+        cell = np.array(self.cell_px)[::-1]  # width, height
+        start = np.stack([col, row], -1) * (cell + self.gap_px)  # (V, 2)
+        # on the grid, in whole steps of it: only these are within the cell; the nudge is for what floats round off
+        first = np.ceil(start / shown * frame * cells - 1e-6)
+        last = np.floor((start + cell) / shown * frame * cells + 1e-6)
+        side = np.clip(np.rint(self.tile_px / shown * frame * cells), 1, np.maximum(last - first, 1))
+        room = np.maximum(last - first - side, 0)
+        spread = room if self.jitter_px is None else np.minimum(room, np.rint(self.jitter_px / shown * frame * cells))
+        words = keys.words_for(views, Purpose.PLACE)[:, :, 0, :2]
+        place = first + (room - spread) // 2 + integer(words, spread.astype(np.int64) + 1)
+        place = np.clip(place, 0, frame * cells - side)  # windows that have not a place for each tile
+        return Boxes.all_kept(np.concatenate([place, place + side], -1) / cells + np.concatenate([corner, corner], -1))
+
+    def smallest_side_px(self, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+        return smallest_side_px(self, sizes) * (self.tile_px / self.window_px)
+
+    @classmethod
+    def examples(cls, of: str) -> Mapping[str, Self]:
+        return {"": cls(rows=2, cols=4, window_px=96, tile_px=16, gap_px=2)}
 
 
 def draw_pairs(law: Paired, keys: Keys, source_size: NDArray[np.float64]) -> NDArray[np.float64]:

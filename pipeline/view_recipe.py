@@ -117,6 +117,7 @@ LAWS = EntryTable(
         "center": "wherefrom.pipeline.laws:Center",
         "grid": "wherefrom.pipeline.laws:Grid",
         "scattered": "wherefrom.pipeline.laws:Scattered",
+        "tiles": "wherefrom.pipeline.laws:Tiles",
     },
 )
 

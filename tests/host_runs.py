@@ -18,15 +18,18 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
-from wherefrom.pipeline import Disjoint, ShardIndex
+from wherefrom.pipeline import Disjoint, ShardIndex, Tiles
 from wherefrom.train import (
     BarlowTwinsSettings,
     BYOLSettings,
+    ColorizationSettings,
+    ContextSettings,
     DenseSpatialSettings,
     DINOSettings,
     Encoder,
     EvaluationSettings,
     GTSASettings,
+    JigsawSettings,
     MAESettings,
     MoCoV3Settings,
     ModelSettings,
@@ -35,10 +38,12 @@ from wherefrom.train import (
     PARTSettings,
     Progress,
     Reporter,
+    RotationSettings,
     RuntimeSettings,
     SimCLRSettings,
     SpatialSettings,
     Step,
+    TileGuards,
     Trainer,
     TrainSettings,
     VICRegSettings,
@@ -71,6 +76,8 @@ PAIR: dict[str, Any] = {"size_px": 32, "hidden": 24, "out": 16}
 DINO: dict[str, Any] = {"local_views": 2, "prototypes": 32, "hidden": 24, "bottleneck": 16, "prototypes_rest_epochs": 0.4}
 GTSA: dict[str, Any] = {"size_px": 24, "local_px": 12, "local_views": 2, "region_bins": 4, "local_region_bins": 2}
 GTSA |= {"hidden": 32, "out": 16, "rotation_hidden": (24, 24, 12), "patch_from_epoch": 0.0, "teacher_momentum": 0.9}
+TILES: dict[str, Any] = {"size_px": 24, "tiles": Tiles(window_px=96, tile_px=24), "hidden": 24, "min_side_px": 4}
+GUARDS = TileGuards(normalize=True, color="drop", channel_shift_px=2, resample_prob=0.5, resample_px=(8, 16))
 MOCO_OF_RESNET = MoCoV3Settings(**PAIR, temperature=1.0, projector_layers=2, predictor_norm=False, decay_all=False)
 
 METHODS = {  # by the objective's name, and what follows it where there is more than one form
@@ -96,6 +103,10 @@ METHODS = {  # by the objective's name, and what follows it where there is more 
         )
     ),
     "dense": Method(settings=DenseSpatialSettings(size_px=24, regions=4, min_side_px=4, color=None, weight=1.0)),
+    "rotation": Method(settings=RotationSettings(size_px=24)),
+    "context": Method(settings=ContextSettings(**TILES)),
+    "jigsaw": Method(settings=JigsawSettings(**TILES, permutations=24, guards=GUARDS)),
+    "colorization": Method(settings=ColorizationSettings(size_px=24)),
     "moco_v3 of a ResNet": Method(settings=MOCO_OF_RESNET, model=RESNET, optim=LARS),
     "gtsa with a bound in cells": Method(settings=GTSASettings(**GTSA, min_cells=1.5, local_area_frac=(0.03, 0.3))),
     "dino with BatchNorm": Method(

@@ -15,7 +15,7 @@ from scipy import stats
 from wherefrom.kernels import PairUnits, pair_targets
 from wherefrom.pipeline.crops import snap_boxes
 from wherefrom.pipeline.draws import Keys
-from wherefrom.pipeline.laws import Center, Disjoint, Grid, Independent, Inside, Overlapping, Paired, Scattered, draw_pairs
+from wherefrom.pipeline.laws import Center, Disjoint, Grid, Independent, Inside, Overlapping, Paired, Scattered, Tiles, draw_pairs
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import CropLaw, Mirror, Snap, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record
@@ -374,6 +374,47 @@ def test_grid_spreads_from_edge_to_edge_row_by_row() -> None:
     np.testing.assert_array_equal(boxes_of(draw(family(Grid(rows=1, cols=1, side_frac=0.5)), (100, 200), 0))[0, 0], [50, 25, 150, 75])
 
 
+def cell_edges(law: Tiles, window: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cells of windows (B, 4) as boxes (B, rows * cols, 4), said plainly."""
+    height, width = ((law.window_px - (n - 1) * law.gap_px) / n for n in (law.rows, law.cols))
+    boxes = [
+        [x0 := col * (width + law.gap_px), y0 := row * (height + law.gap_px), x0 + width, y0 + height]
+        for row in range(law.rows)
+        for col in range(law.cols)
+    ]
+    sides = window[:, 2:] - window[:, :2]
+    return np.tile(window[:, :2], 2)[:, None] + np.array(boxes) / law.window_px * np.tile(sides, 2)[:, None]
+
+
+@pytest.mark.parametrize("snap", ["pixel", "none"])
+@pytest.mark.parametrize(
+    "law", [Tiles(), Tiles(gap_px=12, tile_px=48, jitter_px=14, aspect=(1, 1)), Tiles(rows=2, cols=4, window_px=96, tile_px=20)]
+)
+def test_tiles_stay_in_the_cells_of_one_window_and_their_places_are_uniform_over_the_jitter(law: Tiles, snap: Snap) -> None:
+    count, size = 4000, (375, 500)
+    boxes = boxes_of(draw(family(law, law.fixed_views, snap=snap), size, np.arange(count)))
+    like_it = Independent(area_frac=law.area_frac, aspect=law.aspect)
+    window = boxes_of(draw(family(like_it, 1, snap=snap), size, np.arange(count)))[:, 0]
+    cells, step = cell_edges(law, window), 1 if snap == "pixel" else 1 / 1024
+    assert (boxes[..., :2] >= cells[..., :2] - 1e-6).all() and (boxes[..., 2:] <= cells[..., 2:] + 1e-6).all()
+    shown = law.window_px / (window[:, None, 2:] - window[:, None, :2])  # window pixels a source pixel
+    assert (np.abs((boxes[..., 2:] - boxes[..., :2]) * shown - law.tile_px) <= step * shown / 2 + 1e-6).all()
+    off = ((boxes[..., 2:] + boxes[..., :2]) - (cells[..., 2:] + cells[..., :2])) / 2 * shown  # of the middle of its cell, window pixels
+    room = np.array(law.cell_px)[::-1] - law.tile_px
+    jitter = room if law.jitter_px is None else np.full(2, law.jitter_px)
+    assert (np.abs(off) <= jitter / 2 + 1.5 * step * shown).all()
+    if snap == "none":
+        assert all(
+            stats.kstest(off[..., axis].ravel(), "uniform", (-jitter[axis] / 2, jitter[axis])).pvalue > SIGNIFICANT for axis in (0, 1)
+        )
+    gaps = np.maximum(boxes[:, :, None, :2] - boxes[:, None, :, 2:], boxes[:, None, :, :2] - boxes[:, :, None, 2:]).max(-1)
+    others = ~np.eye(law.fixed_views, dtype=bool)
+    assert (gaps[:, others].min(1) >= law.gap_px / shown.max((1, 2)) - 1e-6).all()
+    # control: by all the room there is, tiles of a law with less of it would leave their jitter
+    wider = boxes_of(draw(family(dataclasses.replace(law, jitter_px=None), law.fixed_views, snap=snap), size, np.arange(count)))
+    assert law.jitter_px is None or np.abs(wider - boxes).max() > 4
+
+
 LAWS: dict[str, tuple[CropLaw, int]] = {
     "independent": (Independent(), 3),
     "paired": (Paired(), 2),
@@ -383,6 +424,7 @@ LAWS: dict[str, tuple[CropLaw, int]] = {
     "scattered": (Scattered(sides_px=(16, 60)), 5),
     "center": (Center(), 1),
     "grid": (Grid(), 9),
+    "tiles": (Tiles(), 9),
 }
 
 
@@ -410,7 +452,7 @@ def test_boxes_lie_on_the_grid_within_the_picture_whatever_its_size(
         assert (boxes != np.rint(boxes)).any()  # else a law may have fallen back to whole pixels
 
 
-@pytest.mark.parametrize("name", ["independent", "paired", "disjoint", "overlapping", "inside", "scattered"])
+@pytest.mark.parametrize("name", ["independent", "paired", "disjoint", "overlapping", "inside", "scattered", "tiles"])
 def test_a_picture_too_small_gives_its_whole_frame_and_invalid_views(name: str) -> None:
     drawn = draw(of_law(name), [(15, 700), (480, 640), (1, 1)], [4, 5, 6])
     assert drawn.valid.all(-1).tolist() == [False, True, False] and not drawn.valid[[0, 2]].any()
@@ -432,7 +474,7 @@ def test_a_record_does_not_depend_on_the_batch_it_is_drawn_in(name: str) -> None
         assert torch.equal(alone.geometry.boxes[0], together.geometry.boxes[k]) and torch.equal(alone.valid[0], together.valid[k])
 
 
-@pytest.mark.parametrize("name", ["independent", "paired", "disjoint", "overlapping", "inside", "scattered"])
+@pytest.mark.parametrize("name", ["independent", "paired", "disjoint", "overlapping", "inside", "scattered", "tiles"])
 def test_seed_epoch_sample_and_name_each_change_the_draw(name: str) -> None:
     families = of_law(name)
     first = boxes_of(draw(families, (480, 640), 3))
@@ -491,6 +533,15 @@ def test_drawn_for_decides_the_draw_and_the_shown_picture_its_size() -> None:
         (lambda: Paired(position_min=2.0), "needs 0 <= min < max"),
         (lambda: Center(resize_px=256), "give both, or neither"),
         (lambda: Grid(side_frac=1.5), "0 < side_frac <= 1"),
+        (
+            lambda: Tiles(tile_px=90),
+            r"tile_px=90, gap_px=0: 3 x 3 cells of a window of 255 px have 85 px; take smaller tiles, or a smaller gap",
+        ),
+        (lambda: Tiles(gap_px=40), r"tile_px=64, gap_px=40: 3 x 3 cells of a window of 255 px have 58.3333 px; take smaller tiles"),
+        (lambda: Tiles(gap_px=128), r"gap_px=128: leaves nothing of 3 x 3 cells of a window of 255 px; needs less than 127.5"),
+        (lambda: Tiles(jitter_px=22), r"jitter_px=22: tiles of 64 px have 21 px of room in 3 x 3 cells of a window of 255 px"),
+        (lambda: Tiles(rows=0), "rows=0, .*all else needs at least 1"),
+        (lambda: family(Tiles(), views=4), "views=4 of family 'f': the tiles law draws 9; take views=9"),
         (lambda: family(Paired(), views=3), "views=3 of family 'f': the paired law draws 2; take views=2"),
         (lambda: family(Grid(), views=3), "views=3 of family 'f': the grid law draws 9; take views=9"),
         (lambda: family(Independent(), views=257), "needs 1 to 256"),

@@ -31,6 +31,10 @@ FIRST: dict[str, Mapping[str, tuple[float, float]]] = {
     "coco_gtsa_vits16": {"gtsa/rotation": (math.log(4), 1.3)},  # chance; what regions are alike by, formulas do not say
     "imagenet_mocov3_vits16": {"moco_v3/contrast": (4 * 0.2 * math.log(BATCH), 2)},  # chance, twice, by 2 T
     "imagenet_part_vitb16": {"part/position": (2, 1.5)},  # variances of standardized targets
+    "imagenet_rotation_r50": {"rotation/turn": (math.log(4), 1.3)},  # chance, as the next
+    "imagenet_context_r50": {"context/direction": (math.log(8), 1.3)},
+    "imagenet_jigsaw_r50": {"jigsaw/permutation": (math.log(2000), 1.3)},
+    "imagenet_colorization_r50": {"colorization/color": (math.log(313), 1.3)},
     "imagenet_mae_vitb16": {"mae/pixels": (1, 2.5)},  # the variance of normalized patches, and of what is told of them at random
 }
 NAMES = [name for name in RECIPES.own if name.startswith(("imagenet_", "coco_"))]

@@ -37,7 +37,7 @@ def without_compiler(tmp_path: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.core
-def test_without_a_compiler_the_archive_is_whole_and_the_wheel_holds_every_python_file_and_no_more(
+def test_without_a_compiler_the_archive_is_whole_and_the_wheel_holds_every_python_file_and_table_and_no_more(
     without_compiler: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
     (archive,) = (tmp_path / "packed").glob("*.tar.gz")
@@ -50,5 +50,5 @@ def test_without_a_compiler_the_archive_is_whole_and_the_wheel_holds_every_pytho
     with zipfile.ZipFile(wheel) as packed:
         names = {name for name in packed.namelist() if ".dist-info/" not in name}
     sources = {path for folder in ("kernels", "pipeline", "train", "tools") for path in (ROOT / folder).rglob("*")}
-    assert names == {f"wherefrom/{path.relative_to(ROOT)}" for path in sources if path.suffix == ".py" or path.name == "py.typed"}
+    assert names == {f"wherefrom/{path.relative_to(ROOT)}" for path in sources if path.suffix in (".py", ".txt") or path.name == "py.typed"}
     assert "wherefrom: built without its CPU view kernel; it needs" in without_compiler.stderr

@@ -24,6 +24,7 @@ from wherefrom.pipeline import (
     Order,
     Overlapping,
     Paired,
+    Tiles,
     ViewFamily,
     ViewRecipe,
 )
@@ -39,6 +40,7 @@ SETTINGS = [
     Inside(of="a"),
     Center(),
     Grid(),
+    Tiles(),
     ColorLaw(),
     FAMILY,
     ViewRecipe(families=(FAMILY,)),

@@ -9,16 +9,21 @@ from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSe
 from wherefrom.train.objectives.barlow import BarlowTwins, BarlowTwinsSettings
 from wherefrom.train.objectives.byol import BYOL, BYOLSettings
 from wherefrom.train.objectives.collapse import spread
+from wherefrom.train.objectives.colorization import Colorization, ColorizationSettings
+from wherefrom.train.objectives.context import Context, ContextSettings
 from wherefrom.train.objectives.dino import DINO, DINOSettings
 from wherefrom.train.objectives.gtsa import GTSA, GTSASettings
+from wherefrom.train.objectives.jigsaw import Jigsaw, JigsawSettings
 from wherefrom.train.objectives.mae import MAE, MAESettings
 from wherefrom.train.objectives.moco_v3 import MoCoV3, MoCoV3Settings
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.objectives.part import PART, PARTSettings
+from wherefrom.train.objectives.rotation import Rotation, RotationSettings
 from wherefrom.train.objectives.simclr import SimCLR, SimCLRSettings
 from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 from wherefrom.train.objectives.spatial_dense import DenseSpatialPrediction, DenseSpatialSettings
 from wherefrom.train.objectives.teacher import follow
+from wherefrom.train.objectives.tiles import TileGuards
 from wherefrom.train.objectives.vicreg import VICReg, VICRegSettings
 from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered, mean_over_ranks, own_rank, rank_count
 from wherefrom.train.recipes import RECIPES, recipe
@@ -46,6 +51,11 @@ __all__ = [  # in reading order  # noqa: RUF022
     "BarlowTwinsSettings",
     "VICRegSettings",
     "MAESettings",
+    "RotationSettings",
+    "ContextSettings",
+    "JigsawSettings",
+    "TileGuards",
+    "ColorizationSettings",
     "OptimSettings",
     "EvaluationSettings",
     "RuntimeSettings",
@@ -82,6 +92,10 @@ __all__ = [  # in reading order  # noqa: RUF022
     "BarlowTwins",
     "VICReg",
     "MAE",
+    "Rotation",
+    "Context",
+    "Jigsaw",
+    "Colorization",
     "Trainer",
     "RunFolder",
     "replayed_batch",

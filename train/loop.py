@@ -52,7 +52,8 @@ from wherefrom.train.trainer import Trainer
 CHANGES_BITS = ("renderer", "ranks", "accumulation", "device", "compile", "threads", "torch")  # of a run, where it goes on with another
 SPLITS_BATCH = {"ranks", "accumulation"}
 REPEATED = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]  # signals to stop that may come twice; not on Windows
-NO_PAIRS = 1 - 1e-6  # share of pairs left out from which on none counted: float32 says no more of a mean
+LEFT_OUT = ("pairs_left_out", "pictures_left_out")  # meters: the share of what is learned from that does not count
+NO_PAIRS = 1 - 1e-6  # share of them from which on none counted: float32 says no more of a mean
 
 
 def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None, resume: bool = False) -> Summary:
@@ -186,15 +187,15 @@ def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
         append_metrics(folder, {"kind": "train"} | asdict(record))
     trainer.accelerator.log(record.curves(), step=record.update)
     reporter.logged(record)
-    _check_share_of_pairs(trainer, record, pictures, reporter)
+    _check_share_left_out(trainer, record, pictures, reporter)
     for name, value in newest.items():  # not means, which a collapse since the last line would only lower
         if name.startswith(METER) and name.endswith(f"/{FEATURE_STD}") and value < COLLAPSED_STD:
             objective = name.removeprefix(METER).partition("/")[0]
             reporter.message(f"{objective}: features have collapsed at update {record.update}, they are alike to {value:.1e}")
 
 
-def _check_share_of_pairs(trainer: Trainer, record: LogRecord, pictures: int, reporter: Reporter) -> None:
-    """Say if no pair of the record's pictures counts, or at first most do not; raise ValueError if at first none does.
+def _check_share_left_out(trainer: Trainer, record: LogRecord, pictures: int, reporter: Reporter) -> None:
+    """Say if no pair, or picture, of the record's pictures counts, or at first most do not; raise ValueError if at first none does.
 
     At first: at the first line of a run's log. Later some small pictures may come together by chance, and to stop would stop for good:
     every continuation meets them again.
@@ -203,16 +204,18 @@ def _check_share_of_pairs(trainer: Trainer, record: LogRecord, pictures: int, re
     at_first = record.update <= settings.runtime.log_every
     for name, share in record.meters.items():
         objective, _, meter = name.partition("/")
-        if meter != "pairs_left_out":
+        if meter not in LEFT_OUT:
             continue
+        left_out = meter.partition("_")[0]
         if share > NO_PAIRS and step.weight_of(objective) > 0:
-            complaint = f"{objective}: not a pair of the last {pictures} pictures counts, all are too small for the law"
+            complaint = f"{objective}: not a {left_out[:-1]} of the last {pictures} pictures counts, all are too small for the law"
             if at_first:
                 data = "the demo's" if settings.data is None else f"those of data={settings.data!r}"
                 raise ValueError(f"{complaint}; lower {objective}.min_side_px, or take larger pictures than {data}")
             reporter.message(f"{complaint}; see {objective}.min_side_px")
         elif share > 0.5 and at_first:
-            reporter.message(f"{name}: {share:.0%} of the pairs, their pictures are too small for the law; see {objective}.min_side_px")
+            too_small = "their pictures are" if left_out == "pairs" else "they are"
+            reporter.message(f"{name}: {share:.0%} of the {left_out}, {too_small} too small for the law; see {objective}.min_side_px")
 
 
 def _start_tracker(trainer: Trainer, folder: RunFolder) -> None:

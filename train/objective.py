@@ -149,6 +149,10 @@ OBJECTIVES = EntryTable(
         "barlow": "wherefrom.train.objectives.barlow:BarlowTwinsSettings",
         "vicreg": "wherefrom.train.objectives.vicreg:VICRegSettings",
         "mae": "wherefrom.train.objectives.mae:MAESettings",
+        "rotation": "wherefrom.train.objectives.rotation:RotationSettings",
+        "context": "wherefrom.train.objectives.context:ContextSettings",
+        "jigsaw": "wherefrom.train.objectives.jigsaw:JigsawSettings",
+        "colorization": "wherefrom.train.objectives.colorization:ColorizationSettings",
     },
 )
 

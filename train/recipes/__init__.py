@@ -1,4 +1,4 @@
-"""Runs by name: complete settings, one file a method. `RECIPES` is the table of them."""
+"""Runs by name: complete settings, one file a method, or a few that belong together. `RECIPES` is the table of them."""
 
 from wherefrom.train.recipes.table import DEFAULT, RECIPES, recipe, started
 

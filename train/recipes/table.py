@@ -42,6 +42,18 @@ RECIPES = EntryTable(
         "imagenet_barlow_r50": "wherefrom.train.recipes.barlow:imagenet_barlow_r50",
         "imagenette_vicreg": "wherefrom.train.recipes.vicreg:imagenette_vicreg",
         "imagenet_vicreg_r50": "wherefrom.train.recipes.vicreg:imagenet_vicreg_r50",
+        "rotation": "wherefrom.train.recipes.classics:rotation",
+        "imagenette_rotation": "wherefrom.train.recipes.classics:imagenette_rotation",
+        "imagenet_rotation_r50": "wherefrom.train.recipes.classics:imagenet_rotation_r50",
+        "context": "wherefrom.train.recipes.classics:context",
+        "imagenette_context": "wherefrom.train.recipes.classics:imagenette_context",
+        "imagenet_context_r50": "wherefrom.train.recipes.classics:imagenet_context_r50",
+        "jigsaw": "wherefrom.train.recipes.classics:jigsaw",
+        "imagenette_jigsaw": "wherefrom.train.recipes.classics:imagenette_jigsaw",
+        "imagenet_jigsaw_r50": "wherefrom.train.recipes.classics:imagenet_jigsaw_r50",
+        "colorization": "wherefrom.train.recipes.classics:colorization",
+        "imagenette_colorization": "wherefrom.train.recipes.classics:imagenette_colorization",
+        "imagenet_colorization_r50": "wherefrom.train.recipes.classics:imagenet_colorization_r50",
     },
 )
 
