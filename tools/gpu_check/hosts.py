@@ -44,7 +44,8 @@ def hosts(options: Options, report: Report) -> None:
         if not options.dry_run and report.seconds_left < LEAST_S:
             report.leave_out(f"{host}: no time is left")
             continue
-        accelerator, rates = accelerator_for(settings[0]), [[], []]  # alone, with SP
+        accelerator = accelerator_for(settings[0])
+        rates: tuple[list[float], list[float]] = ([], [])  # alone, with SP
         memory = [0.0, 0.0]
         seconds, rounds = (0.05, 1) if options.dry_run else (ROUND_S, ROUNDS)
         for _ in range(rounds):
