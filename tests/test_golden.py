@@ -238,6 +238,8 @@ def short_run(name: str, work: Path, *, rate: float = 1.0, evaluated: bool = Fal
     few = {"head_pictures": 16, "head_steps": 3, "knn_pictures": 20, "knn_held_out": 10, "short_pictures": 6, "short_knn_pictures": 10}
     if "spatial" in settings.objectives:
         settings = settings.with_objectives(spatial=replace(settings.objectives["spatial"], min_side_px=8))
+    if "part" in settings.objectives:  # whole pixels, which the torch renderer cuts
+        settings = settings.with_objectives(part=replace(settings.objectives["part"], snap="pixel"))
     settings = settings.with_objectives(**{name: narrowed(settings.objectives[name]) for name in NARROWED if name in settings.objectives})
     settings = replace(
         settings,
@@ -626,8 +628,9 @@ def test_kernels_are_the_same_and_those_of_boxes_half_a_pixel_larger_are_not(bac
 
 UPDATES = 20
 QUICK = ("demo", "sp_dense")
-NARROWED = ("simclr", "byol", "barlow", "vicreg", "dino", "moco_v3", "mae")  # hosts, which have wide heads and views of 224 px
-WIDE = ("size_px", "local_px", "hidden", "out", "prototypes", "bottleneck", "decoder_width")  # what is narrowed of them, to 64
+# methods that have wide heads and views of 224 px, or many
+NARROWED = ("simclr", "byol", "barlow", "vicreg", "dino", "moco_v3", "mae", "part", "gtsa", "rotation", "context", "jigsaw", "colorization")
+WIDE = ("size_px", "local_px", "patches", "hidden", "out", "prototypes", "bottleneck", "decoder_width")  # what is narrowed of them, to 64
 SMALL = {  # pictures of an update, part of the rate; two recipes are meant for a thousand pictures
     "demo": (8, 1 / 2),
     "sp_dense": (4, 1 / 2),
@@ -637,7 +640,8 @@ SMALL = {  # pictures of an update, part of the rate; two recipes are meant for 
     "imagenet_dino_vits16": (2, 1 / 16),  # of ten views
     # with BatchNorm over 8 views, and LARS, whose rate is of ones, roundings grow a thousandfold in 20 updates of these
     **{f"imagenet_{host}_r50": (8, 2.0**-18) for host in ("simclr", "byol", "barlow", "vicreg")},
-    **{f"imagenette_{host}": (8, 1 / 128) for host in ("byol", "barlow", "vicreg")},
+    **{f"imagenette_{host}": (8, 1 / 128) for host in ("byol", "barlow", "vicreg", "dino")},
+    **{f"imagenet_{task}_r50": (4, 1 / 128) for task in ("rotation", "context", "jigsaw", "colorization")},
     **dict.fromkeys(("imagenette_mocov3", "imagenet_mocov3_vits16"), (8, 2.0 ** (-18))),
 }
 # Of a golden value, or of 0.1 where that is more: what roundings of other processors, threads and kernels of one torch grow to in 20
@@ -648,6 +652,7 @@ TOLERANCES = {"torch 2.14": 5e-5, "default": 0.1}
 # of gradients' norms through a ResNet's BatchNorm over 8 views: 4e-4 was seen, at any rate, with losses 3e-6 off
 GRADIENT_TOLERANCE = 2e-3
 OF_RESNETS = {f"{data}_{host}" for host in ("simclr", "byol", "barlow", "vicreg") for data in ("imagenette", "imagenet")}
+OF_RESNETS |= {"imagenette_dino", "imagenet_rotation", "imagenet_context", "imagenet_jigsaw", "imagenet_colorization"}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
