@@ -11,7 +11,7 @@ from wherefrom.train.objectives import PARTSettings
 from wherefrom.train.recipes.sizes import SMALL_VIT, small_on_imagenette
 from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings
 
-PATCHES_OF_96_PX = replace(SMALL_VIT, view_size_px=96, patch_size_px=12)
+PATCHES_OF_96_PX = replace(SMALL_VIT, view_size_px=96, patch_size_px=12, summary="mean")  # the class token is not learned
 
 
 def part() -> TrainSettings:
@@ -22,7 +22,7 @@ def part() -> TrainSettings:
     return TrainSettings(
         recipe="part",
         global_batch=16,
-        updates=3000,
+        updates=3500,
         model=PATCHES_OF_96_PX,
         objectives={"part": PARTSettings(size_px=96, patch_px=12, patches=64, area_frac=(0.6, 1.0), mirror="none", color=None)},
         optim=OptimSettings(lr=1.5e-3),
@@ -44,7 +44,7 @@ def imagenet_part_vitb16() -> TrainSettings:
         global_batch=1024,
         epochs=400,
         precision="bfloat16",
-        model=ModelSettings(name="vit_base_patch16_224", view_size_px=224, drop_path=0.1),
+        model=ModelSettings(name="vit_base_patch16_224", view_size_px=224, drop_path=0.1, summary="mean"),
         objectives={"part": PARTSettings()},
         optim=OptimSettings(lr=0.625e-4 * 1024 / 512, weight_decay=0.05, warmup_frac=20 / 400),
         evaluation=EvaluationSettings(every=12500, knn_pictures=50000, pictures=500),
