@@ -113,6 +113,8 @@ def test_of_dropped_colors_one_is_kept_and_the_others_are_faint_noise() -> None:
     assert others.mean().abs() < 1e-4 and (others / 0.01).pow(4).mean() == pytest.approx(3, rel=0.1)  # of a Gaussian
     first, second = others.flatten(-2).unbind(1)
     assert (F.cosine_similarity(first, second)).abs().mean() < 0.1  # not the same noise twice
+    _, beside, _ = noise_tiles(TileGuards(color="drop", normalize=True))
+    assert sorted(beside[0, 0].std((-2, -1)).tolist()) == pytest.approx([0.01, 0.01, 1.0], rel=0.2)  # as faint where tiles are normalized
 
 
 @pytest.mark.core

@@ -133,10 +133,12 @@ def gray_and_hues(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
     Shapes: pixels (B, 3, H, W), normalized as by default -> (B, 3, H, W) with three channels of one level, (B, 2, H, W).
     """
-    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    lab = lab_from_rgb(full_precision(pixels * std + mean).clamp(0, 1))
-    gray = gray_from_lightness(lab[:, :1])
-    return ((gray - mean) / std).to(pixels), lab[:, 1:]
+    scales = tuple(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
+    channels = full_precision(pixels).unbind(1)
+    rgb = torch.stack([channel * std + mean for channel, (mean, std) in zip(channels, scales, strict=True)], 1)
+    lab = lab_from_rgb(rgb.clamp(0, 1))
+    level = gray_from_lightness(lab[:, 0])
+    return torch.stack([(level - mean) / std for mean, std in scales], 1).to(pixels), lab[:, 1:]
 
 
 def soft_targets(hues: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from wherefrom.train.objectives.tiles import (
 )
 
 CENTER = TILES // 2
-NEIGHBORS = [place for place in range(TILES) if place != CENTER]  # row by row: the directions are numbered so
+NEIGHBORS = [place for place in range(TILES) if place != CENTER]  # row by row, as directions are numbered
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +88,7 @@ class Context(Objective):
         """Return the term, and how often the direction is told right."""
         views = batch.family(self.name)
         summaries = placed_summaries(views, encode, self.settings.guards, self.name)  # (B, 9, D)
-        neighbors = summaries[:, NEIGHBORS]
+        neighbors = torch.cat([summaries[:, :CENTER], summaries[:, CENTER + 1 :]], 1)
         pairs = torch.cat([summaries[:, CENTER, None].expand_as(neighbors), neighbors], -1)  # (B, 8, 2 D)
         logits = self.head(pairs).flatten(0, 1)
         direction = torch.arange(len(NEIGHBORS), device=logits.device).repeat(len(pairs))

@@ -22,8 +22,8 @@ _BINS_OF_B = (
 def lab_from_rgb(rgb: Tensor) -> Tensor:
     """Return colors in CIELAB: (..., 3, H, W) sRGB in [0, 1] -> (..., 3, H, W), L in [0, 100], a and b about 0 where gray."""
     linear = torch.where(rgb > 0.04045, ((rgb.clamp(min=0) + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    matrix = linear.new_tensor(XYZ_FROM_RGB) / linear.new_tensor(WHITE)[:, None]
-    ratio = torch.einsum("ij,...jhw->...ihw", matrix, linear)
+    red, green, blue = linear.unbind(-3)
+    ratio = torch.stack([(r * red + g * green + b * blue) / white for (r, g, b), white in zip(XYZ_FROM_RGB, WHITE, strict=True)], -3)
     # clamped, for a root's gradient and value do not exist below 0, where the other branch counts
     root = torch.where(ratio > 216 / 24389, ratio.clamp(min=1e-6) ** (1 / 3), (24389 / 27 * ratio + 16) / 116)
     x, y, z = root.unbind(-3)

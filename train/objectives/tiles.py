@@ -119,13 +119,13 @@ def guarded(views: Views, guards: TileGuards, name: str) -> Tensor:
             pixels = _resampled(pixels, record, guards, name)
         if guards.channel_shift_px > 0:
             pixels = _channels_shifted(pixels, record, guards.channel_shift_px, name)
-        if guards.color == "drop":
-            pixels = _one_channel_kept(pixels, record, name)
-        elif guards.color == "projection":
+        if guards.color == "projection":
             pixels = _without_green_magenta(pixels)
         if guards.normalize:
             deviation, mean = torch.std_mean(pixels, dim=(-2, -1), keepdim=True, correction=0)
             pixels = (pixels - mean) / (deviation + 1e-3)  # of a constant tile nothing is made
+        if guards.color == "drop":  # last, or noise would be normalized too
+            pixels = _one_channel_kept(pixels, record, name)
         return pixels
 
 
@@ -136,12 +136,13 @@ def _resampled(pixels: Tensor, record: ViewGeometry, guards: TileGuards, name: s
     small = (which * (high - low + 1)).long()
     kept = torch.full_like(small, high - low + 1)  # the last matrix changes nothing
     number = torch.where(chance < guards.resample_prob, small, kept)
-    rows, cols = (_resamplers(low, high, side).to(pixels)[number].unsqueeze(2) for side in pixels.shape[-2:])  # (B, V, 1, side, side)
+    # (B, V, 1, side, side) each
+    rows, cols = (_resamplers(low, high, side, pixels.device, pixels.dtype)[number].unsqueeze(2) for side in pixels.shape[-2:])
     return rows @ pixels @ cols.mT
 
 
 @cache
-def _resamplers(low: int, high: int, side: int) -> Tensor:
+def _resamplers(low: int, high: int, side: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return what shrinks `side` pixels to `low` ... `high` and enlarges them again, then what leaves them: (n + 1, side, side)."""
     unit = torch.eye(side)[None]  # a row is what becomes of the pixel of its number
 
@@ -149,7 +150,7 @@ def _resamplers(low: int, high: int, side: int) -> Tensor:
         down = F.interpolate(unit[:, None], size=(side, small), mode="bilinear", antialias=True)
         return F.interpolate(down, size=(side, side), mode="bilinear", align_corners=False)[0, 0].T
 
-    return torch.stack([*(through(small) for small in range(low, high + 1)), unit[0]])
+    return torch.stack([*(through(small) for small in range(low, high + 1)), unit[0]]).to(device, dtype)
 
 
 def _channels_shifted(pixels: Tensor, record: ViewGeometry, most_px: int, name: str) -> Tensor:
@@ -168,18 +169,15 @@ def _one_channel_kept(pixels: Tensor, record: ViewGeometry, name: str) -> Tensor
     radius, angle = keyed_uniform(record, f"{name}/noise", (2, *pixels.shape[-2:])).split(1, 2)  # Box-Muller: two numbers give two
     noise = (-2 * radius.log()).sqrt() * torch.cat([(2 * math.pi * angle).cos(), (2 * math.pi * angle).sin()], 2)
     deviation = pixels.std((-2, -1), keepdim=True).gather(2, kept)
-    noise = (noise.to(pixels) * deviation / 100)[:, :, [0, 1, 0]]  # beside channel 1 that is kept, 0 and 2 must differ
+    first, second = (noise.to(pixels) * deviation / 100).split(1, 2)
+    noise = torch.cat([first, second, torch.where(kept == 1, second, first)], 2)  # the two that are not kept differ
     channels = torch.arange(3, device=pixels.device)[:, None, None]
-    noise = torch.where((kept == 1) & (channels == 2), noise[:, :, 1:2], noise)
     return torch.where(channels == kept, pixels, noise)
 
 
 def _without_green_magenta(pixels: Tensor) -> Tensor:
     """Project colors onto the plane across (-1, 2, -1) of red, green and blue: green and magenta become gray."""
-    axis = torch.tensor([-1.0, 2.0, -1.0], dtype=torch.float64)
-    projection = torch.eye(3, dtype=torch.float64) - torch.outer(axis, axis) / 6
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    # of levels x std + mean, as views hold (level - mean) / std
-    matrix = (projection * std / std[:, None]).to(pixels)
-    shift = ((projection @ mean - mean) / std).to(pixels)[:, None, None]
-    return torch.einsum("ij,bvjhw->bvihw", matrix, pixels) + shift
+    red, green, blue = (channel * std + mean for channel, mean, std in zip(pixels.unbind(2), IMAGENET_MEAN, IMAGENET_STD, strict=True))
+    along = (2 * green - red - blue) / 6
+    steps = torch.stack([along * axis / std for axis, std in zip((-1, 2, -1), IMAGENET_STD, strict=True)], 2)
+    return pixels - steps
