@@ -374,7 +374,9 @@ def test_files_that_change_while_they_are_read_give_indexed_bytes_or_the_error(r
     outcomes = {"bytes": 0, "error": 0}
     try:
         with ShardReader(index) as reader:
-            for _ in range(400):
+            for number in range(20_000):
+                if number >= 400 and min(outcomes.values()) > 0:  # on a busy machine the other thread comes late
+                    break
                 try:
                     data = reader.read_batch(np.array([0, 1]))[0].tobytes()
                 except ShardChangedError:

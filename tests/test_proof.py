@@ -186,7 +186,7 @@ def test_the_command_says_what_holds_and_exits_with_one_if_anything_is_red(
     assert lines[-1].startswith(said)
     rows = [line for line in lines if "56 x 40" in line]
     assert [line.split("  ")[0] for line in rows] == [
-        *("independent", "paired", "disjoint", "overlapping", "inside", "center, whole", "center, cropped", "grid")
+        *("independent", "paired", "disjoint", "overlapping", "inside", "center, whole", "center, cropped", "grid", "scattered", "tiles")
     ]
     assert all(line.endswith("RED" if code else "holds") for line in rows)
     assert sum(line.endswith("fails as it must") for line in lines) == len(MISTAKES)
