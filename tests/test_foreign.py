@@ -137,7 +137,7 @@ def test_the_command_line_names_the_law_and_its_fields(monkeypatch: pytest.Monke
     with pytest.raises(SystemExit):
         main(["train", *words, "--help"])
     said = " ".join(re.sub(r"[│\n]", " ", capsys.readouterr().out).split())
-    assert "--spatial.law.radius-frac FLOAT" in said and "grid, ring;" in said
+    assert "--spatial.law.radius-frac FLOAT" in said and ", ring;" in said
 
 
 def test_a_foreign_recipe_with_a_foreign_objective_runs_and_goes_on(

@@ -626,7 +626,8 @@ def test_kernels_are_the_same_and_those_of_boxes_half_a_pixel_larger_are_not(bac
 
 UPDATES = 20
 QUICK = ("demo", "sp_dense")
-NARROWED = ("simclr", "byol", "barlow", "vicreg", "dino", "moco_v3", "mae")  # hosts, which have wide heads and views of 224 px
+CLASSICS = ("rotation", "context", "jigsaw", "colorization")
+NARROWED = ("simclr", "byol", "barlow", "vicreg", "dino", "moco_v3", "mae", *CLASSICS)  # hosts, which have wide heads and views of 224 px
 WIDE = ("size_px", "local_px", "hidden", "out", "prototypes", "bottleneck", "decoder_width")  # what is narrowed of them, to 64
 SMALL = {  # pictures of an update, part of the rate; two recipes are meant for a thousand pictures
     "demo": (8, 1 / 2),
@@ -637,6 +638,7 @@ SMALL = {  # pictures of an update, part of the rate; two recipes are meant for 
     "imagenet_dino_vits16": (2, 1 / 16),  # of ten views
     # with BatchNorm over 8 views, and LARS, whose rate is of ones, roundings grow a thousandfold in 20 updates of these
     **{f"imagenet_{host}_r50": (8, 2.0**-18) for host in ("simclr", "byol", "barlow", "vicreg")},
+    **{f"imagenet_{host}_r50": (4, 2.0**-10) for host in CLASSICS},
     **{f"imagenette_{host}": (8, 1 / 128) for host in ("byol", "barlow", "vicreg")},
     **dict.fromkeys(("imagenette_mocov3", "imagenet_mocov3_vits16"), (8, 2.0 ** (-18))),
 }
@@ -648,6 +650,7 @@ TOLERANCES = {"torch 2.14": 5e-5, "default": 0.1}
 # of gradients' norms through a ResNet's BatchNorm over 8 views: 4e-4 was seen, at any rate, with losses 3e-6 off
 GRADIENT_TOLERANCE = 2e-3
 OF_RESNETS = {f"{data}_{host}" for host in ("simclr", "byol", "barlow", "vicreg") for data in ("imagenette", "imagenet")}
+OF_RESNETS |= {f"imagenet_{host}" for host in CLASSICS}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
