@@ -18,6 +18,7 @@ from wherefrom.pipeline.view_recipe import IMAGENET_MEAN, IMAGENET_STD, ColorLaw
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, Progress, Terms
+from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import full_precision
 from wherefrom.train.objectives.lab import color_bins, gray_from_lightness, lab_from_rgb
 
@@ -101,11 +102,12 @@ class Colorization(Objective):
         self.head = nn.Linear(encoder.width, len(self.bins))
 
     def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
-        """Return the term, how often the nearest bin is told, and how often the commonest would be it."""
+        """Return the term, how often the nearest bin is told, how often the commonest would be it, and how summaries spread."""
         pixels = batch.family(self.name).pixels[:, 0]
         with torch.autocast(pixels.device.type, enabled=False):
             gray, hues = gray_and_hues(pixels)
-        logits = self.head(encode(gray.unsqueeze(1)).tokens[:, 0])  # (B, h, w, Q)
+        features = encode(gray.unsqueeze(1))
+        logits = self.head(features.tokens[:, 0])  # (B, h, w, Q)
         with torch.autocast(pixels.device.type, enabled=False):
             cells = F.adaptive_avg_pool2d(hues, logits.shape[1:3]).permute(0, 2, 3, 1)  # (B, h, w, 2)
             targets, nearest = soft_targets(cells, self.bins)
@@ -113,7 +115,8 @@ class Colorization(Objective):
             loss = (self.weights_of_bins()[nearest] * error).mean()
         shares = F.one_hot(nearest, len(self.bins)).to(error.dtype).mean((0, 1, 2))
         accuracy = (logits.detach().argmax(-1) == nearest).float().mean()
-        return Terms(losses={"color": loss}, meters={"accuracy": accuracy, "commonest": shares.max()}, seen={"shares": shares})
+        meters = {"accuracy": accuracy, "commonest": shares.max()} | spread(features.summary)
+        return Terms(losses={"color": loss}, meters=meters, seen={"shares": shares})
 
     def after_step(self, encoder: Encoder, progress: Progress, seen: Mapping[str, Tensor]) -> None:
         """Let the prior follow: at first the mean of what was seen, then a moving average of it."""

@@ -16,6 +16,7 @@ from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, Progress, Terms
+from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import mlp
 from wherefrom.train.objectives.tiles import (
     GRAY_PICTURES,
@@ -85,7 +86,7 @@ class Context(Objective):
         self.head = mlp(widths, norm=False, hidden_bias=True, out_bias=True)
 
     def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
-        """Return the term, and how often the direction is told right."""
+        """Return the term, how often the direction is told right, and how summaries spread."""
         views = batch.family(self.name)
         summaries = placed_summaries(views, encode, self.settings.guards, self.name)  # (B, 9, D)
         neighbors = torch.cat([summaries[:, :CENTER], summaries[:, CENTER + 1 :]], 1)
@@ -95,5 +96,5 @@ class Context(Objective):
         counted = views.valid.all(1).repeat_interleave(len(NEIGHBORS))
         loss = mean_of_counted(F.cross_entropy(logits, direction, reduction="none"), counted)
         accuracy = mean_of_counted((logits.detach().argmax(-1) == direction).float(), counted)
-        meters = {"accuracy": accuracy, "pictures_left_out": 1 - counted.float().mean()}
+        meters = {"accuracy": accuracy, "pictures_left_out": 1 - counted.float().mean()} | spread(summaries)
         return Terms(losses={"direction": loss}, meters=meters)

@@ -23,6 +23,7 @@ from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, Progress, Terms
+from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.tiles import (
     GRAY_PICTURES,
     PICTURE_MIRROR,
@@ -96,7 +97,7 @@ class Jigsaw(Objective):
         self.head = nn.Linear(TILES * settings.hidden, settings.permutations)
 
     def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
-        """Return the term, and how often the permutation is told right."""
+        """Return the term, how often the permutation is told right, and how summaries spread."""
         views = batch.family(self.name)
         summaries = placed_summaries(views, encode, self.settings.guards, self.name)  # (B, 9, D)
         chosen = self.chosen(views.geometry)
@@ -105,7 +106,7 @@ class Jigsaw(Objective):
         counted = views.valid.all(1)
         loss = mean_of_counted(F.cross_entropy(logits, chosen, reduction="none"), counted)
         accuracy = mean_of_counted((logits.detach().argmax(-1) == chosen).float(), counted)
-        meters = {"accuracy": accuracy, "pictures_left_out": 1 - counted.float().mean()}
+        meters = {"accuracy": accuracy, "pictures_left_out": 1 - counted.float().mean()} | spread(summaries)
         return Terms(losses={"permutation": loss}, meters=meters)
 
     def chosen(self, record: ViewGeometry) -> Tensor:

@@ -17,6 +17,7 @@ from wherefrom.pipeline.view_recipe import ColorLaw, Mirror, ViewFamily
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, Progress, Terms
+from wherefrom.train.objectives.collapse import spread
 
 TURNS = 4
 
@@ -70,12 +71,13 @@ class Rotation(Objective):
         self.head = nn.Linear(encoder.width, TURNS)
 
     def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
-        """Return the term, and how often the turn is told right."""
+        """Return the term, how often the turn is told right, and how summaries spread."""
         turned = quarter_turned(batch.family(self.name).pixels[:, 0])
-        logits = self.head(encode(turned).summary).flatten(0, 1)
+        summary = encode(turned).summary  # (B, 4, D)
+        logits = self.head(summary).flatten(0, 1)
         turns = torch.arange(TURNS, device=logits.device).repeat(len(turned))
         accuracy = (logits.detach().argmax(-1) == turns).float().mean()
-        return Terms(losses={"turn": F.cross_entropy(logits, turns)}, meters={"accuracy": accuracy})
+        return Terms(losses={"turn": F.cross_entropy(logits, turns)}, meters={"accuracy": accuracy} | spread(summary))
 
 
 def quarter_turned(pixels: Tensor) -> Tensor:
