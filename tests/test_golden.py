@@ -641,7 +641,7 @@ SMALL = {  # pictures of an update, part of the rate; two recipes are meant for 
     # with BatchNorm over 8 views, and LARS, whose rate is of ones, roundings grow a thousandfold in 20 updates of these
     **{f"imagenet_{host}_r50": (8, 2.0**-18) for host in ("simclr", "byol", "barlow", "vicreg")},
     **{f"imagenette_{host}": (8, 1 / 128) for host in ("byol", "barlow", "vicreg", "dino")},
-    **{f"imagenet_{task}_r50": (4, 1 / 128) for task in ("rotation", "context", "jigsaw", "colorization")},
+    **{f"imagenet_{task}_r50": (4, 2.0**-10) for task in ("rotation", "context", "jigsaw", "colorization")},
     **dict.fromkeys(("imagenette_mocov3", "imagenet_mocov3_vits16"), (8, 2.0 ** (-18))),
 }
 # Of a golden value, or of 0.1 where that is more: what roundings of other processors, threads and kernels of one torch grow to in 20

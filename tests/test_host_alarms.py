@@ -14,8 +14,8 @@ from wherefrom.train import Encoder, MAESettings, MoCoV3Settings, Reporter, Trai
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.trainer import Trainer
 
-TASKS = {"spatial", "dense", "part", "rotation", "context", "jigsaw", "colorization"}  # which no features that are all alike answer
-HOSTS = [name for name in METHODS if host_of(name) not in TASKS]
+PLUGINS = {"spatial", "dense"}
+HOSTS = [name for name in METHODS if name not in PLUGINS]
 
 
 class _Lines(Reporter):

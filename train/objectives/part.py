@@ -23,6 +23,7 @@ from wherefrom.pipeline.view_recipe import ColorLaw, Mirror, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Progress, Terms
+from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.pair_heads import AdditiveHead, CrossAttentionHead, LinearHead, Query
 from wherefrom.train.objectives.pairs import Loss, law_records, ordered_pairs, pair_terms, position_and_scale
 
@@ -173,7 +174,7 @@ class PART(Objective):
             kept = keyed_permutations(record[:, :1], f"{self.name}/keys", settings.patches)[:, 0, :number]
         predicted = self.head(features, every, kept)[0] if isinstance(self.head, CrossAttentionHead) else self.head(features, every)[0]
         terms = pair_terms(predicted, targets, mask, self.channels, loss=settings.loss, beta=settings.smooth_l1_beta)
-        return Terms(losses=terms.losses, meters={**terms.meters, "pictures_left_out": 1 - views.valid.float().mean()})
+        return Terms(losses=terms.losses, meters={**terms.meters, **self._meters(features, views)})
 
     def features(self, views: Views, encode: Encode) -> Features:
         """Return what the network makes of every patch among the others of its window: summaries and tokens are the same, (B, N, D)."""
@@ -261,5 +262,9 @@ class PART(Objective):
             channel_weights=self.channel_weights,
         )
         meters = {f"r2_{name}": value for name, value in zip(self.channels, result.r2, strict=True)}
-        meters["pictures_left_out"] = 1 - views.valid.float().mean()
-        return Terms(losses=position_and_scale(result, self.weights), meters=meters)
+        return Terms(losses=position_and_scale(result, self.weights), meters=meters | self._meters(features, views))
+
+    @staticmethod
+    def _meters(features: Features, views: Views) -> dict[str, Tensor]:
+        """Return which share of windows is too small, and how far patches' features spread."""
+        return {"pictures_left_out": 1 - views.valid.float().mean(), **spread(features.summary)}
