@@ -22,8 +22,8 @@ from wherefrom.pipeline.views import Batch, Photometric, Views
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.objective import Progress, Step, random_scope
 from wherefrom.train.objectives.pair_heads import AdditiveHead, AttendHead
-from wherefrom.train.objectives.pairs import law_records, ordered_pairs, r2
-from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings, enlarged
+from wherefrom.train.objectives.pairs import enlarged, law_records, ordered_pairs, r2
+from wherefrom.train.objectives.spatial import SpatialPrediction, SpatialSettings
 
 START = Progress(update=0, updates=1, updates_per_epoch=1)
 MODEL = ModelSettings(view_size_px=48, patch_size_px=12, width=64, depth=3, heads=2)

@@ -43,6 +43,12 @@ def share_of_counted(counted: Tensor) -> Tensor | float:
     return 1.0 if rank_count() == 1 else counted / mean_over_ranks(counted.float()).clamp(min=1 / rank_count())
 
 
+def mean_of_counted(values: Tensor, counted: Tensor) -> Tensor:
+    """Return the mean of `values` where `counted`, both of one shape; 0 where none counts. The ranks' mean of it is that over all ranks."""
+    number = mean_over_ranks(counted.sum().to(values.dtype)).clamp(min=1 / rank_count())
+    return (values * counted).sum() / number
+
+
 class BatchNormOverRanks(_BatchNorm):
     """BatchNorm by mean and variance of all ranks' samples: (n, C, ...) -> the same. Of one rank it is torch's own, bit for bit.
 

@@ -23,10 +23,10 @@ from wherefrom.train.objectives.tiles import (
     PICTURE_MIRROR,
     TILES,
     TileGuards,
-    mean_of_counted,
     placed_summaries,
     tile_family,
 )
+from wherefrom.train.over_ranks import mean_of_counted
 
 CENTER = TILES // 2
 NEIGHBORS = [place for place in range(TILES) if place != CENTER]  # row by row, as directions are numbered

@@ -24,7 +24,7 @@ from wherefrom.train.objective import Encode, Objective, ParameterRule, Progress
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import full_precision
 from wherefrom.train.objectives.teacher import follow
-from wherefrom.train.over_ranks import batch_norm_over_ranks, share_of_counted
+from wherefrom.train.over_ranks import batch_norm_over_ranks, mean_of_counted
 from wherefrom.train.schedule import cosine
 
 COLOR = ColorLaw(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_prob=0.2)
@@ -143,16 +143,16 @@ class GTSA(Objective):
         groups = self._view_pairs(views, teacher, student)
         counted = torch.cat([group.counted.flatten(1) for group in groups], 1)  # (B, pairs)
         regions = torch.cat([group.region_similarity().flatten(1) for group in groups], 1)
-        losses = {"region": counted_mean(-regions, counted)}
+        losses = {"region": mean_of_counted(-regions, counted)}
         meters = {"pairs_left_out": 1 - counted.float().mean(), "target_std": _std_over_places(teacher)} | spread(mean_tokens[:, 0])
         if self.weights["patch"] and progress.epoch >= self.settings.patch_from_epoch:
             matches = [group.patch_similarity(self.settings.matched_frac).flatten(1) for group in groups]
-            losses["patch"] = counted_mean(-torch.cat(matches, 1), counted)
+            losses["patch"] = mean_of_counted(-torch.cat(matches, 1), counted)
         if self.rotation is not None:
             logits = full_precision(self.rotation(mean_tokens))
             turns = torch.cat([each.geometry.quarter_turns for each in views], 1)
             valid = torch.cat([each.valid for each in views], 1)
-            losses["rotation"] = counted_mean(F.cross_entropy(logits.flatten(0, 1), turns.flatten(), reduction="none"), valid.flatten())
+            losses["rotation"] = mean_of_counted(F.cross_entropy(logits.flatten(0, 1), turns.flatten(), reduction="none"), valid.flatten())
             meters["rotation_accuracy"] = (logits.detach().argmax(-1) == turns).float().mean()
         return Terms(losses=losses, meters=meters)
 
@@ -265,15 +265,6 @@ class MapHead(nn.Module):
             y = F.gelu(F.layer_norm(y, y.shape[-1:]))
             x = y + x if self.residual and x.shape == y.shape else y
         return self.out(x).unflatten(0, maps.shape[:2])
-
-
-def counted_mean(values: Tensor, counted: Tensor) -> Tensor:
-    """Return the mean of the values that count, 0 with a gradient of 0 where none does; the ranks' mean of it is that over all ranks.
-
-    Shapes: values and counted (bool) alike -> ().
-    """
-    number = counted.sum()
-    return (values * counted).sum() / number.clamp(min=1) * share_of_counted(number)
 
 
 def _rotation_head(widths: Sequence[int]) -> nn.Sequential:

@@ -29,10 +29,10 @@ from wherefrom.train.objectives.tiles import (
     PICTURE_MIRROR,
     TILES,
     TileGuards,
-    mean_of_counted,
     placed_summaries,
     tile_family,
 )
+from wherefrom.train.over_ranks import mean_of_counted
 
 FILE = Path(__file__).with_name("jigsaw_permutations.txt")
 LISTED = 2000  # permutations in the file

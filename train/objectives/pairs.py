@@ -5,6 +5,7 @@ Not here: heads (pair_heads.py), the objectives (spatial.py, spatial_dense.py).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, Protocol, TypeGuard
 
 import numpy as np
@@ -137,6 +138,14 @@ def law_records(family: ViewFamily, *, pictures: int, seed: int = 0) -> ViewGeom
     size = np.full((pictures, 2), 1024, np.int32)
     (record,) = draw_records(ViewRecipe(families=(family,)), seed=seed, epoch=0, drawn_for=np.arange(pictures), source_size=size)
     return record.geometry
+
+
+def enlarged(views: Views, side_px: int) -> Views:
+    """Return the same views with more, but no new, pixels: what was rendered small loses the same detail whatever its box."""
+    small = views.pixels
+    large = F.interpolate(small.flatten(0, 1).float(), size=(side_px, side_px), mode="bilinear", align_corners=False)
+    geometry = replace(views.geometry, size_px=(side_px, side_px))
+    return replace(views, pixels=large.to(small.dtype).unflatten(0, small.shape[:2]), geometry=geometry)
 
 
 def r2(predicted: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wherefrom.kernels.pair_targets import pair_targets
@@ -25,7 +24,7 @@ from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Progress, Terms
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.pair_heads import AdditiveHead, CrossAttentionHead, LinearHead, Query
-from wherefrom.train.objectives.pairs import Loss, law_records, ordered_pairs, pair_terms, position_and_scale
+from wherefrom.train.objectives.pairs import Loss, enlarged, law_records, ordered_pairs, pair_terms, position_and_scale
 
 JUDGED_PAIRS = 1024  # of two patches, at most, by which a run is judged: of 196 there are 38,220
 STANDARDIZED_ON = 1024  # pictures, 16 patches of each: patches of a window are drawn alike
@@ -178,11 +177,8 @@ class PART(Objective):
 
     def features(self, views: Views, encode: Encode) -> Features:
         """Return what the network makes of every patch among the others of its window: summaries and tokens are the same, (B, N, D)."""
-        side, pixels = self.settings.patch_px, views.pixels
-        if views.geometry.size_px != (side, side):  # rendered small, to be as sharp as one another
-            small = pixels.flatten(0, 1).float()
-            large = F.interpolate(small, size=(side, side), mode="bilinear", align_corners=False)
-            pixels = large.to(pixels.dtype).unflatten(0, pixels.shape[:2])
+        side = self.settings.patch_px
+        pixels = (views if views.geometry.size_px == (side, side) else enlarged(views, side)).pixels
         row = pixels.permute(0, 2, 3, 1, 4).flatten(-2).unsqueeze(1)  # (B, 1, 3, P, N P): places in it say nothing
         tokens = encode(row, positions=False).tokens[:, 0, 0]
         return Features(summary=tokens, tokens=tokens[:, :, None, None])

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wherefrom.kernels.pair_targets import pair_targets
@@ -21,7 +20,7 @@ from wherefrom.pipeline.views import Batch, ViewGeometry, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.objective import Encode, Objective, Progress, Terms
 from wherefrom.train.objectives.pair_heads import AdditiveHead, AttendHead
-from wherefrom.train.objectives.pairs import Loss, law_records, ordered_pairs, pair_terms, position_and_scale
+from wherefrom.train.objectives.pairs import Loss, enlarged, law_records, ordered_pairs, pair_terms, position_and_scale
 
 PAIRED = Paired(border_frac=0.02)  # frames and watermarks tell the place
 HeadName = Literal["attend", "additive"]
@@ -231,11 +230,3 @@ class SpatialPrediction(Objective):
         meters = {f"r2_{name}": value for name, value in zip(self.channels, result.r2, strict=True)}
         meters["pairs_left_out"] = 1 - result.counted.sum() / (len(record) * len(self.pairs))
         return Terms(losses=position_and_scale(result, self.weights), meters=meters)
-
-
-def enlarged(views: Views, side_px: int) -> Views:
-    """Return the same views with more, but no new, pixels: what was rendered small loses the same detail whatever its box."""
-    small = views.pixels
-    large = F.interpolate(small.flatten(0, 1).float(), size=(side_px, side_px), mode="bilinear", align_corners=False)
-    geometry = replace(views.geometry, size_px=(side_px, side_px))
-    return replace(views, pixels=large.to(small.dtype).unflatten(0, small.shape[:2]), geometry=geometry)

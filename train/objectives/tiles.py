@@ -1,7 +1,6 @@
 """Tiles of a window, nine a picture, and what keeps a network from placing them by other signs than what they show.
 
-Here: the family that jigsaw and context ask for, the order of tiles in mirrored pictures, the guards and what they do to pixels, means
-over pictures that count.
+Here: the family that jigsaw and context ask for, the order of tiles in mirrored pictures, the guards and what they do to pixels.
 Not here: where tiles lie, their gap and their jitter (Tiles, wherefrom.pipeline.laws); what is learned (context.py, jigsaw.py).
 Every number that a guard draws is keyed by the record: whoever has it replays the pixels.
 """
@@ -22,7 +21,6 @@ from wherefrom.pipeline.view_recipe import IMAGENET_MEAN, IMAGENET_STD, ColorLaw
 from wherefrom.pipeline.views import ViewGeometry, Views
 from wherefrom.train.objective import Encode
 from wherefrom.train.objectives.heads import full_precision
-from wherefrom.train.over_ranks import mean_over_ranks, rank_count
 
 ROWS = 3  # and as many columns
 TILES = ROWS**2
@@ -100,12 +98,6 @@ def placed_summaries(views: Views, encode: Encode, guards: TileGuards, name: str
     order = torch.arange(TILES, device=views.pixels.device).view(ROWS, ROWS)
     order = torch.where(views.geometry.flipped[:, :1], order.flip(1).flatten(), order.flatten())  # (B, 9)
     return features.summary.gather(1, order.unsqueeze(-1).expand_as(features.summary))
-
-
-def mean_of_counted(values: Tensor, counted: Tensor) -> Tensor:
-    """Return the mean of `values` where `counted`, both of one shape; 0 where none counts. The ranks' mean of it is that over all ranks."""
-    number = mean_over_ranks(counted.sum().to(values.dtype)).clamp(min=1 / rank_count())
-    return (values * counted).sum() / number
 
 
 def guarded(views: Views, guards: TileGuards, name: str) -> Tensor:
