@@ -75,6 +75,8 @@ class AdditiveHead(nn.Module):
         """Return the loss of what `forward` predicts, without storing the pairs; boxes (B, V, 4) and options as `pair_loss` takes them."""
         summary = features.summary
         of_reference = self.of_reference(summary.detach() if stop_reference else summary)
+        if of_reference.dtype == torch.float64:  # in which it alone computes
+            options["backend"] = "reference"
         return pair_loss(of_reference, self.of_target(summary), boxes, weight=self.out.weight, output_bias=self.out.bias, **options)
 
 
