@@ -590,7 +590,8 @@ def test_an_objective_on_pairs_of_somebody_else_is_evaluated_with_every_control(
     assert not is_pair_objective(Objective())
     with ShardPictures(shards(), renderer="torch", threads=1) as pictures, pytest.MonkeyPatch.context() as patch:
         patch.setattr(pair_controls, "ORACLE_PAIRS", 2000)
-        short, full = (evaluate_run(step, pictures, pictures, settings, view_px=16, update=0, full=full) for full in (False, True))
+        start = Progress(update=0, updates=1, updates_per_epoch=1)
+        short, full = (evaluate_run(step, pictures, pictures, settings, view_px=16, at=start, full=full) for full in (False, True))
     assert [name for name in short.curves if name.startswith("offsets/")] == ["offsets/r2_x", "offsets/r2_y", "offsets/r2_scale"]
     ours, theirs = full.report["spatial"], full.report["offsets"]
     assert isinstance(ours, dict)

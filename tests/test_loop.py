@@ -151,7 +151,16 @@ def test_every_point_of_a_curve_is_of_the_same_protocol_and_the_full_figures_sta
         trainer.restore(newest)
         sides = {"view_px": settings.label_view_px, "picture_px": settings.label_picture_px}
         short, full = (
-            evaluate_run(trainer.step, train, held_out, settings.evaluation, update=6, full=full, **sides) for full in (False, True)
+            evaluate_run(
+                trainer.step,
+                train,
+                held_out,
+                settings.evaluation,
+                at=trainer.progress,
+                full=full,
+                **sides,
+            )
+            for full in (False, True)
         )
     assert (short.curves, full.curves) == (last["curves"], {})
     assert full.report == report | {"spatial": full.report["spatial"], "labels": full.report["labels"]}

@@ -274,7 +274,9 @@ def test_labels_are_told_by_the_exported_network(tiny_shards: Path) -> None:
         for _ in range(4):
             trainer.update()
         sides = {"view_px": 24, "picture_px": 24}
-        report = evaluate_run(trainer.step, pictures, pictures, settings.evaluation, update=4, full=True, **sides).report["labels"]
+        report = evaluate_run(trainer.step, pictures, pictures, settings.evaluation, at=trainer.progress, full=True, **sides).report[
+            "labels"
+        ]
         limits = {"limit": settings.evaluation.knn_pictures, "held_out_limit": settings.evaluation.knn_held_out}
         teacher, student = (
             evaluate_labels(network, pictures, pictures, **sides, **limits) for network in (toy.teacher, trainer.step.encoder)

@@ -16,7 +16,15 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from wherefrom.train.encoder import Encoder, ModelSettings
-from wherefrom.train.over_ranks import BatchNormOverRanks, batch_norm_over_ranks, gathered, mean_over_ranks, own_rank, rank_count
+from wherefrom.train.over_ranks import (
+    BatchNormOverRanks,
+    batch_norm_over_ranks,
+    gathered,
+    mean_over_ranks,
+    own_rank,
+    rank_count,
+    this_rank_alone,
+)
 
 
 def network() -> nn.Module:
@@ -134,6 +142,10 @@ def test_a_tensor_without_channels_is_refused() -> None:
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
+    if own_rank() == 0:  # while the other is elsewhere: where it asked for that one, what comes next would be what it gets
+        with this_rank_alone():
+            assert (rank_count(), float(mean_over_ranks(torch.ones(())))) == (1, 1.0)
+    assert rank_count() == 2
     for way, over_ranks in (("over ranks", True), ("alone", False)):
         save_file(computed(rank=own_rank(), ranks=2, over_ranks=over_ranks), Path(sys.argv[1]) / f"{way}.{own_rank()}")
     dist.destroy_process_group()

@@ -264,7 +264,7 @@ def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, repor
                     settings.evaluation,
                     view_px=settings.label_view_px,
                     picture_px=settings.label_picture_px,
-                    update=trainer.done,
+                    at=trainer.progress,
                     full=full,
                     progress=reporter.progressed,
                 )

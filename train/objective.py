@@ -88,6 +88,7 @@ class Objective(nn.Module):
     weights: Mapping[str, float] = MappingProxyType({})  # of its terms, 1 where not named
     couples_samples: bool = False  # a sample's loss depends on others (BatchNorm, negatives): micro-batches are part of the method
     leaves_parameters_unused: bool = False  # some updates give no gradient to parameters that others do: ranks must not wait for it
+    chance: float | None = None  # how often a guess is right, where forward has a meter `accuracy`: runs tell that of held-out pictures
 
     def setup(self, encoder: Encoder) -> None:
         """Build what depends on the encoder: heads, a teacher by `encoder.slow_copy()`. Only the host may change the encoder itself."""

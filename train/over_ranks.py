@@ -6,6 +6,8 @@ Convention: every rank has as many samples, and the loss is the mean of what the
 loss, and the gradient, of one process that has the whole batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,10 +16,23 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+_alone = False  # whether this rank computes by itself for now
+
 
 def rank_count() -> int:
     """Return how many ranks there are."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if not _alone and dist.is_available() and dist.is_initialized() else 1
+
+
+@contextmanager
+def this_rank_alone() -> Iterator[None]:
+    """Let this rank compute as if there were no other: evaluation on one rank must not wait for those that wait for it."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def own_rank() -> int:

@@ -65,7 +65,7 @@ class Trainer:
             on_failure.callback(self.loader.close)
             self.updates = settings.updates_in_all(self.loader.updates_per_epoch)
             few = min(2, len(index), settings.global_batch // self.ranks.count // settings.runtime.accumulation)
-            self.frozen_parameters, self.unreached_parameters = self.step.freeze_unreached(self.loader.batch(range(few)), self._progress)
+            self.frozen_parameters, self.unreached_parameters = self.step.freeze_unreached(self.loader.batch(range(few)), self.progress)
             rules = self.step.parameter_rules(layer_decay=settings.optim.layer_decay)
             self.optimizer = make_optimizer(self.step, settings.optim, rules)
             on_failure.pop_all()
@@ -90,7 +90,7 @@ class Trainer:
         """Make one update: all micro-batches of this rank, one step of the optimizer, and what follows it."""
         with self.clock.spending("updating"):
             self._do_not_run_ahead()
-            progress = self._progress
+            progress = self.progress
             optim = self.settings.optim
             values, seen, samples = self._backward(progress)
             drop_resting(self.optimizer, progress.epoch)
@@ -107,7 +107,8 @@ class Trainer:
             self.window.add(self.done, values, samples)
 
     @property
-    def _progress(self) -> Progress:
+    def progress(self) -> Progress:
+        """Where training stands."""
         return Progress(update=self.done, updates=self.updates, updates_per_epoch=self.loader.updates_per_epoch)
 
     def settle(self) -> None:

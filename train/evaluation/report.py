@@ -1,7 +1,7 @@
 """What a run measures of itself: a short evaluation now and then and at its end, where the full one with every control follows.
 
 Here: how many pictures are taken, both evaluations as one report, tables and curves, and that held-out shards are not learned from.
-Not here: how anything is measured (pairs.py, labels.py), when (loop.py).
+Not here: how anything is measured (pairs.py, answers.py, labels.py), when (loop.py).
 """
 
 import filecmp
@@ -13,11 +13,12 @@ import numpy as np
 
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.train.encoder import Encoder
+from wherefrom.train.evaluation.answers import ANSWERS_PROTOCOL, answers_right, evaluate_answers
 from wherefrom.train.evaluation.labels import PROTOCOLS, evaluate_labels
 from wherefrom.train.evaluation.pair_controls import NoPairsError
 from wherefrom.train.evaluation.pairs import PAIRS_PROTOCOL, PairRow, evaluate_pairs, pair_r2, r2_text
 from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table
-from wherefrom.train.objective import Step
+from wherefrom.train.objective import Objective, Progress, Step
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.plain_data import Plain
 from wherefrom.train.reporting import EvaluationResults
@@ -112,16 +113,17 @@ def evaluate_run(
     *,
     view_px: int,
     picture_px: int | None = None,
-    update: int,
+    at: Progress,
     full: bool,
     progress: ReportProgress | None = None,
 ) -> EvaluationResults:
-    """Measure a run after `update` updates: pairs of held-out pictures, and labels where there are any.
+    """Measure a run where it stands: its objectives on held-out pictures, and labels where there are any.
 
     Labels are told by local views of side `view_px`, and by whole pictures of side `picture_px` (None: not by these).
 
-    Pairs: of every objective that `is_pair_objective`. Labels: by the network that the host exports. The short form takes fewer pictures
-    and no control. It alone gives curves: k-NN from another number of pictures is another number.
+    Pairs: of every objective that `is_pair_objective`. Right answers: of every one that states a `chance`. Labels: by the network that the
+    host exports. The short form takes fewer pictures and no control. It alone gives curves: k-NN from another number of pictures is
+    another number.
     """
     sections: dict[str, _Section] = {}
     for name, objective in step.objectives.items():
@@ -135,11 +137,18 @@ def evaluate_run(
             except NoPairsError as problem:  # held-out pictures may be smaller than those learned from; that is no reason to stop
                 plain: Plain = {"protocol": PAIRS_PROTOCOL, "law": objective.settings.law_name, "not_measured": str(problem)}
                 sections[name] = _Section(plain=plain, tables=(((f"{_heading(name, objective)}: not measured, {problem}",),),))
+        elif isinstance(objective, Objective) and objective.chance is not None:
+            sections[name] = (
+                _full_answers(step.encoder, objective, train, held_out, settings, at, progress)
+                if full
+                else _short_answers(step.encoder, objective, held_out, settings, at)
+            )
     sections["labels"] = _labels(step.exported(), train, held_out, settings, sides_px=(view_px, picture_px), full=full, progress=progress)
+    where: dict[str, Plain] = {"update": at.update, "full": full}
     return EvaluationResults(
-        update=update,
+        update=at.update,
         full=full,
-        report={"update": update, "full": full} | {name: section.plain for name, section in sections.items() if section.plain is not None},
+        report=where | {name: section.plain for name, section in sections.items() if section.plain is not None},
         curves={name: value for section in sections.values() for name, value in section.curves.items()},
         tables=tuple(table for section in sections.values() for table in section.tables),
     )
@@ -183,6 +192,38 @@ def _short_pairs(name: str, encoder: Encoder, objective: PairObjective, held_out
         plain={"protocol": PAIRS_PROTOCOL, "law": objective.settings.law_name, "r2": r2},
         curves={f"{name}/r2_{channel}": value for channel, value in r2.items()},
         tables=(((_heading(name, objective),),), _short_table(objective.channels, row)),
+    )
+
+
+def _full_answers(
+    encoder: Encoder,
+    objective: Objective,
+    train: PictureSource,
+    held_out: PictureSource,
+    settings: EvaluationSettings,
+    at: Progress,
+    progress: ReportProgress | None,
+) -> _Section:
+    answers = evaluate_answers(
+        encoder,
+        objective,
+        train,
+        held_out,
+        at=at,
+        pictures=settings.pictures,
+        train_pictures=settings.head_pictures,
+        head_steps=settings.head_steps,
+        progress=progress,
+    )
+    return _Section(plain=answers.as_dict(), tables=(((objective.name,),), *answers.tables()))
+
+
+def _short_answers(encoder: Encoder, objective: Objective, held_out: PictureSource, settings: EvaluationSettings, at: Progress) -> _Section:
+    row = answers_right(encoder, objective, held_out, pictures=settings.short_pictures, at=at)
+    return _Section(
+        plain={"protocol": ANSWERS_PROTOCOL, "accuracy": row.accuracy},
+        curves={f"{objective.name}/accuracy": row.accuracy},
+        tables=(((objective.name,),), (("right answers", "share"), (row.name, f"{row.accuracy:.3f}"))),
     )
 
 

@@ -92,6 +92,7 @@ class Colorization(Objective):
         self.weight = settings.weight
         self.families = (settings.family(name),)
         bins = color_bins()
+        self.chance = 1 / len(bins)
         self.register_buffer("bins", bins, persistent=False)
         kernel = (-(torch.cdist(bins, bins) ** 2) / (2 * SIGMA**2)).exp()
         self.register_buffer("smoothing", kernel / kernel.sum(0), persistent=False)  # of each bin's share, none is lost

@@ -73,6 +73,8 @@ class Context(Objective):
     The middle tile is compared with all its neighbors: eight pairs a picture, for as many encoded tiles as four and a half.
     """
 
+    chance = 1 / len(NEIGHBORS)
+
     def __init__(self, settings: ContextSettings, *, name: str = "context") -> None:
         super().__init__()
         self.settings = settings

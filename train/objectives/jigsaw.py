@@ -87,6 +87,7 @@ class Jigsaw(Objective):
         self.name = name
         self.weight = settings.weight
         self.families = (settings.family(name),)
+        self.chance = 1 / settings.permutations
         listed = torch.from_numpy(listed_permutations()[: settings.permutations].astype(np.int64))
         self.register_buffer("permutations", listed, persistent=False)
 

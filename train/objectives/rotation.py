@@ -59,6 +59,8 @@ class RotationSettings:
 class Rotation(Objective):
     """Rotation as an objective: one term, the cross-entropy of four turns. Chance is an accuracy of 1/4."""
 
+    chance = 1 / TURNS
+
     def __init__(self, settings: RotationSettings, *, name: str = "rotation") -> None:
         super().__init__()
         self.settings = settings
