@@ -11,7 +11,7 @@ from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.train.disk import save_weights
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.plain_data import Plain
+from wherefrom.train.plain_data import Plain, to_plain
 from wherefrom.train.pretrained import origin
 from wherefrom.train.run_folder import RunFolder, replace_text
 from wherefrom.train.settings import TrainSettings
@@ -61,6 +61,7 @@ def _config(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data:
             "data": data,
             "views": recipe.fingerprint,
             "network": network,
+            "model": to_plain(encoder.settings),  # what timm's arguments do not say: how positions are had at other sizes
         }
         | ({} if started_from is None else {"weights": {"from": started_from, "of": origin(started_from)}}),
     }

@@ -5,6 +5,7 @@ Not here: gradients and losses, which the devices exchange (trainer.py).
 gloo, whatever the devices use: nobody waits for a device, and whoever waits has patience. No pickle: words go as bytes.
 """
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -44,6 +45,17 @@ class Ranks:
         highest = torch.tensor(number)
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
         return int(highest)
+
+    def rows(self, own: Tensor) -> list[Tensor]:
+        """Return the rows that every rank brings, in their order: (n, ...) each, of any number n; none may be of any shape."""
+        if self.count == 1:
+            return [own]
+        shape: list[int] = next((json.loads(text) for text in self.texts(json.dumps(list(own.shape[1:])) if len(own) else "") if text), [])
+        most = max(1, self.highest(len(own)))
+        padded = torch.zeros((most, *shape), dtype=own.dtype)
+        padded[: len(own)] = own.cpu()
+        lengths = self._gathered(torch.tensor([len(own)]))
+        return [part[: int(length)].to(own.device) for part, length in zip(self._gathered(padded), lengths, strict=True)]
 
     def first_does(self, work: Callable[[], str | None]) -> str:
         """Let the first rank do something while the others wait; return, on all of them, the text that came out.
