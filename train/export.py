@@ -6,6 +6,7 @@ Not here: checkpoints, which a run goes on from (checkpoint.py); where the files
 
 import importlib.metadata
 import json
+from dataclasses import replace
 
 from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.view_recipe import ViewRecipe
@@ -37,8 +38,9 @@ def _config(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data:
     """Return what timm reads of a model folder, and where the weights come from."""
     started_from = settings.model.weights
     arguments, theirs = encoder.settings.timm_arguments(), encoder.model.pretrained_cfg
+    architecture = arguments.pop("model_name").partition(".")[0]  # what follows a dot names weights, and these are others
     return {
-        "architecture": arguments.pop("model_name").partition(".")[0],  # what follows a dot names weights, and these are others
+        "architecture": architecture,
         "num_classes": arguments.pop("num_classes"),
         "num_features": encoder.width,
         "model_args": arguments,
@@ -61,7 +63,7 @@ def _config(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data:
             "data": data,
             "views": recipe.fingerprint,
             "network": network,
-            "model": to_plain(encoder.settings),  # what timm's arguments do not say: how positions are had at other sizes
+            "model": to_plain(replace(encoder.settings, name=architecture, weights=None)),  # also how positions are had at other sizes
         }
         | ({} if started_from is None else {"weights": {"from": started_from, "of": origin(started_from)}}),
     }

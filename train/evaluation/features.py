@@ -44,28 +44,20 @@ class Part:
         layers = "" if self.layers == 1 else f" of {self.layers} layers"
         return f"{self.token if self.token == 'summary' else f'{self.token} token'}{layers}{' and mean token' if self.and_mean else ''}"
 
-    def of(self, layers: Sequence[Features]) -> Tensor | None:
-        """Return the part of so many layers, views one by one, (n, layers * D) float32; None where there is no class token."""
+    def of(self, layers: Sequence[Features]) -> Tensor:
+        """Return the part of a network's last layers, which are as many or more, (n, layers * D) float32, views one by one."""
         chosen = layers[len(layers) - self.layers :]
-        numbers = []
-        for features in chosen:
-            if self.token == "class" and features.prefix is None:
-                return None
-            numbers.append(_flat(features.summary if self.token == "summary" else _token(features, self.token)))
-        if self.and_mean:
-            numbers.append(_flat(_token(chosen[-1], "mean")))
-        return torch.cat(numbers, -1).float()
+        numbers = [_token(features, self.token) for features in chosen] + [_token(chosen[-1], "mean")] * self.and_mean
+        return torch.cat([each.flatten(0, 1) for each in numbers], -1).float()
 
 
 def _token(features: Features, token: str) -> Tensor:
+    if token == "summary":
+        return features.summary
     if token == "mean":
         return features.tokens.flatten(2, -2).mean(2)
-    assert features.prefix is not None
+    assert features.prefix is not None, "the network has no class token"
     return features.prefix[:, :, 0]
-
-
-def _flat(values: Tensor) -> Tensor:
-    return values.flatten(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -182,22 +174,23 @@ class Evaluation:
         ids = self.ids(side)
         recipe = self.recipe(self.family(), self.family("raw", law=Center(), size_px=RAW_PX))
         deepest = max(part.layers for part in parts)
-        blocks_of: dict[tuple[str, Part], list[Tensor]] = {}
+        columns = [(column, part) for part in parts for column in (*self.networks, RAW) if column == RAW or self._has(part)]
+        blocks_of: dict[tuple[str, Part], list[Tensor]] = {column: [] for column in columns}  # of every rank, which may have no block
         labels: list[Tensor] = []
         what = f"features: {side.replace('_', ' ')}"
         for number, batch in self.batches(side, recipe, ids, own=True):
-            for column, encoder in self.networks.items():
-                with torch.no_grad():
-                    layers = encoder.last_layers(batch.family("whole"), deepest)
-                for part in parts:
-                    values = part.of(layers)
-                    if values is not None:
-                        blocks_of.setdefault((column, part), []).append(values)
-            for part in parts:
-                blocks_of.setdefault((RAW, part), []).append(batch.family("raw").pixels[:, 0].float().flatten(1))
+            with torch.no_grad():
+                layers = {name: encoder.last_layers(batch.family("whole"), deepest) for name, encoder in self.networks.items()}
+            raw = batch.family("raw").pixels[:, 0].float().flatten(1)
+            for column, part in columns:
+                blocks_of[column, part].append(raw if column == RAW else part.of(layers[column]))
             labels.append(batch.label)
             self.progress(what, min(len(ids), (number + 1) * BLOCK), len(ids))
         return self._joined(labels, torch.int64), {key: self._joined(values, torch.float32) for key, values in blocks_of.items()}
+
+    def _has(self, part: Part) -> bool:
+        """Whether the network has a part."""
+        return part.token != "class" or self.network.encoder.has_class_token
 
     def _joined(self, own: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """Return the rows of all blocks in their order, of which each rank has every so many-th."""

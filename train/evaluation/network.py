@@ -39,7 +39,7 @@ ARGUMENTS = {  # of timm, by our settings; others change a network in ways that 
     "num_heads": "heads",
     "drop_path_rate": "drop_path",
 }
-IMPLIED = ("dynamic_img_size", "fc_norm", "global_pool", "num_classes")  # those that an Encoder gives itself
+IMPLIED = ("dynamic_img_size", "fc_norm", "global_pool", "in_chans", "num_classes")  # those that an Encoder gives itself
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -84,7 +84,7 @@ def open_network(source: str, *, which: Which = "exported") -> Network:
 
 def _of_run(folder: RunFolder, which: Which) -> Network:
     settings = from_plain(ModelSettings(), read_plain_settings(folder.settings).get("model", {}), "model")
-    encoder = Encoder(replace(settings, weights=None))
+    encoder = Encoder(replace(settings, weights=None, drop_path=0.0))
     if which == "exported":
         if not (folder.model / "config.json").is_file():
             raise ValueError(f"{folder.path}: the run has not come to its end and exports nothing yet; take the student, or let it end")
@@ -104,7 +104,7 @@ def _of_run(folder: RunFolder, which: Which) -> Network:
 
 def _of_folder(folder: Path, source: str) -> Network:
     config = _config(folder)
-    encoder = Encoder(_settings_of(config, folder))
+    encoder = Encoder(replace(_settings_of(config, folder), weights=None, drop_path=0.0))
     load_weights(encoder, str(folder))
     return _wanting(encoder, config, folder, source)
 
@@ -140,14 +140,19 @@ def _settings_of(config: Mapping[str, Any], folder: Path) -> ModelSettings:
     """Return the settings that build what a folder holds: as we wrote them, or by the arguments that timm builds it by."""
     ours = config.get("wherefrom")
     if isinstance(ours, dict) and isinstance(ours.get("model"), dict):
-        return replace(from_plain(ModelSettings(), ours["model"], f"{folder}/config.json: model"), weights=None)
+        return from_plain(ModelSettings(), ours["model"], f"{folder}/config.json: model")
     arguments = config.get("model_args") or {}
-    known = {ARGUMENTS[name]: value for name, value in arguments.items() if name in ARGUMENTS}
+    known = {ARGUMENTS[name]: _one_of_equals(value) for name, value in arguments.items() if name in ARGUMENTS}
     others = sorted(set(arguments) - set(ARGUMENTS) - set(IMPLIED))
     if others:
         raise ValueError(f"{folder}/config.json: model_args has {', '.join(others)}, which no encoder here takes; take another network")
     mean = {"summary": "mean"} if arguments.get("global_pool", config.get("global_pool")) == "avg" else {}
     return from_plain(ModelSettings(name=config["architecture"]), known | mean, f"{folder}/config.json")
+
+
+def _one_of_equals(value: Any) -> Any:
+    """Return the side of a square, which timm may write as two numbers."""
+    return value[0] if isinstance(value, list) and len({*value}) == 1 else value
 
 
 def _wanting(encoder: Encoder, config: Mapping[str, Any], where: Path, name: str) -> Network:

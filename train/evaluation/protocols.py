@@ -132,7 +132,7 @@ def measure(
             known[title] = _measure(evaluation, title, protocol)
         if file is not None and evaluation.ranks.first:
             with write_aside(file) as aside:
-                plain = same | {"protocols": [_finite(asdict(each)) for each in known.values()]}
+                plain = {"name": evaluation.network.name} | same | {"protocols": [_finite(asdict(each)) for each in known.values()]}
                 aside.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         done(known[title])
     return tuple(known[_title(name, protocol)] for name, protocol in protocols.items())
@@ -159,7 +159,7 @@ def _known(file: Path | None, same: Mapping[str, Plain]) -> dict[str, Plain]:
     """Return what a report holds of the same network and pictures, by protocol; nothing where there is none, or it is damaged."""
     try:
         plain = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
-        if {name: value for name, value in plain.items() if name != "protocols"} != json.loads(json.dumps(dict(same))):
+        if {name: value for name, value in plain.items() if name not in ("name", "protocols")} != json.loads(json.dumps(dict(same))):
             return {}
         return {each["protocol"]: each for each in plain["protocols"] if not each["not_measured"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
