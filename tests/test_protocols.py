@@ -1,5 +1,7 @@
 """What all protocols stand on: features of both sides, reports that a stopped evaluation goes on with, ranks."""
 
+import base64
+import io
 import json
 import math
 import os
@@ -15,8 +17,10 @@ import numpy as np
 import pytest
 import torch
 from host_runs import METHODS
+from PIL import Image
 
 from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.tools.evaluation_page import write_page
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation, Part
 from wherefrom.train.evaluation.labels import evaluate_labels
@@ -136,6 +140,26 @@ def test_without_labels_protocols_of_labels_say_so(tmp_path: Path, make_shard: A
     with ShardPictures(ShardIndex.open(str(shard)), renderer="torch", threads=1) as pictures:
         (found,) = measure(Evaluation(network_of(), pictures, pictures), protocols_named(["knn"]))
     assert found.not_measured == "the pictures have no labels"
+
+
+def test_the_page_shows_scores_neighbors_and_token_maps(tiny_shards: Path, tmp_path: Path) -> None:
+    """Of itself a picture is the nearest neighbor, by a cosine of 1."""
+    train, held_out = sources(tiny_shards)
+    with train, held_out:
+        evaluation = Evaluation(network_of(), train, train)
+        found = measure(evaluation, protocols_named(["knn"]) | {"fails": Counting(fails=True)})
+        write_page(tmp_path / "page.html", evaluation, found, about=["<of ours>"])
+    text = (tmp_path / "page.html").read_text()
+    assert "&lt;of ours&gt;" in text
+    assert "<td>class token, k 10</td>" in text
+    assert "fails@1: not measured, there is nothing to count" in text
+    assert text.count("<figcaption>held out</figcaption>") == 8
+    assert text.count("<figcaption>1.00</figcaption>") >= 8
+    pictures = [base64.b64decode(word.partition('"')[0]) for word in text.split("base64,")[1:]]
+    assert len(pictures) == 8 * 7 + 8 * 2
+    sizes = {Image.open(io.BytesIO(picture)).size for picture in pictures}
+    assert sizes == {(112, 112)}
+    assert "http" not in text  # nothing is fetched
 
 
 def be_a_rank(shards: Path, folder: Path, rank: int, count: int) -> None:

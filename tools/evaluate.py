@@ -85,15 +85,24 @@ def evaluate_command(
             folder.mkdir(parents=True, exist_ok=True)
             if again:
                 file.unlink(missing_ok=True)
-        print_line(console, f"{opened.name}: {opened.encoder.settings.described()}, pictures of {evaluation.picture_px} px")
-        print_line(console, f"{len(train)} pictures to learn from, {len(held_out)} held out")
+        heading = [
+            f"{opened.name}: {opened.encoder.settings.described()}, pictures of {evaluation.picture_px} px",
+            f"{len(train)} pictures to learn from, {len(held_out)} held out",
+        ]
+        for line in heading:
+            print_line(console, line)
         about = {"train": train.fingerprint, "held_out": held_out.fingerprint, "limit": limit}
 
         def tell(found: Measured) -> None:
             print_table(console, found.table())
 
-        measure(evaluation, chosen, file=file, about=about, done=tell)
-        print_line(console, f"written to {file}")
+        found = measure(evaluation, chosen, file=file, about=about, done=tell)
+        if ranks.first:
+            from wherefrom.tools.evaluation_page import write_page  # matplotlib is slow to import
+
+            page = folder / "evaluation.html"
+            write_page(page, evaluation, found, about=heading, run=RunFolder(Path(network)) if Path(network).is_dir() else None)
+            print_line(console, f"written to {file} and {page}")
     return 0
 
 
