@@ -39,20 +39,20 @@ def draw_curves(records: Records, path: Path) -> None:
 
 
 def _draw_explained(axes: Axes, logged: Records, evaluations: Records) -> None:
-    """Draw R2 on training batches as pale lines, on held-out pictures as dots of the same color."""
-    batches = {name: series for name, series in _grouped(logged, "meters").items() if "/r2_" in name}
+    """Draw R2 and right answers on training batches as pale lines, on held-out pictures as dots of the same color."""
+    batches = {name: series for name, series in _grouped(logged, "meters").items() if "/r2_" in name or name.endswith("/accuracy")}
     held_out = _grouped(evaluations, "curves")
     for number, (name, series) in enumerate(batches.items()):
         axes.plot(*series, color=f"C{number}", linewidth=1, alpha=0.4)
         axes.plot(*held_out.get(name, ([], [])), "o-", color=f"C{number}", markersize=4, label=name)
-    _finish(axes, "R2 on held-out pairs (dots) and batches (pale)", legend=bool(batches))
+    _finish(axes, "R2, or share of right answers, on held-out pictures (dots) and batches (pale)", legend=bool(batches))
     axes.axhline(0, color="gray", linewidth=0.5)
     axes.set_ylim(-0.1, 1)
 
 
 def _draw_labels(axes: Axes, evaluations: Records) -> None:
     """Draw accuracies by labels."""
-    curves = {name: series for name, series in _grouped(evaluations, "curves").items() if "/r2_" not in name}
+    curves = {name: series for name, series in _grouped(evaluations, "curves").items() if "/" not in name}
     for name, series in curves.items():
         axes.plot(*series, "o--", linewidth=1, markersize=4, label=name)
     _finish(axes, "accuracy by labels, on the few pictures of short evaluations", legend=bool(curves))
