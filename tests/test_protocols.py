@@ -22,12 +22,16 @@ from PIL import Image
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.tools.evaluation_page import write_page
 from wherefrom.train.encoder import Encoder
+from wherefrom.train.evaluation import pair_controls
 from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation, Part
 from wherefrom.train.evaluation.labels import evaluate_labels
 from wherefrom.train.evaluation.network import Network
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.protocols import NotMeasuredError, Score, measure, protocols_named
+from wherefrom.train.evaluation.report import evaluate_run
+from wherefrom.train.objective import Progress, Step
 from wherefrom.train.ranks import Ranks
+from wherefrom.train.settings import EvaluationSettings
 
 pytestmark = pytest.mark.core
 
@@ -61,6 +65,7 @@ class Counting:
 
 
 ASKED: list[float] = []
+METHODS_OF_A_RUN = ("spatial", "rotation", "jigsaw")
 
 
 def test_parts_of_whole_pictures_are_what_the_run_judges_by(tiny_shards: Path) -> None:
@@ -170,7 +175,18 @@ def be_a_rank(shards: Path, folder: Path, rank: int, count: int) -> None:
         evaluation = Evaluation(network_of(), train, held_out, ranks=Ranks(rank, count))
         (knn,) = measure(evaluation, protocols_named(["knn"]), file=folder / f"of-{count}.json")
         sums = {column: float(values.double().sum()) for column, values in evaluation.labeled("train", Part(token="mean")).features.items()}
-    told = {"scores": [[score.row, score.features, score.value] for score in knn.scores], "sums": sums}
+        step = Step(
+            network_of().encoder.requires_grad_(True), [METHODS[name].settings.objective(name) for name in METHODS_OF_A_RUN], seed=0
+        )
+        settings = EvaluationSettings(pictures=12, head_pictures=16, head_steps=2, knn_pictures=40, short_pictures=8)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pair_controls, "ORACLE_PAIRS", 2000)
+            options = {"view_px": 24, "picture_px": 24, "at": Progress(update=1, updates=2, updates_per_epoch=1), "ranks": evaluation.ranks}
+            reports = [evaluate_run(step, train, held_out, settings, full=full, **options).report for full in (False, True)]
+    told: dict[str, Any] = {"reports": reports} | {
+        "scores": [[score.row, score.features, score.value] for score in knn.scores],
+        "sums": sums,
+    }
     (folder / f"rank-{rank}-of-{count}.json").write_text(json.dumps(told))
 
 
@@ -187,6 +203,7 @@ def test_two_ranks_find_what_one_does_bit_for_bit(tiny_shards: Path, tmp_path: P
         assert process.returncode == 0, complaint.decode()[-2000:]
     alone, *both = (json.loads((tmp_path / f"rank-{rank}-of-{count}.json").read_text()) for rank, count in ((0, 1), (0, 2), (1, 2)))
     assert both[0] == both[1] == alone
+    assert set(alone["reports"][1]) == {"update", "full", "labels", *METHODS_OF_A_RUN}
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ Not here: gradients and losses, which the devices exchange (trainer.py).
 gloo, whatever the devices use: nobody waits for a device, and whoever waits has patience. No pickle: words go as bytes.
 """
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -46,17 +47,19 @@ class Ranks:
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
         return int(highest)
 
-    def rows(self, own: Tensor) -> list[Tensor]:
-        """Return the rows that every rank brings, in their order: (n, ...) each, of any number n; none may be of any shape."""
+    def in_turn(self, own: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Return blocks of rows joined, of which the ranks have every so many-th: the first rank the first, the second the next.
+
+        Shapes: (n, ...) each, n as it comes, all else, and the type, as those of `like`; with several ranks on the processor.
+        """
         if self.count == 1:
-            return [own]
-        shape: list[int] = next((json.loads(text) for text in self.texts(json.dumps(list(own.shape[1:])) if len(own) else "") if text), [])
-        most = max(1, self.highest(len(own)))
-        padded = torch.zeros((most, *shape), dtype=own.dtype)
-        if len(own):
-            padded[: len(own)] = own.cpu()
-        lengths = self._gathered(torch.tensor([len(own)]))
-        return [part[: int(length)].to(own.device) for part, length in zip(self._gathered(padded), lengths, strict=True)]
+            return torch.cat(list(own))
+        lengths = [json.loads(text) for text in self.texts(json.dumps([len(block) for block in own]))]
+        padded = torch.zeros((max(map(sum, lengths)), *like.shape[1:]), dtype=like.dtype)
+        if own:
+            padded[: sum(map(len, own))] = torch.cat(list(own)).cpu()
+        of_ranks = [part[: sum(each)].split(each) for part, each in zip(self._gathered(padded), lengths, strict=True)]
+        return torch.cat([block for blocks in itertools.zip_longest(*of_ranks) for block in blocks if block is not None])
 
     def first_does(self, work: Callable[[], str | None]) -> str:
         """Let the first rank do something while the others wait; return, on all of them, the text that came out.

@@ -21,7 +21,7 @@ from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.evaluation.labels import RAW_PX, draw_ids
 from wherefrom.train.evaluation.network import Network, random_network
-from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, blocks
+from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, blocks, encoded
 from wherefrom.train.ranks import Ranks
 
 WHOLE = Center(resize_px=256, crop_px=224)  # whole pictures, as Resize(256) and CenterCrop(224) show them
@@ -175,25 +175,21 @@ class Evaluation:
         recipe = self.recipe(self.family(), self.family("raw", law=Center(), size_px=RAW_PX))
         deepest = max(part.layers for part in parts)
         columns = [(column, part) for part in parts for column in (*self.networks, RAW) if column == RAW or self._has(part)]
-        blocks_of: dict[tuple[str, Part], list[Tensor]] = {column: [] for column in columns}  # of every rank, which may have no block
-        labels: list[Tensor] = []
         what = f"features: {side.replace('_', ' ')}"
-        for number, batch in self.batches(side, recipe, ids, own=True):
+        done = itertools.count(1)
+
+        def encode(block: NDArray[np.int64]) -> dict[tuple[str, Part] | None, Tensor]:
+            batch = self.source(side).views(recipe, block).to(self.device)
             with torch.no_grad():
                 layers = {name: encoder.last_layers(batch.family("whole"), deepest) for name, encoder in self.networks.items()}
             raw = batch.family("raw").pixels[:, 0].float().flatten(1)
-            for column, part in columns:
-                blocks_of[column, part].append(raw if column == RAW else part.of(layers[column]))
-            labels.append(batch.label)
-            self.progress(what, min(len(ids), (number + 1) * BLOCK), len(ids))
-        return self._joined(labels, torch.int64), {key: self._joined(values, torch.float32) for key, values in blocks_of.items()}
+            self.progress(what, min(len(ids), next(done) * self.ranks.count * BLOCK), len(ids))
+            features: dict[tuple[str, Part] | None, Tensor] = {None: batch.label}
+            return features | {(column, part): raw if column == RAW else part.of(layers[column]) for column, part in columns}
+
+        found = {key: values.to(self.device) for key, values in encoded(ids, encode, self.ranks, batch=BLOCK).items()}
+        return found[None], {key: values for key, values in found.items() if key is not None}
 
     def _has(self, part: Part) -> bool:
         """Whether the network has a part."""
         return part.token != "class" or self.network.encoder.has_class_token
-
-    def _joined(self, own: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """Return the rows of all blocks in their order, of which each rank has every so many-th."""
-        nothing = torch.zeros(0, dtype=dtype, device=self.device)
-        of_ranks = [iter(rows.split(BLOCK)) for rows in self.ranks.rows(torch.cat(list(own)) if own else nothing)]
-        return torch.cat([rows for blocks in itertools.zip_longest(*of_ranks) for rows in blocks if rows is not None and len(rows)])
