@@ -21,7 +21,7 @@ from wherefrom.train.evaluation.features import Evaluation
 from wherefrom.train.evaluation.network import Network, Which, open_network
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.protocols import Measured, measure, protocols_named
-from wherefrom.train.evaluation.report import check_held_out, check_same_classes
+from wherefrom.train.evaluation.report import check_held_out, check_same_classes, pictures_in_both
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.settings import read_plain_settings
@@ -89,6 +89,9 @@ def evaluate_command(
             f"{opened.name}: {opened.encoder.settings.described()}, pictures of {evaluation.picture_px} px",
             f"{len(train)} pictures to learn from, {len(held_out)} held out",
         ]
+        shared = pictures_in_both(train, held_out)
+        if shared:
+            heading.append(f"{shared} of the pictures held out are, byte for byte, among those to learn from: scores are too good by them")
         for line in heading:
             print_line(console, line)
         about = {"train": train.fingerprint, "held_out": held_out.fingerprint, "limit": limit}

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation.answers import ANSWERS_PROTOCOL, answers_right, evaluate_answers
 from wherefrom.train.evaluation.labels import PROTOCOLS, evaluate_labels
@@ -73,6 +74,25 @@ def _trees_look_alike(one: ShardIndex, one_shard: int, other: ShardIndex, other_
     first, first_of_other = (int(index.shard_lengths[:shard].sum()) for index, shard in ((one, one_shard), (other, other_shard)))
     paths = ((one.location(first + place)[0], other.location(first_of_other + place)[0]) for place in places)
     return all(filecmp.cmp(*pair, shallow=False) for pair in paths)
+
+
+def pictures_in_both(train: ShardIndex, held_out: ShardIndex) -> int:
+    """Return how many held-out pictures are, byte for byte, training pictures too, whatever they are called and wherever they lie.
+
+    Those of equal length and size are read and compared; all others cannot be the same.
+    """
+    kinds = [np.column_stack([index.length, index.source_size]).astype(np.int64) for index in (train, held_out)]
+    _, kind = np.unique(np.concatenate(kinds), axis=0, return_inverse=True)
+    of_train, of_held_out = np.split(kind.ravel(), [len(train)])
+    by_kind = np.argsort(of_train, kind="stable")
+    in_order = of_train[by_kind]
+    found = 0
+    with ShardReader(train) as learned, ShardReader(held_out) as held:
+        for sample in np.flatnonzero(np.isin(of_held_out, of_train)).tolist():
+            first, last = np.searchsorted(in_order, of_held_out[sample], "left"), np.searchsorted(in_order, of_held_out[sample], "right")
+            data = held.read(sample)
+            found += any(np.array_equal(data, learned.read(int(other))) for other in by_kind[first:last])
+    return found
 
 
 def check_same_classes(train: ShardIndex, held_out: ShardIndex) -> None:
