@@ -13,7 +13,7 @@ from wherefrom.pipeline import Batch, ColorLaw
 from wherefrom.pipeline.view_recipe import IMAGENET_MEAN, IMAGENET_STD
 from wherefrom.train import Colorization, ColorizationSettings, Encoder, Features, Progress, Step
 from wherefrom.train.objectives.colorization import gray_and_hues, soft_targets
-from wherefrom.train.objectives.lab import BIN, color_bins, gray_from_lightness, lab_from_rgb
+from wherefrom.train.objectives.lab import BIN, color_bins, gray_from_lightness, lab_from_rgb, rgb_from_lab
 
 pytestmark = pytest.mark.core
 
@@ -49,6 +49,13 @@ def test_lab_is_the_published_one() -> None:
     assert (lab_from_rgb(colors("ff0000").float())[0, :, 0, 0] - torch.tensor(PUBLISHED["ff0000"])).abs().max() < 0.02
     swapped = lab_from_rgb(colors("ff0000").flip(1))[0, :, 0, 0]  # control: blue, green, red
     assert (swapped - torch.tensor(PUBLISHED["ff0000"])).abs().max() > 10
+
+
+def test_colors_come_back_from_lab() -> None:
+    rgb = cube(9)
+    lab = lab_from_rgb(rgb)
+    assert (rgb_from_lab(lab) - rgb).abs().max() < 1e-5
+    assert (rgb_from_lab(lab * torch.tensor([1, 1, -1])[:, None, None]) - rgb).abs().max() > 0.1  # control: yellow for blue
 
 
 def test_gray_is_as_light_as_the_color_and_has_no_hue() -> None:

@@ -1,14 +1,16 @@
 """The picture that makes a doubter believe: sources with their boxes, every view beside, landmarks that show the same spot in both.
 
 Here: `wherefrom views`, and the same picture of a loader's next pictures, which a training run leaves in its folder, or of any batch.
-Not here: anything about where views, and regions of views, come from; all of it is read from the records.
+Not here: anything about where views, and regions of views, come from; all of it is read from the records. What a method makes of
+views, its objective shows (Objective.shown).
 Every landmark is placed in the source and carried into the views by the record alone; what lies under it is for the eye to compare.
 """
 
+import itertools
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,8 @@ from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.shards.store import printable
 from wherefrom.pipeline.view_recipe import ViewRecipe, law_name
 from wherefrom.pipeline.views import Batch, Photometric, Views
-from wherefrom.train.objective import Objective, united_families
-from wherefrom.train.objectives import DenseSpatialPrediction
+from wherefrom.train.objective import QUARTER_TURNS, Objective, Panel, united_families
+from wherefrom.train.objectives.pairs import learns_pairs
 from wherefrom.train.recipes import started
 from wherefrom.train.settings import settled
 
@@ -49,14 +51,22 @@ LINE_IN = 0.125  # of a caption
 LETTERS_PER_IN = 22.5  # in a caption
 SHEET_OF = 30  # views of a family; more are shown side by side on a sheet, and numbered
 SHEET_IN = 4.4  # the side of a sheet
+PANEL_IN = 4.2  # the height of a panel's pictures with their labels, at most
+PANEL_LEAST_IN = 2.6  # its width, at least: room for its captions
+LABEL_IN = 0.2  # of a picture of a panel
+PANEL_GAP_IN = 0.06
 CROWDED = 6  # views of a picture; where there are more, a view shows its own landmarks only
 GAP_IN = 0.16
 TITLE_IN = 0.24
 LEGEND = (
     "Each box's circle, triangle and square are placed in the source and carried into the views by the record: the same spot in both. "
-    "White arrows: where the source's x and y point. Lines between boxes: from the reference (dashed) to the target, p in sides of the "
+    "White arrows: where the source's x and y point."
+)
+PAIRS_LEGEND = (
+    " Lines between boxes: from the reference (dashed) to the target, p in sides of the "
     "reference as it is seen, ln s how much larger the target is."
 )
+COMMON_LEGEND = " Numbered boxes on a view: what it shares with the view of that number, in a box there of its own number."
 REGIONS_LEGEND = " Thin numbered boxes: regions of the view, drawn in its pixels, and where the record says that they lie in the source."
 SHEET_LEGEND = " A sheet shows many small views in their order; their boxes in the source have the same numbers."
 LANDMARKS = (("o", 0.25, 0.25), ("^", 0.75, 0.3), ("s", 0.35, 0.75))  # shape, and where in the upright box: no mirror or turn keeps them
@@ -72,9 +82,10 @@ class _ViewDrawing:
     pixels: NDArray[np.uint8]  # (h, w, 3)
     box: Tensor  # (4,) float64, source pixels
     to_view: Tensor  # (2, 3)
-    reference: int  # the number of its family's first view
-    target: tuple[float, float, float]  # p (x, y) and ln s as the reference shows them
     captions: tuple[str, ...]  # lines
+    reference: int | None = None  # the number of its family's first view, if pairs with it are learned
+    target: tuple[float, float, float] | None = None  # p (x, y) and ln s as the reference shows them
+    common: Mapping[int, Tensor] = field(default_factory=dict)  # by number of a view: what both share, (4,), pixels of this one
     regions: Tensor | None = None  # (R, 4), pixels of the view
     regions_in_source: Tensor | None = None  # (R, 4)
     is_sheet: bool = False  # many views side by side, each one of the regions
@@ -95,7 +106,9 @@ def views_command(
     seed: int | None = None,
     epoch: int = 0,
 ) -> int:
-    """Draw sources with their crop boxes, and beside them every view that is cut from them, with the regions of a dense recipe.
+    """Draw sources with their crop boxes, beside them every view that is cut from them, and what its method makes of these.
+
+    A dense recipe's regions, what GTSA's views share, tiles as jigsaw lays them out, and whatever else an objective shows.
 
     Args:
         recipe: whose views, one that `wherefrom recipes` lists; default: the file's, or demo.
@@ -125,7 +138,7 @@ def views_command(
 def save_views_picture(path: Path, loader: Loader, samples: int = 6, *, objectives: Sequence[Objective] = ()) -> None:
     """Draw the first pictures of a loader's epoch with all their views into a PNG at `path`, whole or not at all.
 
-    Of the objectives' views those that are learned from by regions show them.
+    The objectives say what is learned of the views: pairs with a reference, regions of a view, or what their panels show.
     """
     order, epoch = loader.order, loader.updates // loader.updates_per_epoch
     ids = order.ids(epoch, np.arange(min(samples, order.samples)))
@@ -137,18 +150,11 @@ def save_batch_picture(path: Path, loader: Loader, batch: Batch, *, objectives: 
     batch = batch.to("cpu")
     with ShardReader(loader.index) as reader:
         sources = [decode_picture(reader.read(i), int(loader.index.orientation[i])) for i in batch.sample.tolist()]
-    regions = {
-        objective.name: objective.boxes(batch.family(objective.name).geometry)
-        for objective in objectives
-        if isinstance(objective, DenseSpatialPrediction)
-    }
-    rows = [
-        list(_view_drawings(batch[b].views, loader.recipe, {name: boxes[b] for name, boxes in regions.items()})) for b in range(len(batch))
-    ]
+    rows = [list(_view_drawings(batch[b].views, loader.recipe, objectives)) for b in range(len(batch))]
+    panels = [[panel for objective in objectives for panel in objective.shown(batch[b])] for b in range(len(batch))]
 
-    layout = _Layout.of(rows, bool(regions))
-    sheets = any(view.is_sheet for view in rows[0])
-    legend = textwrap.wrap(LEGEND + REGIONS_LEGEND * bool(regions) + SHEET_LEGEND * sheets, int(layout.width * LETTERS_PER_IN * 0.8))
+    layout = _Layout.of(rows, panels)
+    legend = textwrap.wrap(_legend(rows[0]), int(layout.width * LETTERS_PER_IN * 0.8))
     headings = [*filter(None, [title]), _families_words(loader, batch)]
     head = 0.22 + 0.2 * len(headings) + 0.14 * len(legend)
     figure = Figure(figsize=(layout.width, head + len(rows) * layout.row))
@@ -159,6 +165,8 @@ def save_batch_picture(path: Path, loader: Loader, batch: Batch, *, objectives: 
         _write(figure, GAP_IN, top, [_title(loader, batch[b])], size=8)
         _draw_source(_axes(figure, GAP_IN, top + TITLE_IN, *SOURCE_IN), source, drawings)
         _draw_views(figure, layout, top + TITLE_IN, drawings)
+        for panel, left in zip(panels[b], layout.panels, strict=True):
+            _draw_panel(figure, left, top + TITLE_IN, panel, loader.recipe)
     with write_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=DPI)
 
@@ -171,11 +179,14 @@ class _Layout:
     side: float  # of a view, the longer one
     caption: float  # the height of the longest caption
     row: float  # the height of a picture's row
+    panels: tuple[float, ...]  # the left edge of each
+    width: float  # of the whole figure
 
     @staticmethod
-    def of(rows: Sequence[Sequence[_ViewDrawing]], regions: bool) -> "_Layout":
-        """Return the layout of pictures that all have as many views; regions: whether some are drawn."""
+    def of(rows: Sequence[Sequence[_ViewDrawing]], panels: Sequence[Sequence[Panel]]) -> "_Layout":
+        """Return the layout of pictures that all have as many views, and panels of the same shapes."""
         views = len(rows[0])
+        regions = any(view.regions is not None for view in rows[0])
         if any(view.is_sheet for view in rows[0]):
             columns, side = views, SHEET_IN
         elif views <= 2:
@@ -183,46 +194,116 @@ class _Layout:
         else:
             columns, side = (math.ceil(views / 2) if views <= 16 else 8), MANY_VIEWS_IN
         caption = 0.1 + LINE_IN * max(len(_wrap(view.captions, side)) for row in rows for view in row)
-        row = TITLE_IN + max(SOURCE_IN[1], math.ceil(views / columns) * (side + caption)) + GAP_IN
-        return _Layout(columns=columns, side=side, caption=caption, row=row)
+        heights = [_panel_size(panel)[1] for each in panels for panel in each]
+        row = TITLE_IN + max(SOURCE_IN[1], math.ceil(views / columns) * (side + caption), *heights) + GAP_IN
+        ends = [SOURCE_IN[0] + columns * (side + GAP_IN) + 3 * GAP_IN]
+        for panel in panels[0]:
+            ends.append(ends[-1] + _panel_size(panel)[0] + 2 * GAP_IN)
+        lefts = tuple(end + GAP_IN for end in ends[:-1])
+        return _Layout(columns=columns, side=side, caption=caption, row=row, panels=lefts, width=ends[-1])
 
-    @property
-    def width(self) -> float:
-        """Of the whole figure."""
-        return SOURCE_IN[0] + self.columns * (self.side + GAP_IN) + 3 * GAP_IN
+
+def _panel_size(panel: Panel) -> tuple[float, float]:
+    """Return width and height, in inches, of a panel with its words."""
+    side, columns = _panel_side(panel), panel.pictures.shape[1]
+    width = max(columns * (side + PANEL_GAP_IN), PANEL_LEAST_IN)
+    rows = panel.pictures.shape[0] * (side + LABEL_IN)
+    return width, rows + LINE_IN * (len(_wrap([panel.title], width)) + len(_wrap(panel.captions, width))) + GAP_IN
 
 
-def _view_drawings(families: Sequence[Views], recipe: ViewRecipe, regions: Mapping[str, Tensor]) -> Iterator[_ViewDrawing]:
-    """Yield every view of one picture (B = 1), numbered over all families; regions (R, 4) belong to the first view of their family."""
-    number = 0
-    for views in families:
-        record, first = views.geometry, number
-        if record.boxes.shape[1] > SHEET_OF:
-            yield _sheet(views, recipe, number)
-            number += 1
+def _panel_side(panel: Panel) -> float:
+    """Return the longer side of a panel's pictures, in inches."""
+    return min(MANY_VIEWS_IN, PANEL_IN / panel.pictures.shape[0] - LABEL_IN)
+
+
+def _legend(drawings: Sequence[_ViewDrawing]) -> str:
+    """Return the words that say what is drawn, of what there is."""
+    return "".join(
+        [
+            LEGEND * any(not view.is_sheet for view in drawings),
+            PAIRS_LEGEND * any(view.reference is not None for view in drawings),
+            REGIONS_LEGEND * any(view.regions is not None and not view.is_sheet for view in drawings),
+            SHEET_LEGEND * any(view.is_sheet for view in drawings),
+            COMMON_LEGEND * any(view.common for view in drawings),
+        ]
+    ).strip()
+
+
+def _view_drawings(families: Sequence[Views], recipe: ViewRecipe, objectives: Sequence[Objective]) -> Iterator[_ViewDrawing]:
+    """Yield every view of one picture (B = 1), numbered over all families."""
+    named = [(objective.families[0].name, objective) for objective in objectives]
+    on_pairs = {name: objective for name, objective in named if learns_pairs(objective)}
+    numbers = _numbers(families)
+    shared = _shared(families, recipe, numbers)
+    for views, own_numbers in zip(families, numbers, strict=True):
+        record, first, count = views.geometry, own_numbers[0], len(views.geometry.view)
+        if count > SHEET_OF:
+            yield _sheet(views, recipe, first)
             continue
+        objective = on_pairs.get(record.family)
+        regions = objective.boxes(record)[0] if objective is not None and count == 1 else None
+        has_reference = objective is not None and count > 1
         targets = pair_targets(record.boxes[0], flipped=record.flipped[0], quarter_turns=record.quarter_turns[0])[0].tolist()
-        for v, (across, down, log_scale) in enumerate(targets):
-            target_words = f"p ({across:+.2f}, {down:+.2f})   ln s {log_scale:+.2f}" if v else "reference" if len(targets) > 1 else ""
+        for v, (number, (across, down, log_scale)) in enumerate(zip(own_numbers, targets, strict=True)):
+            target_words = f"p ({across:+.2f}, {down:+.2f})   ln s {log_scale:+.2f}" if v else "reference"
             orientation = _orientation(bool(record.flipped[0, v]), int(record.quarter_turns[0, v]))
             if not views.valid[0, v]:
                 orientation += "; picture too small for the law"
-            own = regions.get(record.family) if v == 0 else None
-            many = f"{len(own)} regions" if own is not None else ""
-            colors = _color_words(views.photometric[0, v])
+            common = shared.get(number, {})
             yield _ViewDrawing(
                 number=number,
                 color=colormaps["tab10" if number < 10 else "tab20"](number % 20),
-                pixels=levels(views.pixels[0, v], recipe).round().clamp(0, 255).byte().permute(1, 2, 0).numpy(),
+                pixels=_drawable(views.pixels[0, v], recipe),
                 box=record.boxes[0, v].double(),
                 to_view=record.source_to_view[0, v],
-                reference=first,
-                target=(across, down, log_scale),
-                captions=(f"{number} {record.family}" + (f" [{v}]" if len(targets) > 1 else ""), target_words, many, orientation, colors),
-                regions=own,
-                regions_in_source=None if own is None else geometry.map_boxes(record.view_to_source[0, v], own.double()),
+                captions=(
+                    f"{number} {record.family}" + (f" [{v}]" if count > 1 else ""),
+                    target_words if has_reference else "",
+                    f"{len(regions)} regions" if regions is not None else "",
+                    orientation,
+                    ", ".join(words for _, words in common.values() if words),
+                    _color_words(views.photometric[0, v]),
+                ),
+                reference=first if has_reference else None,
+                target=(across, down, log_scale) if has_reference else None,
+                common={other: box for other, (box, _) in common.items()},
+                regions=regions,
+                regions_in_source=None if regions is None else geometry.map_boxes(record.view_to_source[0, v], regions.double()),
             )
-            number += 1
+
+
+def _numbers(families: Sequence[Views]) -> list[range]:
+    """Return the numbers of every family's views: a single one if it is drawn as a sheet."""
+    counts = [1 if len(views.geometry.view) > SHEET_OF else len(views.geometry.view) for views in families]
+    return [range(end - count, end) for count, end in zip(counts, itertools.accumulate(counts), strict=True)]
+
+
+def _shared(families: Sequence[Views], recipe: ViewRecipe, numbers: Sequence[range]) -> dict[int, dict[int, tuple[Tensor, str]]]:
+    """Return what every two views share of which one's law refers to the other's family.
+
+    By their numbers: the common box (4,) in the pixels of the first and, if that law is its own, how it lies beside the second, in words.
+    """
+    shared: dict[int, dict[int, tuple[Tensor, str]]] = {}
+    by_name = {views.geometry.family: (views, own) for views, own in zip(families, numbers, strict=True)}
+    for family in recipe.families:
+        if family.law.refers_to is None:
+            continue
+        (views, own_numbers), (others, other_numbers) = by_name[family.name], by_name[family.law.refers_to]
+        if max(len(views.geometry.view), len(others.geometry.view)) > SHEET_OF:
+            continue
+        common = others.geometry.common(views.geometry)
+        counted = (common.area > 0) & others.valid[:, :, None] & views.valid[:, None]
+        for (a, other), (b, own) in itertools.product(enumerate(other_numbers), enumerate(own_numbers)):
+            if other != own and counted[0, a, b]:
+                turn = _orientation(bool(common.flipped[0, a, b]), int(common.quarter_turns[0, a, b]), upright="not turned")
+                shared.setdefault(own, {})[other] = (common.other_boxes[0, a, b], f"beside {other} {turn}")
+                shared.setdefault(other, {}).setdefault(own, (common.boxes[0, a, b], ""))
+    return shared
+
+
+def _drawable(pixels: Tensor, recipe: ViewRecipe) -> NDArray[np.uint8]:
+    """Return a recipe's pixels (3, h, w) as (h, w, 3)."""
+    return levels(pixels, recipe).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
 def _sheet(views: Views, recipe: ViewRecipe, number: int) -> _ViewDrawing:
@@ -234,8 +315,7 @@ def _sheet(views: Views, recipe: ViewRecipe, number: int) -> _ViewDrawing:
     pixels = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, np.uint8)
     corners = torch.tensor([(v % columns * (width + 1), v // columns * (height + 1)) for v in range(count)], dtype=torch.float64)
     for v, (x, y) in enumerate(corners.int().tolist()):
-        view = levels(views.pixels[0, v], recipe).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-        pixels[y : y + height, x : x + width] = view
+        pixels[y : y + height, x : x + width] = _drawable(views.pixels[0, v], recipe)
     boxes = record.boxes[0].double()
     orientations = {_orientation(bool(record.flipped[0, v]), int(record.quarter_turns[0, v])) for v in range(count)}
     oriented = orientations.pop() if len(orientations) == 1 else "mirrored and turned by themselves"
@@ -246,8 +326,6 @@ def _sheet(views: Views, recipe: ViewRecipe, number: int) -> _ViewDrawing:
         pixels=pixels,
         box=torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)]),
         to_view=record.source_to_view[0, 0],
-        reference=number,
-        target=(0.0, 0.0, 0.0),
         captions=(
             f"{number} {record.family}",
             f"{count} views of {width} x {height} px",
@@ -260,9 +338,9 @@ def _sheet(views: Views, recipe: ViewRecipe, number: int) -> _ViewDrawing:
     )
 
 
-def _orientation(flipped: bool, quarter_turns: int) -> str:
-    turned = ("", "turned 90° left", "turned 180°", "turned 90° right")[quarter_turns]
-    return ", ".join(filter(None, ["mirrored" if flipped else "", turned])) or "as in the source"
+def _orientation(flipped: bool, quarter_turns: int, *, upright: str = "as in the source") -> str:
+    turned = f"turned {QUARTER_TURNS[quarter_turns]}" if quarter_turns else ""
+    return ", ".join(filter(None, ["mirrored" if flipped else "", turned])) or upright
 
 
 def _color_words(photometric: Photometric) -> str:
@@ -323,13 +401,12 @@ def _draw_source(axes: Axes, source: NDArray[np.uint8], drawings: Sequence[_View
     for view in drawings:
         x0, y0, x1, y1 = view.box.tolist()
         _draw_box(axes, (x0, y0, x1, y1), view.color, dashed=view.reference == view.number)
-        label = {"facecolor": view.color, "edgecolor": "none", "pad": 1.2}
-        axes.text(x0, y0, f"{view.number}", color="white", size=7, weight="bold", va="top", bbox=label)
+        _draw_number(axes, view.box, view)
         if view.regions_in_source is not None:
             _draw_regions(axes, view.regions_in_source)
         if not view.is_sheet:
             _draw_landmarks(axes, view.landmarks, view.color, size=4)
-        if view.number != view.reference and len(drawings) <= CROWDED:
+        if view.reference is not None and view.number != view.reference and len(drawings) <= CROWDED:
             reference = drawings[view.reference].box
             _draw_arrow(axes, (reference[:2] + reference[2:]) / 2, (view.box[:2] + view.box[2:]) / 2, view.color)
 
@@ -355,15 +432,34 @@ def _draw_view(axes: Axes, view: _ViewDrawing, drawings: Sequence[_ViewDrawing])
     if view.is_sheet:
         return
     for other in drawings if len(drawings) <= CROWDED else [view]:
-        if other is not view:
+        if other is not view and not view.common:
             corners = geometry.map_boxes(view.to_view, other.box[None])[0].tolist()
             _draw_box(axes, corners, other.color, dashed=other.reference == other.number)
-        _draw_landmarks(axes, geometry.map_points(view.to_view, other.landmarks), other.color, size=6 if other is view else 4)
-        if other.reference == view.number and other is not view:
+        if other is view or not view.common or other.number in view.common:
+            _draw_landmarks(axes, geometry.map_points(view.to_view, other.landmarks), other.color, size=6 if other is view else 4)
+        if other.target is not None and other.reference == view.number and other is not view:
             end = (width * (0.5 + other.target[0]), height * (0.5 + other.target[1]))
             axes.plot([width / 2, end[0]], [height / 2, end[1]], color=other.color, linewidth=1.2, path_effects=OUTLINE)
     _draw_box(axes, (0, 0, width, height), view.color, dashed=view.reference == view.number, line=2.5)
+    for number, box in view.common.items():
+        _draw_box(axes, box.tolist(), drawings[number].color, dashed=False)
+        _draw_number(axes, box, drawings[number])
     _draw_compass(axes, view)
+
+
+def _draw_panel(figure: Figure, left: float, top: float, panel: Panel, recipe: ViewRecipe) -> None:
+    """Draw a panel's pictures, each with its label below, between its title and its captions."""
+    width, _ = _panel_size(panel)
+    title = _wrap([panel.title], width)
+    _write(figure, left, top, title, size=6.5, color="0.1", weight="bold")
+    top += 0.04 + LINE_IN * len(title)
+    side, (rows, columns, _, height_px, width_px) = _panel_side(panel), panel.pictures.shape
+    for n, label in enumerate(panel.labels):
+        row, column = divmod(n, columns)
+        x, y = left + column * (side + PANEL_GAP_IN), top + row * (side + LABEL_IN)
+        _show(_axes(figure, x, y, side, side), _drawable(panel.pictures[row, column], recipe), "nearest")
+        _write(figure, x, y + side * min(1, height_px / width_px) + 0.02, [label], size=6.5, color="0.25")
+    _write(figure, left, top + rows * (side + LABEL_IN), _wrap(panel.captions, width), size=6.5, color="0.25")
 
 
 def _draw_compass(axes: Axes, view: _ViewDrawing) -> None:
@@ -390,6 +486,12 @@ def _draw_box(axes: Axes, box: Sequence[float], color: tuple[float, ...], *, das
     style = "--" if dashed else "-"
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="black", alpha=0.5, linewidth=line + 1))
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=line, linestyle=style))
+
+
+def _draw_number(axes: Axes, box: Tensor, view: _ViewDrawing) -> None:
+    """Draw a view's number into the top left corner of a box."""
+    label = {"facecolor": view.color, "edgecolor": "none", "pad": 1.2}
+    axes.text(float(box[0]), float(box[1]), f"{view.number}", color="white", size=7, weight="bold", va="top", bbox=label)
 
 
 def _draw_regions(axes: Axes, boxes: Tensor) -> None:

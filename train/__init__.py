@@ -5,7 +5,18 @@ from wherefrom.train.evaluation.labels import evaluate_labels
 from wherefrom.train.evaluation.pairs import evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.loop import run
-from wherefrom.train.objective import OBJECTIVES, Encode, Objective, ObjectiveSettings, ParameterRule, Progress, Step, StepOutput, Terms
+from wherefrom.train.objective import (
+    OBJECTIVES,
+    Encode,
+    Objective,
+    ObjectiveSettings,
+    Panel,
+    ParameterRule,
+    Progress,
+    Step,
+    StepOutput,
+    Terms,
+)
 from wherefrom.train.objectives.barlow import BarlowTwins, BarlowTwinsSettings
 from wherefrom.train.objectives.byol import BYOL, BYOLSettings
 from wherefrom.train.objectives.collapse import spread
@@ -70,6 +81,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "Terms",
     "Progress",
     "ParameterRule",
+    "Panel",
     "Step",
     "StepOutput",
     "cosine",

@@ -1,7 +1,7 @@
 """What an objective is, and the one module that computes all of them in a step.
 
-Here: the interface, of objectives and of their settings; the table of those; the random scope that each objective runs in; and `Step`,
-which DDP, FSDP and compile wrap.
+Here: the interface, of objectives and of their settings; the table of those; panels, by which they show what they learn from; the random
+scope that each objective runs in; and `Step`, which DDP, FSDP and compile wrap.
 Not here: any particular objective (objectives/), optimizer and loop (loop.py).
 Promise: a plug-in leaves its host, the first objective, alone; at weight 0 it is absent, bit for bit, and is only logged.
 """
@@ -65,6 +65,27 @@ class ParameterRule:
             raise ValueError(f"lr_factor={self.lr_factor}, rest_epochs={self.rest_epochs}: neither may be negative")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Panel:
+    """Pictures that the picture of views shows beside them: what a network is given, or is to tell, of one picture."""
+
+    title: str
+    pictures: Tensor  # (rows, columns, 3, height, width), normalized as views are
+    labels: Sequence[str]  # one a picture, row by row
+    captions: Sequence[str] = ()  # lines beneath
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.pictures.shape)
+        if len(shape) != 5 or shape[2] != 3 or len(self.labels) != shape[0] * shape[1]:
+            raise ValueError(
+                f"panel {self.title!r}: pictures of shape {shape} with {len(self.labels)} labels, "
+                "expected (rows, columns, 3, height, width) and a label for each of rows * columns"
+            )
+
+
+QUARTER_TURNS = ("as it is", "90° left", "180°", "90° right")  # 0 to 3, counter-clockwise, in words
+
+
 class Encode(Protocol):
     """Encode views with the network that is trained: those of one family, or (B, V, 3, H, W) pixels that have no record.
 
@@ -110,6 +131,13 @@ class Objective(nn.Module):
 
         `seen`: means over micro-batches and ranks of what forward gave in `Terms.seen`.
         """
+
+    def shown(self, batch: Batch) -> Sequence[Panel]:
+        """Return what the picture of views shows of a batch of one picture beside its views: nothing, unless they alone do not tell.
+
+        Also asked before `setup`. The batch lies on the processor, wherever the objective does.
+        """
+        return ()
 
     def exported(self, encoder: Encoder) -> Encoder:
         """Return the network that is evaluated by labels and written out, if this is the host: the encoder, or a teacher."""

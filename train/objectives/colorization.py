@@ -5,7 +5,7 @@ Not here: CIELAB and the bins (lab.py).
 Source: arXiv 1603.08511; what differs is listed in docs/methods/colorization.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,13 @@ from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.view_recipe import IMAGENET_MEAN, IMAGENET_STD, ColorLaw, Mirror, ViewFamily
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.objective import Encode, Objective, Progress, Terms
+from wherefrom.train.objective import Encode, Objective, Panel, Progress, Terms
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import full_precision
-from wherefrom.train.objectives.lab import color_bins, gray_from_lightness, lab_from_rgb
+from wherefrom.train.objectives.lab import color_bins, gray_from_lightness, lab_from_rgb, rgb_from_lab
 
 NEAREST = 5  # bins of a soft target
+SHOWN_LIGHTNESS = 65  # of colors without their lightness: where most can be shown
 SIGMA = 5.0  # of its Gaussian, and of that which smooths the prior, in a and b
 
 
@@ -124,6 +125,20 @@ class Colorization(Objective):
         share = max(1 / (progress.update + 1), 1 - self.settings.prior_momentum)
         self.prior.lerp_(seen["shares"].to(self.prior), share)
 
+    def shown(self, batch: Batch) -> Sequence[Panel]:
+        """Return the gray picture, and the colors that are to be told, all as light as each other."""
+        gray, hues = gray_and_hues(batch.family(self.name).pixels[:, 0])
+        lightness = torch.full_like(hues[:, :1], SHOWN_LIGHTNESS)
+        colors = _normalized(rgb_from_lab(torch.cat([lightness, hues], 1)).clamp(0, 1).unbind(1))
+        return [
+            Panel(
+                title=f"{self.name}: what the network is given, and what it is to tell",
+                pictures=torch.stack([gray, colors.to(gray)], 1),
+                labels=("in gray", f"a and b, at lightness {SHOWN_LIGHTNESS}"),
+                captions=["told for each token, the mean of its pixels"],
+            )
+        ]
+
     def weights_of_bins(self) -> Tensor:
         """Return how much a cell of each nearest bin weighs, (Q,): 1 on average over the smoothed prior."""
         smoothed = self.smoothing @ self.prior
@@ -137,12 +152,16 @@ def gray_and_hues(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
     Shapes: pixels (B, 3, H, W), normalized as by default -> (B, 3, H, W) with three channels of one level, (B, 2, H, W).
     """
-    scales = tuple(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))
     channels = full_precision(pixels).unbind(1)
-    rgb = torch.stack([channel * std + mean for channel, (mean, std) in zip(channels, scales, strict=True)], 1)
+    rgb = torch.stack([channel * std + mean for channel, mean, std in zip(channels, IMAGENET_MEAN, IMAGENET_STD, strict=True)], 1)
     lab = lab_from_rgb(rgb.clamp(0, 1))
     level = gray_from_lightness(lab[:, 0])
-    return torch.stack([(level - mean) / std for mean, std in scales], 1).to(pixels), lab[:, 1:]
+    return _normalized([level] * 3).to(pixels), lab[:, 1:]
+
+
+def _normalized(channels: Sequence[Tensor]) -> Tensor:
+    """Return red, green and blue in [0, 1], (B, H, W) each, as one picture that is normalized as by default."""
+    return torch.stack([(channel - mean) / std for channel, mean, std in zip(channels, IMAGENET_MEAN, IMAGENET_STD, strict=True)], 1)
 
 
 def soft_targets(hues: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ Not here: tiles and guards (tiles.py), how tiles are cut (Tiles, wherefrom.pipel
 Source: arXiv 1505.05192; numbers for ResNet-50 as mmselfsup's config has them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.objective import Encode, Objective, Progress, Terms
+from wherefrom.train.objective import Encode, Objective, Panel, Progress, Terms
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import mlp
 from wherefrom.train.objectives.tiles import (
@@ -23,8 +24,11 @@ from wherefrom.train.objectives.tiles import (
     PICTURE_MIRROR,
     TILES,
     TileGuards,
+    in_places,
+    placed_pixels,
     placed_summaries,
     tile_family,
+    tile_panel,
 )
 from wherefrom.train.over_ranks import mean_of_counted
 
@@ -100,3 +104,19 @@ class Context(Objective):
         accuracy = mean_of_counted((logits.detach().argmax(-1) == direction).float(), counted)
         meters = {"accuracy": accuracy, "pictures_left_out": 1 - counted.float().mean()} | spread(summaries)
         return Terms(losses={"direction": loss}, meters=meters)
+
+    def shown(self, batch: Batch) -> Sequence[Panel]:
+        """Return the middle tile among its eight neighbors, each with the number of its direction."""
+        views = batch.family(self.name)
+        cut = in_places(views.geometry.view[None], views.geometry)[0].tolist()
+        words = [f"direction {NEIGHBORS.index(place)}" if place != CENTER else "middle" for place in range(TILES)]
+        return [
+            tile_panel(
+                placed_pixels(views, self.settings.guards, self.name)[0],
+                views,
+                self.settings.guards,
+                self.name,
+                labels=[f"{word}: view [{view}]" for word, view in zip(words, cut, strict=True)],
+                captions=["the middle tile is compared with each of the others"],
+            )
+        ]

@@ -8,7 +8,7 @@ Source: arXiv 2304.08014, numbers and order as its author's code has them (bok39
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from wherefrom.kernels.roi_align import roi_align
 from wherefrom.pipeline.laws import Overlapping
 from wherefrom.pipeline.literals import check_literals
-from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily, check_range
+from wherefrom.pipeline.view_recipe import IMAGENET_MEAN, IMAGENET_STD, ColorLaw, ViewFamily, check_range
 from wherefrom.pipeline.views import Batch, CommonBoxes, Views
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.objective import Encode, Objective, ParameterRule, Progress, Terms
+from wherefrom.train.objective import QUARTER_TURNS, Encode, Objective, Panel, ParameterRule, Progress, Terms
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import full_precision
 from wherefrom.train.objectives.teacher import follow
@@ -29,6 +29,7 @@ from wherefrom.train.schedule import cosine
 
 COLOR = ColorLaw(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_prob=0.2)
 TURNS = 4
+SHOWN_BINS = 48  # a side, of common boxes in the picture of views
 _BOTH_WAYS = (slice(0, 1), slice(1, 2))  # the two global views
 
 
@@ -167,6 +168,33 @@ class GTSA(Objective):
         follow(self.teacher, encoder, momentum=momentum)
         follow(self.teacher_projector, self.projector, momentum=momentum)
 
+    def shown(self, batch: Batch) -> Sequence[Panel]:
+        """Return what each pair of views shows in its common box, pooled as the method pools it: pixels in place of token maps.
+
+        Two rows for each global view of the teacher: its own boxes, each turned as the other view shows it, above those of the others.
+        Light and contrast are made alike, or there would be little to see of views that their color law made dark.
+        """
+        views = [batch.family(family.name) for family in self.families]
+        maps = [full_precision(each.pixels).movedim(2, -1) for each in views]
+        groups = [replace(group, bins=SHOWN_BINS) for group in self._view_pairs(views, maps[0], maps)]
+        pooled = [group.pooled() for group in groups]
+
+        def of_teacher(view: int, each: Sequence[Tensor]) -> Tensor:  # (B, G, W, ...) of each group -> (W of all, ...)
+            return torch.cat([each[view][0, 0], *(one[0, view] for one in each[2:])])
+
+        pictures, labels = [], []
+        for view in range(2):
+            pictures += [of_teacher(view, [teacher for teacher, _ in pooled]), of_teacher(view, [student for _, student in pooled])]
+            turns = of_teacher(view, [group.common.quarter_turns for group in groups]).tolist()
+            counted = of_teacher(view, [group.counted for group in groups]).tolist()
+            labels += [f"[{view}] {QUARTER_TURNS[turn] if counts else 'left out'}" for turn, counts in zip(turns, counted, strict=True)]
+            labels += [f"[{1 - view}]", *(f"local [{local}]" for local in range(self.settings.local_views))]
+        captions = ["above: of the teacher's view, turned as the student shows it; below: of the student's"]
+        captions += ["each stretched to a square, of the same light and contrast"]
+        captions += [f"pairs narrower than {self.settings.min_cells:g} cells of a token map do not count"] * (self.settings.min_cells > 0)
+        title = f"{self.name}: what is compared, the place that both views show"
+        return [Panel(title=title, pictures=_of_one_contrast(torch.stack(pictures).movedim(-1, 2)), labels=labels, captions=captions)]
+
     def _view_pairs(self, views: Sequence[Views], teacher: Tensor, student: Sequence[Tensor]) -> list["ViewPairs"]:
         """Return what is compared: each global view of the teacher with every view of the student but itself."""
         settings, large = self.settings, views[0]
@@ -284,6 +312,14 @@ def _cells_across(boxes: Tensor, side_px: int, grid: Sequence[int]) -> Tensor:
     """Return how many cells of a map (rows, columns) boxes (..., 4) of view pixels span along the axis where they span least: (...)."""
     width, height = (boxes[..., 2:] - boxes[..., :2]).unbind(-1)
     return torch.minimum(width * grid[1], height * grid[0]) / side_px
+
+
+def _of_one_contrast(pictures: Tensor) -> Tensor:
+    """Return pictures (..., 3, H, W), normalized as by default, with levels of mean 1/2 and deviation 1/4 each: gray stays gray."""
+    mean, std = (pictures.new_tensor(numbers)[:, None, None] for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    levels = pictures * std + mean
+    deviation, middle = torch.std_mean(levels, dim=(-3, -2, -1), keepdim=True)
+    return (0.5 + (levels - middle) / (4 * deviation + 1e-3) - mean) / std
 
 
 @torch.no_grad()

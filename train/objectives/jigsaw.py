@@ -7,6 +7,7 @@ Source: arXiv 1603.09246; the head, and numbers for ResNet-50, as VISSL's config
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,15 +23,18 @@ from wherefrom.pipeline.records import keyed_uniform
 from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily
 from wherefrom.pipeline.views import Batch, ViewGeometry
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.objective import Encode, Objective, Progress, Terms
+from wherefrom.train.objective import Encode, Objective, Panel, Progress, Terms
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.tiles import (
     GRAY_PICTURES,
     PICTURE_MIRROR,
     TILES,
     TileGuards,
+    in_places,
+    placed_pixels,
     placed_summaries,
     tile_family,
+    tile_panel,
 )
 from wherefrom.train.over_ranks import mean_of_counted
 
@@ -109,6 +113,25 @@ class Jigsaw(Objective):
         accuracy = mean_of_counted((logits.detach().argmax(-1) == chosen).float(), counted)
         meters = {"accuracy": accuracy, "pictures_left_out": 1 - counted.float().mean()} | spread(summaries)
         return Terms(losses={"permutation": loss}, meters=meters)
+
+    def shown(self, batch: Batch) -> Sequence[Panel]:
+        """Return the nine tiles as they are laid out, each with the place that it comes from."""
+        views = batch.family(self.name)
+        chosen = int(self.chosen(views.geometry))
+        places = self.permutations[chosen].cpu()
+        tiles = placed_pixels(views, self.settings.guards, self.name)[0, places]
+        cut = in_places(views.geometry.view[None], views.geometry)[0, places]
+        captions = [f"permutation {chosen} of {len(self.permutations)}: places {' '.join(map(str, places.tolist()))}"]
+        return [
+            tile_panel(
+                tiles,
+                views,
+                self.settings.guards,
+                self.name,
+                labels=[f"place {place}: view [{view}]" for place, view in zip(places.tolist(), cut.tolist(), strict=True)],
+                captions=captions,
+            )
+        ]
 
     def chosen(self, record: ViewGeometry) -> Tensor:
         """Return the number of every picture's permutation, (B,) int64: a function of its record and of the objective's name."""

@@ -1,6 +1,6 @@
 """CIELAB: how light a color is, and its hue and strength apart from that; what colorization is told and what it tells.
 
-Here: colors of sRGB to CIELAB and lightness back to gray levels; the bins of its plane of hues.
+Here: colors of sRGB to CIELAB and back, lightness to gray levels; the bins of its plane of hues.
 Not here: what is learned (colorization.py), changes of color (wherefrom.pipeline.color).
 Source: CIE 15 by its rational constants, sRGB by IEC 61966-2-1, white D65; bins arXiv 1603.08511.
 """
@@ -34,6 +34,20 @@ def gray_from_lightness(lightness: Tensor) -> Tensor:
     """Return the sRGB level, in [0, 1], of the gray that is as light: L (...) in [0, 100] -> (...)."""
     root = (lightness + 16) / 116
     linear = torch.where(lightness > 8, root.clamp(min=0) ** 3, lightness * 27 / 24389)
+    return _srgb_level(linear)
+
+
+def rgb_from_lab(lab: Tensor) -> Tensor:
+    """Return colors in sRGB, those that it lacks beyond [0, 1]: (..., 3, H, W) CIELAB -> (..., 3, H, W)."""
+    lightness, a, b = lab.unbind(-3)
+    middle = (lightness + 16) / 116
+    root = torch.stack([middle + a / 500, middle, middle - b / 200], -3)
+    ratio = torch.where(root > 6 / 29, root**3, (116 * root - 16) * 27 / 24389)
+    to_rgb = (torch.tensor(XYZ_FROM_RGB, dtype=torch.float64).inverse() * torch.tensor(WHITE)).to(lab)
+    return _srgb_level(torch.einsum("ij,...jhw->...ihw", to_rgb, ratio))
+
+
+def _srgb_level(linear: Tensor) -> Tensor:
     return torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=1e-9) ** (1 / 2.4) - 0.055, 12.92 * linear)
 
 

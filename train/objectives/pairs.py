@@ -90,8 +90,12 @@ class PairObjective(Protocol):
 def is_pair_objective(objective: object) -> TypeGuard[PairObjective]:
     """Return whether an objective has, once it is set up, all that evaluation asks of one on pairs."""
     # not isinstance with a runtime protocol: from Python 3.12 on it does not see a module's buffers
-    others = [name for name in vars(PairObjective) if not name.startswith("_")]
-    return all(hasattr(objective, name) for name in (*PairObjective.__annotations__, *others))
+    return learns_pairs(objective) and all(hasattr(objective, name) for name in PairObjective.__annotations__)
+
+
+def learns_pairs(objective: object) -> TypeGuard[PairObjective]:
+    """Return whether an objective is one on pairs, set up or not: by its methods."""
+    return all(hasattr(objective, name) for name in vars(PairObjective) if not name.startswith("_"))
 
 
 def pair_terms(predicted: Tensor, targets: Tensor, mask: Tensor, channels: Sequence[str], *, loss: Loss, beta: float) -> Terms:

@@ -5,6 +5,7 @@ Not here: views that the loader turns and records (`ViewFamily.turns`).
 Source: RotNet, arXiv 1803.07728; a linear head on ResNets as VISSL has it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.view_recipe import ColorLaw, Mirror, ViewFamily
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.objective import Encode, Objective, Progress, Terms
+from wherefrom.train.objective import QUARTER_TURNS, Encode, Objective, Panel, Progress, Terms
 from wherefrom.train.objectives.collapse import spread
 
 TURNS = 4
@@ -80,6 +81,11 @@ class Rotation(Objective):
         turns = torch.arange(TURNS, device=logits.device).repeat(len(turned))
         accuracy = (logits.detach().argmax(-1) == turns).float().mean()
         return Terms(losses={"turn": F.cross_entropy(logits, turns)}, meters={"accuracy": accuracy} | spread(summary))
+
+    def shown(self, batch: Batch) -> Sequence[Panel]:
+        """Return all four turns."""
+        turned = quarter_turned(batch.family(self.name).pixels[:, 0])
+        return [Panel(title=f"{self.name}: all four turns, as the network is given them", pictures=turned, labels=QUARTER_TURNS)]
 
 
 def quarter_turned(pixels: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """Tiles of a window, nine a picture, and what keeps a network from placing them by other signs than what they show.
 
-Here: the family that jigsaw and context ask for, the order of tiles in mirrored pictures, the guards and what they do to pixels.
+Here: the family that jigsaw and context ask for, the order of tiles in mirrored pictures, the guards and what they do to pixels, the panel.
 Not here: where tiles lie, their gap and their jitter (Tiles, wherefrom.pipeline.laws); what is learned (context.py, jigsaw.py).
 Every number that a guard draws is keyed by the record: whoever has it replays the pixels.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Literal
 
@@ -19,7 +20,7 @@ from wherefrom.pipeline.literals import check_literals
 from wherefrom.pipeline.records import keyed_uniform
 from wherefrom.pipeline.view_recipe import IMAGENET_MEAN, IMAGENET_STD, ColorLaw, ViewFamily
 from wherefrom.pipeline.views import ViewGeometry, Views
-from wherefrom.train.objective import Encode
+from wherefrom.train.objective import Encode, Panel
 from wherefrom.train.objectives.heads import full_precision
 
 ROWS = 3  # and as many columns
@@ -95,9 +96,33 @@ def placed_summaries(views: Views, encode: Encode, guards: TileGuards, name: str
     In a mirrored picture columns run the other way.
     """
     features = encode(views if guards == TileGuards() else guarded(views, guards, name))
-    order = torch.arange(TILES, device=views.pixels.device).view(ROWS, ROWS)
-    order = torch.where(views.geometry.flipped[:, :1], order.flip(1).flatten(), order.flatten())  # (B, 9)
-    return features.summary.gather(1, order.unsqueeze(-1).expand_as(features.summary))
+    return in_places(features.summary, views.geometry)
+
+
+def placed_pixels(views: Views, guards: TileGuards, name: str) -> Tensor:
+    """Return the pixels of the tile at each place, (B, 9, 3, H, W), as `placed_summaries` gives them to the network."""
+    return in_places(views.pixels if guards == TileGuards() else guarded(views, guards, name), views.geometry)
+
+
+def in_places(of_views: Tensor, record: ViewGeometry) -> Tensor:
+    """Return what belongs to a picture's nine views, (B, 9, ...), in the order of places of the window as it is shown."""
+    order = torch.arange(TILES, device=of_views.device).view(ROWS, ROWS)
+    order = torch.where(record.flipped[:, :1], order.flip(1).flatten(), order.flatten())  # (B, 9)
+    return of_views.gather(1, order.view(*order.shape, *[1] * (of_views.ndim - 2)).expand_as(of_views))
+
+
+def tile_panel(tiles: Tensor, views: Views, guards: TileGuards, name: str, *, labels: Sequence[str], captions: Sequence[str]) -> Panel:
+    """Return nine tiles (9, 3, H, W) of one picture's views as a panel, with what else is to be known of them."""
+    changed = {field.name: getattr(guards, field.name) for field in fields(guards) if getattr(guards, field.name) != field.default}
+    notes = ["mirrored, and so is the order of columns"] * bool(views.geometry.flipped[0, 0])
+    notes += ["guards: " + ", ".join(f"{field}={value}" for field, value in changed.items())] * bool(changed)
+    notes += ["left out: the picture is too small for its tiles"] * (not views.valid.all())
+    return Panel(
+        title=f"{name}: tiles as the network is given them",
+        pictures=tiles.unflatten(0, (ROWS, ROWS)),
+        labels=labels,
+        captions=[*captions, *notes],
+    )
 
 
 def guarded(views: Views, guards: TileGuards, name: str) -> Tensor:
