@@ -19,7 +19,7 @@ from torch import Tensor
 from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.tools.curves import draw_curves
-from wherefrom.train.evaluation.features import WHOLE, Evaluation, Part, Side
+from wherefrom.train.evaluation.features import WHOLE, Evaluation, Part, Split
 from wherefrom.train.evaluation.knn import neighbors
 from wherefrom.train.evaluation.pictures import blocks
 from wherefrom.train.evaluation.protocols import Measured
@@ -118,7 +118,7 @@ def _token_maps(evaluation: Evaluation) -> Iterator[str]:
     yield f'<div class="row">{"".join(figures)}</div>'
 
 
-def _summaries(evaluation: Evaluation, side: Side, ids: NDArray[np.int64]) -> Tensor:
+def _summaries(evaluation: Evaluation, side: Split, ids: NDArray[np.int64]) -> Tensor:
     recipe = evaluation.recipe(evaluation.family())
     with torch.no_grad():
         return torch.cat(
@@ -129,7 +129,7 @@ def _summaries(evaluation: Evaluation, side: Side, ids: NDArray[np.int64]) -> Te
         )
 
 
-def _thumbnails(evaluation: Evaluation, side: Side, ids: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+def _thumbnails(evaluation: Evaluation, side: Split, ids: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
     recipe = ViewRecipe(families=(evaluation.family(size_px=THUMBNAIL_PX, law=WHOLE),), pixels="uint8")
     for some in blocks(ids):
         yield from evaluation.source(side).views(recipe, some).family("whole").pixels[:, 0].permute(0, 2, 3, 1).cpu().numpy()

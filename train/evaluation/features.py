@@ -26,7 +26,7 @@ from wherefrom.train.ranks import Ranks
 
 WHOLE = Center(resize_px=256, crop_px=224)  # whole pictures, as Resize(256) and CenterCrop(224) show them
 ENCODER, RANDOM, RAW = "encoder", "random encoder", "raw pixels"  # columns of all tables
-Side = Literal["train", "held_out"]
+Split = Literal["train", "held_out"]
 BLOCK = 64  # pictures that are encoded at once, whatever the number of ranks: so each feature is the same, bit for bit
 
 
@@ -94,7 +94,7 @@ class Evaluation:
         self.limit, self.seed = limit, seed
         self.ranks = ranks or Ranks(0, 1)
         self._progress = progress
-        self._parts: dict[tuple[Side, Part], Labeled] = {}
+        self._parts: dict[tuple[Split, Part], Labeled] = {}
 
     @property
     def device(self) -> torch.device:
@@ -111,12 +111,12 @@ class Evaluation:
         if self._progress is not None:
             self._progress(what, done, total)
 
-    def ids(self, side: Side, limit: int | None = None) -> NDArray[np.int64]:
+    def ids(self, side: Split, limit: int | None = None) -> NDArray[np.int64]:
         """Return the pictures of a side, drawn by `draw_ids`, at most as many as all protocols take, and as this one does."""
         limits = [number for number in (limit, self.limit) if number is not None]
         return draw_ids(self.source(side), min(limits) if limits else None)
 
-    def source(self, side: Side) -> PictureSource:
+    def source(self, side: Split) -> PictureSource:
         """Return the pictures of a side.
 
         Raises: ValueError if there are none to learn from.
@@ -137,14 +137,14 @@ class Evaluation:
         return ViewFamily(name=name, views=1, size_px=(size, size), law=law, mirror=mirror)
 
     def batches(
-        self, side: Side, recipe: ViewRecipe, ids: NDArray[np.int64], *, epoch: int = 0, own: bool = False
+        self, side: Split, recipe: ViewRecipe, ids: NDArray[np.int64], *, epoch: int = 0, own: bool = False
     ) -> Iterator[tuple[int, Batch]]:
         """Yield the views of pictures in blocks of 64, each with its number; `own`: those of this rank alone."""
         for number, block in enumerate(blocks(ids, BLOCK)):
             if not own or number % self.ranks.count == self.ranks.rank:
                 yield number, self.source(side).views(recipe, block, epoch=epoch).to(self.device)
 
-    def labeled(self, side: Side, part: Part) -> Labeled:
+    def labeled(self, side: Split, part: Part) -> Labeled:
         """Return a part of whole pictures that have a label, by every network that has it, and raw pixels at 32 px.
 
         Parts that were named to `prepare` are had by one pass over the pictures.
@@ -158,7 +158,7 @@ class Evaluation:
         wanted = [part for part in dict.fromkeys(parts) if ("held_out", part) not in self._parts]
         if not wanted:
             return
-        sides: tuple[Side, ...] = ("train", "held_out")
+        sides: tuple[Split, ...] = ("train", "held_out")
         encoded = {side: self._encoded(side, wanted) for side in sides}
         classes = torch.cat([labels for labels, _ in encoded.values()]).unique()
         classes = classes[classes >= 0]
@@ -169,7 +169,7 @@ class Evaluation:
                 of_part = {column: values[has_label] for (column, own), values in features.items() if own == part}
                 self._parts[side, part] = Labeled(features=of_part, labels=ordinals, ids=self.ids(side)[has_label.cpu().numpy()])
 
-    def _encoded(self, side: Side, parts: Sequence[Part]) -> tuple[Tensor, dict[tuple[str, Part], Tensor]]:
+    def _encoded(self, side: Split, parts: Sequence[Part]) -> tuple[Tensor, dict[tuple[str, Part], Tensor]]:
         """Return the labels of a side's pictures, (N,), -1 of none, and their features, (N, D), of all ranks."""
         ids = self.ids(side)
         recipe = self.recipe(self.family(), self.family("raw", law=Center(), size_px=RAW_PX))

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import timm
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 
@@ -120,7 +119,7 @@ def _downloaded(repository: str) -> Path:
     """Return the folder of a model's files from the Hub, as its cache holds them."""
     try:
         files = [Path(hf_hub_download(repository, name)) for name in ("config.json", "model.safetensors")]
-    except (HfHubHTTPError, OSError, ValueError) as problem:
+    except (OSError, ValueError) as problem:
         raise ValueError(f"{HUB}{repository}: cannot be had: {' '.join(str(problem).split()):.200}") from None
     return files[0].parent
 
