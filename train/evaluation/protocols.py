@@ -59,6 +59,9 @@ class EvaluationProtocol(Protocol):
 class NotMeasuredError(ValueError):
     """What a protocol needs is not there; others are measured all the same."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
 
 PROTOCOLS = EntryTable(
     kind="protocol",
