@@ -476,7 +476,7 @@ def test_blocks_that_are_files_make_a_package(workplace: Path, declare: Callable
 def test_every_file_of_a_package_is_an_example_of_at_most_forty_lines() -> None:
     blocks = [block for block in BLOCKS[DOCS / "extending.md"] if block.file]
     groups = {group for block in blocks for group in re.findall(r'entry-points\."(.+)"', block.text)}
-    assert groups == {f"wherefrom.{kind}" for kind in ("laws", "renderers", "objectives", "recipes")}
+    assert groups == {f"wherefrom.{kind}" for kind in ("laws", "renderers", "objectives", "recipes", "protocols")}
     sizes = {block.file: block.text.count("\n") for block in blocks if block.language == "python"}
     assert {name: size for name, size in sizes.items() if size > MOST_EXAMPLE_LINES} == {}
 

@@ -51,7 +51,7 @@ from wherefrom.train.evaluation.pair_controls import (
 )
 from wherefrom.train.evaluation.pairs import PairReport, evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
-from wherefrom.train.evaluation.report import check_held_out, evaluate_run
+from wherefrom.train.evaluation.report import check_held_out, evaluate_run, pictures_in_both
 from wherefrom.train.objective import Encode, Objective, Progress, Step, Terms, random_scope
 from wherefrom.train.objectives.pair_heads import AdditiveHead
 from wherefrom.train.objectives.pairs import is_pair_objective, ordered_pairs
@@ -536,6 +536,22 @@ def test_held_out_shards_that_are_learned_from_are_refused_by_name(
     assert str(again) in str(refused.value)
     assert str(shards[1]) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.core
+def test_held_out_pictures_that_are_learned_from_are_counted_by_their_bytes(
+    tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]
+) -> None:
+    rng = np.random.default_rng(1)
+    pictures = [jpeg_bytes(rng.integers(0, 256, (32, 40, 3)).astype(np.uint8)) for _ in range(9)]
+    almost = pictures[8][:-3] + bytes([pictures[8][-3] ^ 1]) + pictures[8][-2:]  # as long, as large, another
+    named = {"train": [*pictures[:4], pictures[8]], "val": [pictures[2], *pictures[4:8], pictures[0], almost]}
+    train, held_out = (
+        ShardIndex.open(str(make_shard(tmp_path / f"{name}.tar", [(f"{name}{i}", {"jpg": data}) for i, data in enumerate(of_name)])))
+        for name, of_name in named.items()
+    )
+    assert pictures_in_both(train, held_out) == 2
+    assert pictures_in_both(held_out, train) == 2
 
 
 class OffsetsOfSomebodyElse(Objective):

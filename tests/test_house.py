@@ -42,6 +42,7 @@ FIRST_USER = {  # of each library from outside: that folder and those after it m
     "torchvision": "pipeline",
     "webdataset": "pipeline",
     "accelerate": "train",
+    "huggingface_hub": "train",
     "tensorboard": "train",
     "timm": "train",
     "yaml": "train",
@@ -50,7 +51,13 @@ FIRST_USER = {  # of each library from outside: that folder and those after it m
     "tyro": "tools",
 }
 OPTIONAL = {"pyarrow": "parquet", "scipy": "imagenet"}  # libraries that an extra brings
-DISTRIBUTION = {"PIL": "pillow", "yaml": "pyyaml", "nvidia": "nvidia-dali-cuda130", "triton": "torch"}  # where the name differs
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "nvidia": "nvidia-dali-cuda130",
+    "triton": "torch",
+    "huggingface_hub": "timm",
+}  # where the name differs
 TESTS = sorted((ROOT / "tests").glob("test_*.py"))
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 PACKAGES = sorted(path.parent for path in SOURCES if path.name == "__init__.py")

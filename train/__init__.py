@@ -1,9 +1,12 @@
 """What is learned from views: the encoder, the objectives, the run, and how good its result is."""
 
 from wherefrom.train.encoder import Encoder, Features, ModelSettings
+from wherefrom.train.evaluation.features import Evaluation, Part
 from wherefrom.train.evaluation.labels import evaluate_labels
+from wherefrom.train.evaluation.network import Network, open_network
 from wherefrom.train.evaluation.pairs import evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
+from wherefrom.train.evaluation.protocols import PROTOCOLS, Measured, NotMeasuredError, Score, measure, protocols_named
 from wherefrom.train.loop import run
 from wherefrom.train.objective import (
     OBJECTIVES,
@@ -123,5 +126,15 @@ __all__ = [  # in reading order  # noqa: RUF022
     "evaluate_pairs",
     "pair_r2",
     "evaluate_labels",
+    "Network",
+    "open_network",
+    "Evaluation",
+    "Part",
+    "PROTOCOLS",
+    "protocols_named",
+    "measure",
+    "Measured",
+    "Score",
+    "NotMeasuredError",
     "ShardPictures",
 ]

@@ -231,6 +231,31 @@ class Encoder(nn.Module):
         prefix = None if prefix is None else prefix.unflatten(0, shape)
         return Features(summary=summary.unflatten(0, shape), tokens=tokens.unflatten(0, shape), prefix=prefix)
 
+    def last_layers(self, views: Views | Tensor, number: int) -> tuple[Features, ...]:
+        """Return what the last `number` blocks of a ViT make of views, each behind the final LayerNorm, the last block last.
+
+        Shapes: as `encode`. Of a convolutional network there is one layer, its last feature map.
+        Raises: ValueError as `encode`, and if the network has fewer.
+        """
+        pixels = views if isinstance(views, Tensor) else views.pixels
+        vit, shape = self.model, pixels.shape[:2]
+        has = len(vit.blocks) if isinstance(vit, VisionTransformer) else 1
+        if not 1 <= number <= has:
+            raise ValueError(f"the last {number} layers of model {self.settings.name!r}: it has {has}; take 1 to {has}")
+        if not isinstance(vit, VisionTransformer):
+            return (self.encode(views),)
+        x, grid = self._embedded(vit, pixels.flatten(0, 1), None, positions=True)
+        layers = []
+        for block in vit.blocks:
+            x = block(x)
+            layers.append(x)
+        outputs = []
+        for normed in map(vit.norm, layers[-number:]):
+            prefix, tokens = normed.split([vit.num_prefix_tokens, normed.shape[1] - vit.num_prefix_tokens], 1)
+            tokens, summary = tokens.unflatten(1, grid).unflatten(0, shape), vit.pool(normed).unflatten(0, shape)
+            outputs.append(Features(summary=summary, tokens=tokens, prefix=prefix.unflatten(0, shape) if vit.num_prefix_tokens else None))
+        return tuple(outputs)
+
     def _fix_positions(self) -> None:
         """Write the fixed position table into a ViT, where timm looks for it in the exported weights too."""
         table = self.model.pos_embed
@@ -264,7 +289,11 @@ class Encoder(nn.Module):
             return summary, norm(feature_map), None
         return summary, norm(feature_map).permute(0, 2, 3, 1), None
 
-    def _vit(self, vit: VisionTransformer, pixels: Tensor, keep: Tensor | None, positions: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _embedded(self, vit: VisionTransformer, pixels: Tensor, keep: Tensor | None, positions: bool) -> tuple[Tensor, tuple[int, int]]:
+        """Return the tokens that the first block sees, those before the patches first, (n, p + h w, D), and the grid (h, w) of a view.
+
+        Raises: ValueError if patches do not divide the view.
+        """
         patch = vit.patch_embed.patch_size
         if any(side % p for side, p in zip(pixels.shape[-2:], patch, strict=True)):
             raise ValueError(
@@ -277,7 +306,11 @@ class Encoder(nn.Module):
         if keep is not None:
             subset = x[:, prefix:].gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
             x = torch.cat([x[:, :prefix], subset], 1)
-        x = vit.norm_pre(x)
+        return vit.norm_pre(x), (cells.shape[1], cells.shape[2])
+
+    def _vit(self, vit: VisionTransformer, pixels: Tensor, keep: Tensor | None, positions: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, cells = self._embedded(vit, pixels, keep, positions)
+        prefix = vit.num_prefix_tokens
         tapped = x
         tap = range(len(vit.blocks))[-1 if self.settings.tokens_from_block is None else self.settings.tokens_from_block]
         for number, block in enumerate(vit.blocks):
@@ -285,7 +318,7 @@ class Encoder(nn.Module):
             tapped = x if number == tap else tapped
         normed = vit.norm(x)
         tokens = (normed if tapped is x else vit.norm(tapped))[:, prefix:]
-        grid = tokens if keep is not None else tokens.unflatten(1, cells.shape[1:3])
+        grid = tokens if keep is not None else tokens.unflatten(1, cells)
         return vit.pool(normed), grid, normed[:, :prefix] if prefix else None
 
     def _with_positions(self, vit: VisionTransformer, cells: Tensor) -> Tensor:

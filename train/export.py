@@ -6,12 +6,13 @@ Not here: checkpoints, which a run goes on from (checkpoint.py); where the files
 
 import importlib.metadata
 import json
+from dataclasses import replace
 
 from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.train.disk import save_weights
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.plain_data import Plain
+from wherefrom.train.plain_data import Plain, to_plain
 from wherefrom.train.pretrained import origin
 from wherefrom.train.run_folder import RunFolder, replace_text
 from wherefrom.train.settings import TrainSettings
@@ -37,8 +38,9 @@ def _config(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data:
     """Return what timm reads of a model folder, and where the weights come from."""
     started_from = settings.model.weights
     arguments, theirs = encoder.settings.timm_arguments(), encoder.model.pretrained_cfg
+    architecture = arguments.pop("model_name").partition(".")[0]  # what follows a dot names weights, and these are others
     return {
-        "architecture": arguments.pop("model_name").partition(".")[0],  # what follows a dot names weights, and these are others
+        "architecture": architecture,
         "num_classes": arguments.pop("num_classes"),
         "num_features": encoder.width,
         "model_args": arguments,
@@ -61,6 +63,7 @@ def _config(encoder: Encoder, recipe: ViewRecipe, settings: TrainSettings, data:
             "data": data,
             "views": recipe.fingerprint,
             "network": network,
+            "model": to_plain(replace(encoder.settings, name=architecture, weights=None)),  # also how positions are had at other sizes
         }
         | ({} if started_from is None else {"weights": {"from": started_from, "of": origin(started_from)}}),
     }

@@ -251,23 +251,26 @@ def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporte
 
 
 def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter, *, full: bool) -> None:
-    """Evaluate on the first rank while the others wait."""
+    """Evaluate, all ranks together; the first writes it down."""
     settings = trainer.settings
     with trainer.clock.spending("evaluating"):
-        if trainer.ranks.first and val is not None:
-            options = {"renderer": settings.runtime.renderer, "threads": settings.runtime.threads, "device": trainer.accelerator.device}
-            with ShardPictures(trainer.loader.index, **options) as train, ShardPictures(val, **options) as held_out:
-                results = evaluate_run(
-                    trainer.step,
-                    train,
-                    held_out,
-                    settings.evaluation,
-                    view_px=settings.label_view_px,
-                    picture_px=settings.label_picture_px,
-                    at=trainer.progress,
-                    full=full,
-                    progress=reporter.progressed,
-                )
+        if val is None:
+            return
+        options = {"renderer": settings.runtime.renderer, "threads": settings.runtime.threads, "device": trainer.accelerator.device}
+        with ShardPictures(trainer.loader.index, **options) as train, ShardPictures(val, **options) as held_out:
+            results = evaluate_run(
+                trainer.step,
+                train,
+                held_out,
+                settings.evaluation,
+                view_px=settings.label_view_px,
+                picture_px=settings.label_picture_px,
+                at=trainer.progress,
+                full=full,
+                progress=reporter.progressed,
+                ranks=trainer.ranks,
+            )
+        if trainer.ranks.first:
             if full:
                 write_evaluation(folder, results.report)
             else:

@@ -5,7 +5,9 @@ Not here: gradients and losses, which the devices exchange (trainer.py).
 gloo, whatever the devices use: nobody waits for a device, and whoever waits has patience. No pickle: words go as bytes.
 """
 
-from collections.abc import Callable
+import itertools
+import json
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -44,6 +46,20 @@ class Ranks:
         highest = torch.tensor(number)
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
         return int(highest)
+
+    def in_turn(self, own: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Return blocks of rows joined, of which the ranks have every so many-th: the first rank the first, the second the next.
+
+        Shapes: (n, ...) each, n as it comes, all else, and the type, as those of `like`; with several ranks on the processor.
+        """
+        if self.count == 1:
+            return torch.cat(list(own))
+        lengths = [json.loads(text) for text in self.texts(json.dumps([len(block) for block in own]))]
+        padded = torch.zeros((max(map(sum, lengths)), *like.shape[1:]), dtype=like.dtype)
+        if own:
+            padded[: sum(map(len, own))] = torch.cat(list(own)).cpu()
+        of_ranks = [part[: sum(each)].split(each) for part, each in zip(self._gathered(padded), lengths, strict=True)]
+        return torch.cat([block for blocks in itertools.zip_longest(*of_ranks) for block in blocks if block is not None])
 
     def first_does(self, work: Callable[[], str | None]) -> str:
         """Let the first rank do something while the others wait; return, on all of them, the text that came out.

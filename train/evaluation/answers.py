@@ -7,20 +7,22 @@ Not here: where pictures come from (pictures.py), pair geometry (pairs.py), labe
 import copy
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.evaluation.labels import draw_ids
-from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, blocks, evaluation_mode
+from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, blocks, encoded, evaluation_mode
 from wherefrom.train.objective import Encode, Objective, Progress, Terms, random_scope
 from wherefrom.train.over_ranks import this_rank_alone
+from wherefrom.train.ranks import Ranks
 
 ANSWERS_PROTOCOL = "held-out-answers@1"
 ACCURACY, COMMONEST, LEFT_OUT = "accuracy", "commonest", "pictures_left_out"  # meters
@@ -59,10 +61,12 @@ class AnswerReport:
         return next(row for row in self.rows if row.name == name)
 
 
-def answers_right(encoder: Encoder, objective: Objective, held_out: PictureSource, *, pictures: int, at: Progress) -> AnswerRow:
+def answers_right(
+    encoder: Encoder, objective: Objective, held_out: PictureSource, *, pictures: int, at: Progress, ranks: Ranks | None = None
+) -> AnswerRow:
     """Return how often the objective's own head is right, and its loss; the short form, for during a run."""
     with this_rank_alone():
-        return _Sums.of(encoder, objective, _batches(held_out, objective, pictures), at).row("held-out pictures")
+        return _Sums.of(encoder, objective, held_out, pictures, at, ranks).row("held-out pictures")
 
 
 def evaluate_answers(
@@ -77,38 +81,35 @@ def evaluate_answers(
     head_steps: int = 400,
     seed: int = 0,
     progress: ReportProgress | None = None,
+    ranks: Ranks | None = None,
 ) -> AnswerReport:
     """Evaluate an objective that states a `chance`, by views drawn as those that it learns from.
 
     Two fresh heads learn the same task of `train_pictures` training pictures, on the encoder and on a random one of its architecture,
-    both frozen: `head_steps` batches of 64 by AdamW at 1e-3, cosine to 0. What lies between the two the encoder has learned.
+    both frozen: `head_steps` batches of 64 by AdamW at 1e-3, cosine to 0. What lies between the two the encoder has learned. ranks: all of
+    them call, and share the held-out pictures.
     """
     assert objective.chance is not None, f"{objective.name} states no chance"
     what = f"answers of {objective.name}"
     with random_scope(seed, "random encoder"):
         random = Encoder(encoder.settings).to(next(encoder.parameters()).device)
     with this_rank_alone():
-        own = _Sums.of(encoder, objective, _batches(held_out, objective, pictures), at)
+        own = _Sums.of(encoder, objective, held_out, pictures, at, ranks)
         rows = [own.row("held-out pictures")]
-        learned_from = list(_batches(train, objective, train_pictures))
+        recipe = ViewRecipe(families=objective.families)
+        learned_from = [train.views(recipe, ids) for ids in blocks(draw_ids(train, train_pictures))]
         for done, (name, network) in enumerate((("fresh head", encoder), ("fresh head, random encoder", random))):
             if progress is not None:
                 progress(what, done, 2)
             frozen = network.slow_copy()
             head = _fresh_head(frozen, objective, learned_from, at, steps=head_steps, seed=seed)
-            rows.append(_Sums.of(frozen, head, _batches(held_out, objective, pictures), at).row(name))
+            rows.append(_Sums.of(frozen, head, held_out, pictures, at, ranks).row(name))
         if progress is not None:
             progress(what, 2, 2)
     if own.counted and own.commonest:
         rows.append(AnswerRow(name="the commonest of 64 pictures", accuracy=own.commonest / own.counted, loss=None))
     rows.append(AnswerRow(name="chance", accuracy=objective.chance, loss=None))
     return AnswerReport(protocol=ANSWERS_PROTOCOL, pictures=own.pictures, left_out=1 - own.counted / own.pictures, rows=tuple(rows))
-
-
-def _batches(pictures: PictureSource, objective: Objective, number: int) -> Iterator[Batch]:
-    recipe = ViewRecipe(families=objective.families)
-    for ids in blocks(draw_ids(pictures, number)):
-        yield pictures.views(recipe, ids)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -122,22 +123,20 @@ class _Sums:
     commonest: float = 0.0
 
     @staticmethod
-    def of(encoder: Encoder, objective: Objective, batches: Iterator[Batch], at: Progress) -> "_Sums":
+    def of(encoder: Encoder, objective: Objective, held_out: PictureSource, pictures: int, at: Progress, ranks: Ranks | None) -> "_Sums":
         """Answer with a network and a head as they are."""
-        sums = _Sums()
-        with evaluation_mode(encoder, objective):
-            for batch in batches:
-                sums.add(len(batch), objective, _answered(objective, batch, encoder.encode, at))
-        return sums
+        recipe = ViewRecipe(families=objective.families)
 
-    def add(self, pictures: int, objective: Objective, terms: Terms) -> None:
-        """Add what an objective says of a batch, which are means over the pictures that count."""
-        counted = pictures * (1 - float(terms.meters.get(LEFT_OUT, 0.0)))
-        self.pictures += pictures
-        self.counted += counted
-        self.right += counted * float(terms.meters[ACCURACY])
-        self.loss += counted * float(_loss(objective, terms))
-        self.commonest += counted * float(terms.meters.get(COMMONEST, 0.0))
+        def answer(ids: NDArray[np.int64]) -> dict[str, Tensor]:
+            terms = _answered(objective, held_out.views(recipe, ids), encoder.encode, at)
+            meters = terms.meters
+            counted = len(ids) * (1 - float(meters.get(LEFT_OUT, 0.0)))  # of a batch, whose numbers are means over those that count
+            means = (1.0, float(meters[ACCURACY]), float(_loss(objective, terms)), float(meters.get(COMMONEST, 0.0)))
+            return {"sums": torch.tensor([[float(len(ids)), *(counted * mean for mean in means)]], dtype=torch.float64)}
+
+        with evaluation_mode(encoder, objective):
+            sums = encoded(draw_ids(held_out, pictures), answer, ranks)["sums"].sum(0).tolist()
+        return _Sums(pictures=round(sums[0]), counted=sums[1], right=sums[2], loss=sums[3], commonest=sums[4])
 
     def row(self, name: str) -> AnswerRow:
         """Return the means; not a number where no picture counts."""

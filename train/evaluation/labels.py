@@ -4,6 +4,7 @@ Here: which pictures evaluations draw, protocols by name and version, the report
 Not here: where pictures come from (pictures.py), pair geometry (pairs.py), when to evaluate (loop.py). Nothing here changes a weight.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,8 +20,9 @@ from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, blocks, evaluation_mode
+from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, encoded, evaluation_mode
 from wherefrom.train.objective import random_scope
+from wherefrom.train.ranks import Ranks
 
 GRID = Grid(rows=3, cols=3, side_frac=0.4)
 RAW_PX = 32
@@ -114,22 +116,23 @@ def evaluate_labels(
     probe: bool = True,
     seed: int = 0,
     progress: ReportProgress | None = None,
+    ranks: Ranks | None = None,
 ) -> LabelReport | None:
     """Evaluate features by labels; None where the pictures have none.
 
     Features are the mean tokens of 3 x 3 local views (0.4 of each side, `view_px`), side by side; and of whole pictures, cut to the center
     as Resize(256) and CenterCrop(224) do, at `picture_px` (None: not of these), the class token, where there is one, and the mean token.
     Beside the encoder stand raw pixels, of the whole picture at 32 px, and a random encoder of the same architecture.
-    limits: how many pictures, drawn by `draw_ids`; without `probe`, k-NN alone.
+    limits: how many pictures, drawn by `draw_ids`; without `probe`, k-NN alone. ranks: all of them call, and share the pictures.
     """
     with random_scope(seed, "random encoder"):
         random = Encoder(encoder.settings).to(next(encoder.parameters()).device)
     encoders = {"encoder": encoder, "random encoder": random}
-    sides = (view_px, picture_px)
-    held_out_set = _encode_labeled(encoders, held_out, sides, held_out_limit, "features for labels: held out", progress)
+    sides, ranks = (view_px, picture_px), ranks or Ranks(0, 1)
+    held_out_set = _encode_labeled(encoders, held_out, sides, held_out_limit, "features for labels: held out", progress, ranks)
     if not len(held_out_set.labels):
         return None
-    train_set = _encode_labeled(encoders, train, sides, limit, "features for labels: train", progress)
+    train_set = _encode_labeled(encoders, train, sides, limit, "features for labels: train", progress, ranks)
     if not len(train_set.labels):
         return None
     parts = {part for part, _ in train_set.features}
@@ -152,6 +155,7 @@ def _encode_labeled(
     limit: int | None,
     what: str,
     progress: ReportProgress | None,
+    ranks: Ranks,
 ) -> _LabeledFeatures:
     """Encode the pictures, as local views and as whole ones of these sides, and leave out those without a label."""
     view_px, picture_px = sides_px
@@ -163,21 +167,24 @@ def _encode_labeled(
         families.append(ViewFamily(name="center", views=1, size_px=(picture_px, picture_px), law=Center(resize_px=256, crop_px=224)))
     recipe = ViewRecipe(families=tuple(families))
     all_ids = draw_ids(pictures, limit)
-    features: dict[tuple[str, str], list[Tensor]] = {}
-    label_blocks: list[Tensor] = []
+    done = itertools.count(1)
+
+    def encode(ids: NDArray[np.int64]) -> dict[tuple[str, str] | None, Tensor]:
+        batch = pictures.views(recipe, ids)
+        found: dict[tuple[str, str] | None, Tensor] = {None: batch.label}
+        for name, encoder in encoders.items():
+            found |= {(part, name): value for part, value in _parts(encoder, batch, whole=picture_px is not None).items()}
+        found["grid", "raw pixels"] = batch.family("whole").pixels.float().flatten(1)
+        if progress is not None:
+            progress(what, min(next(done) * len(ids) * ranks.count, len(all_ids)), len(all_ids))
+        return found
+
     with evaluation_mode(*encoders.values()):
-        for ids in blocks(all_ids):
-            batch = pictures.views(recipe, ids)
-            for name, encoder in encoders.items():
-                for part, value in _parts(encoder, batch, whole=picture_px is not None).items():
-                    features.setdefault((part, name), []).append(value)
-            features.setdefault(("grid", "raw pixels"), []).append(batch.family("whole").pixels.float().flatten(1))
-            label_blocks.append(batch.label)
-            if progress is not None:
-                progress(what, sum(map(len, label_blocks)), len(all_ids))
-    labels = torch.cat(label_blocks)
-    has_label = labels >= 0
-    return _LabeledFeatures(features={key: torch.cat(parts)[has_label] for key, parts in features.items()}, labels=labels[has_label])
+        features = encoded(all_ids, encode, ranks)
+    labels = features.pop(None)
+    return _LabeledFeatures(
+        features={key: values[labels >= 0] for key, values in features.items() if key is not None}, labels=labels[labels >= 0]
+    )
 
 
 def _parts(encoder: Encoder, batch: Batch, *, whole: bool) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wherefrom.pipeline.view_recipe import ViewRecipe
@@ -24,9 +25,10 @@ from wherefrom.train.evaluation.pair_controls import (
     structure_gates,
     train_heads,
 )
-from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, blocks, evaluation_mode
+from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, encoded, evaluation_mode
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.pairs import PairObjective
+from wherefrom.train.ranks import Ranks
 
 PAIRS_PROTOCOL = "pairs-r2@2"
 GATE_NAMES = {
@@ -110,12 +112,12 @@ def r2_text(r2: float) -> str:
     return f"{r2:.3f}" if r2 > -9.9995 else f"{r2:.0f}"
 
 
-def pair_r2(encoder: Encoder, objective: PairObjective, held_out: PictureSource, *, pictures: int) -> PairRow:
+def pair_r2(encoder: Encoder, objective: PairObjective, held_out: PictureSource, *, pictures: int, ranks: Ranks | None = None) -> PairRow:
     """Return the R2 of the objective's own head on held-out pairs; the short form, for during a run.
 
     Raises: NoPairsError, as evaluate_pairs.
     """
-    pairs = _encode_pairs(encoder, objective, held_out, pictures)
+    pairs = _encode_pairs(encoder, objective, held_out, pictures, ranks)
     return _row("held-out pairs", _predict(objective, pairs.features), pairs, "")
 
 
@@ -131,10 +133,12 @@ def evaluate_pairs(
     equalize_px: int = 24,
     seed: int = 0,
     progress: ReportProgress | None = None,
+    ranks: Ranks | None = None,
 ) -> PairReport:
     """Evaluate the prediction of pairs by R2, beside every control.
 
-    Heads of the controls are trained alike on frozen features of `train_pictures` training pictures, `head_steps` steps.
+    Heads of the controls are trained alike on frozen features of `train_pictures` training pictures, `head_steps` steps. ranks: all of them
+    call, and share the pictures.
     Raises: NoPairsError if no pair counts, or there are fewer than 2 pictures.
     """
 
@@ -142,7 +146,7 @@ def evaluate_pairs(
         if progress is not None:
             progress("pair geometry", done, 6)
 
-    pairs = _encode_pairs(encoder, objective, held_out, pictures)
+    pairs = _encode_pairs(encoder, objective, held_out, pictures, ranks)
     predicted = _predict(objective, pairs.features)
     report_progress(1)
     next_pairs = replace(pairs, targets=pairs.targets.roll(1, 0), mask=pairs.mask & pairs.mask.roll(1, 0))
@@ -150,20 +154,20 @@ def evaluate_pairs(
         _row("held-out pairs", predicted, pairs, "1 is perfect"),
         _row("targets of the next picture", predicted, next_pairs, "at most 0"),
     ]
-    rows.append(_row("pairs across pictures", _predict_across_pictures(encoder, objective, held_out, pictures), pairs, "lower"))
+    rows.append(_row("pairs across pictures", _predict_across_pictures(encoder, objective, held_out, pictures, ranks), pairs, "lower"))
     report_progress(2)
-    train_pairs = _encode_pairs(encoder, objective, train, train_pictures)
+    train_pairs = _encode_pairs(encoder, objective, train, train_pictures, ranks)
     report_progress(3)
     heads = _trained_control_heads(objective, train_pairs, steps=head_steps, seed=seed)
     report_progress(4)
     rows += _control_head_rows(heads, objective, pairs)
     if objective.evaluation_family().views > 1:  # regions of one view are equally sharp as they are
         equalize_px = min(equalize_px, objective.evaluation_family().size_px[0] // 2)
-        equalized = _encode_pairs(encoder, objective, held_out, pictures, equalize_px=equalize_px)
+        equalized = _encode_pairs(encoder, objective, held_out, pictures, ranks, equalize_px=equalize_px)
         name = f"sharpness equalized at {equalize_px} px"
         rows.append(_row(name, _predict(objective, equalized.features), equalized, "as held-out pairs"))
     report_progress(5)
-    content_free = _encode_pairs(encoder, objective, held_out, pictures, content=False, seed=seed)
+    content_free = _encode_pairs(encoder, objective, held_out, pictures, ranks, content=False, seed=seed)
     rows.append(_row("content-free pictures", _predict(objective, content_free.features), content_free, "at most 0"))
     for name, ceiling in one_view_oracle(objective).items():
         rows.append(PairRow(name=f"oracle: {name} box known", r2=ceiling, low=None, high=None, expected="ceiling of 1 view"))
@@ -207,6 +211,7 @@ def _encode_pairs(
     objective: PairObjective,
     pictures: PictureSource,
     number: int,
+    ranks: Ranks | None,
     *,
     equalize_px: int | None = None,
     content: bool = True,
@@ -214,23 +219,23 @@ def _encode_pairs(
 ) -> _Pairs:
     """Encode `number` pictures; without `content`, pictures of one color with noise on every view."""
     recipe = _recipe(objective, equalize_px)
-    parts: list[_Pairs] = []
+
+    def encode(ids: NDArray[np.int64]) -> dict[str, Tensor]:
+        batch = pictures.views(recipe, ids) if content else pictures.one_color_views(recipe, ids)
+        views = batch.views[0] if content else _with_noise(batch.views[0], seed, int(ids[0]))
+        features = objective.features(views, encoder.encode)
+        return {
+            "summary": features.summary.float(),
+            "tokens": features.tokens.half(),
+            "targets": objective.targets(views.geometry),
+            "mask": objective.pair_mask(views.geometry, views.valid),
+        }
+
     with evaluation_mode(encoder, objective):
-        for ids in blocks(draw_ids(pictures, number)):
-            batch = pictures.views(recipe, ids) if content else pictures.one_color_views(recipe, ids)
-            views = batch.views[0] if content else _with_noise(batch.views[0], seed, int(ids[0]))
-            features = objective.features(views, encoder.encode)
-            part = _Pairs(
-                features=Features(summary=features.summary.float(), tokens=features.tokens.half()),
-                targets=objective.targets(views.geometry),
-                mask=objective.pair_mask(views.geometry, views.valid),
-            )
-            parts.append(part)
-    return _Pairs(
-        features=_concatenate([part.features for part in parts], dim=0),
-        targets=torch.cat([part.targets for part in parts]),
-        mask=torch.cat([part.mask for part in parts]),
-    )
+        found = encoded(draw_ids(pictures, number), encode, ranks)
+    device = objective.pairs.device
+    summary, tokens, targets, mask = (found[name].to(device) for name in ("summary", "tokens", "targets", "mask"))
+    return _Pairs(features=Features(summary=summary, tokens=tokens), targets=targets, mask=mask)
 
 
 def _with_noise(views: Views, seed: int, first: int) -> Views:
@@ -239,19 +244,23 @@ def _with_noise(views: Views, seed: int, first: int) -> Views:
         return replace(views, pixels=views.pixels + 0.3 * torch.randn_like(views.pixels))
 
 
-def _predict_across_pictures(encoder: Encoder, objective: PairObjective, pictures: PictureSource, number: int) -> Tensor:
+def _predict_across_pictures(
+    encoder: Encoder, objective: PairObjective, pictures: PictureSource, number: int, ranks: Ranks | None
+) -> Tensor:
     """Predict pairs whose target view is cut from the next picture, by the same draws."""
     recipe = _recipe(objective)
     all_ids = draw_ids(pictures, number)
-    predicted = []
+    next_of = dict(zip(all_ids.tolist(), np.roll(all_ids, -1).tolist(), strict=True))
+
+    def predict(ids: NDArray[np.int64]) -> dict[str, Tensor]:
+        next_ids = np.array([next_of[sample] for sample in ids.tolist()])
+        own = objective.features(pictures.views(recipe, ids).views[0], encoder.encode)
+        other = objective.features(pictures.views(recipe, next_ids, ids).views[0], encoder.encode)
+        pairs = objective.pairs + torch.tensor([0, own.summary.shape[1]], device=objective.pairs.device)
+        return {"predicted": objective.predict(_beside(own, other), pairs)[0].float()}
+
     with evaluation_mode(encoder, objective):
-        for ids, next_ids in zip(blocks(all_ids), blocks(np.roll(all_ids, -1)), strict=True):
-            own = objective.features(pictures.views(recipe, ids).views[0], encoder.encode)
-            other = objective.features(pictures.views(recipe, next_ids, ids).views[0], encoder.encode)
-            views = own.summary.shape[1]
-            pairs = objective.pairs + torch.tensor([0, views], device=objective.pairs.device)
-            predicted.append(objective.predict(_concatenate([own, other], dim=1), pairs)[0].float())
-    return torch.cat(predicted)
+        return encoded(all_ids, predict, ranks)["predicted"].to(objective.pairs.device)
 
 
 def _trained_control_heads(objective: PairObjective, pairs: _Pairs, *, steps: int, seed: int) -> dict[str, nn.Module]:
@@ -272,8 +281,9 @@ def _control_head_rows(heads: Mapping[str, nn.Module], objective: PairObjective,
     return rows
 
 
-def _concatenate(parts: list[Features], *, dim: int) -> Features:
-    return Features(summary=torch.cat([part.summary for part in parts], dim), tokens=torch.cat([part.tokens for part in parts], dim))
+def _beside(one: Features, other: Features) -> Features:
+    """Return the views of both, those of `one` first."""
+    return Features(summary=torch.cat([one.summary, other.summary], 1), tokens=torch.cat([one.tokens, other.tokens], 1))
 
 
 def _predict(objective: PairObjective, features: Features) -> Tensor:

@@ -5,24 +5,27 @@ Not here: the protocols (labels.py, pairs.py).
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from wherefrom.pipeline.loader import Loader, make_loader
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Record
 from wherefrom.train.objectives.pairs import PairObjective
+from wherefrom.train.ranks import Ranks
 
 Table = tuple[tuple[str, ...], ...]
+K = TypeVar("K", bound=Hashable)
+
 ReportProgress = Callable[[str, int, int], None]  # what is done, so far, in all
 
 
@@ -106,6 +109,20 @@ def evaluation_mode(*modules: nn.Module | PairObjective) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.train(mode)
+
+
+def encoded(
+    ids: NDArray[np.int64], encode: Callable[[NDArray[np.int64]], Mapping[K, Tensor]], ranks: Ranks | None = None, *, batch: int = 64
+) -> dict[K, Tensor]:
+    """Return what `encode` makes of pictures in blocks, which ranks share: tensors (n, ...) of a block, joined in order, by their keys.
+
+    So what becomes of a picture does not depend on how many ranks there are. Every rank gets all of it, on the processor if there are more.
+    """
+    ranks = ranks or Ranks(0, 1)
+    shares = list(blocks(ids, batch))
+    own = [encode(block) for block in shares[ranks.rank :: ranks.count]]
+    kinds = own[0] if own else encode(shares[0])  # a rank without a block learns what there is
+    return {key: ranks.in_turn([block[key] for block in own], like) for key, like in kinds.items()}
 
 
 def blocks(ids: NDArray[np.int64], batch: int = 64) -> Iterator[NDArray[np.int64]]:

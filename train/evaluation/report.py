@@ -8,10 +8,12 @@ import filecmp
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation.answers import ANSWERS_PROTOCOL, answers_right, evaluate_answers
 from wherefrom.train.evaluation.labels import PROTOCOLS, evaluate_labels
@@ -21,6 +23,7 @@ from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, T
 from wherefrom.train.objective import Objective, Progress, Step
 from wherefrom.train.objectives.pairs import PairObjective, is_pair_objective
 from wherefrom.train.plain_data import Plain
+from wherefrom.train.ranks import Ranks
 from wherefrom.train.reporting import EvaluationResults
 from wherefrom.train.settings import EvaluationSettings
 
@@ -73,6 +76,25 @@ def _trees_look_alike(one: ShardIndex, one_shard: int, other: ShardIndex, other_
     return all(filecmp.cmp(*pair, shallow=False) for pair in paths)
 
 
+def pictures_in_both(train: ShardIndex, held_out: ShardIndex) -> int:
+    """Return how many held-out pictures are, byte for byte, training pictures too, whatever they are called and wherever they lie.
+
+    Those of equal length and size are read and compared; all others cannot be the same.
+    """
+    kinds = [np.column_stack([index.length, index.source_size]).astype(np.int64) for index in (train, held_out)]
+    _, kind = np.unique(np.concatenate(kinds), axis=0, return_inverse=True)
+    of_train, of_held_out = np.split(kind.ravel(), [len(train)])
+    by_kind = np.argsort(of_train, kind="stable")
+    in_order = of_train[by_kind]
+    found = 0
+    with ShardReader(train) as learned, ShardReader(held_out) as held:
+        for sample in np.flatnonzero(np.isin(of_held_out, of_train)).tolist():
+            first, last = np.searchsorted(in_order, of_held_out[sample], "left"), np.searchsorted(in_order, of_held_out[sample], "right")
+            data = held.read(sample)
+            found += any(np.array_equal(data, learned.read(int(other))) for other in by_kind[first:last])
+    return found
+
+
 def check_same_classes(train: ShardIndex, held_out: ShardIndex) -> None:
     """Refuse held-out pictures whose labels cannot be compared with those of the training pictures; unlabeled ones are no trouble.
 
@@ -116,6 +138,7 @@ def evaluate_run(
     at: Progress,
     full: bool,
     progress: ReportProgress | None = None,
+    ranks: Ranks | None = None,
 ) -> EvaluationResults:
     """Measure a run where it stands: its objectives on held-out pictures, and labels where there are any.
 
@@ -123,27 +146,20 @@ def evaluate_run(
 
     Pairs: of every objective that `is_pair_objective`. Right answers: of every one that states a `chance`. Labels: by the network that the
     host exports. The short form takes fewer pictures and no control. It alone gives curves: k-NN from another number of pictures is
-    another number.
+    another number. ranks: all of them call, share the pictures, and get the same.
     """
+    taken = _Taken(step.encoder, train, held_out, settings, at, progress, ranks)
     sections: dict[str, _Section] = {}
     for name, objective in step.objectives.items():
         if is_pair_objective(objective):
             try:
-                sections[name] = (
-                    _full_pairs(name, step.encoder, objective, train, held_out, settings, progress)
-                    if full
-                    else _short_pairs(name, step.encoder, objective, held_out, settings)
-                )
+                sections[name] = (_full_pairs if full else _short_pairs)(name, objective, taken)
             except NoPairsError as problem:  # held-out pictures may be smaller than those learned from; that is no reason to stop
                 plain: Plain = {"protocol": PAIRS_PROTOCOL, "law": objective.settings.law_name, "not_measured": str(problem)}
                 sections[name] = _Section(plain=plain, tables=(((f"{_heading(name, objective)}: not measured, {problem}",),),))
         elif isinstance(objective, Objective) and objective.chance is not None:
-            sections[name] = (
-                _full_answers(step.encoder, objective, train, held_out, settings, at, progress)
-                if full
-                else _short_answers(step.encoder, objective, held_out, settings, at)
-            )
-    sections["labels"] = _labels(step.exported(), train, held_out, settings, sides_px=(view_px, picture_px), full=full, progress=progress)
+            sections[name] = (_full_answers if full else _short_answers)(objective, taken)
+    sections["labels"] = _labels(step.exported(), taken, sides_px=(view_px, picture_px), full=full)
     where: dict[str, Plain] = {"update": at.update, "full": full}
     return EvaluationResults(
         update=at.update,
@@ -163,30 +179,36 @@ class _Section:
     tables: tuple[Table, ...] = ()
 
 
-def _full_pairs(
-    name: str,
-    encoder: Encoder,
-    objective: PairObjective,
-    train: PictureSource,
-    held_out: PictureSource,
-    settings: EvaluationSettings,
-    progress: ReportProgress | None,
-) -> _Section:
+class _Taken(NamedTuple):
+    """What all parts of an evaluation are taken of."""
+
+    encoder: Encoder
+    train: PictureSource
+    held_out: PictureSource
+    settings: EvaluationSettings
+    at: Progress
+    progress: ReportProgress | None
+    ranks: Ranks | None
+
+
+def _full_pairs(name: str, objective: PairObjective, taken: _Taken) -> _Section:
+    settings = taken.settings
     pairs = evaluate_pairs(
-        encoder,
+        taken.encoder,
         objective,
-        train,
-        held_out,
+        taken.train,
+        taken.held_out,
         pictures=settings.pictures,
         train_pictures=settings.head_pictures,
         head_steps=settings.head_steps,
-        progress=progress,
+        progress=taken.progress,
+        ranks=taken.ranks,
     )
     return _Section(plain=pairs.as_dict(), tables=(((_heading(name, objective),),), *pairs.tables()))
 
 
-def _short_pairs(name: str, encoder: Encoder, objective: PairObjective, held_out: PictureSource, settings: EvaluationSettings) -> _Section:
-    row = pair_r2(encoder, objective, held_out, pictures=settings.short_pictures)
+def _short_pairs(name: str, objective: PairObjective, taken: _Taken) -> _Section:
+    row = pair_r2(taken.encoder, objective, taken.held_out, pictures=taken.settings.short_pictures, ranks=taken.ranks)
     r2 = dict(zip(objective.channels, row.r2, strict=True))
     return _Section(
         plain={"protocol": PAIRS_PROTOCOL, "law": objective.settings.law_name, "r2": r2},
@@ -195,31 +217,25 @@ def _short_pairs(name: str, encoder: Encoder, objective: PairObjective, held_out
     )
 
 
-def _full_answers(
-    encoder: Encoder,
-    objective: Objective,
-    train: PictureSource,
-    held_out: PictureSource,
-    settings: EvaluationSettings,
-    at: Progress,
-    progress: ReportProgress | None,
-) -> _Section:
+def _full_answers(objective: Objective, taken: _Taken) -> _Section:
+    settings = taken.settings
     answers = evaluate_answers(
-        encoder,
+        taken.encoder,
         objective,
-        train,
-        held_out,
-        at=at,
+        taken.train,
+        taken.held_out,
+        at=taken.at,
         pictures=settings.pictures,
         train_pictures=settings.head_pictures,
         head_steps=settings.head_steps,
-        progress=progress,
+        progress=taken.progress,
+        ranks=taken.ranks,
     )
     return _Section(plain=answers.as_dict(), tables=(((objective.name,),), *answers.tables()))
 
 
-def _short_answers(encoder: Encoder, objective: Objective, held_out: PictureSource, settings: EvaluationSettings, at: Progress) -> _Section:
-    row = answers_right(encoder, objective, held_out, pictures=settings.short_pictures, at=at)
+def _short_answers(objective: Objective, taken: _Taken) -> _Section:
+    row = answers_right(taken.encoder, objective, taken.held_out, pictures=taken.settings.short_pictures, at=taken.at, ranks=taken.ranks)
     return _Section(
         plain={"protocol": ANSWERS_PROTOCOL, "accuracy": row.accuracy},
         curves={f"{objective.name}/accuracy": row.accuracy},
@@ -227,31 +243,24 @@ def _short_answers(encoder: Encoder, objective: Objective, held_out: PictureSour
     )
 
 
-def _labels(
-    encoder: Encoder,
-    train: PictureSource,
-    held_out: PictureSource,
-    settings: EvaluationSettings,
-    *,
-    sides_px: tuple[int, int | None],
-    full: bool,
-    progress: ReportProgress | None,
-) -> _Section:
+def _labels(exported: Encoder, taken: _Taken, *, sides_px: tuple[int, int | None], full: bool) -> _Section:
+    settings = taken.settings
     limit = settings.knn_pictures if full else settings.short_knn_pictures
     held_out_limit = settings.knn_held_out if full else settings.short_pictures
     if not limit:
         return _Section()
     view_px, picture_px = sides_px
     labels = evaluate_labels(
-        encoder,
-        train,
-        held_out,
+        exported,
+        taken.train,
+        taken.held_out,
         view_px=view_px,
         picture_px=picture_px,
         limit=limit,
         held_out_limit=held_out_limit,
         probe=full,
-        progress=progress,
+        progress=taken.progress,
+        ranks=taken.ranks,
     )
     if labels is None:
         return _Section(tables=((("labels: the pictures have none, so there is neither k-NN nor linear probe",),),))

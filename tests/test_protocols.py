@@ -1,0 +1,212 @@
+"""What all protocols stand on: features of both sides, reports that a stopped evaluation goes on with, ranks."""
+
+import base64
+import io
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from host_runs import METHODS
+from PIL import Image
+
+from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.tools.evaluation_page import write_page
+from wherefrom.train.encoder import Encoder
+from wherefrom.train.evaluation import pair_controls
+from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation, Part
+from wherefrom.train.evaluation.labels import evaluate_labels
+from wherefrom.train.evaluation.network import Network
+from wherefrom.train.evaluation.pictures import ShardPictures
+from wherefrom.train.evaluation.protocols import NotMeasuredError, Score, measure, protocols_named
+from wherefrom.train.evaluation.report import evaluate_run
+from wherefrom.train.objective import Progress, Step
+from wherefrom.train.ranks import Ranks
+from wherefrom.train.settings import EvaluationSettings
+
+pytestmark = pytest.mark.core
+
+
+def network_of(seed: int = 3, px: int = 24) -> Network:
+    torch.manual_seed(seed)
+    encoder = Encoder(METHODS["dino"].model).requires_grad_(False).eval()
+    return Network(encoder=encoder, name="ours", picture_px=px, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def sources(shards: Path) -> tuple[ShardPictures, ShardPictures]:
+    train, held_out = (ShardPictures(ShardIndex.open(str(shards / f"{n}.tar")), renderer="torch", threads=1) for n in ("train", "val"))
+    return train, held_out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counting:
+    """A protocol that counts how often it is asked."""
+
+    version: int = 1
+    needs: tuple[Any, ...] = ()
+    parts: tuple[Part, ...] = ()
+    value: float = 0.5
+    fails: bool = False
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Score]:
+        ASKED.append(self.value)
+        if self.fails:
+            raise NotMeasuredError("there is nothing to count")
+        yield Score(row="times", features=ENCODER, value=self.value if self.value >= 0 else math.nan)
+
+
+ASKED: list[float] = []
+METHODS_OF_A_RUN = ("spatial", "rotation", "jigsaw")
+
+
+def test_parts_of_whole_pictures_are_what_the_run_judges_by(tiny_shards: Path) -> None:
+    """The accuracies of the run's own report follow from these features, too."""
+    network = network_of()
+    train, held_out = sources(tiny_shards)
+    with train, held_out:
+        evaluation = Evaluation(network, train, held_out)
+        known = evaluate_labels(network.encoder, train, held_out, view_px=24, picture_px=24, probe=False)
+        (knn,) = measure(evaluation, protocols_named(["knn@1"]))
+        assert known is not None
+        told = {(score.row, score.features): score.value for score in knn.scores}
+        for token in ("class", "mean"):
+            protocol = f"knn20-cosine-t0.07-center0.875-{token}-token@1"
+            for column in (ENCODER, RANDOM):
+                assert told[f"{token} token, k 20", column] == known.accuracy(protocol, column)
+        labeled = evaluation.labeled("train", Part(token="class", layers=1, and_mean=True))
+        assert {column: values.shape for column, values in labeled.features.items()} == {
+            ENCODER: (40, 64),
+            RANDOM: (40, 64),
+            RAW: (40, 3 * 32 * 32),
+        }
+        index = train.index
+        assert sorted(labeled.ids.tolist()) == list(range(40))
+        assert labeled.labels.tolist() == index.label[labeled.ids].tolist()
+
+
+def test_a_report_is_gone_on_with_unless_network_pictures_or_choices_changed(tiny_shards: Path, tmp_path: Path) -> None:
+    network, file = network_of(), tmp_path / "evaluation.json"
+    train, held_out = sources(tiny_shards)
+    with train, held_out:
+
+        def asked(of: Network = network, about: str = "these", **choices: Any) -> int:
+            before = len(ASKED)
+            protocols = {"one": Counting(**choices), "two": Counting(value=0.25)}
+            found = measure(Evaluation(of, train, held_out), protocols, file=file, about={"held_out": about})
+            assert [each.protocol for each in found] == ["one@1" if "version" not in choices else "one@2", "two@1"]
+            return len(ASKED) - before
+
+        assert asked() == 2
+        assert asked() == 0
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"protocols": json.loads(file.read_text())["protocols"][:1]}))
+        assert asked() == 1  # as after a kill between the two
+        assert asked(replace(network, name="elsewhere")) == 0
+        assert asked(value=0.75) == 1
+        assert asked(version=2) == 1
+        assert asked(about="others") == 2
+        assert asked(network_of(seed=4), about="others") == 2
+        file.write_text("{ torn")
+        assert asked() == 2
+
+
+def test_what_cannot_be_measured_says_why_and_stops_nothing(tiny_shards: Path, tmp_path: Path) -> None:
+    train, held_out = sources(tiny_shards)
+    protocols = {"one": Counting(fails=True), "two": Counting(value=-1.0), "three": Counting()}
+    with train, held_out:
+        found = measure(Evaluation(network_of(), train, held_out), protocols, file=tmp_path / "evaluation.json")
+        again = measure(Evaluation(network_of(), train, held_out), protocols, file=tmp_path / "evaluation.json")
+    assert found[0].table() == (("one@1: not measured, there is nothing to count",),)
+    assert found[1].table() == (("two@1", ENCODER), ("times", "-"))
+    assert found[2].table() == (("three@1", ENCODER), ("times", "0.5000"))
+    assert math.isnan(again[1].scores[0].value)
+    assert (found[0].not_measured, found[2].scores) == (again[0].not_measured, again[2].scores)
+
+
+def test_protocols_are_named_with_or_without_their_version() -> None:
+    assert protocols_named(["knn"]) == protocols_named(["knn@1"])
+    assert "knn" in protocols_named([])
+    with pytest.raises(ValueError, match=r"protocol 'knn@7': this is knn@1; take that"):
+        protocols_named(["knn@7"])
+    with pytest.raises(ValueError, match="no protocol 'kn'; did you mean 'knn'"):
+        protocols_named(["kn"])
+
+
+def test_without_labels_protocols_of_labels_say_so(tmp_path: Path, make_shard: Any, jpeg_bytes: Any, tiny_shards: Path) -> None:
+    shard = make_shard(tmp_path / "x.tar", [(f"{i}", {"jpg": jpeg_bytes(np.full((40, 40, 3), 9 * i, np.uint8))}) for i in range(4)])
+    with ShardPictures(ShardIndex.open(str(shard)), renderer="torch", threads=1) as pictures:
+        (found,) = measure(Evaluation(network_of(), pictures, pictures), protocols_named(["knn"]))
+    assert found.not_measured == "the pictures have no labels"
+
+
+def test_the_page_shows_scores_neighbors_and_token_maps(tiny_shards: Path, tmp_path: Path) -> None:
+    """Of itself a picture is the nearest neighbor, by a cosine of 1."""
+    train, held_out = sources(tiny_shards)
+    with train, held_out:
+        evaluation = Evaluation(network_of(), train, train)
+        found = measure(evaluation, protocols_named(["knn"]) | {"fails": Counting(fails=True)})
+        write_page(tmp_path / "page.html", evaluation, found, about=["<of ours>"])
+    text = (tmp_path / "page.html").read_text()
+    assert "&lt;of ours&gt;" in text
+    assert "<td>class token, k 10</td>" in text
+    assert "fails@1: not measured, there is nothing to count" in text
+    assert text.count("<figcaption>held out</figcaption>") == 8
+    assert text.count("<figcaption>1.00</figcaption>") >= 8
+    pictures = [base64.b64decode(word.partition('"')[0]) for word in text.split("base64,")[1:]]
+    assert len(pictures) == 8 * 7 + 8 * 2
+    sizes = {Image.open(io.BytesIO(picture)).size for picture in pictures}
+    assert sizes == {(112, 112)}
+    assert "http" not in text  # nothing is fetched
+
+
+def be_a_rank(shards: Path, folder: Path, rank: int, count: int) -> None:
+    """Measure on one of several ranks, and write down what it found."""
+    torch.set_num_threads(1)
+    train, held_out = sources(shards)
+    with train, held_out:
+        evaluation = Evaluation(network_of(), train, held_out, ranks=Ranks(rank, count))
+        (knn,) = measure(evaluation, protocols_named(["knn"]), file=folder / f"of-{count}.json")
+        sums = {column: float(values.double().sum()) for column, values in evaluation.labeled("train", Part(token="mean")).features.items()}
+        step = Step(
+            network_of().encoder.requires_grad_(True), [METHODS[name].settings.objective(name) for name in METHODS_OF_A_RUN], seed=0
+        )
+        settings = EvaluationSettings(pictures=12, head_pictures=16, head_steps=2, knn_pictures=40, short_pictures=8)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pair_controls, "ORACLE_PAIRS", 2000)
+            options = {"view_px": 24, "picture_px": 24, "at": Progress(update=1, updates=2, updates_per_epoch=1), "ranks": evaluation.ranks}
+            reports = [evaluate_run(step, train, held_out, settings, full=full, **options).report for full in (False, True)]
+    told: dict[str, Any] = {"reports": reports} | {
+        "scores": [[score.row, score.features, score.value] for score in knn.scores],
+        "sums": sums,
+    }
+    (folder / f"rank-{rank}-of-{count}.json").write_text(json.dumps(told))
+
+
+def test_two_ranks_find_what_one_does_bit_for_bit(tiny_shards: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, __file__, str(tiny_shards), str(tmp_path)]
+    processes = [subprocess.Popen(command, env=shared | {"RANK": rank}, stderr=subprocess.PIPE) for rank in "01"]
+    be_a_rank(tiny_shards, tmp_path, 0, 1)
+    for process in processes:
+        _, complaint = process.communicate(timeout=200)
+        assert process.returncode == 0, complaint.decode()[-2000:]
+    alone, *both = (json.loads((tmp_path / f"rank-{rank}-of-{count}.json").read_text()) for rank, count in ((0, 1), (0, 2), (1, 2)))
+    assert both[0] == both[1] == alone
+    assert set(alone["reports"][1]) == {"update", "full", "labels", *METHODS_OF_A_RUN}
+
+
+if __name__ == "__main__":
+    torch.distributed.init_process_group("gloo")
+    be_a_rank(Path(sys.argv[1]), Path(sys.argv[2]), int(os.environ["RANK"]), 2)
+    torch.distributed.destroy_process_group()

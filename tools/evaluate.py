@@ -1,0 +1,155 @@
+"""The command `wherefrom evaluate`: what a network knows, by named protocols.
+
+Here: what is opened for it, ranks, the report's file, how it looks.
+Not here: the protocols (train/evaluation/), parsing the command line (cli.py).
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from accelerate import PartialState
+from rich.console import Console
+
+from wherefrom.pipeline.demo.shards import demo_shards
+from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.tools.console import ProgressLines, print_line, print_table, progress
+from wherefrom.train.evaluation.features import Evaluation
+from wherefrom.train.evaluation.network import Network, Which, open_network
+from wherefrom.train.evaluation.pictures import ShardPictures
+from wherefrom.train.evaluation.protocols import Measured, measure, protocols_named
+from wherefrom.train.evaluation.report import check_held_out, check_same_classes, pictures_in_both
+from wherefrom.train.ranks import Ranks
+from wherefrom.train.run_folder import RunFolder
+from wherefrom.train.settings import read_plain_settings
+
+__all__ = ["evaluate_command"]
+
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")]
+
+
+def evaluate_command(
+    network: str,
+    *,
+    data: str | None = None,
+    val: str | None = None,
+    labels: str | None = None,
+    protocols: Names = (),
+    which: Which = "exported",
+    out: Path | None = None,
+    again: bool = False,
+    picture_px: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    renderer: str = "auto",
+    threads: int | None = None,
+) -> int:
+    """Measure what a network knows by named protocols; return 0.
+
+    Args:
+        network: a run's folder, a folder that timm loads, hf-hub:OWNER/NAME, or a model of timm.
+        data: pictures to learn from, as for `wherefrom index`; default: those of the run, or the demo's.
+        val: held-out pictures; default: as data.
+        labels: what labels tar shards, as for `wherefrom index`.
+        protocols: which, by name, such as knn; default: all that these pictures allow.
+        which: of a run, the network that it exports, a teacher where its host has one, or the student.
+        out: the folder of evaluation.json; default: evaluations/ of the run, or of this folder, and the network's name.
+        again: measure all of it, also what the report holds of the same network and pictures.
+        picture_px: side of whole pictures; default: as the network says.
+        limit: at most so many pictures of either side.
+        seed: of random floors, heads and draws.
+        device: where networks compute.
+        renderer: which cuts views, as for `wherefrom train`.
+        threads: that read and render; default: the loader's choice.
+    Raises: OSError or ValueError of one line if something cannot be had or does not fit.
+    """
+    chosen = protocols_named(protocols)
+    opened = open_network(network, which=which)
+    with contextlib.ExitStack() as stack:
+        state, ranks = stack.enter_context(machine(device))
+        console = Console(quiet=not ranks.first)
+        opened.encoder.to(state.device)
+        with state.local_main_process_first():
+            train, held_out = _pictures(console, network, data, val, labels)
+        options = {"renderer": renderer, "threads": threads, "device": state.device}
+        pictures = [stack.enter_context(ShardPictures(index, **options)) for index in (train, held_out)]
+        lines = ProgressLines(lambda line: print_line(console, line))
+        evaluation = Evaluation(opened, *pictures, picture_px=picture_px, limit=limit, ranks=ranks, seed=seed, progress=lines)
+        folder = out or _folder(network, opened)
+        file = folder / "evaluation.json"
+        if ranks.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            if again:
+                file.unlink(missing_ok=True)
+        heading = [
+            f"{opened.name}: {opened.encoder.settings.described()}, pictures of {evaluation.picture_px} px",
+            f"{len(train)} pictures to learn from, {len(held_out)} held out",
+        ]
+        shared = pictures_in_both(train, held_out)
+        if shared:
+            heading.append(f"{shared} of the pictures held out are, byte for byte, among those to learn from: scores are too good by them")
+        for line in heading:
+            print_line(console, line)
+        about = {"train": train.fingerprint, "held_out": held_out.fingerprint, "limit": limit}
+
+        def tell(found: Measured) -> None:
+            print_table(console, found.table())
+
+        found = measure(evaluation, chosen, file=file, about=about, done=tell)
+        if ranks.first:
+            from wherefrom.tools.evaluation_page import write_page  # matplotlib is slow to import
+
+            page = folder / "evaluation.html"
+            write_page(page, evaluation, found, about=heading, run=RunFolder(Path(network)) if Path(network).is_dir() else None)
+            print_line(console, f"written to {file} and {page}")
+    return 0
+
+
+@contextlib.contextmanager
+def machine(device: Literal["auto", "cpu", "cuda"]) -> Iterator[tuple[PartialState, Ranks]]:
+    """Hand out the device and the ranks of a command, and leave the process free for others.
+
+    Raises: ValueError if a device is asked for that is not there.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda': torch sees no CUDA device here; use auto or cpu")
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    try:
+        yield state, Ranks(state.process_index, state.num_processes)
+    finally:
+        state.destroy_process_group()
+        PartialState._reset_state()
+
+
+def _pictures(console: Console, network: str, data: str | None, val: str | None, labels: str | None) -> tuple[ShardIndex, ShardIndex]:
+    """Return the pictures to learn from, and those held out."""
+    settings = RunFolder(Path(network)).settings
+    if data is None and val is None and settings.is_file():
+        plain = read_plain_settings(settings)
+        data, val = (None if plain.get(name) is None else str(plain[name]) for name in ("data", "val"))
+        labels = labels or (None if plain.get("labels") is None else str(plain["labels"]))
+        if data is not None and val is None:
+            raise ValueError(f"{network}: the run held no pictures out; name some by --val")
+    if data is None and val is None:
+        demo = demo_shards()
+        data, val = demo.train, demo.val
+    if data is None or val is None:
+        raise ValueError("one of --data and --val alone: give both, or neither for the pictures of the run")
+    with progress(console, "indexing") as show:
+        train = ShardIndex.open(data, labels=labels, progress=show)
+        held_out = ShardIndex.open(val, labels=labels, classes=train.classes, progress=show)
+    check_held_out(train, held_out)
+    check_same_classes(train, held_out)
+    return train, held_out
+
+
+def _folder(network: str, opened: Network) -> Path:
+    """Return where a report goes that no folder is named for."""
+    folder = Path(network)
+    if folder.is_dir():
+        return folder / "evaluations"
+    return Path("evaluations") / opened.encoder.settings.name

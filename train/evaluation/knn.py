@@ -1,0 +1,74 @@
+"""k nearest neighbors by cosine: how often those most like a held-out picture show its class.
+
+Here: the protocol, and the search, exact and in bounded memory.
+Not here: the short form of a run (labels.py).
+Source: DINO's eval_knn.py, arXiv 2104.14294: k of 10, 20, 100, 200, votes weighted by exp(cosine / 0.07), k 20 quoted.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wherefrom.train.evaluation.features import Evaluation, Part
+from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score
+
+QUERIES, BANK = 1024, 65_536  # a block of similarities: 256 MiB in float32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NearestNeighbors:
+    """Whole pictures as Resize(256) and CenterCrop(224) show them (bilinear with antialias); features of unit length, not centered."""
+
+    version: int = 1
+    needs: tuple[Need, ...] = ("labels", "training pictures")
+    parts: tuple[Part, ...] = (Part(token="class"), Part(token="mean"))
+    k: tuple[int, ...] = (10, 20, 100, 200)
+    temperature: float = 0.07
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Score]:
+        """Yield top-1 of every part and k; where there are fewer training pictures than k, of them all."""
+        for part in self.parts:
+            train, held_out = (evaluation.labeled(side, part) for side in ("train", "held_out"))
+            if not len(train.labels) or not len(held_out.labels):
+                raise NotMeasuredError("the pictures have no labels")
+            for column, bank in train.features.items():
+                similarity, nearest = neighbors(bank, held_out.features[column], k=max(self.k))
+                for k in self.k:
+                    told = vote(similarity[:, :k], train.labels[nearest[:, :k]], temperature=self.temperature)
+                    accuracy = float((told == held_out.labels).double().mean())
+                    yield Score(row=f"{part.name}, k {k}", features=column, value=accuracy)
+
+
+def neighbors(bank: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    """Return the cosine to the k most similar rows of a bank, the most similar first, and which these are.
+
+    Shapes: bank (N, D), queries (M, D) -> (M, min(k, N)) each, the second int64. Beside both and their copies of unit length it takes
+    some 256 MiB, whatever N and M.
+    """
+    bank, queries = F.normalize(bank, dim=-1), F.normalize(queries, dim=-1)
+    values, rows = [], []
+    for some in queries.split(QUERIES):
+        best = torch.empty(len(some), 0, device=bank.device)
+        which = torch.empty(len(some), 0, dtype=torch.int64, device=bank.device)
+        for first in range(0, len(bank), BANK):
+            similarity = some @ bank[first : first + BANK].mT
+            value, row = similarity.topk(min(k, similarity.shape[1]), dim=-1)
+            best, order = torch.cat([best, value], 1).sort(dim=1, descending=True, stable=True)
+            which = torch.cat([which, row + first], 1).gather(1, order)[:, :k]
+            best = best[:, :k]
+        values.append(best)
+        rows.append(which)
+    return torch.cat(values), torch.cat(rows)
+
+
+def vote(similarity: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """Return the label that gets the most weight, exp(cosine / temperature) a neighbor; of equals, the lowest.
+
+    Shapes: similarity and labels (M, k) -> (M,) int64.
+    """
+    weight = (similarity / temperature).exp()
+    votes = weight.new_zeros(len(labels), int(labels.max()) + 1)
+    return votes.scatter_add_(1, labels, weight).argmax(-1)

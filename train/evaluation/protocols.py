@@ -1,0 +1,180 @@
+"""Protocols by name and version: what each measures of a network, one after the other, so that a stopped evaluation goes on.
+
+Here: what a protocol is, the table of them, scores, the report and its file.
+Not here: any protocol (one file a family beside this one), features (features.py), how reports look (tools/).
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from wherefrom.pipeline.entry_table import EntryTable
+from wherefrom.pipeline.files import write_aside
+from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation, Part
+from wherefrom.train.evaluation.pictures import Table
+from wherefrom.train.plain_data import Plain, to_plain
+
+Need = Literal["labels", "training pictures", "masks", "depth"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """One number: which of a protocol's, of which features, and which way it is good."""
+
+    row: str  # what was measured, within the protocol: "k 20"
+    features: str  # the column: ENCODER, RANDOM, RAW
+    value: float  # not a number where there was nothing to measure
+    better: Literal["higher", "lower"] = "higher"
+
+
+class EvaluationProtocol(Protocol):
+    """What is asked of a network, by fixed rules: a frozen dataclass whose fields are its choices, each with its default.
+
+    Where a choice or the code changes its numbers, its version does.
+    """
+
+    @property
+    def version(self) -> int:
+        """Of its numbers."""
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What pictures must have."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of whole pictures that it looks at, which all protocols share one pass for."""
+
+    def measure(self, evaluation: Evaluation) -> Iterable[Score]:
+        """Return the scores; every rank calls it, and gets the same.
+
+        Raises: NotMeasuredError in one line where these pictures or this network do not allow it.
+        """
+
+
+class NotMeasuredError(ValueError):
+    """What a protocol needs is not there; others are measured all the same."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+PROTOCOLS = EntryTable(
+    kind="protocol",
+    group="wherefrom.protocols",
+    own={
+        "knn": "wherefrom.train.evaluation.knn:NearestNeighbors",
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """What a protocol found, or why it found nothing."""
+
+    protocol: str  # by name and version: "knn@1"
+    choices: Plain
+    scores: tuple[Score, ...]
+    seconds: float
+    not_measured: str = ""
+
+    def table(self) -> Table:
+        """Return the scores, a row for each thing measured and a column for each kind of features, within 80 columns."""
+        if self.not_measured:
+            return ((f"{self.protocol}: not measured, {self.not_measured}",),)
+        columns = [column for column in (ENCODER, RANDOM, RAW) if any(score.features == column for score in self.scores)]
+        values = {(score.row, score.features): score.value for score in self.scores}
+        rows = [(row, *(_number(values.get((row, column))) for column in columns)) for row in dict.fromkeys(s.row for s in self.scores)]
+        return ((self.protocol, *columns), *rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def protocols_named(names: Sequence[str]) -> dict[str, EvaluationProtocol]:
+    """Return protocols by their names, `knn` or `knn@1`; by none, all of them.
+
+    Raises: ValueError in one line if there is no such protocol, or it is of another version.
+    """
+    chosen: dict[str, EvaluationProtocol] = {}
+    for word in names or list(PROTOCOLS):
+        name, _, version = word.partition("@")
+        protocol: EvaluationProtocol = PROTOCOLS[name]()
+        if version and version != str(protocol.version):
+            raise ValueError(f"protocol {word!r}: this is {name}@{protocol.version}; take that, or the wherefrom that has the other")
+        chosen[name] = protocol
+    return chosen
+
+
+def measure(
+    evaluation: Evaluation,
+    protocols: Mapping[str, EvaluationProtocol],
+    *,
+    file: Path | None = None,
+    about: Mapping[str, Plain] | None = None,
+    done: Callable[[Measured], None] = lambda _: None,
+) -> tuple[Measured, ...]:
+    """Measure by protocols, one after the other; `done` is told of each.
+
+    file: a report that is written anew after each, by the first rank; what it holds of the same network and pictures is not measured again.
+    about: what the report is about, besides; where it differs, everything is measured.
+    """
+    same = dict(about or {}) | {"network": evaluation.network.identity, "picture_px": evaluation.picture_px, "seed": evaluation.seed}
+    known = _known(file, same) if evaluation.ranks.first else {}
+    known = {name: _measured(plain) for name, plain in json.loads(evaluation.ranks.texts(json.dumps(known))[0]).items()}
+    missing = {name: protocol for name, protocol in protocols.items() if _title(name, protocol) not in known}
+    evaluation.prepare([part for protocol in missing.values() for part in protocol.parts])
+    for name, protocol in protocols.items():
+        title = _title(name, protocol)
+        if title not in known or known[title].choices != to_plain(protocol):
+            known[title] = _measure(evaluation, title, protocol)
+        if file is not None and evaluation.ranks.first:
+            with write_aside(file) as aside:
+                plain = {"name": evaluation.network.name} | same | {"protocols": [_finite(asdict(each)) for each in known.values()]}
+                aside.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        done(known[title])
+    return tuple(known[_title(name, protocol)] for name, protocol in protocols.items())
+
+
+def _title(name: str, protocol: EvaluationProtocol) -> str:
+    return f"{name}@{protocol.version}"
+
+
+def _measure(evaluation: Evaluation, title: str, protocol: EvaluationProtocol) -> Measured:
+    began = time.monotonic()
+    scores: tuple[Score, ...] = ()
+    reason = ""
+    try:
+        scores = tuple(protocol.measure(evaluation))
+    except NotMeasuredError as problem:
+        reason = str(problem)
+    return Measured(
+        protocol=title, choices=to_plain(protocol), scores=scores, seconds=round(time.monotonic() - began, 1), not_measured=reason
+    )
+
+
+def _known(file: Path | None, same: Mapping[str, Plain]) -> dict[str, Plain]:
+    """Return what a report holds of the same network and pictures, by protocol; nothing where there is none, or it is damaged."""
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
+        if {name: value for name, value in plain.items() if name not in ("name", "protocols")} != json.loads(json.dumps(dict(same))):
+            return {}
+        return {each["protocol"]: each for each in plain["protocols"] if not each["not_measured"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _measured(plain: Mapping[str, Any]) -> Measured:
+    scores = (score | {"value": math.nan if score["value"] is None else score["value"]} for score in plain["scores"])
+    return Measured(**{**plain, "scores": tuple(Score(**score) for score in scores)})
+
+
+def _finite(measured: dict[str, Any]) -> dict[str, Any]:
+    """Return the same with null for numbers that JSON does not know."""
+    scores = [score | {"value": score["value"] if math.isfinite(score["value"]) else None} for score in measured["scores"]]
+    return measured | {"scores": scores}
