@@ -53,7 +53,8 @@ class Ranks:
         shape: list[int] = next((json.loads(text) for text in self.texts(json.dumps(list(own.shape[1:])) if len(own) else "") if text), [])
         most = max(1, self.highest(len(own)))
         padded = torch.zeros((most, *shape), dtype=own.dtype)
-        padded[: len(own)] = own.cpu()
+        if len(own):
+            padded[: len(own)] = own.cpu()
         lengths = self._gathered(torch.tensor([len(own)]))
         return [part[: int(length)].to(own.device) for part, length in zip(self._gathered(padded), lengths, strict=True)]
 
