@@ -6,7 +6,7 @@ Not here: what is made of them (one file a family of protocols), where networks 
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wherefrom.pipeline.laws import Center
+from wherefrom.pipeline.laws import Center, Independent
 from wherefrom.pipeline.view_recipe import CropLaw, Mirror, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder, Features
@@ -44,14 +44,14 @@ class Part:
         layers = "" if self.layers == 1 else f" of {self.layers} layers"
         return f"{self.token if self.token == 'summary' else f'{self.token} token'}{layers}{' and mean token' if self.and_mean else ''}"
 
-    def of(self, layers: Sequence[Features]) -> Tensor | None:
-        """Return the part of so many layers, views one by one, (n, layers * D) float32; None where there is no class token."""
+    def fits(self, encoder: Encoder) -> bool:
+        """Whether a network has the part: so many layers, and a class token where it is asked for."""
+        return self.layers <= encoder.layers and (self.token != "class" or encoder.has_class_token)
+
+    def of(self, layers: Sequence[Features]) -> Tensor:
+        """Return the part of so many layers, views one by one, (n, layers * D) float32; of a network that it fits."""
         chosen = layers[len(layers) - self.layers :]
-        numbers = []
-        for features in chosen:
-            if self.token == "class" and features.prefix is None:
-                return None
-            numbers.append(_flat(features.summary if self.token == "summary" else _token(features, self.token)))
+        numbers = [_flat(features.summary if self.token == "summary" else _token(features, self.token)) for features in chosen]
         if self.and_mean:
             numbers.append(_flat(_token(chosen[-1], "mean")))
         return torch.cat(numbers, -1).float()
@@ -103,6 +103,7 @@ class Evaluation:
         self.ranks = ranks or Ranks(0, 1)
         self._progress = progress
         self._parts: dict[tuple[Side, Part], Labeled] = {}
+        self._crops: dict[tuple[Part, int], Mapping[str, Tensor]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -167,37 +168,58 @@ class Evaluation:
         if not wanted:
             return
         sides: tuple[Side, ...] = ("train", "held_out")
-        encoded = {side: self._encoded(side, wanted) for side in sides}
+        views = self.recipe(self.family(), self.family("raw", law=Center(), size_px=RAW_PX))
+        encoded = {side: self._encoded(side, self.ids(side), wanted, views) for side in sides}
         classes = torch.cat([labels for labels, _ in encoded.values()]).unique()
         classes = classes[classes >= 0]
         for side, (labels, features) in encoded.items():
             has_label = labels >= 0
             ordinals = torch.searchsorted(classes, labels[has_label])
             for part in wanted:
-                of_part = {column: values[has_label] for (column, own), values in features.items() if own == part}
+                of_part = {column: values[has_label] for column, values in features[part].items()}
                 self._parts[side, part] = Labeled(features=of_part, labels=ordinals, ids=self.ids(side)[has_label.cpu().numpy()])
 
-    def _encoded(self, side: Side, parts: Sequence[Part]) -> tuple[Tensor, dict[tuple[str, Part], Tensor]]:
-        """Return the labels of a side's pictures, (N,), -1 of none, and their features, (N, D), of all ranks."""
-        ids = self.ids(side)
-        recipe = self.recipe(self.family(), self.family("raw", law=Center(), size_px=RAW_PX))
-        deepest = max(part.layers for part in parts)
-        blocks_of: dict[tuple[str, Part], list[Tensor]] = {}
+    def crops(self, part: Part, epoch: int) -> Mapping[str, Tensor]:
+        """Return a part of random crops of the training pictures that have a label, in the order of `labeled`, by every network.
+
+        RandomResizedCrop's law, at the side of whole pictures, mirrored in half of the cases: other views each epoch. Raw pixels are
+        crops of their own, at 32 px. All is kept for whoever asks for the same, (N, D) float32 an epoch and column: of ImageNet and a
+        ViT-S some 35 GB an epoch; `limit` takes fewer pictures.
+        """
+        if (part, epoch) not in self._crops:
+            ids = self.labeled("train", part).ids
+            sides_px = {"whole": None, "raw": RAW_PX}
+            cut = [self.family(name, law=Independent(), size_px=px, mirror="view") for name, px in sides_px.items()]
+            views = self.recipe(*(replace(family, min_side_px=1) for family in cut))
+            _, features = self._encoded("train", ids, [part], views, epoch=epoch)
+            self._crops[part, epoch] = features[part]
+        return self._crops[part, epoch]
+
+    def _encoded(
+        self, side: Side, ids: NDArray[np.int64], parts: Sequence[Part], views: ViewRecipe, *, epoch: int | None = None
+    ) -> tuple[Tensor, dict[Part, dict[str, Tensor]]]:
+        """Return the labels of pictures, (N,), -1 of none, and parts of them by column, (N, D), of all ranks.
+
+        views: the families "whole", for the networks, and "raw", as it is.
+        """
+        wanted = [(column, part) for column, encoder in self.networks.items() for part in parts if part.fits(encoder)]
+        deepest = max((part.layers for _, part in wanted), default=1)
+        own: dict[tuple[str, Part], list[Tensor]] = {key: [] for key in wanted}  # the same on all ranks, whoever has a block
+        raw: list[Tensor] = []
         labels: list[Tensor] = []
-        what = f"features: {side.replace('_', ' ')}"
-        for number, batch in self.batches(side, recipe, ids, own=True):
-            for column, encoder in self.networks.items():
-                with torch.no_grad():
-                    layers = encoder.last_layers(batch.family("whole"), deepest)
-                for part in parts:
-                    values = part.of(layers)
-                    if values is not None:
-                        blocks_of.setdefault((column, part), []).append(values)
-            for part in parts:
-                blocks_of.setdefault((RAW, part), []).append(batch.family("raw").pixels[:, 0].float().flatten(1))
+        what = f"features: {side.replace('_', ' ')}" if epoch is None else f"features: crops, epoch {epoch}"
+        for number, batch in self.batches(side, views, ids, epoch=epoch or 0, own=True):
+            with torch.no_grad():
+                layers = {column: encoder.last_layers(batch.family("whole"), deepest) for column, encoder in self.networks.items()}
+            for (column, part), values in own.items():
+                values.append(part.of(layers[column]))
+            raw.append(batch.family("raw").pixels[:, 0].float().flatten(1))
             labels.append(batch.label)
             self.progress(what, min(len(ids), (number + 1) * BLOCK), len(ids))
-        return self._joined(labels, torch.int64), {key: self._joined(values, torch.float32) for key, values in blocks_of.items()}
+        joined = {key: self._joined(values, torch.float32) for key, values in own.items()}
+        pixels = self._joined(raw, torch.float32)
+        features = {part: {column: values for (column, own), values in joined.items() if own == part} | {RAW: pixels} for part in parts}
+        return self._joined(labels, torch.int64), features
 
     def _joined(self, own: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """Return the rows of all blocks in their order, of which each rank has every so many-th."""
