@@ -177,6 +177,11 @@ class Encoder(nn.Module):
         """Whether the first token of `Features.prefix` is a class token."""
         return isinstance(self.model, VisionTransformer) and self.model.cls_token is not None
 
+    @property
+    def layers(self) -> int:
+        """How many layers `last_layers` can give: the blocks of a ViT, one of a convolutional network."""
+        return len(self.model.blocks) if isinstance(self.model, VisionTransformer) else 1
+
     def layer_factors(self, decay: float) -> dict[str, float]:
         """Return, by the timm model's parameters, `decay` to the power of how many layers lie behind: 1 in the last one.
 
@@ -239,9 +244,8 @@ class Encoder(nn.Module):
         """
         pixels = views if isinstance(views, Tensor) else views.pixels
         vit, shape = self.model, pixels.shape[:2]
-        has = len(vit.blocks) if isinstance(vit, VisionTransformer) else 1
-        if not 1 <= number <= has:
-            raise ValueError(f"the last {number} layers of model {self.settings.name!r}: it has {has}; take 1 to {has}")
+        if not 1 <= number <= self.layers:
+            raise ValueError(f"the last {number} layers of model {self.settings.name!r}: it has {self.layers}; take 1 to {self.layers}")
         if not isinstance(vit, VisionTransformer):
             return (self.encode(views),)
         x, grid = self._embedded(vit, pixels.flatten(0, 1), None, positions=True)

@@ -6,7 +6,7 @@ Not here: what is made of them (one file a family of protocols), where networks 
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wherefrom.pipeline.laws import Center
+from wherefrom.pipeline.laws import Center, Independent
 from wherefrom.pipeline.view_recipe import CropLaw, Mirror, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder, Features
@@ -26,6 +26,7 @@ from wherefrom.train.ranks import Ranks
 
 WHOLE = Center(resize_px=256, crop_px=224)  # whole pictures, as Resize(256) and CenterCrop(224) show them
 ENCODER, RANDOM, RAW = "encoder", "random encoder", "raw pixels"  # columns of all tables
+LABELS = "labels"
 Split = Literal["train", "held_out"]
 BLOCK = 64  # pictures that are encoded at once, whatever the number of ranks: so each feature is the same, bit for bit
 
@@ -43,6 +44,10 @@ class Part:
         """The part in words."""
         layers = "" if self.layers == 1 else f" of {self.layers} layers"
         return f"{self.token if self.token == 'summary' else f'{self.token} token'}{layers}{' and mean token' if self.and_mean else ''}"
+
+    def fits(self, encoder: Encoder) -> bool:
+        """Whether a network has the part: so many layers, and a class token where it is asked for."""
+        return self.layers <= encoder.layers and (self.token != "class" or encoder.has_class_token)
 
     def of(self, layers: Sequence[Features]) -> Tensor:
         """Return the part of a network's last layers, which are as many or more, (n, layers * D) float32, views one by one."""
@@ -95,6 +100,7 @@ class Evaluation:
         self.ranks = ranks or Ranks(0, 1)
         self._progress = progress
         self._parts: dict[tuple[Split, Part], Labeled] = {}
+        self._crops: dict[tuple[Part, int], Mapping[str, Tensor]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -159,37 +165,54 @@ class Evaluation:
         if not wanted:
             return
         sides: tuple[Split, ...] = ("train", "held_out")
-        encoded = {side: self._encoded(side, wanted) for side in sides}
+        views = self.recipe(self.family(), self.family("raw", law=Center(), size_px=RAW_PX))
+        encoded = {side: self._encoded(side, self.ids(side), wanted, views) for side in sides}
         classes = torch.cat([labels for labels, _ in encoded.values()]).unique()
         classes = classes[classes >= 0]
         for side, (labels, features) in encoded.items():
             has_label = labels >= 0
             ordinals = torch.searchsorted(classes, labels[has_label])
             for part in wanted:
-                of_part = {column: values[has_label] for (column, own), values in features.items() if own == part}
+                of_part = {column: values[has_label] for column, values in features[part].items()}
                 self._parts[side, part] = Labeled(features=of_part, labels=ordinals, ids=self.ids(side)[has_label.cpu().numpy()])
 
-    def _encoded(self, side: Split, parts: Sequence[Part]) -> tuple[Tensor, dict[tuple[str, Part], Tensor]]:
-        """Return the labels of a side's pictures, (N,), -1 of none, and their features, (N, D), of all ranks."""
-        ids = self.ids(side)
-        recipe = self.recipe(self.family(), self.family("raw", law=Center(), size_px=RAW_PX))
-        deepest = max(part.layers for part in parts)
-        columns = [(column, part) for part in parts for column in (*self.networks, RAW) if column == RAW or self._has(part)]
-        what = f"features: {side.replace('_', ' ')}"
+    def crops(self, part: Part, epoch: int) -> Mapping[str, Tensor]:
+        """Return a part of random crops of the training pictures that have a label, in the order of `labeled`, by every network.
+
+        RandomResizedCrop's law, at the side of whole pictures, mirrored in half of the cases: other views each epoch. Raw pixels are
+        crops of their own, at 32 px. All is kept for whoever asks for the same, (N, D) float32 an epoch and column: of ImageNet and a
+        ViT-S some 35 GB an epoch; `limit` takes fewer pictures.
+        """
+        if (part, epoch) not in self._crops:
+            ids = self.labeled("train", part).ids
+            sides_px = {"whole": None, "raw": RAW_PX}
+            cut = [self.family(name, law=Independent(), size_px=px, mirror="view") for name, px in sides_px.items()]
+            views = self.recipe(*(replace(family, min_side_px=1) for family in cut))
+            _, features = self._encoded("train", ids, [part], views, epoch=epoch)
+            self._crops[part, epoch] = features[part]
+        return self._crops[part, epoch]
+
+    def _encoded(
+        self, side: Split, ids: NDArray[np.int64], parts: Sequence[Part], views: ViewRecipe, *, epoch: int | None = None
+    ) -> tuple[Tensor, dict[Part, dict[str, Tensor]]]:
+        """Return the labels of pictures, (N,), -1 of none, and parts of them by column, (N, D), of all ranks.
+
+        views: the families "whole", for the networks, and "raw", as it is.
+        """
+        wanted = [(column, part) for column, encoder in self.networks.items() for part in parts if part.fits(encoder)]
+        deepest = max((part.layers for _, part in wanted), default=1)
+        what = f"features: {side.replace('_', ' ')}" if epoch is None else f"features: crops, epoch {epoch}"
         done = itertools.count(1)
 
-        def encode(block: NDArray[np.int64]) -> dict[tuple[str, Part] | None, Tensor]:
-            batch = self.source(side).views(recipe, block).to(self.device)
+        def encode(block: NDArray[np.int64]) -> dict[tuple[str, Part | None], Tensor]:
+            batch = self.source(side).views(views, block, epoch=epoch or 0).to(self.device)
             with torch.no_grad():
-                layers = {name: encoder.last_layers(batch.family("whole"), deepest) for name, encoder in self.networks.items()}
-            raw = batch.family("raw").pixels[:, 0].float().flatten(1)
+                layers = {column: encoder.last_layers(batch.family("whole"), deepest) for column, encoder in self.networks.items()}
             self.progress(what, min(len(ids), next(done) * self.ranks.count * BLOCK), len(ids))
-            features: dict[tuple[str, Part] | None, Tensor] = {None: batch.label}
-            return features | {(column, part): raw if column == RAW else part.of(layers[column]) for column, part in columns}
+            features: dict[tuple[str, Part | None], Tensor] = {(column, part): part.of(layers[column]) for column, part in wanted}
+            return features | {(LABELS, None): batch.label, (RAW, None): batch.family("raw").pixels[:, 0].float().flatten(1)}
 
         found = {key: values.to(self.device) for key, values in encoded(ids, encode, self.ranks, batch=BLOCK).items()}
-        return found[None], {key: values for key, values in found.items() if key is not None}
-
-    def _has(self, part: Part) -> bool:
-        """Whether the network has a part."""
-        return part.token != "class" or self.network.encoder.has_class_token
+        pixels = found[RAW, None]
+        features = {part: {column: found[column, own] for column, own in wanted if own == part} | {RAW: pixels} for part in parts}
+        return found[LABELS, None], features

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wherefrom.train.evaluation.features import Evaluation, Part
-from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score
+from wherefrom.train.evaluation.protocols import Need, Score, labeled_sides
 
 QUERIES, BANK = 1024, 65_536  # a block of similarities: 256 MiB in float32
 
@@ -30,10 +30,8 @@ class NearestNeighbors:
 
     def measure(self, evaluation: Evaluation) -> Iterator[Score]:
         """Yield top-1 of every part and k; where there are fewer training pictures than k, of them all."""
-        for part in self.parts:
-            train, held_out = (evaluation.labeled(side, part) for side in ("train", "held_out"))
-            if not len(train.labels) or not len(held_out.labels):
-                raise NotMeasuredError("the pictures have no labels")
+        for part in (part for part in self.parts if part.fits(evaluation.network.encoder)):
+            train, held_out = labeled_sides(evaluation, part)
             for column, bank in train.features.items():
                 similarity, nearest = neighbors(bank, held_out.features[column], k=max(self.k))
                 for k in self.k:
@@ -45,16 +43,16 @@ class NearestNeighbors:
 def neighbors(bank: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     """Return the cosine to the k most similar rows of a bank, the most similar first, and which these are.
 
-    Shapes: bank (N, D), queries (M, D) -> (M, min(k, N)) each, the second int64. Beside both and their copies of unit length it takes
-    some 256 MiB, whatever N and M.
+    Shapes: bank (N, D), queries (M, D) -> (M, min(k, N)) each, the second int64. Beside both it takes some 256 MiB of similarities and
+    65,536 rows of the bank, whatever N and M.
     """
-    bank, queries = F.normalize(bank, dim=-1), F.normalize(queries, dim=-1)
     values, rows = [], []
-    for some in queries.split(QUERIES):
+    for block in queries.split(QUERIES):
+        some = F.normalize(block, dim=-1)
         best = torch.empty(len(some), 0, device=bank.device)
         which = torch.empty(len(some), 0, dtype=torch.int64, device=bank.device)
         for first in range(0, len(bank), BANK):
-            similarity = some @ bank[first : first + BANK].mT
+            similarity = some @ F.normalize(bank[first : first + BANK], dim=-1).mT
             value, row = similarity.topk(min(k, similarity.shape[1]), dim=-1)
             best, order = torch.cat([best, value], 1).sort(dim=1, descending=True, stable=True)
             which = torch.cat([which, row + first], 1).gather(1, order)[:, :k]

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from wherefrom.pipeline.entry_table import EntryTable
 from wherefrom.pipeline.files import write_aside
-from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation, Part
+from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation, Labeled, Part
 from wherefrom.train.evaluation.pictures import Table
 from wherefrom.train.plain_data import Plain, to_plain
 
@@ -63,11 +63,30 @@ class NotMeasuredError(ValueError):
         super().__init__(reason)
 
 
+def labeled_sides(evaluation: Evaluation, part: Part) -> tuple[Labeled, Labeled]:
+    """Return a part of the training and of the held-out pictures that have a label.
+
+    Raises: NotMeasuredError if either side has none, or the training pictures are all of one class.
+    """
+    train, held_out = (evaluation.labeled(side, part) for side in ("train", "held_out"))
+    if not len(train.labels) or not len(held_out.labels):
+        raise NotMeasuredError("the pictures have no labels")
+    if len(train.labels.unique()) < 2:
+        raise NotMeasuredError("the training pictures show one class alone")
+    return train, held_out
+
+
 PROTOCOLS = EntryTable(
     kind="protocol",
     group="wherefrom.protocols",
     own={
         "knn": "wherefrom.train.evaluation.knn:NearestNeighbors",
+        "logistic": "wherefrom.train.evaluation.logistic:LogisticRegression",
+        "few-shot": "wherefrom.train.evaluation.logistic:FewShot",
+        "linear-dino": "wherefrom.train.evaluation.linear:LinearDINO",
+        "linear-mocov3": "wherefrom.train.evaluation.linear:LinearMoCoV3",
+        "linear-mae": "wherefrom.train.evaluation.linear:LinearMAE",
+        "linear-dinov2": "wherefrom.train.evaluation.linear:LinearDINOv2",
     },
 )
 
