@@ -5,13 +5,15 @@ Not here: what is made of them (one file a family of protocols), where networks 
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,7 +28,9 @@ from wherefrom.train.ranks import Ranks
 
 WHOLE = Center(resize_px=256, crop_px=224)  # whole pictures, as Resize(256) and CenterCrop(224) show them
 ENCODER, RANDOM, RAW = "encoder", "random encoder", "raw pixels"  # columns of all tables
+CHANCE = "chance"  # the column of what no features are needed for, where there is one
 Side = Literal["train", "held_out"]
+OpenPictures = Callable[[], AbstractContextManager[PictureSource]]
 BLOCK = 64  # pictures that are encoded at once, whatever the number of ranks: so each feature is the same, bit for bit
 
 
@@ -57,6 +61,9 @@ class Part:
         return torch.cat(numbers, -1).float()
 
 
+SUMMARY = Part()  # what a network says itself, of its last block
+
+
 def _token(features: Features, token: str) -> Tensor:
     if token == "mean":
         return features.tokens.flatten(2, -2).mean(2)
@@ -66,6 +73,14 @@ def _token(features: Features, token: str) -> Tensor:
 
 def _flat(values: Tensor) -> Tensor:
     return values.flatten(0, 1)
+
+
+def raw_tokens(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return views as tokens of their own pixels, 4 x 4 of each color in a cell: pixels (B, V, 3, H, W) -> (B, V, rows, cols, 48)."""
+    rows, cols = grid
+    small = F.adaptive_avg_pool2d(pixels.float().flatten(0, 1), (4 * rows, 4 * cols))
+    cells = small.unflatten(-1, (cols, 4)).unflatten(-3, (rows, 4))  # (B V, 3, rows, 4, cols, 4)
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).unflatten(0, pixels.shape[:2])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -94,15 +109,22 @@ class Evaluation:
         ranks: Ranks | None = None,
         seed: int = 0,
         progress: ReportProgress | None = None,
+        others: Mapping[str, OpenPictures] | None = None,
     ) -> None:
-        """picture_px: the side of whole pictures, by default that of the network; limit: at most so many pictures of either side."""
+        """picture_px: the side of whole pictures, by default that of the network; limit: at most so many pictures of either side.
+
+        others: pictures from elsewhere by their names, as `other_pictures` finds them: each is opened when its turn comes.
+        """
         self.network = network
         self.train, self.held_out = train, held_out
         self.picture_px = picture_px or network.picture_px
         self.limit, self.seed = limit, seed
         self.ranks = ranks or Ranks(0, 1)
+        self.others = others or {}
         self._progress = progress
         self._parts: dict[tuple[Side, Part], Labeled] = {}
+        self._classes = torch.zeros(0, dtype=torch.int64)  # the labels that either side has, as its pictures have them
+        self._opened: dict[str, PictureSource] = {}
 
     @property
     def device(self) -> torch.device:
@@ -119,16 +141,26 @@ class Evaluation:
         if self._progress is not None:
             self._progress(what, done, total)
 
-    def ids(self, side: Side, limit: int | None = None) -> NDArray[np.int64]:
+    def view_px(self, frac: float) -> int:
+        """Return the side of smaller views, about `frac` of whole pictures: patches divide it. A network of one size alone gets that."""
+        encoder = self.network.encoder
+        if encoder.only_hw is not None:
+            return int(encoder.only_hw[0])
+        step = encoder.patch_px[0] if encoder.settings.is_vit else 32
+        return max(1, round(frac * self.picture_px / step)) * step
+
+    def ids(self, side: str, limit: int | None = None) -> NDArray[np.int64]:
         """Return the pictures of a side, drawn by `draw_ids`, at most as many as all protocols take, and as this one does."""
         limits = [number for number in (limit, self.limit) if number is not None]
         return draw_ids(self.source(side), min(limits) if limits else None)
 
-    def source(self, side: Side) -> PictureSource:
+    def source(self, side: str) -> PictureSource:
         """Return the pictures of a side.
 
         Raises: ValueError if there are none to learn from.
         """
+        if side in self._opened:
+            return self._opened[side]
         if side == "held_out":
             return self.held_out
         if self.train is None:
@@ -145,7 +177,7 @@ class Evaluation:
         return ViewFamily(name=name, views=1, size_px=(size, size), law=law, mirror=mirror)
 
     def batches(
-        self, side: Side, recipe: ViewRecipe, ids: NDArray[np.int64], *, epoch: int = 0, own: bool = False
+        self, side: str, recipe: ViewRecipe, ids: NDArray[np.int64], *, epoch: int = 0, own: bool = False
     ) -> Iterator[tuple[int, Batch]]:
         """Yield the views of pictures in blocks of 64, each with its number; `own`: those of this rank alone."""
         for number, block in enumerate(blocks(ids, BLOCK)):
@@ -169,20 +201,42 @@ class Evaluation:
         sides: tuple[Side, ...] = ("train", "held_out")
         encoded = {side: self._encoded(side, wanted) for side in sides}
         classes = torch.cat([labels for labels, _ in encoded.values()]).unique()
-        classes = classes[classes >= 0]
+        self._classes = classes[classes >= 0]
         for side, (labels, features) in encoded.items():
             has_label = labels >= 0
-            ordinals = torch.searchsorted(classes, labels[has_label])
+            ordinals = torch.searchsorted(self._classes, labels[has_label])
             for part in wanted:
                 of_part = {column: values[has_label] for (column, own), values in features.items() if own == part}
                 self._parts[side, part] = Labeled(features=of_part, labels=ordinals, ids=self.ids(side)[has_label.cpu().numpy()])
 
-    def _encoded(self, side: Side, parts: Sequence[Part]) -> tuple[Tensor, dict[tuple[str, Part], Tensor]]:
+    def labeled_elsewhere(self, name: str, part: Part, *, law: CropLaw = WHOLE) -> Labeled:
+        """Return a part of the pictures that `others` have under a name, as `labeled` does; labels that neither side has are -1.
+
+        Nothing is kept: whoever asks twice has them encoded twice.
+        """
+        self.labeled("train", part)  # by whose labels they are numbered
+        with self.others[name]() as pictures:
+            self._opened[name] = pictures
+            try:
+                labels, features = self._encoded(name, (part,), law=law)
+                ids = self.ids(name)
+            finally:
+                del self._opened[name]
+        has_label = labels >= 0
+        ordinals = torch.where(torch.isin(labels, self._classes), torch.searchsorted(self._classes, labels), -1)[has_label]
+        of_part = {column: values[has_label] for (column, _), values in features.items()}
+        return Labeled(features=of_part, labels=ordinals, ids=ids[has_label.cpu().numpy()])
+
+    def _encoded(self, side: str, parts: Sequence[Part], *, law: CropLaw = WHOLE) -> tuple[Tensor, dict[tuple[str, Part], Tensor]]:
         """Return the labels of a side's pictures, (N,), -1 of none, and their features, (N, D), of all ranks."""
         ids = self.ids(side)
-        recipe = self.recipe(self.family(), self.family("raw", law=Center(), size_px=RAW_PX))
+        recipe = self.recipe(self.family(law=law), self.family("raw", law=Center(), size_px=RAW_PX))
         deepest = max(part.layers for part in parts)
-        blocks_of: dict[tuple[str, Part], list[Tensor]] = {}
+        has = {column: encoder.has_class_token for column, encoder in self.networks.items()} | {RAW: True}
+        # on every rank alike, also on one that has no block: all of them gather them together
+        blocks_of: dict[tuple[str, Part], list[Tensor]] = {
+            (column, part): [] for column, class_token in has.items() for part in parts if class_token or part.token != "class"
+        }
         labels: list[Tensor] = []
         what = f"features: {side.replace('_', ' ')}"
         for number, batch in self.batches(side, recipe, ids, own=True):
@@ -192,15 +246,15 @@ class Evaluation:
                 for part in parts:
                     values = part.of(layers)
                     if values is not None:
-                        blocks_of.setdefault((column, part), []).append(values)
+                        blocks_of[column, part].append(values)
             for part in parts:
-                blocks_of.setdefault((RAW, part), []).append(batch.family("raw").pixels[:, 0].float().flatten(1))
+                blocks_of[RAW, part].append(batch.family("raw").pixels[:, 0].float().flatten(1))
             labels.append(batch.label)
             self.progress(what, min(len(ids), (number + 1) * BLOCK), len(ids))
-        return self._joined(labels, torch.int64), {key: self._joined(values, torch.float32) for key, values in blocks_of.items()}
+        return self.joined(labels, torch.int64), {key: self.joined(values, torch.float32) for key, values in blocks_of.items()}
 
-    def _joined(self, own: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """Return the rows of all blocks in their order, of which each rank has every so many-th."""
+    def joined(self, own: Sequence[Tensor], dtype: torch.dtype, *, rows: int = BLOCK) -> Tensor:
+        """Return the rows of all blocks in their order, of which each rank has every so many-th; `rows`: of a block."""
         nothing = torch.zeros(0, dtype=dtype, device=self.device)
-        of_ranks = [iter(rows.split(BLOCK)) for rows in self.ranks.rows(torch.cat(list(own)) if own else nothing)]
-        return torch.cat([rows for blocks in itertools.zip_longest(*of_ranks) for rows in blocks if rows is not None and len(rows)])
+        of_ranks = [iter(part.split(rows)) for part in self.ranks.rows(torch.cat(list(own)) if own else nothing)]
+        return torch.cat([part for blocks in itertools.zip_longest(*of_ranks) for part in blocks if part is not None and len(part)])

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from wherefrom.pipeline.entry_table import EntryTable
 from wherefrom.pipeline.files import write_aside
-from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation, Part
+from wherefrom.train.evaluation.features import CHANCE, ENCODER, RANDOM, RAW, Evaluation, Part
 from wherefrom.train.evaluation.pictures import Table
 from wherefrom.train.plain_data import Plain, to_plain
 
@@ -26,7 +26,7 @@ class Score:
     """One number: which of a protocol's, of which features, and which way it is good."""
 
     row: str  # what was measured, within the protocol: "k 20"
-    features: str  # the column: ENCODER, RANDOM, RAW
+    features: str  # the column: ENCODER, RANDOM, RAW, CHANCE
     value: float  # not a number where there was nothing to measure
     better: Literal["higher", "lower"] = "higher"
 
@@ -65,6 +65,13 @@ PROTOCOLS = EntryTable(
     group="wherefrom.protocols",
     own={
         "knn": "wherefrom.train.evaluation.knn:NearestNeighbors",
+        "pairs": "wherefrom.train.evaluation.pair_geometry:PairGeometry",
+        "jigsaw": "wherefrom.train.evaluation.jigsaw:JigsawPuzzles",
+        "positions": "wherefrom.train.evaluation.positions:AbsolutePositions",
+        "correspondence": "wherefrom.train.evaluation.correspondence:TokenCorrespondence",
+        "occlusion": "wherefrom.train.evaluation.occlusion:Occlusion",
+        "corruptions": "wherefrom.train.evaluation.corruptions:Corruptions",
+        "variants": "wherefrom.train.evaluation.variants:Variants",
     },
 )
 
@@ -83,7 +90,7 @@ class Measured:
         """Return the scores, a row for each thing measured and a column for each kind of features, within 80 columns."""
         if self.not_measured:
             return ((f"{self.protocol}: not measured, {self.not_measured}",),)
-        columns = [column for column in (ENCODER, RANDOM, RAW) if any(score.features == column for score in self.scores)]
+        columns = [column for column in (ENCODER, RANDOM, RAW, CHANCE) if any(score.features == column for score in self.scores)]
         values = {(score.row, score.features): score.value for score in self.scores}
         rows = [(row, *(_number(values.get((row, column))) for column in columns)) for row in dict.fromkeys(s.row for s in self.scores)]
         return ((self.protocol, *columns), *rows)
