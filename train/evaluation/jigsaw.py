@@ -66,7 +66,8 @@ class JigsawPuzzles:
         with random_scope(evaluation.seed, "jigsaw", "drawn"):
             drawn = torch.randint(len(listed), (len(ids[1]),)).to(evaluation.device)
         for name, law in LAWS.items():
-            family = self._family(evaluation, law)
+            size = evaluation.view_px(1 / ROWS)
+            family = ViewFamily(name="tiles", views=TILES, size_px=(size, size), law=law)
             train, held_out = (self._tiles(evaluation, side, family, of) for side, of in zip(("train", "held_out"), ids, strict=True))
             told = {}
             for column, tiles in train.items():
@@ -89,9 +90,6 @@ class JigsawPuzzles:
         labeled = evaluation.labeled("train" if side == "train" else "held_out", self.part)
         ids = labeled.ids if len(labeled.ids) else evaluation.ids(side)
         return ids[:number], labeled.labels[:number]
-
-    def _family(self, evaluation: Evaluation, law: Tiles) -> ViewFamily:
-        return replace(evaluation.family("tiles", law=law, size_px=evaluation.view_px(1 / ROWS)), views=TILES)
 
     def _tiles(self, evaluation: Evaluation, side: str, family: ViewFamily, ids: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return the features of every tile, row by row as the picture has them, (N, 9, D), by column."""

@@ -1,4 +1,4 @@
-"""How recognition holds when patches are taken out of pictures: at random, those that stand out first, or those that do not.
+"""How recognition holds when patches are taken out of pictures: at random, the salient ones first, or the others first.
 
 Here: the protocol, which patches are dropped, what a network sees of the others.
 Not here: pictures that somebody else corrupted (corruptions.py).
@@ -30,8 +30,8 @@ ORDERS = ("random", "salient first", "non-salient first")
 class Occlusion:
     """Whole pictures (Resize(256), CenterCrop(224)): k-NN of what is left of held-out ones among whole training pictures.
 
-    All columns miss the same patches, those that the encoder finds salient; a convolutional network sees the cells of its feature map
-    black, and so do raw pixels, of 32 px.
+    All columns miss the same patches; those are salient that the encoder's own summary is most like. A convolutional network sees the
+    cells of its feature map black, and so do raw pixels, of 32 px.
     """
 
     version: int = 1
@@ -77,15 +77,15 @@ class Occlusion:
     ) -> dict[tuple[str, int, str], Tensor]:
         """Return the label told of every held-out picture, (M,), by order, percent and column."""
         ids = held_out.ids[: self.pictures]
-        orders = [(order, percent) for order in ORDERS for percent in self.percent] + [("random", 0)]
+        orders = dict.fromkeys([("random", 0), *((order, percent) for order in ORDERS for percent in self.percent)])
         told: dict[tuple[str, int, str], list[Tensor]] = {(*which, column): [] for which in orders for column in banks}
         recipe = evaluation.recipe(evaluation.family())
         for number, batch in evaluation.batches("held_out", recipe, ids, own=True):
             views = batch.family("whole")
             with torch.no_grad():
-                tokens = evaluation.networks[ENCODER].encode(views).tokens[:, 0]
-            grid = (tokens.shape[1], tokens.shape[2])
-            first = self._first_dropped(tokens.flatten(1, 2), evaluation.seed, number)
+                whole = evaluation.networks[ENCODER].encode(views)
+            grid = (whole.tokens.shape[2], whole.tokens.shape[3])
+            first = _first_dropped(salience(whole.tokens[:, 0].flatten(1, 2), whole.summary[:, 0]), evaluation.seed, number)
             for order, percent in orders:
                 kept = first[order][:, grid[0] * grid[1] * percent // 100 :].sort(dim=1).values
                 for column, queries in self._features(evaluation, views, kept, grid).items():
@@ -93,13 +93,6 @@ class Occlusion:
                     told[order, percent, column].append(vote(similarity, labels[nearest], temperature=self.temperature))
             evaluation.progress("occlusion", min(len(ids), (number + 1) * BLOCK), len(ids))
         return {key: evaluation.joined(answers, torch.int64) for key, answers in told.items()}
-
-    def _first_dropped(self, tokens: Tensor, seed: int, block: int) -> dict[str, Tensor]:
-        """Return the patches of each picture in the order in which they are dropped, (B, N) int64, by the name of the order."""
-        with random_scope(seed, "occlusion", block):
-            drawn = torch.rand(tokens.shape[:2]).argsort(dim=1).to(tokens.device)
-        salient = salience(tokens).argsort(dim=1, descending=True, stable=True)
-        return dict(zip(ORDERS, (drawn, salient, salient.flip(1)), strict=True))
 
     def _features(self, evaluation: Evaluation, views: Views, kept: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
         """Return what is made of the patches that are kept (B, k), (B, D) each, by column."""
@@ -117,13 +110,20 @@ class Occlusion:
         return values
 
 
-def salience(tokens: Tensor) -> Tensor:
-    """Return how far each token of a picture stands out: minus its mean cosine to all of them; tokens (B, N, D) -> (B, N).
+def _first_dropped(salience: Tensor, seed: int, block: int) -> dict[str, Tensor]:
+    """Return the patches of each picture in the order in which they are dropped, (B, N) int64, by the name of the order."""
+    with random_scope(seed, "occlusion", block):
+        drawn = torch.rand(salience.shape).argsort(dim=1).to(salience.device)
+    salient = salience.argsort(dim=1, descending=True, stable=True)
+    return dict(zip(ORDERS, (drawn, salient, salient.flip(1)), strict=True))
 
-    Source: as LOST, arXiv 2109.14279, finds objects, by tokens that few others of the picture resemble: no gradient, no attention.
+
+def salience(tokens: Tensor, summary: Tensor) -> Tensor:
+    """Return the cosine of each token of a picture to what the network says of the whole: no gradient, and no attention, is asked for.
+
+    Shapes: tokens (B, N, D), summary (B, D) -> (B, N).
     """
-    unit = F.normalize(tokens.float(), dim=-1)
-    return -(unit @ unit.mean(1, keepdim=True).mT)[..., 0]
+    return (F.normalize(tokens.float(), dim=-1) @ F.normalize(summary.float(), dim=-1).unsqueeze(-1))[..., 0]
 
 
 def blackened(pixels: Tensor, kept: Tensor, grid: tuple[int, int], black: list[float]) -> Tensor:
