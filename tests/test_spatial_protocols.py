@@ -194,6 +194,13 @@ def test_raw_tokens_are_the_pixels_of_their_cells(generator: torch.Generator) ->
     torch.testing.assert_close(tokens[1, 0, 1, 1], cell.flatten())
 
 
+@pytest.mark.core
+def test_smaller_views_are_of_whole_patches() -> None:
+    evaluation = small_evaluation()
+    assert [evaluation.view_px(frac) for frac in (1.0, 0.5, 1 / 3, 0.01)] == [32, 16, 8, 8]
+    assert evaluation.grid() == (4, 4)
+
+
 def test_tiles_without_gaps_touch_and_fill_the_middle() -> None:
     size = np.array([[90, 150], [210, 120]], np.int32)
     families = [ViewFamily(name=name.replace(" ", "-"), views=9, size_px=(24, 24), law=law) for name, law in LAWS.items()]
@@ -236,7 +243,7 @@ def test_orders_are_told_where_tiles_show_their_place(generator: torch.Generator
 
 @pytest.mark.parametrize("permuted", [False, True])
 def test_pairs_are_told_where_features_hold_their_boxes(generator: torch.Generator, permuted: bool) -> None:
-    objective = SpatialSettings(law=PAIRED, size_px=32, mirror="none", color=None, position="picture", hidden=32).objective("pairs")
+    objective = SpatialSettings(law=PAIRED, size_px=32, mirror="none", color=None, position="picture", hidden=64).objective("pairs")
     torch.manual_seed(0)
     objective.setup(_OfWidth(8))  # type: ignore[arg-type]
     pairs = [_pairs_of_boxes(objective, first, 200, generator) for first in (0, 200)]
@@ -266,7 +273,7 @@ def _pairs_of_boxes(objective: SpatialPrediction, first: int, number: int, gener
     )
     boxes = record.geometry.boxes
     numbers = torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 1024 - 1, 6 * (boxes[..., 2:] - boxes[..., :2]) / 1024 - 1.5], -1)
-    seen = torch.cat([numbers, 0.1 * torch.randn(numbers.shape, generator=generator)], -1)
+    seen = 6 * torch.cat([numbers, 0.1 * torch.randn(numbers.shape, generator=generator)], -1)  # large: heads learn in few steps
     return FrozenPairs(
         features={ENCODER: Features(summary=seen, tokens=seen[:, :, None, None].half())},
         targets=objective.targets(record.geometry),

@@ -16,7 +16,7 @@ from wherefrom.pipeline.geometry import compose, map_points
 from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.views import ViewGeometry, Views
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.evaluation.features import CHANCE, ENCODER, RAW, Evaluation, Part, raw_tokens
+from wherefrom.train.evaluation.features import CHANCE, RAW, Evaluation, Part, raw_tokens
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score
 
 
@@ -38,7 +38,10 @@ class TokenCorrespondence:
 
     def measure(self, evaluation: Evaluation) -> Iterator[Score]:
         """Yield the share of tokens that are within each distance, of every kind of second crop."""
-        counts = self._counts(evaluation)
+        rows, cols = evaluation.grid()
+        if rows * cols < 2:
+            raise NotMeasuredError("the network makes a single token of a picture: it is always the right one")
+        counts = self._counts(evaluation, (rows, cols))
         for kind in KINDS:
             for number, distance in enumerate(self.distances):
                 for column in (*evaluation.networks, RAW, CHANCE):
@@ -46,7 +49,7 @@ class TokenCorrespondence:
                     row = f"{kind}: {'the right cell' if not distance else f'at most {distance} off'}"
                     yield Score(row=row, features=column, value=hits / seen if seen else float("nan"))
 
-    def _counts(self, evaluation: Evaluation) -> dict[tuple[str, str], Tensor]:
+    def _counts(self, evaluation: Evaluation, grid: tuple[int, int]) -> dict[tuple[str, str], Tensor]:
         """Return how many tokens are within each distance, and, last, of how many: (distances + 1,) float64, by kind and column."""
         law = Independent(area_frac=self.area_frac, aspect=(1.0, 1.0))
         recipe = evaluation.recipe(replace(evaluation.family("correspondence", law=law), views=2))
@@ -56,19 +59,18 @@ class TokenCorrespondence:
         for number, batch in evaluation.batches("held_out", recipe, ids, own=True):
             views = batch.views[0]
             first, valid = views[:, :1], views.valid.all(1)
-            tokens = _tokens(evaluation.networks, first)
+            tokens = _tokens(evaluation.networks, first, grid)
             for kind, second in _seconds(views[:, 1:]).items():
-                others = _tokens(evaluation.networks, second)
-                right = same_cells(first.geometry, second.geometry, _grid(tokens[ENCODER])).masked_fill(~valid[:, None], -1)
-                for column, found in self._found(tokens, others, right).items():
+                others = _tokens(evaluation.networks, second, grid)
+                right = same_cells(first.geometry, second.geometry, grid).masked_fill(~valid[:, None], -1)
+                for column, found in self._found(tokens, others, right, grid).items():
                     of_blocks[kind, column].append(found.unsqueeze(0))
             evaluation.progress("correspondence", min(len(ids), (number + 1) * 64), len(ids))
         return {key: evaluation.joined(blocks, torch.float64, rows=1).sum(0) for key, blocks in of_blocks.items()}
 
-    def _found(self, tokens: dict[str, Tensor], others: dict[str, Tensor], right: Tensor) -> dict[str, Tensor]:
+    def _found(self, tokens: dict[str, Tensor], others: dict[str, Tensor], right: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
         """Return the counts of a block by column, of tokens (B, 1, h, w, D) of both views and the right cells (B, N)."""
-        grid, seen = _grid(tokens[ENCODER]), right >= 0
-        found = {}
+        seen, found = right >= 0, {}
         for column, values in tokens.items():
             nearest = nearest_tokens(values[:, 0].flatten(1, 2), others[column][:, 0].flatten(1, 2))
             apart = cells_apart(nearest, right.clamp(min=0), grid)
@@ -95,18 +97,11 @@ def _seconds(views: Views) -> dict[str, Views]:
     }
 
 
-def _tokens(networks: Mapping[str, Encoder], views: Views) -> dict[str, Tensor]:
+def _tokens(networks: Mapping[str, Encoder], views: Views, grid: tuple[int, int]) -> dict[str, Tensor]:
     """Return the tokens of views, (B, V, h, w, D), by column."""
     with torch.no_grad():
         tokens = {column: encoder.encode(views).tokens for column, encoder in networks.items()}
-    return tokens | {RAW: raw_tokens(views.pixels, _grid(tokens[ENCODER]))}
-
-
-def _grid(tokens: Tensor) -> tuple[int, int]:
-    rows, cols = tokens.shape[2:4]
-    if rows * cols < 2:
-        raise NotMeasuredError("the network makes a single token of a picture: it is always the right one")
-    return rows, cols
+    return tokens | {RAW: raw_tokens(views.pixels, grid)}
 
 
 def same_cells(first: ViewGeometry, second: ViewGeometry, grid: tuple[int, int]) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from wherefrom.pipeline.laws import Center
 from wherefrom.train.evaluation.features import SUMMARY, Evaluation, Part
 from wherefrom.train.evaluation.other_pictures import CORRUPTED, CORRUPTIONS, SEVERITIES, FrozenClassifier, HeadName
-from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score
+from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, check_part
 
 ALEXNET_ERRORS = {  # means over the five severities
     "gaussian_noise": 0.886428,
@@ -55,6 +55,7 @@ class Corruptions:
     def measure(self, evaluation: Evaluation) -> Iterator[Score]:
         """Yield the clean error, the mean corruption error and that of every corruption, in percent; of fewer than 15, their mean."""
         corruptions = self._there(evaluation)
+        check_part(evaluation, self.part)
         train, held_out = (evaluation.labeled(side, self.part) for side in ("train", "held_out"))
         if not len(train.labels):
             raise NotMeasuredError("the training pictures have no labels")

@@ -149,6 +149,13 @@ class Evaluation:
         step = encoder.patch_px[0] if encoder.settings.is_vit else 32
         return max(1, round(frac * self.picture_px / step)) * step
 
+    def grid(self) -> tuple[int, int]:
+        """Return rows and columns of the tokens that the network makes of a whole picture."""
+        with torch.no_grad():
+            whole = torch.zeros(1, 1, 3, self.picture_px, self.picture_px, device=self.device)
+            _, _, rows, cols, _ = self.network.encoder.encode(whole).tokens.shape
+        return rows, cols
+
     def ids(self, side: str, limit: int | None = None) -> NDArray[np.int64]:
         """Return the pictures of a side, drawn by `draw_ids`, at most as many as all protocols take, and as this one does."""
         limits = [number for number in (limit, self.limit) if number is not None]

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from wherefrom.pipeline.laws import Tiles
 from wherefrom.pipeline.view_recipe import ViewFamily
+from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation.features import CHANCE, RAW, SUMMARY, Evaluation, Part
 from wherefrom.train.evaluation.knn import neighbors, vote
-from wherefrom.train.evaluation.protocols import Need, Score
+from wherefrom.train.evaluation.protocols import Need, Score, check_part
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.jigsaw import listed_permutations
 from wherefrom.train.objectives.tiles import ROWS, TILES
@@ -61,6 +62,7 @@ class JigsawPuzzles:
 
     def measure(self, evaluation: Evaluation) -> Iterator[Score]:
         """Yield accuracy of the permutation and of single cells, and of recognition where there are labels, with and without gaps."""
+        check_part(evaluation, self.part)
         listed = torch.from_numpy(listed_permutations()[: self.permutations].astype(np.int64)).to(evaluation.device)
         ids, labels = zip(*(self._labeled(evaluation, side) for side in ("train", "held_out")), strict=True)
         with random_scope(evaluation.seed, "jigsaw", "drawn"):
@@ -99,8 +101,8 @@ class JigsawPuzzles:
             for column, encoder in evaluation.networks.items():
                 with torch.no_grad():
                     values = self.part.of(encoder.last_layers(views, self.part.layers))
-                if values is not None:
-                    of_blocks[column].append(values.unflatten(0, views.valid.shape))
+                assert values is not None
+                of_blocks[column].append(values.unflatten(0, views.valid.shape))
             small = F.adaptive_avg_pool2d(views.pixels.float().flatten(0, 1), RAW_TILE_PX)
             of_blocks[RAW].append(small.flatten(1).unflatten(0, views.valid.shape))
             evaluation.progress(f"tiles: {side.replace('_', ' ')}", min(len(ids), (number + 1) * 64), len(ids))
@@ -132,14 +134,14 @@ class JigsawPuzzles:
                 yield Score(row=f"{name}: {kind}, k {self.k}", features=column, value=float(accuracy))
 
     def _laid_out(
-        self, evaluation: Evaluation, side: str, family: ViewFamily, ids: NDArray[np.int64], encoder: nn.Module, order: Tensor
+        self, evaluation: Evaluation, side: str, family: ViewFamily, ids: NDArray[np.int64], encoder: Encoder, order: Tensor
     ) -> Tensor:
         """Return the features of pictures laid out of their tiles, (N, D): the tile at place k is number order[:, k], (N, 9)."""
         features = []
         for number, batch in evaluation.batches(side, evaluation.recipe(family), ids, own=True):
             pixels = laid_out(batch.views[0].pixels, order[number * 64 : (number + 1) * 64])
             with torch.no_grad():
-                values = self.part.of(encoder.last_layers(pixels, self.part.layers))  # type: ignore[operator]
+                values = self.part.of(encoder.last_layers(pixels, self.part.layers))
             assert values is not None
             features.append(values)
             evaluation.progress(f"laid out: {side.replace('_', ' ')}", min(len(ids), (number + 1) * 64), len(ids))

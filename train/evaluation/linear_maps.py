@@ -50,8 +50,8 @@ def r2_of_map(sums: Tensor, weights: Tensor) -> Tensor:
 def linear_classifier(features: Tensor, labels: Tensor, *, classes: int) -> Tensor:
     """Return the map from features to a score of every class, (D + 1, classes) float64 with what is added last.
 
-    Source: one-vs-rest ridge regression, as `ridge_probe`, on features of mean 0; the penalty is the one of RIDGE that does best on a
-    fifth of the pictures when fitted to the others.
+    Source: one-vs-rest ridge regression, as `ridge_probe`, but that no feature is divided by its deviation; the penalty is the one of
+    RIDGE that does best on a fifth of the pictures when fitted to the others.
     Shapes: features (N, D), labels (N,) int64.
     """
     targets = F.one_hot(labels, classes)

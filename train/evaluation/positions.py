@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wherefrom.train.evaluation.features import ENCODER, RAW, Evaluation, Part, raw_tokens
+from wherefrom.train.evaluation.features import RAW, Evaluation, Part, raw_tokens
 from wherefrom.train.evaluation.knn import neighbors, vote
 from wherefrom.train.evaluation.linear_maps import r2_of_map, ridge, sums_of_products
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score
@@ -41,6 +41,9 @@ class AbsolutePositions:
 
     def measure(self, evaluation: Evaluation) -> Iterator[Score]:
         """Yield R2 of x and y after every round that is asked for, and accuracy of k-NN where there are labels."""
+        rows, cols = evaluation.grid()
+        if min(rows, cols) < 2:
+            raise NotMeasuredError(f"the network makes {rows} x {cols} tokens of a picture: they have no positions")
         train, held_out = (self._sums(evaluation, side) for side in ("train", "held_out"))
         rounds = max(self.rounds)
         removals = {column: removed_positions(sums, rounds=rounds, penalty=self.removal_penalty) for column, sums in train.items()}
@@ -55,16 +58,16 @@ class AbsolutePositions:
     def _sums(self, evaluation: Evaluation, side: str) -> dict[str, Tensor]:
         """Return the sums of products of tokens and their positions, of a side, by column."""
         recipe, ids = evaluation.recipe(evaluation.family()), evaluation.ids(side, self.pictures)
-        columns = (*evaluation.networks, RAW)
+        columns, grid = (*evaluation.networks, RAW), evaluation.grid()
+        where = cell_positions(grid).to(evaluation.device)
         of_blocks: dict[str, list[Tensor]] = {column: [] for column in columns}
         for number, batch in evaluation.batches(side, recipe, ids, own=True):
             views = batch.family("whole")
             with torch.no_grad():
                 tokens = {column: encoder.encode(views).tokens for column, encoder in evaluation.networks.items()}
-            tokens[RAW] = raw_tokens(views.pixels, _grid(tokens[ENCODER]))
+            tokens[RAW] = raw_tokens(views.pixels, grid)
             for column, values in tokens.items():
-                where = cell_positions(_grid(values)).to(values.device).expand(len(values), -1, -1)
-                of_blocks[column].append(sums_of_products(values.flatten(0, -2), where.flatten(0, 1)).unsqueeze(0))
+                of_blocks[column].append(sums_of_products(values.flatten(0, -2), where.repeat(len(values), 1)).unsqueeze(0))
             evaluation.progress(f"positions: {side.replace('_', ' ')}", min(len(ids), (number + 1) * 64), len(ids))
         return {column: evaluation.joined(blocks, torch.float64, rows=1).sum(0) for column, blocks in of_blocks.items()}
 
@@ -84,17 +87,6 @@ class AbsolutePositions:
 
 def _after(rounds: int) -> str:
     return f", {2 * rounds} directions out" if rounds else ""
-
-
-def _grid(tokens: Tensor) -> tuple[int, int]:
-    """Return rows and columns of tokens (B, V, h, w, D).
-
-    Raises: NotMeasuredError if there is a single row or column.
-    """
-    rows, cols = tokens.shape[2:4]
-    if min(rows, cols) < 2:
-        raise NotMeasuredError(f"the network makes {rows} x {cols} tokens of a picture: they have no positions")
-    return rows, cols
 
 
 def cell_positions(grid: tuple[int, int]) -> Tensor:

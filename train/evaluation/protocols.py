@@ -60,6 +60,12 @@ class NotMeasuredError(ValueError):
     """What a protocol needs is not there; others are measured all the same."""
 
 
+def check_part(evaluation: Evaluation, part: Part) -> None:
+    """Raise NotMeasuredError if the network under evaluation has not such a part."""
+    if part.token == "class" and not evaluation.network.encoder.has_class_token:
+        raise NotMeasuredError("the network has no class token; take the summary, or the mean of its tokens")
+
+
 PROTOCOLS = EntryTable(
     kind="protocol",
     group="wherefrom.protocols",

@@ -13,7 +13,7 @@ import torch
 
 from wherefrom.train.evaluation.features import CHANCE, ENCODER, SUMMARY, Evaluation, Part
 from wherefrom.train.evaluation.other_pictures import VARIANTS, FrozenClassifier, HeadName
-from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score
+from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, check_part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +41,7 @@ class Variants:
         names = [name for name in VARIANTS if name in evaluation.others]
         if not names:
             raise NotMeasuredError(f"there are no such pictures; name the folder of {', '.join(VARIANTS)}")
+        check_part(evaluation, self.part)
         train, held_out = (evaluation.labeled(side, self.part) for side in ("train", "held_out"))
         if not len(train.labels):
             raise NotMeasuredError("the training pictures have no labels")
