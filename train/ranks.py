@@ -47,15 +47,16 @@ class Ranks:
         dist.all_reduce(highest, dist.ReduceOp.MAX, group=self._group)
         return int(highest)
 
-    def in_turn(self, own: Sequence[Tensor], like: Tensor) -> Tensor:
+    def in_turn(self, own: Sequence[Tensor]) -> Tensor:
         """Return blocks of rows joined, of which the ranks have every so many-th: the first rank the first, the second the next.
 
-        Shapes: (n, ...) each, n as it comes, all else, and the type, as those of `like`; with several ranks on the processor.
+        Shapes: (n, ...) each, n as it comes, all else alike; the first rank has one at least. With several ranks on the processor.
         """
         if self.count == 1:
             return torch.cat(list(own))
+        shape, dtype = json.loads(self.texts(json.dumps([own[0].shape[1:], str(own[0].dtype).removeprefix("torch.")]) if own else "")[0])
         lengths = [json.loads(text) for text in self.texts(json.dumps([len(block) for block in own]))]
-        padded = torch.zeros((max(map(sum, lengths)), *like.shape[1:]), dtype=like.dtype)
+        padded = torch.zeros((max(map(sum, lengths)), *shape), dtype=getattr(torch, dtype))
         if own:
             padded[: sum(map(len, own))] = torch.cat(list(own)).cpu()
         of_ranks = [part[: sum(each)].split(each) for part, each in zip(self._gathered(padded), lengths, strict=True)]

@@ -5,13 +5,15 @@ Not here: what is made of them (one file a family of protocols), where networks 
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,8 +28,10 @@ from wherefrom.train.ranks import Ranks
 
 WHOLE = Center(resize_px=256, crop_px=224)  # whole pictures, as Resize(256) and CenterCrop(224) show them
 ENCODER, RANDOM, RAW = "encoder", "random encoder", "raw pixels"  # columns of all tables
+CHANCE = "chance"  # the column of what no features are needed for, where there is one
 LABELS = "labels"
 Split = Literal["train", "held_out"]
+OpenPictures = Callable[[], AbstractContextManager[PictureSource]]
 BLOCK = 64  # pictures that are encoded at once, whatever the number of ranks: so each feature is the same, bit for bit
 
 
@@ -56,6 +60,9 @@ class Part:
         return torch.cat([each.flatten(0, 1) for each in numbers], -1).float()
 
 
+SUMMARY = Part()  # what a network says itself, of its last block
+
+
 def _token(features: Features, token: str) -> Tensor:
     if token == "summary":
         return features.summary
@@ -63,6 +70,14 @@ def _token(features: Features, token: str) -> Tensor:
         return features.tokens.flatten(2, -2).mean(2)
     assert features.prefix is not None, "the network has no class token"
     return features.prefix[:, :, 0]
+
+
+def raw_tokens(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return views as tokens of their own pixels, 4 x 4 of each color in a cell: pixels (B, V, 3, H, W) -> (B, V, rows, cols, 48)."""
+    rows, cols = grid
+    small = F.adaptive_avg_pool2d(pixels.float().flatten(0, 1), (4 * rows, 4 * cols))
+    cells = small.unflatten(-1, (cols, 4)).unflatten(-3, (rows, 4))  # (B V, 3, rows, 4, cols, 4)
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).unflatten(0, pixels.shape[:2])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -91,16 +106,23 @@ class Evaluation:
         ranks: Ranks | None = None,
         seed: int = 0,
         progress: ReportProgress | None = None,
+        others: Mapping[str, OpenPictures] | None = None,
     ) -> None:
-        """picture_px: the side of whole pictures, by default that of the network; limit: at most so many pictures of either side."""
+        """picture_px: the side of whole pictures, by default that of the network; limit: at most so many pictures of either side.
+
+        others: pictures from elsewhere by their names, as `other_pictures` finds them: each is opened when its turn comes.
+        """
         self.network = network
         self.train, self.held_out = train, held_out
         self.picture_px = picture_px or network.picture_px
         self.limit, self.seed = limit, seed
         self.ranks = ranks or Ranks(0, 1)
+        self.others = others or {}
         self._progress = progress
         self._parts: dict[tuple[Split, Part], Labeled] = {}
         self._crops: dict[tuple[Part, int], Mapping[str, Tensor]] = {}
+        self._classes = torch.zeros(0, dtype=torch.int64)  # the labels that either side has, as its pictures have them
+        self._opened: dict[str, PictureSource] = {}
 
     @property
     def device(self) -> torch.device:
@@ -117,16 +139,33 @@ class Evaluation:
         if self._progress is not None:
             self._progress(what, done, total)
 
-    def ids(self, side: Split, limit: int | None = None) -> NDArray[np.int64]:
+    def view_px(self, frac: float) -> int:
+        """Return the side of smaller views, about `frac` of whole pictures: patches divide it. A network of one size alone gets that."""
+        encoder = self.network.encoder
+        if encoder.only_hw is not None:
+            return int(encoder.only_hw[0])
+        step = encoder.patch_px[0] if encoder.settings.is_vit else 32
+        return max(1, round(frac * self.picture_px / step)) * step
+
+    def grid(self) -> tuple[int, int]:
+        """Return rows and columns of the tokens that the network makes of a whole picture."""
+        with torch.no_grad():
+            whole = torch.zeros(1, 1, 3, self.picture_px, self.picture_px, device=self.device)
+            _, _, rows, cols, _ = self.network.encoder.encode(whole).tokens.shape
+        return rows, cols
+
+    def ids(self, side: str, limit: int | None = None) -> NDArray[np.int64]:
         """Return the pictures of a side, drawn by `draw_ids`, at most as many as all protocols take, and as this one does."""
         limits = [number for number in (limit, self.limit) if number is not None]
         return draw_ids(self.source(side), min(limits) if limits else None)
 
-    def source(self, side: Split) -> PictureSource:
+    def source(self, side: str) -> PictureSource:
         """Return the pictures of a side.
 
         Raises: ValueError if there are none to learn from.
         """
+        if side in self._opened:
+            return self._opened[side]
         if side == "held_out":
             return self.held_out
         if self.train is None:
@@ -143,7 +182,7 @@ class Evaluation:
         return ViewFamily(name=name, views=1, size_px=(size, size), law=law, mirror=mirror)
 
     def batches(
-        self, side: Split, recipe: ViewRecipe, ids: NDArray[np.int64], *, epoch: int = 0, own: bool = False
+        self, side: str, recipe: ViewRecipe, ids: NDArray[np.int64], *, epoch: int = 0, own: bool = False
     ) -> Iterator[tuple[int, Batch]]:
         """Yield the views of pictures in blocks of 64, each with its number; `own`: those of this rank alone."""
         for number, block in enumerate(blocks(ids, BLOCK)):
@@ -168,13 +207,32 @@ class Evaluation:
         views = self.recipe(self.family(), self.family("raw", law=Center(), size_px=RAW_PX))
         encoded = {side: self._encoded(side, self.ids(side), wanted, views) for side in sides}
         classes = torch.cat([labels for labels, _ in encoded.values()]).unique()
-        classes = classes[classes >= 0]
+        self._classes = classes[classes >= 0]
         for side, (labels, features) in encoded.items():
             has_label = labels >= 0
-            ordinals = torch.searchsorted(classes, labels[has_label])
+            ordinals = torch.searchsorted(self._classes, labels[has_label])
             for part in wanted:
                 of_part = {column: values[has_label] for column, values in features[part].items()}
                 self._parts[side, part] = Labeled(features=of_part, labels=ordinals, ids=self.ids(side)[has_label.cpu().numpy()])
+
+    def labeled_elsewhere(self, name: str, part: Part, *, law: CropLaw = WHOLE) -> Labeled:
+        """Return a part of the pictures that `others` have under a name, as `labeled` does; labels that neither side has are -1.
+
+        Nothing is kept: whoever asks twice has them encoded twice.
+        """
+        self.labeled("train", part)  # by whose labels they are numbered
+        with self.others[name]() as pictures:
+            self._opened[name] = pictures
+            try:
+                ids = self.ids(name)
+                views = self.recipe(self.family(law=law), self.family("raw", law=Center(), size_px=RAW_PX))
+                labels, features = self._encoded(name, ids, (part,), views)
+            finally:
+                del self._opened[name]
+        has_label = labels >= 0
+        ordinals = torch.where(torch.isin(labels, self._classes), torch.searchsorted(self._classes, labels), -1)[has_label]
+        of_part = {column: values[has_label] for column, values in features[part].items()}
+        return Labeled(features=of_part, labels=ordinals, ids=ids[has_label.cpu().numpy()])
 
     def crops(self, part: Part, epoch: int) -> Mapping[str, Tensor]:
         """Return a part of random crops of the training pictures that have a label, in the order of `labeled`, by every network.
@@ -193,7 +251,7 @@ class Evaluation:
         return self._crops[part, epoch]
 
     def _encoded(
-        self, side: Split, ids: NDArray[np.int64], parts: Sequence[Part], views: ViewRecipe, *, epoch: int | None = None
+        self, side: str, ids: NDArray[np.int64], parts: Sequence[Part], views: ViewRecipe, *, epoch: int | None = None
     ) -> tuple[Tensor, dict[Part, dict[str, Tensor]]]:
         """Return the labels of pictures, (N,), -1 of none, and parts of them by column, (N, D), of all ranks.
 
@@ -216,3 +274,7 @@ class Evaluation:
         pixels = found[RAW, None]
         features = {part: {column: found[column, own] for column, own in wanted if own == part} | {RAW: pixels} for part in parts}
         return found[LABELS, None], features
+
+    def joined(self, own: Sequence[Tensor]) -> Tensor:
+        """Return the rows of all blocks in their order, of which each rank has those that `batches` gives it as its own."""
+        return self.ranks.in_turn(own).to(self.device)

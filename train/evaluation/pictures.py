@@ -122,7 +122,7 @@ def encoded(
     shares = list(blocks(ids, batch))
     own = [encode(block) for block in shares[ranks.rank :: ranks.count]]
     kinds = own[0] if own else encode(shares[0])  # a rank without a block learns what there is
-    return {key: ranks.in_turn([block[key] for block in own], like) for key, like in kinds.items()}
+    return {key: ranks.in_turn([block[key] for block in own]) for key in kinds}
 
 
 def blocks(ids: NDArray[np.int64], batch: int = 64) -> Iterator[NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from wherefrom.pipeline.entry_table import EntryTable
 from wherefrom.pipeline.files import write_aside
-from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation, Labeled, Part
+from wherefrom.train.evaluation.features import CHANCE, ENCODER, RANDOM, RAW, Evaluation, Labeled, Part
 from wherefrom.train.evaluation.pictures import Table
 from wherefrom.train.plain_data import Plain, to_plain
 
@@ -26,7 +26,7 @@ class Score:
     """One number: which of a protocol's, of which features, and which way it is good."""
 
     row: str  # what was measured, within the protocol: "k 20"
-    features: str  # the column: ENCODER, RANDOM, RAW
+    features: str  # the column: ENCODER, RANDOM, RAW, CHANCE
     value: float  # not a number where there was nothing to measure
     better: Literal["higher", "lower"] = "higher"
 
@@ -76,6 +76,12 @@ def labeled_sides(evaluation: Evaluation, part: Part) -> tuple[Labeled, Labeled]
     return train, held_out
 
 
+def check_part(evaluation: Evaluation, part: Part) -> None:
+    """Raise NotMeasuredError if the network under evaluation has not such a part."""
+    if part.token == "class" and not evaluation.network.encoder.has_class_token:
+        raise NotMeasuredError("the network has no class token; take the summary, or the mean of its tokens")
+
+
 PROTOCOLS = EntryTable(
     kind="protocol",
     group="wherefrom.protocols",
@@ -87,6 +93,13 @@ PROTOCOLS = EntryTable(
         "linear-mocov3": "wherefrom.train.evaluation.linear:LinearMoCoV3",
         "linear-mae": "wherefrom.train.evaluation.linear:LinearMAE",
         "linear-dinov2": "wherefrom.train.evaluation.linear:LinearDINOv2",
+        "pairs": "wherefrom.train.evaluation.pair_geometry:PairGeometry",
+        "jigsaw": "wherefrom.train.evaluation.jigsaw:JigsawPuzzles",
+        "positions": "wherefrom.train.evaluation.positions:AbsolutePositions",
+        "correspondence": "wherefrom.train.evaluation.correspondence:TokenCorrespondence",
+        "occlusion": "wherefrom.train.evaluation.occlusion:Occlusion",
+        "corruptions": "wherefrom.train.evaluation.corruptions:Corruptions",
+        "variants": "wherefrom.train.evaluation.variants:Variants",
     },
 )
 
@@ -105,7 +118,7 @@ class Measured:
         """Return the scores, a row for each thing measured and a column for each kind of features, within 80 columns."""
         if self.not_measured:
             return ((f"{self.protocol}: not measured, {self.not_measured}",),)
-        columns = [column for column in (ENCODER, RANDOM, RAW) if any(score.features == column for score in self.scores)]
+        columns = [column for column in (ENCODER, RANDOM, RAW, CHANCE) if any(score.features == column for score in self.scores)]
         values = {(score.row, score.features): score.value for score in self.scores}
         rows = [(row, *(_number(values.get((row, column))) for column in columns)) for row in dict.fromkeys(s.row for s in self.scores)]
         return ((self.protocol, *columns), *rows)

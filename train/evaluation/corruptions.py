@@ -1,0 +1,99 @@
+"""ImageNet-C: how often corrupted pictures are told wrong by a classifier that has seen clean ones alone, beside AlexNet's errors.
+
+Here: the protocol, the mean corruption error.
+Not here: where the pictures lie, the classifier (other_pictures.py), patches that we drop ourselves (occlusion.py).
+Source: arXiv 1903.12261; AlexNet's errors as hendrycks/robustness has them, quoted from google-research/augmix, imagenet.py.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from wherefrom.pipeline.laws import Center
+from wherefrom.train.evaluation.features import SUMMARY, Evaluation, Part
+from wherefrom.train.evaluation.other_pictures import CORRUPTED, CORRUPTIONS, SEVERITIES, FrozenClassifier, HeadName
+from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, check_part
+
+ALEXNET_ERRORS = {  # means over the five severities
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corruptions:
+    """Corrupted pictures are shown whole, for they are cut to 224 px already; clean ones as Resize(256) and CenterCrop(224) show them.
+
+    The classifier: k-NN, or one-vs-rest ridge regression, of clean training pictures; no corrupted picture shapes it. Pictures of
+    classes that no training picture shows are left out.
+    """
+
+    version: int = 1
+    needs: tuple[Need, ...] = ("labels", "training pictures")
+    part: Part = SUMMARY
+    head: HeadName = "k-NN"
+    k: int = 20
+    temperature: float = 0.07
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The part that it measures."""
+        return (self.part,)
+
+    def measure(self, evaluation: Evaluation) -> Iterator[Score]:
+        """Yield the clean error, the mean corruption error and that of every corruption, in percent; of fewer than 15, their mean."""
+        corruptions = self._there(evaluation)
+        check_part(evaluation, self.part)
+        train, held_out = (evaluation.labeled(side, self.part) for side in ("train", "held_out"))
+        if not len(train.labels):
+            raise NotMeasuredError("the training pictures have no labels")
+        classifiers = {
+            column: FrozenClassifier(train, column, head=self.head, k=self.k, temperature=self.temperature) for column in train.features
+        }
+        accuracies: dict[str, dict[str, list[float]]] = {column: {name: [] for name in corruptions} for column in classifiers}
+        for name in corruptions:
+            for severity in SEVERITIES:
+                pictures = evaluation.labeled_elsewhere(f"{CORRUPTED}/{name}/{severity}", self.part, law=Center())
+                known = pictures.labels >= 0
+                if not bool(known.any()):
+                    raise NotMeasuredError(f"{CORRUPTED}/{name}/{severity} shows no class of the training pictures")
+                for column, classifier in classifiers.items():
+                    told = classifier.tell(pictures.features[column][known])
+                    accuracies[column][name].append(float((told == pictures.labels[known]).double().mean()))
+        for column, classifier in classifiers.items():
+            if len(held_out.labels):
+                wrong = classifier.tell(held_out.features[column]) != held_out.labels
+                yield Score(row="clean error, %", features=column, value=100 * float(wrong.double().mean()), better="lower")
+            errors = corruption_errors(accuracies[column])
+            mean = "mCE, %" if len(errors) == len(CORRUPTIONS) else f"mean CE of {len(errors)} corruptions, %"
+            yield Score(row=mean, features=column, value=sum(errors.values()) / len(errors), better="lower")
+            for name, error in errors.items():
+                yield Score(row=f"CE {name}, %", features=column, value=error, better="lower")
+
+    def _there(self, evaluation: Evaluation) -> list[str]:
+        """Return the corruptions that there are pictures of, with all severities."""
+        names = [name for name in CORRUPTIONS if any(other.startswith(f"{CORRUPTED}/{name}/") for other in evaluation.others)]
+        if not names:
+            raise NotMeasuredError(f"there are no corrupted pictures; name the folder of {CORRUPTED}")
+        for name in names:
+            missing = [severity for severity in SEVERITIES if f"{CORRUPTED}/{name}/{severity}" not in evaluation.others]
+            if missing:
+                raise NotMeasuredError(f"{CORRUPTED}/{name} lacks severity {missing[0]}, and AlexNet's error is of all five")
+        return names
+
+
+def corruption_errors(accuracies: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the error of every corruption in percent of AlexNet's, of the accuracy at each of its severities; mCE is their mean."""
+    return {name: 100 * (1 - sum(values) / len(values)) / ALEXNET_ERRORS[name] for name, values in accuracies.items()}
