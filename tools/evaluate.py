@@ -19,6 +19,7 @@ from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.tools.console import ProgressLines, print_line, print_table, progress
 from wherefrom.train.evaluation.features import Evaluation
 from wherefrom.train.evaluation.network import Network, Which, open_network
+from wherefrom.train.evaluation.other_pictures import other_pictures
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.protocols import Measured, measure, protocols_named
 from wherefrom.train.evaluation.report import check_held_out, check_same_classes, pictures_in_both
@@ -28,6 +29,7 @@ from wherefrom.train.settings import read_plain_settings
 
 __all__ = ["evaluate_command"]
 
+Folders = Annotated[dict[str, Path], tyro.conf.arg(metavar="NAME FOLDER [NAME FOLDER ...]")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")]
 
 
@@ -38,6 +40,7 @@ def evaluate_command(
     val: str | None = None,
     labels: str | None = None,
     protocols: Names = (),
+    others: Folders = {},  # noqa: B006  # never changed
     which: Which = "exported",
     out: Path | None = None,
     again: bool = False,
@@ -56,6 +59,8 @@ def evaluate_command(
         val: held-out pictures; default: as data.
         labels: what labels tar shards, as for `wherefrom index`.
         protocols: which, by name, such as knn; default: all that these pictures allow.
+        others: folders of pictures of the same classes from elsewhere, each behind its name: imagenet-c, imagenet-r, imagenet-a,
+            imagenet-sketch.
         which: of a run, the network that it exports, a teacher where its host has one, or the student.
         out: the folder of evaluation.json; default: evaluations/ of the run, or of this folder, and the network's name.
         again: measure all of it, also what the report holds of the same network and pictures.
@@ -78,7 +83,16 @@ def evaluate_command(
         options = {"renderer": renderer, "threads": threads, "device": state.device}
         pictures = [stack.enter_context(ShardPictures(index, **options)) for index in (train, held_out)]
         lines = ProgressLines(lambda line: print_line(console, line))
-        evaluation = Evaluation(opened, *pictures, picture_px=picture_px, limit=limit, ranks=ranks, seed=seed, progress=lines)
+        evaluation = Evaluation(
+            opened,
+            *pictures,
+            others=other_pictures(others, train, **options),
+            picture_px=picture_px,
+            limit=limit,
+            ranks=ranks,
+            seed=seed,
+            progress=lines,
+        )
         folder = out or _folder(network, opened)
         file = folder / "evaluation.json"
         if ranks.first:
@@ -94,7 +108,8 @@ def evaluate_command(
             heading.append(f"{shared} of the pictures held out are, byte for byte, among those to learn from: scores are too good by them")
         for line in heading:
             print_line(console, line)
-        about = {"train": train.fingerprint, "held_out": held_out.fingerprint, "limit": limit}
+        elsewhere = {name: str(folder.absolute()) for name, folder in others.items()}
+        about = {"train": train.fingerprint, "held_out": held_out.fingerprint, "others": elsewhere, "limit": limit}
 
         def tell(found: Measured) -> None:
             print_table(console, found.table())

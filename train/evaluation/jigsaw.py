@@ -101,7 +101,6 @@ class JigsawPuzzles:
             for column, encoder in evaluation.networks.items():
                 with torch.no_grad():
                     values = self.part.of(encoder.last_layers(views, self.part.layers))
-                assert values is not None
                 of_blocks[column].append(values.unflatten(0, views.valid.shape))
             small = F.adaptive_avg_pool2d(views.pixels.float().flatten(0, 1), RAW_TILE_PX)
             of_blocks[RAW].append(small.flatten(1).unflatten(0, views.valid.shape))
@@ -142,7 +141,6 @@ class JigsawPuzzles:
             pixels = laid_out(batch.views[0].pixels, order[number * 64 : (number + 1) * 64])
             with torch.no_grad():
                 values = self.part.of(encoder.last_layers(pixels, self.part.layers))
-            assert values is not None
             features.append(values)
             evaluation.progress(f"laid out: {side.replace('_', ' ')}", min(len(ids), (number + 1) * 64), len(ids))
         return evaluation.joined(features)

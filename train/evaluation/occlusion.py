@@ -106,7 +106,6 @@ class Occlusion:
         with torch.no_grad():
             features = encoder.encode(views, keep=kept.unsqueeze(1)) if encoder.settings.is_vit else encoder.encode(pixels)
         values = self.part.of([features])
-        assert values is not None
         return values
 
 
