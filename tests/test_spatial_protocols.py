@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_evaluation import FormulaPictures, scores_of, small_evaluation
+from small_evaluation import SIZE, FormulaPictures, scores_of, small_evaluation
 from torch import Tensor, nn
 
+from wherefrom.pipeline.geometry import map_points
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import ViewGeometry, Views
 from wherefrom.train.encoder import Features
-from wherefrom.train.evaluation.correspondence import cells_apart, nearest_tokens, same_cells
+from wherefrom.train.evaluation.correspondence import cells_apart, nearest_tokens, same_cells, second_crops
 from wherefrom.train.evaluation.features import CHANCE, ENCODER, RANDOM, RAW, raw_tokens
 from wherefrom.train.evaluation.jigsaw import LAWS, answers, laid_out, train_head
 from wherefrom.train.evaluation.labels import ridge_probe
@@ -143,6 +144,20 @@ def test_cells_that_show_the_same_place_are_those_of_cut_arrays() -> None:
     found = same_cells(*records, grid=(4, 4)).numpy()
     np.testing.assert_array_equal(found, expected)
     assert (expected >= 0).sum() > 100 and (expected < 0).sum() > 100
+
+
+@pytest.mark.core
+def test_mirrored_and_turned_crops_show_what_their_records_say() -> None:
+    """Red and green of a formula's picture tell the place, up to the picture's color: what is left of them is the same all over."""
+    family = ViewFamily(name="any", views=1, size_px=(16, 16))
+    views = FormulaPictures(4).views(ViewRecipe(families=(family,)), np.arange(4)).views[0]
+    middles = torch.stack(torch.meshgrid(torch.arange(16) + 0.5, torch.arange(16) + 0.5, indexing="xy"), -1).flatten(0, 1)
+    seconds = second_crops(views)
+    for second in seconds.values():
+        places = map_points(second.geometry.view_to_source, middles) / torch.tensor(SIZE[::-1])
+        color = second.pixels[:, :, :2].flatten(-2) - places.mT
+        assert float(color.std(-1).max()) < 1e-4
+    assert not torch.equal(seconds["mirrored"].pixels, views.pixels) and not torch.equal(seconds["turned"].pixels, views.pixels)
 
 
 def test_cells_are_apart_by_the_longer_way() -> None:

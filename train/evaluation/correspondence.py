@@ -60,7 +60,7 @@ class TokenCorrespondence:
             views = batch.views[0]
             first, valid = views[:, :1], views.valid.all(1)
             tokens = _tokens(evaluation.networks, first, grid)
-            for kind, second in _seconds(views[:, 1:]).items():
+            for kind, second in second_crops(views[:, 1:]).items():
                 others = _tokens(evaluation.networks, second, grid)
                 right = same_cells(first.geometry, second.geometry, grid).masked_fill(~valid[:, None], -1)
                 for column, found in self._found(tokens, others, right, grid).items():
@@ -85,7 +85,7 @@ class TokenCorrespondence:
 KINDS = ("cropped", "mirrored", "turned")
 
 
-def _seconds(views: Views) -> dict[str, Views]:
+def second_crops(views: Views) -> dict[str, Views]:
     """Return the second crops by kind, each with the record that says so; views are square, neither mirrored nor turned."""
     record = views.geometry
     mirrored = replace(record, flipped=~record.flipped)

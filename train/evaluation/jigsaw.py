@@ -48,9 +48,9 @@ class JigsawPuzzles:
     part: Part = SUMMARY
     permutations: int = 1000  # the first that are listed
     hidden: int = 128  # of each tile; VISSL: 1000
-    steps: int = 500
-    batch: int = 256
-    pictures: int = 2000  # of training, at most
+    steps: int = 300
+    batch: int = 128
+    pictures: int = 1000  # of training, at most
     held_out_pictures: int = 500
     k: int = 20
     temperature: float = 0.07
