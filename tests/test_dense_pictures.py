@@ -69,9 +69,9 @@ def test_a_map_is_cut_as_its_view_is_mirrored_and_turned(size: tuple[int, int], 
         Image.fromarray(np.stack([4 * x, 4 * y, 0 * x], -1).astype(np.uint8)).save(encoded, "PNG")
         samples.append((f"{number}", {"png": encoded.getvalue()}))
     index = ShardIndex.open(make_shard(tmp_path / "places.tar", samples))
-    family = ViewFamily(name="views", views=8, size_px=(24, 24), law=Independent(area_frac=(0.2, 0.9)), mirror="view", quarter_turns="view")
+    family = ViewFamily(name="views", views=8, size_px=(24, 24), law=Independent(area_frac=(0.2, 0.9)), mirror="view", turns=True)
     with ShardPictures(index, **OPTIONS) as pictures:
-        views = pictures.views(ViewRecipe(families=(family,), mean=(0, 0, 0), std=(1 / 255,) * 3), np.arange(3)).views[0]
+        views = pictures.views(ViewRecipe(families=(family,), pixels="uint8"), np.arange(3)).views[0]
     assert views.geometry.flipped.any() and len(views.geometry.quarter_turns.unique()) == 4
     shown = torch.nn.functional.interpolate(views.pixels.flatten(0, 1).float(), size, mode="nearest-exact").unflatten(0, (3, 8)) / 4
     inner = (slice(None), slice(None), slice(4, -4), slice(4, -4))
@@ -220,7 +220,7 @@ PACKED = (
 )
 POLYGON = [3.2, 4.1, 25.7, 2.3, 28.9, 17.6, 14.2, 10.3, 6.8, 20.4]
 POLYGON_PACKED = "Y21f05K4L5K00O1O1N2O001N2O11O001O001O001O001N1013L4M4Ko0"
-LONG_PACKED = "Tl5P5X1" + "0" * 136 + "nKROj2n0X1"  # long runs and negative differences
+LONG_PACKED = "Tl5P5X1" + "0" * 138 + "nKROj2n0X1" + "0" * 376 + "lm1"  # negative differences, of more than one character
 
 
 @pytest.mark.core
@@ -234,7 +234,10 @@ def test_packed_runs_are_those_of_pycocotools() -> None:
     assert unpack_counts(PACKED) == plain
     assert (decode_segmentation({"size": [23, 31], "counts": plain}, (23, 31)) == mask).all()
     counts = unpack_counts(LONG_PACKED)
-    assert counts[:3] == [6020, 160, 40] and counts[-4:] == [30, 10, 120, 160]
+    large = np.zeros((200, 300), np.bool_)
+    large[20:180, 30:290] = True
+    large[50:60, 100] = False
+    assert counts[:3] == [6020, 160, 40] and (decode_runs(counts, (200, 300)) == large).all()
 
 
 @pytest.mark.core

@@ -19,6 +19,7 @@ from wherefrom.pipeline.laws import Center
 from wherefrom.pipeline.view_recipe import CropLaw, Mirror, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder, Features
+from wherefrom.train.evaluation.dense_pictures import DepthPictures, MaskedPictures
 from wherefrom.train.evaluation.labels import RAW_PX, draw_ids
 from wherefrom.train.evaluation.network import Network, random_network
 from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, blocks
@@ -89,15 +90,21 @@ class Evaluation:
         train: PictureSource | None,
         held_out: PictureSource,
         *,
+        masked: tuple[MaskedPictures, MaskedPictures] | None = None,
+        depth: tuple[DepthPictures, DepthPictures] | None = None,
         picture_px: int | None = None,
         limit: int | None = None,
         ranks: Ranks | None = None,
         seed: int = 0,
         progress: ReportProgress | None = None,
     ) -> None:
-        """picture_px: the side of whole pictures, by default that of the network; limit: at most so many pictures of either side."""
+        """masked, depth: pictures with masks of classes, and with depths, to learn from and held out; they may be those above, or others.
+
+        picture_px: the side of whole pictures, by default that of the network; limit: at most so many pictures of either side.
+        """
         self.network = network
         self.train, self.held_out = train, held_out
+        self.masked, self.depth = masked, depth
         self.picture_px = picture_px or network.picture_px
         self.limit, self.seed = limit, seed
         self.ranks = ranks or Ranks(0, 1)
@@ -197,10 +204,10 @@ class Evaluation:
                 blocks_of.setdefault((RAW, part), []).append(batch.family("raw").pixels[:, 0].float().flatten(1))
             labels.append(batch.label)
             self.progress(what, min(len(ids), (number + 1) * BLOCK), len(ids))
-        return self._joined(labels, torch.int64), {key: self._joined(values, torch.float32) for key, values in blocks_of.items()}
+        return self.joined(labels, torch.int64), {key: self.joined(values, torch.float32) for key, values in blocks_of.items()}
 
-    def _joined(self, own: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """Return the rows of all blocks in their order, of which each rank has every so many-th."""
+    def joined(self, own: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """Return the rows of all blocks in their order, a row a picture, of which each rank brings every so many-th block."""
         nothing = torch.zeros(0, dtype=dtype, device=self.device)
         of_ranks = [iter(rows.split(BLOCK)) for rows in self.ranks.rows(torch.cat(list(own)) if own else nothing)]
         return torch.cat([rows for blocks in itertools.zip_longest(*of_ranks) for rows in blocks if rows is not None and len(rows)])

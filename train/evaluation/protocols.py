@@ -65,6 +65,9 @@ PROTOCOLS = EntryTable(
     group="wherefrom.protocols",
     own={
         "knn": "wherefrom.train.evaluation.knn:NearestNeighbors",
+        "hummingbird": "wherefrom.train.evaluation.hummingbird:Hummingbird",
+        "linear-segmentation": "wherefrom.train.evaluation.dense_linear:LinearSegmentation",
+        "linear-depth": "wherefrom.train.evaluation.dense_linear:LinearDepth",
     },
 )
 
