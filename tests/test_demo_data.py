@@ -246,7 +246,7 @@ def test_nothing_is_drawn_over_what_is_nearer(monkeypatch: pytest.MonkeyPatch) -
         return begin(canvas, name, foot)
 
     monkeypatch.setattr(Canvas, "begin_thing", begin_and_look)
-    for seed, kind in enumerate(KINDS):
+    for seed, kind in enumerate(list(KINDS)[:4]):
         before.clear()
         size = ((72, 90), (90, 72))[seed % 2]
         canvas, horizon = scenes_module._drawn(kind, np.random.default_rng(seed), size, traced=True)
@@ -259,12 +259,11 @@ def test_nothing_is_drawn_over_what_is_nearer(monkeypatch: pytest.MonkeyPatch) -
 
 
 def depths_of(canvas: Canvas, seen: NDArray[np.int32], horizon: float) -> NDArray[np.float64]:
-    things = [canvas.things[canvas.strokes[stroke][0]] for stroke in seen.ravel()]
     height = seen.shape[0]
-    rows = np.repeat(np.arange(height) + 0.5, seen.shape[1])
-    flat = np.array([thing.name in scenes_module.GROUND for thing in things])
-    upright = np.array([scenes_module._depth(thing, horizon, height) for thing in things])
-    return np.where(flat, scenes_module._ground_depth(rows, horizon, height), upright).reshape(seen.shape)
+    thing = np.array([of for of, _ in canvas.strokes])[seen]
+    flat = np.array([thing.name in scenes_module.GROUND for thing in canvas.things])[thing]
+    upright = np.array([scenes_module._depth(thing, horizon, height) for thing in canvas.things])[thing]
+    return np.where(flat, scenes_module._ground_depth(np.arange(height) + 0.5, horizon, height)[:, None], upright)
 
 
 @functools.cache

@@ -203,14 +203,16 @@ def test_a_picture_that_does_not_decode_is_named_and_no_other_stands_for_it(tmp_
         save(tmp_path / "masks" / f"{number}.png", random_mask([0, 1], (64, 64)))
     damaged = tmp_path / "pictures" / "1.jpg"
     content = damaged.read_bytes()
-    damaged.write_bytes(content[: len(content) // 2])
+    refused = r"1\.jpg: .*; take it out of the pictures that have masks or depths$"
+    damaged.write_bytes(content[: len(content) // 2] + b"\xff\xd9")  # an end, so that the decoder alone finds out
     with open_masks(tmp_path / "pictures", tmp_path / "masks", **OPTIONS) as pictures:
         recipe = ViewRecipe(families=(ViewFamily(name="v", views=1, size_px=(8, 8), law=Center()),))
         pictures.views(recipe, np.array([0]))
-        with pytest.raises(ValueError, match=r"1\.jpg: .*; take it out of the pictures that have masks or depths$"):
+        with pytest.raises(ValueError, match=refused):
             pictures.views(recipe, np.array([0, 1]))
-    with pytest.raises(ValueError, match=r"1\.jpg: .*; take it out of the pictures that have masks or depths$"):
-        type(pictures)(pictures.index, [1], [damaged], values={0: 0}, classes=("a", "b"))
+    damaged.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=refused):
+        open_masks(tmp_path / "pictures", tmp_path / "masks", **OPTIONS)
 
 
 # pycocotools 2.0.11: encode of a mask that the test draws anew, and merge(frPyObjects([POLYGON], 23, 31))

@@ -8,6 +8,7 @@ Source: segmentation as Leopart's linear_finetune.py, arXiv 2204.13101; depth as
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -198,7 +199,12 @@ def sig_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     return (error.var() + SIG_MEAN * error.mean().square()).sqrt()
 
 
-DEPTH_ERRORS = (("RMSE", "lower"), ("relative error", "lower"), ("within 1.25", "higher"), ("scale-invariant log error", "lower"))
+DEPTH_ERRORS: tuple[tuple[str, Literal["higher", "lower"]], ...] = (
+    ("RMSE", "lower"),
+    ("relative error", "lower"),
+    ("within 1.25", "higher"),
+    ("scale-invariant log error", "lower"),
+)
 
 
 def depth_errors(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -213,7 +219,8 @@ def depth_errors(predicted: Tensor, truth: Tensor) -> Tensor:
         ratio = own / depth
         root = (own - depth).square().mean().sqrt()
         within = (torch.maximum(ratio, 1 / ratio) < 1.25).double().mean()
-        rows.append(torch.stack([root, (ratio - 1).abs().mean(), within, ratio.log().std(correction=0)]))
+        error = ratio.log()
+        rows.append(torch.stack([root, (ratio - 1).abs().mean(), within, (error - error.mean()).square().mean().sqrt()]))
     return torch.stack(rows)
 
 
