@@ -2,11 +2,13 @@
 
 import functools
 import io
+import itertools
 import json
 import subprocess
 import sys
 import tarfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from wherefrom.pipeline.demo import scenes as scenes_module
 from wherefrom.pipeline.demo import shards as demo_shards_module
-from wherefrom.pipeline.demo.scenes import render_scene
-from wherefrom.pipeline.demo.shards import DemoShards, demo_shards
+from wherefrom.pipeline.demo.pen import Canvas, Color
+from wherefrom.pipeline.demo.scenes import FARTHEST, SHOWN, render_scene, trace_scene
+from wherefrom.pipeline.demo.shards import DemoShards, demo_masks, demo_shards
 from wherefrom.pipeline.demo.things import KINDS
 
 TRAIN, VAL = 40, 20
@@ -190,6 +194,76 @@ def test_numbers_below_one_are_refused_by_name(tmp_path: Path, wrong: str) -> No
     with pytest.raises(ValueError, match=f"{wrong}=0: needs at least 1"):
         demo_shards(tmp_path, **{wrong: 0})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.core
+def test_masks_belong_to_the_pictures_of_their_keys_and_name_all_that_is_shown(shards: DemoShards) -> None:
+    shown = set()
+    for key, picture in ((name, data) for name, data in members(shards.train).items() if name.endswith(".jpg")):
+        masks = demo_masks(key.removesuffix(".jpg"))
+        kind = list(KINDS)[int(key[6:12]) % 10]
+        sizes = {mask.shape for mask in (masks.classes, masks.instances, masks.parts, masks.depth)}
+        assert sizes == {Image.open(io.BytesIO(picture)).size[::-1]}
+        of_kinds = {SHOWN[number] for number in np.unique(masks.classes)} & set(KINDS)
+        assert of_kinds == {kind}
+        assert (masks.depth[masks.classes == SHOWN.index(kind)] == 1).all()
+        assert (masks.depth[masks.classes == SHOWN.index("sky")] == FARTHEST).all()
+        shown |= set(np.unique(masks.classes))
+    assert shown == set(range(len(SHOWN)))
+    with pytest.raises(ValueError, match=r"'test-000001' is no picture of the demo's; its keys are train-000000, val-000000 and so on"):
+        demo_masks("test-000001")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trace_is_drawn_where_the_picture_is_and_changes_none_of_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn with a color of its own for every stroke, the picture itself is the trace."""
+    traced, horizon = scenes_module._drawn(kind, np.random.default_rng(5), (90, 110), traced=True)
+    plain, same = scenes_module._drawn(kind, np.random.default_rng(5), (90, 110), traced=False)
+    assert (np.asarray(traced.image) == np.asarray(plain.image)).all() and horizon == same
+    for name in ("polygon", "line"):
+        draw = getattr(Canvas, name)
+
+        def numbered(canvas: Canvas, xy: list[float], color: Color, *rest: int, draw: Callable[..., None] = draw) -> None:
+            draw(canvas, xy, (*divmod(len(canvas.strokes) - 1, 256), 0), *rest)
+
+        monkeypatch.setattr(Canvas, name, numbered)
+    by_color, _ = scenes_module._drawn(kind, np.random.default_rng(5), (90, 110), traced=False)
+    red, green, blue = np.asarray(by_color.image).astype(int).transpose(2, 0, 1)
+    drawn = traced.seen() > 0
+    assert (256 * red + green)[drawn].tolist() == traced.seen()[drawn].tolist()
+    assert drawn.mean() > 0.5 and (blue[drawn] == 0).all()
+
+
+@pytest.mark.core
+def test_nothing_is_drawn_over_what_is_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Depths of what is there before each thing, against those of what is seen in the end."""
+    before: list[NDArray[np.int32]] = []
+    begin = Canvas.begin_thing
+
+    def begin_and_look(canvas: Canvas, name: str, foot: float) -> int:
+        before.append(canvas.seen())
+        return begin(canvas, name, foot)
+
+    monkeypatch.setattr(Canvas, "begin_thing", begin_and_look)
+    for seed, kind in enumerate(list(KINDS)[:4]):
+        before.clear()
+        size = ((72, 90), (90, 72))[seed % 2]
+        canvas, horizon = scenes_module._drawn(kind, np.random.default_rng(seed), size, traced=True)
+        depths = [depths_of(canvas, seen, horizon) for seen in (*before, canvas.seen())]
+        farther = [(later > earlier + 1e-9).mean() for earlier, later in itertools.pairwise(depths)]
+        assert max(farther) == 0
+        assert max((later < earlier).mean() for earlier, later in itertools.pairwise(depths)) > 0.1
+        masks = trace_scene(kind, np.random.default_rng(seed), size)
+        assert masks.instances.max() == len(canvas.things) - 1 > 20
+
+
+def depths_of(canvas: Canvas, seen: NDArray[np.int32], horizon: float) -> NDArray[np.float64]:
+    height = seen.shape[0]
+    thing = np.array([of for of, _ in canvas.strokes])[seen]
+    flat = np.array([thing.name in scenes_module.GROUND for thing in canvas.things])[thing]
+    upright = np.array([scenes_module._depth(thing, horizon, height) for thing in canvas.things])[thing]
+    return np.where(flat, scenes_module._ground_depth(np.arange(height) + 0.5, horizon, height)[:, None], upright)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from rich.console import Console
 from wherefrom.pipeline.demo.shards import demo_shards
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.tools.console import ProgressLines, print_line, print_table, progress
+from wherefrom.train.evaluation.dense_pictures import DemoPictures
 from wherefrom.train.evaluation.features import Evaluation
 from wherefrom.train.evaluation.network import Network, Which, open_network
 from wherefrom.train.evaluation.other_pictures import other_pictures
@@ -79,13 +80,20 @@ def evaluate_command(
         console = Console(quiet=not ranks.first)
         opened.encoder.to(state.device)
         with state.local_main_process_first():
-            train, held_out = _pictures(console, network, data, val, labels)
+            train, held_out, of_demo = _pictures(console, network, data, val, labels)
         options = {"renderer": renderer, "threads": threads, "device": state.device}
-        pictures = [stack.enter_context(ShardPictures(index, **options)) for index in (train, held_out)]
+        dense = None
+        if of_demo:
+            dense = (DemoPictures(train, **options), DemoPictures(held_out, **options))
+        sources = dense or (ShardPictures(train, **options), ShardPictures(held_out, **options))
+        for source in sources:
+            stack.enter_context(source)
         lines = ProgressLines(lambda line: print_line(console, line))
         evaluation = Evaluation(
             opened,
-            *pictures,
+            *sources,
+            masked=dense,
+            depth=dense,
             others=other_pictures(others, train, **options),
             picture_px=picture_px,
             limit=limit,
@@ -140,8 +148,8 @@ def machine(device: Literal["auto", "cpu", "cuda"]) -> Iterator[tuple[PartialSta
         PartialState._reset_state()
 
 
-def _pictures(console: Console, network: str, data: str | None, val: str | None, labels: str | None) -> tuple[ShardIndex, ShardIndex]:
-    """Return the pictures to learn from, and those held out."""
+def _pictures(console: Console, network: str, data: str | None, val: str | None, labels: str | None) -> tuple[ShardIndex, ShardIndex, bool]:
+    """Return the pictures to learn from, those held out, and whether they are the demo's."""
     settings = RunFolder(Path(network)).settings
     if data is None and val is None and settings.is_file():
         plain = read_plain_settings(settings)
@@ -149,7 +157,8 @@ def _pictures(console: Console, network: str, data: str | None, val: str | None,
         labels = labels or (None if plain.get("labels") is None else str(plain["labels"]))
         if data is not None and val is None:
             raise ValueError(f"{network}: the run held no pictures out; name some by --val")
-    if data is None and val is None:
+    of_demo = data is None and val is None
+    if of_demo:
         demo = demo_shards()
         data, val = demo.train, demo.val
     if data is None or val is None:
@@ -159,7 +168,7 @@ def _pictures(console: Console, network: str, data: str | None, val: str | None,
         held_out = ShardIndex.open(val, labels=labels, classes=train.classes, progress=show)
     check_held_out(train, held_out)
     check_same_classes(train, held_out)
-    return train, held_out
+    return train, held_out, of_demo
 
 
 def _folder(network: str, opened: Network) -> Path:

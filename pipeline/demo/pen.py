@@ -1,6 +1,7 @@
 """Flat colored shapes, lit from the left, on a Pillow canvas.
 
-Here: `Pen`, which draws in a frame of its own; `Look`, the colors of one thing; how colors are drawn so that neighbors differ.
+Here: `Canvas`, a picture and on request what each of its pixels shows; `Pen`, which draws in a frame of its own; `Look`, the colors of
+one thing; how colors are drawn so that neighbors differ.
 Not here: what is drawn (scenes.py).
 Rule: a color is flat within a part and knows nothing of the place in the picture; only shapes say where they are.
 """
@@ -9,12 +10,13 @@ import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 
-__all__ = ["Color", "Look", "Pen", "Point", "circle", "distinct_color", "hsv", "toned"]
+__all__ = ["Canvas", "Color", "Look", "Pen", "Point", "Thing", "circle", "distinct_color", "hsv", "toned"]
 
 Color = tuple[int, int, int]  # red, green, blue, 0 to 255
 Point = tuple[float, float]  # (x, y)
@@ -23,11 +25,65 @@ Points = Sequence[Point] | NDArray[np.float64]
 FAR_APART = 110.0  # distance in RGB from which two colors count as distinct
 
 
+class Thing(NamedTuple):
+    """One of the things on a canvas."""
+
+    name: str
+    foot: float  # the row of the canvas where its frame ends below, canvas pixels
+
+
+class Canvas:
+    """A picture to draw on; traced, the number of the stroke that is seen at every pixel beside it, drawn by the same calls.
+
+    Things are numbered as they are begun, what is there before them is thing 0; of two at one place the one of the higher number is seen.
+    """
+
+    def __init__(self, size: tuple[int, int], color: Color, *, name: str, traced: bool = False) -> None:
+        """size: (height, width) in pixels; the whole canvas is the first stroke, of the thing `name`."""
+        height, width = size
+        self.image = Image.new("RGB", (width, height), color)
+        self._draw = ImageDraw.Draw(self.image)
+        self._traced = Image.new("I", (width, height), 0) if traced else None
+        self._trace = None if self._traced is None else ImageDraw.Draw(self._traced)
+        self.things = [Thing(name, float(height))]
+        self.strokes = [(0, 0)]  # of every stroke its thing, and which of the thing's strokes it is
+        self._strokes_of = [1]  # things
+
+    def seen(self) -> NDArray[np.int32]:
+        """Return the number of the stroke that is seen at every pixel, (H, W); of a traced canvas alone."""
+        assert self._traced is not None
+        return np.array(self._traced, np.int32)
+
+    def begin_thing(self, name: str, foot: float) -> int:
+        """Return the number of a new thing."""
+        self.things.append(Thing(name, foot))
+        self._strokes_of.append(0)
+        return len(self.things) - 1
+
+    def begin_stroke(self, thing: int) -> None:
+        """Let what is drawn next be a new stroke of a thing."""
+        self.strokes.append((thing, self._strokes_of[thing]))
+        self._strokes_of[thing] += 1
+
+    def polygon(self, xy: list[float], color: Color) -> None:
+        """Fill a polygon, x and y of its corners in turn."""
+        self._draw.polygon(xy, fill=color)
+        if self._trace is not None:
+            self._trace.polygon(xy, fill=len(self.strokes) - 1)
+
+    def line(self, xy: list[float], color: Color, width: int) -> None:
+        """Draw a line, x and y of its corners in turn."""
+        self._draw.line(xy, fill=color, width=width, joint="curve")
+        if self._trace is not None:
+            self._trace.line(xy, fill=len(self.strokes) - 1, width=width, joint="curve")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pen:
     """Draws in a frame of its own: x right, y down, a thing fills -1 to 1."""
 
-    draw: ImageDraw.ImageDraw
+    canvas: Canvas
+    thing: int = 0  # of the canvas, that it draws
     light: float = 0.0  # how much lighter a part's left and darker its right is, 0 to 1
     outline: Color | None = None
     origin: Point = (0.0, 0.0)  # of the own frame, canvas pixels
@@ -42,6 +98,11 @@ class Pen:
         (x0, y0), (x1, y1), (x2, y2) = self._on_canvas(steps).tolist()
         return replace(self, origin=(x0, y0), right=(x1 - x0, y1 - y0), down=(x2 - x0, y2 - y0))
 
+    def drawing(self, name: str) -> "Pen":
+        """Return the same pen, to draw a new thing in its frame."""
+        foot = self.origin[1] + abs(self.right[1]) + abs(self.down[1])
+        return replace(self, thing=self.canvas.begin_thing(name, foot))
+
     @property
     def flat(self) -> "Pen":
         """The same pen without light."""
@@ -49,6 +110,7 @@ class Pen:
 
     def shape(self, color: Color, *polygons: Points) -> None:
         """Fill polygons, the left edge of each lighter and its right third darker."""
+        self.canvas.begin_stroke(self.thing)
         for points in polygons:
             self._fill(points, color)
             if self.light:
@@ -68,6 +130,7 @@ class Pen:
 
     def oval(self, color: Color, *ellipses: tuple[float, float, float, float]) -> None:
         """Fill ellipses, (x, y, radius_x, radius_y) each, lit like balls: a shadow on the right, a gleam at the upper left."""
+        self.canvas.begin_stroke(self.thing)
         for x, y, radius_x, radius_y in ellipses:
             center, radii = np.array([x, y]), np.array([radius_x, radius_y])
             rim = circle(0, 0) * radii + center
@@ -80,17 +143,21 @@ class Pen:
 
     def line(self, color: Color, width: float, *paths: Points) -> None:
         """Draw lines through points; their width in units of this frame, one canvas pixel at least."""
+        self.canvas.begin_stroke(self.thing)
+        self._line(color, width, *paths)
+
+    def _line(self, color: Color, width: float, *paths: Points) -> None:
         unit = math.sqrt(abs(self.right[0] * self.down[1] - self.right[1] * self.down[0]))
         for points in paths:
-            self.draw.line(self._on_canvas(points).ravel().tolist(), fill=color, width=max(1, round(width * unit)), joint="curve")
+            self.canvas.line(self._on_canvas(points).ravel().tolist(), color, max(1, round(width * unit)))
 
     def _contour(self, points: Points) -> None:
         if self.outline is not None:
-            self.line(self.outline, 0.02, [*points, points[0]])
+            self._line(self.outline, 0.02, [*points, points[0]])
 
     def _fill(self, points: Points, color: Color) -> None:
         if len(points) >= 3:
-            self.draw.polygon(self._on_canvas(points).ravel().tolist(), fill=color)
+            self.canvas.polygon(self._on_canvas(points).ravel().tolist(), color)
 
     def _on_canvas(self, points: Points) -> NDArray[np.float64]:
         return np.asarray(points, dtype=np.float64) @ (self.right, self.down) + self.origin

@@ -1,22 +1,30 @@
 """Little pictures of things in their surroundings.
 
-Here: `render_scene`, one picture from (kind, generator, size), and the surroundings, which keep their places: sun left, cloud right, ...
+Here: `render_scene`, one picture from (kind, generator, size), and `trace_scene`, what each of its pixels shows and how far away that is;
+the surroundings, which keep their places: sun left, cloud right, ...
 Colors, sizes, places, tilt, stretch and light are drawn at random; arrangements are not, so two glimpses tell how they lie to each other.
 Not here: the things (things.py), the strokes (pen.py), files (shards.py).
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageDraw
+from numpy.typing import NDArray
+from PIL import Image
 
-from wherefrom.pipeline.demo.pen import Color, Look, Pen, Point, circle, distinct_color, hsv, toned
+from wherefrom.pipeline.demo.pen import Canvas, Color, Look, Pen, Point, Thing, circle, distinct_color, hsv, toned
 from wherefrom.pipeline.demo.things import KINDS
 
-__all__ = ["render_scene"]
+__all__ = ["FARTHEST", "SHOWN", "SceneMasks", "render_scene", "trace_scene"]
 
 SUPERSAMPLE = 2
+FARTHEST, NEAREST = 10.0, 1.0  # of all that is shown: the sky, and what stands before everything; a unit of length that means nothing
+SKY = {"sky": FARTHEST, "sun": 9.5, "cloud": 9.0, "bird": 8.5, "balloon": 8.0, "mountain": 7.5, "hill": 7.0, "fir": 6.5}  # how far away
+HORIZON, FOREGROUND = 6.0, 1.5  # how far away the ground is where it begins and at the lower edge
+GROUND = ("ground", "path", "grass")  # lie flat on it
+STANDING = ("bush", "fence", "stones", "mushroom")  # stand upright on it
+SHOWN = (*SKY, *GROUND, *STANDING, *KINDS)  # names of all things, in the order of `SceneMasks.classes`
 COLORS = {  # of the surroundings -> ranges of hue (in turns), saturation and value: grass is some green, snow some white
     "sky": ((0.48, 0.72), (0.15, 0.55), (0.7, 1.0)),
     "ground": ((0.14, 0.4), (0.3, 0.65), (0.4, 0.75)),
@@ -32,67 +40,124 @@ COLORS = {  # of the surroundings -> ranges of hue (in turns), saturation and va
 }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SceneMasks:
+    """What every pixel of a picture shows: of four pixels that were drawn for it, most."""
+
+    classes: NDArray[np.uint8]  # (H, W), place in SHOWN
+    instances: NDArray[np.uint8]  # (H, W), things in the order of depth: a higher number lies before a lower one
+    parts: NDArray[np.uint8]  # (H, W), which of its thing's strokes; of one kind of thing the same number means the same part
+    depth: NDArray[np.float32]  # (H, W), from NEAREST to FARTHEST
+
+
 def render_scene(kind: str, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     """Draw one picture of a kind in its surroundings.
 
     Units:  size is (height, width) in pixels.
     Raises: ValueError if the kind is unknown.
     """
+    canvas, _ = _drawn(kind, rng, size, traced=False)
+    return canvas.image.reduce(SUPERSAMPLE)
+
+
+def trace_scene(kind: str, rng: np.random.Generator, size: tuple[int, int]) -> SceneMasks:
+    """Return what the pixels show of the picture that `render_scene` draws of the same.
+
+    Raises: ValueError if the kind is unknown.
+    """
+    canvas, horizon = _drawn(kind, rng, size, traced=True)
+    strokes = _most_of_four(canvas.seen())
+    thing, part = np.array(canvas.strokes, np.uint8)[strokes].transpose(2, 0, 1)
+    classes = np.array([SHOWN.index(name) for name, _ in canvas.things], np.uint8)[thing]
+    full = float(SUPERSAMPLE * size[0])
+    rows = (np.arange(size[0], dtype=np.float64) + 0.5) * SUPERSAMPLE
+    ground = np.isin(classes, [SHOWN.index(name) for name in GROUND])
+    depth = np.array([_depth(thing, horizon, full) for thing in canvas.things])[thing]
+    depth = np.where(ground, _ground_depth(rows, horizon, full)[:, None], depth)
+    return SceneMasks(classes=classes, instances=thing, parts=part, depth=depth.astype(np.float32))
+
+
+def _most_of_four(drawn: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the number that two or more of every four pixels have, (2 H, 2 W) -> (H, W); where all differ, the upper left one."""
+    a, b, c, d = (drawn[row::2, col::2] for row in (0, 1) for col in (0, 1))
+    other = np.where((b == c) | (b == d), b, np.where(c == d, c, a))
+    return np.where((a == b) | (a == c) | (a == d), a, other)
+
+
+def _depth(thing: Thing, horizon: float, height: float) -> float:
+    if thing.name in STANDING:
+        return float(_ground_depth(np.array(thing.foot), horizon, height))
+    return SKY.get(thing.name, NEAREST)
+
+
+def _ground_depth(rows: NDArray[np.float64], horizon: float, height: float) -> NDArray[np.float64]:
+    """Return how far away a plane is that is seen at rows of the canvas: in perspective, 1 / depth is linear in the row."""
+    share = (rows - horizon).clip(min=0) / (height - horizon)
+    return 1 / (1 / HORIZON + (1 / FOREGROUND - 1 / HORIZON) * share)
+
+
+def _drawn(kind: str, rng: np.random.Generator, size: tuple[int, int], *, traced: bool) -> tuple[Canvas, float]:
+    """Return a canvas with one picture, SUPERSAMPLE times as large, and the row of its horizon."""
     if kind not in KINDS:
         raise ValueError(f"kind {kind!r} is unknown; the kinds are {', '.join(KINDS)}")
     height, width = size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE
     world = {
         name: hsv(rng.uniform(*hue) % 1, rng.uniform(*saturation), rng.uniform(*value)) for name, (hue, saturation, value) in COLORS.items()
     }
-    image = Image.new("RGB", (width, height), world["sky"])
-    pen = Pen(draw=ImageDraw.Draw(image), light=float(rng.uniform(0.15, 0.32)))
-    _draw_surroundings(pen, rng, (width, height), world)
+    canvas = Canvas((height, width), world["sky"], name="sky", traced=traced)
+    pen = Pen(canvas=canvas, light=float(rng.uniform(0.15, 0.32)))
+    horizon = _draw_surroundings(pen, rng, (width, height), world)
     look = Look.random(rng, avoid=(world["sky"], world["ground"]))
     outlined = replace(pen, outline=look.ink if rng.random() < 0.5 else None)
     half_x, half_y = rng.uniform(0.72, 0.95, size=2) * (width, height) / 2
     x = rng.uniform(half_x, width - half_x)
     y = rng.uniform(half_y, height - half_y)
-    KINDS[kind](outlined.at(x, y, half_x, half_y, turn=rng.uniform(-0.18, 0.18)), look, rng)
-    return image.reduce(SUPERSAMPLE)
+    KINDS[kind](outlined.at(x, y, half_x, half_y, turn=rng.uniform(-0.18, 0.18)).drawing(kind), look, rng)
+    return canvas, horizon
 
 
-def _draw_surroundings(pen: Pen, rng: np.random.Generator, size: tuple[int, int], world: dict[str, Color]) -> None:
-    """Draw what keeps its place: sun and mountain left, cloud and hill right, birds between; bush, path, fence, stones, grass below."""
+def _draw_surroundings(pen: Pen, rng: np.random.Generator, size: tuple[int, int], world: dict[str, Color]) -> float:
+    """Draw what keeps its place: sun and mountain left, cloud and hill right, birds between; bush, path, fence, stones, grass below.
+
+    Returns the row of the horizon.
+    """
     width, height = size
     unit = min(width, height)
     horizon = height * rng.uniform(0.5, 0.66)
 
-    def spot(x: float, y: float, half: float) -> Pen:
+    def spot(name: str, x: float, y: float, half: float) -> Pen:
         x, y = np.array([x, y]) + rng.normal(0, 0.015, size=2)
-        return pen.at(x * width, y * height, half * rng.uniform(0.85, 1.2) * unit)
+        return pen.at(x * width, y * height, half * rng.uniform(0.85, 1.2) * unit).drawing(name)
 
     sun_x, sun_y = width * rng.uniform(0.08, 0.22), height * rng.uniform(0.08, 0.2)
     _draw_rays(pen, (sun_x, sun_y), reach=2.0 * max(size), count=22, color=toned(world["sky"], 0.3), turn=rng.random())
-    _sun(pen.at(sun_x, sun_y, 0.1 * unit), world["sun"])
-    _cloud(spot(0.84, 0.13, 0.15), world["cloud"])
-    _cloud(spot(0.62, 0.05, 0.07), toned(world["cloud"], -0.08))
+    _sun(pen.at(sun_x, sun_y, 0.1 * unit).drawing("sun"), world["sun"])
+    _cloud(spot("cloud", 0.84, 0.13, 0.15), world["cloud"])
+    _cloud(spot("cloud", 0.62, 0.05, 0.07), toned(world["cloud"], -0.08))
     for x, y, half in ((0.36, 0.07, 0.05), (0.47, 0.12, 0.04), (0.30, 0.17, 0.035)):
-        _bird(spot(x, y, half), world["bird"])
-    _balloon(spot(0.94, 0.34, 0.06), distinct_color(rng, [world["sky"]]), distinct_color(rng, [world["sky"]]))
+        _bird(spot("bird", x, y, half), world["bird"])
+    _balloon(spot("balloon", 0.94, 0.34, 0.06), distinct_color(rng, [world["sky"]]), distinct_color(rng, [world["sky"]]))
 
-    _mountain(pen.at(0.12 * width, horizon, 0.25 * unit), world["rock"], toned(world["rock"], 0.75))
-    pen.at(0.88 * width, horizon, 0.3 * unit).oval(world["hill"], (0, 0.1, 1.0, 0.62))
+    _mountain(pen.at(0.12 * width, horizon, 0.25 * unit).drawing("mountain"), world["rock"], toned(world["rock"], 0.75))
+    pen.at(0.88 * width, horizon, 0.3 * unit).drawing("hill").oval(world["hill"], (0, 0.1, 1.0, 0.62))
     for x in (0.72, 0.82, 0.93):
-        _fir(pen.at(x * width, horizon - 0.12 * unit, 0.06 * unit), toned(world["hill"], -0.4))
+        _fir(pen.at(x * width, horizon - 0.12 * unit, 0.06 * unit).drawing("fir"), toned(world["hill"], -0.4))
 
-    pen.flat.box(world["ground"], (0, horizon, width, height))
+    ground = pen.drawing("ground")
+    ground.flat.box(world["ground"], (0, horizon, width, height))
     vanishing = (width * rng.uniform(0.38, 0.62), horizon)
-    _draw_furrows(pen, vanishing, size, toned(world["ground"], -0.18))
-    _draw_path(pen, vanishing, size, world["path"])
+    _draw_furrows(ground, vanishing, size, toned(world["ground"], -0.18))
+    _draw_path(pen.drawing("path"), vanishing, size, world["path"])
     blade = toned(world["ground"], -0.45)
     for depth in (0.12, 0.3, 0.52, 0.8):
         for x in np.arange(rng.uniform(0, 0.12), 1.0, 0.17):
             near = 0.012 + 0.03 * depth
-            _tuft(pen.at(x * width, horizon + depth * (height - horizon), near * unit), blade)
-    _bush(pen.at(0.08 * width, horizon + 0.07 * unit, 0.12 * unit), world["leaves"], distinct_color(rng, [world["leaves"]]))
-    _fence(pen.at(0.86 * width, horizon + 0.09 * unit, 0.17 * unit, 0.1 * unit), world["wood"])
-    _stones(spot(0.13, 0.94, 0.11), world["stone"])
-    _mushroom(spot(0.92, 0.92, 0.06), toned(world["leaves"], 0.2), world["cloud"])
+            _tuft(pen.at(x * width, horizon + depth * (height - horizon), near * unit).drawing("grass"), blade)
+    _bush(pen.at(0.08 * width, horizon + 0.07 * unit, 0.12 * unit).drawing("bush"), world["leaves"], distinct_color(rng, [world["leaves"]]))
+    _fence(pen.at(0.86 * width, horizon + 0.09 * unit, 0.17 * unit, 0.1 * unit).drawing("fence"), world["wood"])
+    _stones(spot("stones", 0.13, 0.94, 0.11), world["stone"])
+    _mushroom(spot("mushroom", 0.92, 0.92, 0.06), toned(world["leaves"], 0.2), world["cloud"])
+    return horizon
 
 
 def _draw_rays(pen: Pen, center: Point, *, reach: float, count: int, color: Color, turn: float) -> None:

@@ -1,6 +1,6 @@
 """The embedded default data: a small labeled picture set, rendered once into the user's cache as ordinary WebDataset shards.
 
-Here: which pictures there are, how they become tar files, and how a half-written set is never seen.
+Here: which pictures there are, how they become tar files, how a half-written set is never seen, and masks of any of them by its key.
 Not here: what a picture shows (scenes.py); reading the shards (pipeline/shards), which knows nothing of their origin.
 """
 
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from wherefrom.pipeline.demo.scenes import render_scene
+from wherefrom.pipeline.demo.scenes import SceneMasks, render_scene, trace_scene
 from wherefrom.pipeline.demo.things import KINDS
 from wherefrom.pipeline.system import available_cores, user_cache_folder
 
-__all__ = ["DemoShards", "demo_shards"]
+__all__ = ["DemoShards", "demo_masks", "demo_shards"]
 
 GENERATOR = 2  # part of the folder's name: raise it with every change of a byte
 SEED = 0
@@ -105,10 +105,25 @@ def _write_shard(path: Path, split: str, first: int, pictures: Iterator[bytes]) 
             tar.write({"__key__": f"{split}-{number:06d}", "jpg": jpeg, "cls": str(number % len(KINDS)).encode()})
 
 
-def _jpeg(picture: tuple[str, int]) -> bytes:
-    split, number = picture
+def demo_masks(key: str) -> SceneMasks:
+    """Return what the pixels of a demo picture show, by the key that it has in its shard, such as train-000042: drawn anew, some 10 ms.
+
+    Raises: ValueError if that is no key of the demo's.
+    """
+    split, _, number = key.partition("-")
+    if split not in SPLITS or not number.isdecimal():
+        raise ValueError(f"{key!r} is no picture of the demo's; its keys are train-000000, val-000000 and so on")
+    return trace_scene(*_scene(split, int(number)))
+
+
+def _scene(split: str, number: int) -> tuple[str, np.random.Generator, tuple[int, int]]:
+    """Return what a picture is drawn from: its kind, its generator, (height, width)."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((SEED, SPLITS[split], number))))
-    image = render_scene(list(KINDS)[number % len(KINDS)], rng, _draw_size(rng))
+    return list(KINDS)[number % len(KINDS)], rng, _draw_size(rng)
+
+
+def _jpeg(picture: tuple[str, int]) -> bytes:
+    image = render_scene(*_scene(*picture))
     encoded = io.BytesIO()
     image.save(encoded, format="JPEG", quality=JPEG_QUALITY)
     return encoded.getvalue()

@@ -21,6 +21,7 @@ from wherefrom.pipeline.laws import Center, Independent
 from wherefrom.pipeline.view_recipe import CropLaw, Mirror, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder, Features
+from wherefrom.train.evaluation.dense_pictures import DepthPictures, MaskedPictures
 from wherefrom.train.evaluation.labels import RAW_PX, draw_ids
 from wherefrom.train.evaluation.network import Network, random_network
 from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, blocks, encoded
@@ -101,6 +102,8 @@ class Evaluation:
         train: PictureSource | None,
         held_out: PictureSource,
         *,
+        masked: tuple[MaskedPictures, MaskedPictures] | None = None,
+        depth: tuple[DepthPictures, DepthPictures] | None = None,
         picture_px: int | None = None,
         limit: int | None = None,
         ranks: Ranks | None = None,
@@ -110,10 +113,12 @@ class Evaluation:
     ) -> None:
         """picture_px: the side of whole pictures, by default that of the network; limit: at most so many pictures of either side.
 
+        masked, depth: pictures with masks of classes, and with depths, to learn from and held out; they may be those above, or others.
         others: pictures from elsewhere by their names, as `other_pictures` finds them: each is opened when its turn comes.
         """
         self.network = network
         self.train, self.held_out = train, held_out
+        self.masked, self.depth = masked, depth
         self.picture_px = picture_px or network.picture_px
         self.limit, self.seed = limit, seed
         self.ranks = ranks or Ranks(0, 1)

@@ -100,6 +100,9 @@ PROTOCOLS = EntryTable(
         "occlusion": "wherefrom.train.evaluation.occlusion:Occlusion",
         "corruptions": "wherefrom.train.evaluation.corruptions:Corruptions",
         "variants": "wherefrom.train.evaluation.variants:Variants",
+        "hummingbird": "wherefrom.train.evaluation.hummingbird:Hummingbird",
+        "linear-segmentation": "wherefrom.train.evaluation.dense_linear:LinearSegmentation",
+        "linear-depth": "wherefrom.train.evaluation.dense_linear:LinearDepth",
     },
 )
 
