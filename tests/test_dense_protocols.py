@@ -4,9 +4,10 @@ Each cell of such a picture shows one class by its color, and lies at its class'
 what it may not find where masks belong to other pictures.
 """
 
+import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -239,16 +240,16 @@ def test_depths_that_pictures_show_are_found_and_those_of_other_pictures_are_cha
 class Turns(Ranks):
     """Ranks that are threads, of which one runs at a time: they change where they exchange rows."""
 
-    parts: list[Tensor]
+    parts: list[list[Tensor]]
     lock: threading.Lock
     barrier: threading.Barrier
 
-    def rows(self, own: Tensor) -> list[Tensor]:
-        self.parts[self.rank] = own
+    def in_turn(self, own: Sequence[Tensor]) -> Tensor:
+        self.parts[self.rank] = list(own)
         self._let_others()
         parts = list(self.parts)
         self._let_others()  # before anybody brings the next rows
-        return parts
+        return torch.cat([block for blocks in itertools.zip_longest(*parts) for block in blocks if block is not None])
 
     def _let_others(self) -> None:
         self.lock.release()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from wherefrom.pipeline.laws import Center
 from wherefrom.train.evaluation.features import SUMMARY, Evaluation, Part
-from wherefrom.train.evaluation.other_pictures import CORRUPTED, CORRUPTIONS, SEVERITIES, FrozenClassifier, HeadName
+from wherefrom.train.evaluation.other_pictures import CORRUPTED, CORRUPTIONS, SEVERITIES, ClassifierName, FrozenClassifier
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, check_part
 
 ALEXNET_ERRORS = {  # means over the five severities
@@ -43,7 +43,7 @@ class Corruptions:
     version: int = 1
     needs: tuple[Need, ...] = ("labels", "training pictures")
     part: Part = SUMMARY
-    head: HeadName = "k-NN"
+    head: ClassifierName = "k-NN"
     k: int = 20
     temperature: float = 0.07
 

@@ -27,7 +27,7 @@ CORRUPTIONS = (
     *("snow", "frost", "fog", "brightness"),
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 )
-HeadName = Literal["k-NN", "linear"]
+ClassifierName = Literal["k-NN", "linear"]
 
 
 def other_pictures(folders: Mapping[str, Path], train: ShardIndex, **options: Any) -> dict[str, OpenPictures]:
@@ -87,7 +87,7 @@ def _opener(folder: Path, classes: Sequence[str], options: Mapping[str, Any]) ->
 class FrozenClassifier:
     """What tells a picture's class by its features: its neighbors among training pictures, or a linear map; made once of these."""
 
-    def __init__(self, train: Labeled, column: str, *, head: HeadName, k: int, temperature: float) -> None:
+    def __init__(self, train: Labeled, column: str, *, head: ClassifierName, k: int, temperature: float) -> None:
         self.features, self.labels = train.features[column], train.labels
         self.k, self.temperature = k, temperature
         classes = int(self.labels.max()) + 1

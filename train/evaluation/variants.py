@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from wherefrom.train.evaluation.features import CHANCE, ENCODER, SUMMARY, Evaluation, Part
-from wherefrom.train.evaluation.other_pictures import VARIANTS, FrozenClassifier, HeadName
+from wherefrom.train.evaluation.other_pictures import VARIANTS, ClassifierName, FrozenClassifier
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, check_part
 
 
@@ -27,7 +27,7 @@ class Variants:
     version: int = 1
     needs: tuple[Need, ...] = ("labels", "training pictures")
     part: Part = SUMMARY
-    head: HeadName = "k-NN"
+    head: ClassifierName = "k-NN"
     k: int = 20
     temperature: float = 0.07
 
