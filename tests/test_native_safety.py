@@ -111,6 +111,7 @@ def test_hostile_batches_touch_nothing_outside(sanitized_fuzzer: Path, span: str
         ),
         ("unwritten", "byte 0 of family . is not written"),
         ("unequal", "byte .* of family . is .* and then"),
+        ("moved", "family . of a part of picture . is not that of the whole"),
         ("out-of-range", "is -?nan, outside"),
         ("misjudged", "a sane batch is accepted"),
     ],
