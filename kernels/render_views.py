@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
@@ -224,14 +222,14 @@ def open_jpeg(path: str) -> Any:
     return _native().open_jpeg(path)
 
 
-def decode_part(jpeg: Any, encoded: Any, stored_size: tuple[int, int], part: tuple[int, int, int, int]) -> tuple[NDArray, tuple[int, ...]]:
+def decode_part(jpeg: Any, encoded: Any, stored_size: tuple[int, int], part: tuple[int, int, int, int]) -> tuple[Tensor, tuple[int, ...]]:
     """Decode what holds a part of a JPEG; within `part` the pixels are those of the whole, decoded by the same library.
 
     Shapes: encoded (bytes,), stored_size (height, width), part (top, left, height, width) -> (H, W, 3) uint8, and which part that is.
     Raises: ValueError in one line if the file is of another kind or size, or damaged where it was read.
     """
     pixels, decoded = _native().decode_part(jpeg, encoded, *stored_size, part)
-    return np.frombuffer(pixels, np.uint8).reshape(*decoded[2:], 3), decoded
+    return torch.frombuffer(pixels, dtype=torch.uint8).view(*decoded[2:], 3), decoded
 
 
 def _native() -> Any:

@@ -8,6 +8,7 @@ import logging
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +21,14 @@ from wherefrom.kernels.render_views import decode_part, native_missing, open_jpe
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
 from wherefrom.pipeline.laws import Independent
 from wherefrom.pipeline.loader import make_loader
-from wherefrom.pipeline.records import draw_records
+from wherefrom.pipeline.proof.prove import ProofCase, prove
+from wherefrom.pipeline.records import draw_records, shown_frac
 from wherefrom.pipeline.render import jpeg_parts
 from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.jpeg_parts import part_decoder
+from wherefrom.pipeline.render.native_cutter import NativeCutter
 from wherefrom.pipeline.render.renderer import Rendered
+from wherefrom.pipeline.render.threads import ThreadedRenderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.picture_headers import examine_picture
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
@@ -70,7 +74,7 @@ def test_parts_of_every_kind_are_those_of_the_whole(pictures: int) -> None:
         for _ in range(4):
             top, left, height, width = random_part(rng, *size)
             shown, decoded = decode_part(jpeg, file, size, (top, left, height, width))
-            wrong = outside(shown, whole, decoded)
+            wrong = outside(shown.numpy(), whole, decoded)
             inside = wrong[top - decoded[0] :, left - decoded[1] :][:height, :width]
             assert inside.shape == (height, width) and not inside.any(), f"picture {number}, {sampling}, {size}, part at {top}, {left}"
             differs += wrong.any()
@@ -143,6 +147,27 @@ def test_views_from_parts_are_those_from_the_whole_in_every_orientation(epochs: 
         assert_equal(whole, parts, range(8))
         served[1:] += in_part
     assert (served[1:] > 0).all()
+
+
+def test_the_pixel_proof_holds_of_pictures_decoded_in_part() -> None:
+    served: list[bool] = []
+
+    class InParts(ThreadedRenderer):
+        """Decodes in part whatever can be."""
+
+        def render(self, encoded: Sequence[Bytes], records: Sequence[Record], decodable: object = None) -> Rendered:
+            return super().render(encoded, records, np.ones(len(encoded), bool))
+
+    class Cutter(NativeCutter):
+        def cut_jpeg(self, *arguments: Any) -> float | None:
+            seconds = super().cut_jpeg(*arguments)
+            served.append(seconds is not None)
+            return seconds
+
+    case = ProofCase(size_px=(72, 56), source_size=(333, 410), pixels="float32", format="JPEG", snap="none", laws=("paired",))
+    report = prove(lambda recipe: InParts(Cutter(recipe), threads=0), cases=[case])
+    assert report.passed
+    assert np.mean(served) > 0.5
 
 
 def test_only_jpegs_of_one_scan_and_of_colors_are_decoded_in_part() -> None:
@@ -221,6 +246,18 @@ def test_damaged_files_give_the_records_and_replacements_of_whole_decoding(count
     assert [decodes(file) for file in files] == indexes[1].decodable.tolist()
 
 
+def test_the_share_that_views_show_is_that_of_the_rectangle_around_them() -> None:
+    size = np.tile(np.array([[300, 400]], np.int32), (200, 1))
+
+    def shown(views: int, *area_frac: float) -> float:
+        law = Independent(area_frac=(area_frac[0], area_frac[-1]), aspect=(1, 1))
+        return shown_frac(ViewRecipe(families=(ViewFamily(name="a", views=views, size_px=32, law=law),)), size)
+
+    assert abs(shown(1, 0.25) - 0.25) < 0.005
+    assert abs(shown(1, 0.1, 0.3) - 0.2) < 0.01
+    assert 0.25 < shown(2, 0.25) < shown(8, 0.25) <= 1
+
+
 def test_only_pictures_that_the_index_decoded_are_decoded_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, asked = np.random.default_rng(6), []
     files = [jpeg_of(picture_of(rng, 90, 120), "420") for _ in range(8)]
@@ -259,7 +296,7 @@ def test_a_library_whose_pixels_differ_does_not_serve(monkeypatch: pytest.Monkey
     jpeg = part_decoder()
     jpeg_parts._prove(jpeg)
 
-    def one_level_off(*arguments: object) -> tuple[Bytes, tuple[int, ...]]:
+    def one_level_off(*arguments: object) -> tuple[torch.Tensor, tuple[int, ...]]:
         pixels, part = decode_part(*arguments)  # type: ignore[arg-type]
         return pixels ^ 1, part
 

@@ -49,6 +49,6 @@ def _prove(jpeg: Any) -> None:
         whole = simplejpeg.decode_jpeg(encoded, "RGB", strict=True)
         for top, left, height, width in _PROBE_PARTS:
             pixels, (y, x, *_) = decode_part(jpeg, encoded, _PROBE_SIZE, (top, left, height, width))
-            shown = pixels[top - y : top - y + height, left - x : left - x + width]
+            shown = pixels.numpy()[top - y : top - y + height, left - x : left - x + width]
             if not np.array_equal(shown, whole[top : top + height, left : left + width]):
                 raise ValueError(f"its parts of {sampling} pictures differ from simplejpeg's pixels")
