@@ -43,7 +43,7 @@ def library_missing() -> str | None:
         return f"Pillow's libjpeg decodes no parts here: {error}"
 
 
-pytestmark = [pytest.mark.core, pytest.mark.skipif(library_missing() is not None, reason=str(library_missing()))]
+pytestmark = pytest.mark.skipif(library_missing() is not None, reason=str(library_missing()))
 
 
 def random_size(rng: np.random.Generator) -> tuple[int, int]:
@@ -63,8 +63,7 @@ def outside(shown: Bytes, whole: Bytes, decoded: Sequence[int]) -> Bytes:
     return (shown != whole[top : top + height, left : left + width]).any(-1)
 
 
-@pytest.mark.parametrize("pictures", [120, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_parts_of_every_kind_are_those_of_the_whole(pictures: int) -> None:
+def assert_parts_of_every_kind_are_those_of_the_whole(pictures: int) -> None:
     rng, jpeg, differs = np.random.default_rng(pictures), part_decoder(), 0
     for number in range(pictures):
         size, sampling = random_size(rng), SAMPLINGS[number % len(SAMPLINGS)]
@@ -81,6 +80,17 @@ def test_parts_of_every_kind_are_those_of_the_whole(pictures: int) -> None:
     assert differs  # at the edges of parts, which therefore hold more than is read
 
 
+@pytest.mark.core
+def test_parts_of_every_kind_are_those_of_the_whole() -> None:
+    assert_parts_of_every_kind_are_those_of_the_whole(120)
+
+
+@pytest.mark.slow
+def test_parts_of_10_000_pictures_are_those_of_the_whole() -> None:
+    assert_parts_of_every_kind_are_those_of_the_whole(10_000)
+
+
+@pytest.mark.core
 def test_what_is_decoded_is_little_more_than_what_is_needed() -> None:
     size = (400, 500)
     file = jpeg_of(picture_of(np.random.default_rng(0), *size), "420")
@@ -131,8 +141,7 @@ def assert_equal(one: Rendered, other: Rendered, positions: Sequence[int]) -> No
         assert torch.equal(ours[list(positions)], theirs[list(positions)])
 
 
-@pytest.mark.parametrize("epochs", [6, pytest.param(200, marks=pytest.mark.slow)])
-def test_views_from_parts_are_those_from_the_whole_in_every_orientation(epochs: int) -> None:
+def assert_views_from_parts_are_those_from_the_whole_in_every_orientation(epochs: int) -> None:
     rng, served = np.random.default_rng(1), np.zeros(9, int)
     for epoch in range(epochs):
         files = []
@@ -149,6 +158,17 @@ def test_views_from_parts_are_those_from_the_whole_in_every_orientation(epochs: 
     assert (served[1:] > 0).all()
 
 
+@pytest.mark.core
+def test_views_from_parts_are_those_from_the_whole_in_every_orientation() -> None:
+    assert_views_from_parts_are_those_from_the_whole_in_every_orientation(6)
+
+
+@pytest.mark.slow
+def test_views_from_parts_of_1600_pictures_are_those_from_the_whole() -> None:
+    assert_views_from_parts_are_those_from_the_whole_in_every_orientation(200)
+
+
+@pytest.mark.core
 def test_the_pixel_proof_holds_of_pictures_decoded_in_part() -> None:
     served: list[bool] = []
 
@@ -170,6 +190,7 @@ def test_the_pixel_proof_holds_of_pictures_decoded_in_part() -> None:
     assert np.mean(served) > 0.5
 
 
+@pytest.mark.core
 def test_only_jpegs_of_one_scan_and_of_colors_are_decoded_in_part() -> None:
     files = kinds(np.random.default_rng(2))
     whole, parts, served = render_both([np.frombuffer(file, np.uint8) for file in files.values()])
@@ -177,12 +198,14 @@ def test_only_jpegs_of_one_scan_and_of_colors_are_decoded_in_part() -> None:
     assert dict(zip(files, served, strict=True)) == {name: name in ("baseline", "gray") for name in files}
 
 
+@pytest.mark.core
 def test_views_of_most_of_a_picture_have_it_decoded_whole() -> None:
     recipe = ViewRecipe(families=(ViewFamily(name="whole", views=1, size_px=32, law=Independent(area_frac=(0.98, 1))),))
     *_, served = render_both([np.frombuffer(jpeg_of(picture_of(np.random.default_rng(3), 150, 170), "420"), np.uint8)], recipe=recipe)
     assert served == [False]
 
 
+@pytest.mark.core
 def test_a_file_of_another_size_or_cut_short_is_decoded_whole_and_judged_by_that() -> None:
     rng = np.random.default_rng(4)
     picture = picture_of(rng, 150, 170)
@@ -223,8 +246,7 @@ def shard_of(folder: Path, files: Sequence[bytes]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_damaged_files_give_the_records_and_replacements_of_whole_decoding(count: int, tmp_path: Path) -> None:
+def assert_damaged_files_give_the_records_and_replacements_of_whole_decoding(count: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(count)
     valid = [jpeg_of(picture_of(rng, 90, 120), sampling) for sampling in SAMPLINGS] + [
         by_pillow(picture_of(rng, 90, 120), progressive=True)
@@ -246,6 +268,17 @@ def test_damaged_files_give_the_records_and_replacements_of_whole_decoding(count
     assert [decodes(file) for file in files] == indexes[1].decodable.tolist()
 
 
+@pytest.mark.core
+def test_damaged_files_give_the_records_and_replacements_of_whole_decoding(tmp_path: Path) -> None:
+    assert_damaged_files_give_the_records_and_replacements_of_whole_decoding(150, tmp_path)
+
+
+@pytest.mark.slow
+def test_10_000_damaged_files_give_the_records_and_replacements_of_whole_decoding(tmp_path: Path) -> None:
+    assert_damaged_files_give_the_records_and_replacements_of_whole_decoding(10_000, tmp_path)
+
+
+@pytest.mark.core
 def test_the_share_that_views_show_is_that_of_the_rectangle_around_them() -> None:
     size = np.tile(np.array([[300, 400]], np.int32), (200, 1))
 
@@ -258,6 +291,7 @@ def test_the_share_that_views_show_is_that_of_the_rectangle_around_them() -> Non
     assert 0.25 < shown(2, 0.25) < shown(8, 0.25) <= 1
 
 
+@pytest.mark.core
 def test_only_pictures_that_the_index_decoded_are_decoded_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, asked = np.random.default_rng(6), []
     files = [jpeg_of(picture_of(rng, 90, 120), "420") for _ in range(8)]
@@ -270,6 +304,7 @@ def test_only_pictures_that_the_index_decoded_are_decoded_in_part(tmp_path: Path
     assert asked == [True] * 8
 
 
+@pytest.mark.core
 def test_a_library_that_does_not_serve_is_named_once_and_pictures_are_decoded_whole(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -292,6 +327,7 @@ def test_a_library_that_does_not_serve_is_named_once_and_pictures_are_decoded_wh
         jpeg_parts._open.cache_clear()
 
 
+@pytest.mark.core
 def test_a_library_whose_pixels_differ_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     jpeg = part_decoder()
     jpeg_parts._prove(jpeg)
