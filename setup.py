@@ -14,6 +14,7 @@ from setuptools import Extension, setup
 from setuptools.errors import BaseError, CCompilerError
 
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-g0", "-pthread"]
+LOADER = ["-ldl"] if sys.platform == "linux" else []  # for dlopen, which an older C library keeps apart
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")  # Python without its lock has no limited API yet
 
 PROBE = """
@@ -48,10 +49,10 @@ setup(
     ext_modules=[
         Extension(
             "wherefrom.kernels._native",
-            sources=["kernels/render_views_native.c", "kernels/render_views_core.c"],
-            depends=["kernels/render_views_core.h", "kernels/render_views_lanes.h"],
+            sources=["kernels/render_views_native.c", "kernels/render_views_core.c", "kernels/decode_region.c"],
+            depends=["kernels/render_views_core.h", "kernels/render_views_lanes.h", "kernels/decode_region.h"],
             extra_compile_args=FLAGS,
-            extra_link_args=["-pthread"],
+            extra_link_args=["-pthread", *LOADER],
             py_limited_api=LIMITED,
         )
     ]

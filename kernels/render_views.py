@@ -114,6 +114,18 @@ class ViewPlan:
         increment_version(self._outputs)
         self._plan.render_picture(position, picture)
 
+    def render_jpeg(self, position: int, encoded: Any, stored_size: tuple[int, int], jpeg: Any) -> float | None:
+        """Write all views of the batch's picture number `position` from its JPEG, of which no more is decoded than they read.
+
+        Their pixels are those that the whole gives, decoded by the same library; damage beyond what is read goes unseen.
+        Shapes: encoded (bytes,), stored_size (height, width) of the picture as stored; jpeg as `open_jpeg` returns it.
+        Returns: the seconds of decoding; or None, views undefined, where the whole is to be decoded: most of it is read, or the file is of
+                 another kind or size, or damaged where it was read.
+        Raises: IndexError if there is no such position.
+        """
+        increment_version(self._outputs)
+        return self._plan.render_jpeg(position, encoded, *stored_size, jpeg)
+
     def render_all(self, pictures: Sequence[Tensor], *, threads: int = 1) -> None:
         """Write all views of all pictures, each (H, W, 3) uint8, in `threads` threads, the caller's among them."""
         increment_version(self._outputs)
@@ -200,6 +212,24 @@ def native_missing() -> str | None:
 def instruction_sets() -> list[str]:
     """Return the instruction sets that the compiled kernel can use on this processor, the slowest first."""
     return _native().instruction_sets()
+
+
+def open_jpeg(path: str) -> Any:
+    """Return the libjpeg-turbo that is in a shared object or that it was linked with, such as Pillow's extension module, for `render_jpeg`.
+
+    Raises: ValueError in one line if there is none that is known to the compiled kernel.
+    """
+    return _native().open_jpeg(path)
+
+
+def decode_part(jpeg: Any, encoded: Any, stored_size: tuple[int, int], part: tuple[int, int, int, int]) -> tuple[Tensor, tuple[int, ...]]:
+    """Decode what holds a part of a JPEG; within `part` the pixels are those of the whole, decoded by the same library.
+
+    Shapes: encoded (bytes,), stored_size (height, width), part (top, left, height, width) -> (H, W, 3) uint8, and which part that is.
+    Raises: ValueError in one line if the file is of another kind or size, or damaged where it was read.
+    """
+    pixels, decoded = _native().decode_part(jpeg, encoded, *stored_size, part)
+    return torch.frombuffer(pixels, dtype=torch.uint8).view(*decoded[2:], 3), decoded
 
 
 def _native() -> Any:

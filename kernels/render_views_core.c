@@ -65,6 +65,7 @@ typedef struct {
 typedef struct {
     const uint8_t *pixels;
     int64_t stride;
+    int64_t pixels_top, pixels_start; /* the picture's row, and the byte of it, that `pixels` begins with */
     int64_t start, last_load; /* bytes from a row's beginning; a load from past last_load would leave the row */
     int64_t top, rows;        /* of the picture */
     int64_t first[16];        /* of each row of the block: its first tap, counted from the top */
@@ -94,6 +95,7 @@ typedef struct {
 typedef struct {
     const wf_record *record;
     int64_t height, width; /* of the finished view */
+    wf_part part;          /* of the stored picture: what is there */
     bool on_its_side;      /* the stored picture's rows become the view's columns */
     wf_axis rows, cols;    /* of the stored picture */
     wf_strip strip;
@@ -130,6 +132,13 @@ static INLINE int64_t mirrored(int64_t i, int64_t length)
     const int64_t period = length > 1 ? 2 * (length - 1) : 1;
     const int64_t place = (i % period + period) % period;
     return place < length ? place : period - place;
+}
+
+/* Return whether the pixels that an axis reads, its samples placed, are among the `length` from `start` on. */
+static INLINE bool reads_within(const wf_axis *axis, int64_t start, int64_t length)
+{
+    const int32_t one = axis->first[0], other = axis->first[axis->samples - 1]; /* samples stand in order, or backwards */
+    return (one < other ? one : other) >= start && (one < other ? other : one) + axis->taps <= start + length;
 }
 
 #define GLUE(x, y) x##_##y
@@ -174,7 +183,7 @@ END_TARGET
 
 static const struct {
     int lanes;
-    void (*render_view)(wf_job *);
+    bool (*render_view)(wf_job *);
 } BUILT[WF_INSTRUCTION_SETS] = {
     [WF_BASELINE] = {4, render_view_baseline},
 #if defined(__x86_64__)
@@ -365,17 +374,16 @@ int64_t wf_plan_pictures(const wf_plan *plan)
     return plan->pictures;
 }
 
-/* Memory to render in: one block for each thread at work, kept for the next that comes. */
-typedef struct {
+struct wf_scratch {
     size_t bytes;
     unsigned char *memory;
-} wf_scratch;
+};
 
 enum { KEPT_SCRATCHES = 256, KEPT_SCRATCH_BYTES = 64 << 20 };
 
 static _Atomic(wf_scratch *) kept_scratches[KEPT_SCRATCHES]; /* exchanged without a lock: a fork leaves nothing locked */
 
-static wf_scratch *take_scratch(size_t bytes)
+wf_scratch *wf_scratch_take(size_t bytes)
 {
     wf_scratch *scratch = NULL;
     for (int i = 0; !scratch && i < KEPT_SCRATCHES; i++)
@@ -394,10 +402,16 @@ static wf_scratch *take_scratch(size_t bytes)
         free(scratch);
         return NULL;
     }
+    ALLOW(scratch->memory, scratch->bytes);
     return scratch;
 }
 
-static void give_scratch(wf_scratch *scratch)
+unsigned char *wf_scratch_memory(wf_scratch *scratch)
+{
+    return scratch->memory;
+}
+
+void wf_scratch_give(wf_scratch *scratch)
 {
     for (int i = 0; scratch->bytes <= KEPT_SCRATCH_BYTES && i < KEPT_SCRATCHES; i++) {
         wf_scratch *none = NULL;
@@ -460,7 +474,11 @@ static wf_job make_job(const wf_plan *plan, int f, int64_t b, int64_t v, const w
         .on_its_side = lying != odd,
         .rows = axes[0],
         .cols = axes[1],
-        .strip = {.pixels = picture->pixels, .stride = 3 * picture->width},
+        .part = picture->part,
+        .strip = {.pixels = picture->pixels,
+                  .stride = 3 * picture->part.width,
+                  .pixels_top = picture->part.top,
+                  .pixels_start = 3 * picture->part.left},
         .target =
             {
                 .out = (unsigned char *)family->out + (b * family->views + v) * 3 * area * value,
@@ -536,17 +554,69 @@ static void fill_blur(wf_job *job)
     };
 }
 
-wf_status wf_render_picture(const wf_plan *plan, int64_t position, const wf_picture *picture, char message[WF_MESSAGE_BYTES])
+/* The pixels of an axis that its samples read, `low` to `high`, or a few more: all of them lie there, whatever rounding does to a place. */
+static void find_reach(const wf_axis *axis, int64_t *low, int64_t *high)
 {
-    if (!picture->pixels || picture->height < 1 || picture->width < 1 || picture->height > WF_LARGEST_SIDE_PX ||
-        picture->width > WF_LARGEST_SIDE_PX) {
+    const double scale = (axis->stop - axis->start) / (double)axis->samples, reach = scale > 1 ? scale : 1;
+    *low = clamped(floor_of(axis->start - reach) - 1, 0, axis->pixels - axis->taps);
+    *high = clamped(ceil_of(axis->stop + reach) + 1, axis->taps, axis->pixels);
+}
+
+static bool check_side(int64_t position, int64_t height, int64_t width, char message[WF_MESSAGE_BYTES])
+{
+    const bool fine = height >= 1 && width >= 1 && height <= WF_LARGEST_SIDE_PX && width <= WF_LARGEST_SIDE_PX;
+    if (!fine)
         snprintf(message, WF_MESSAGE_BYTES, "picture %lld has shape (%lld, %lld, 3): needs sides of 1 to %d", (long long)position,
-                 (long long)picture->height, (long long)picture->width, WF_LARGEST_SIDE_PX);
+                 (long long)height, (long long)width, WF_LARGEST_SIDE_PX);
+    return fine;
+}
+
+wf_status wf_plan_needed(const wf_plan *plan, int64_t position, int64_t height, int64_t width, wf_part *needed,
+                         char message[WF_MESSAGE_BYTES])
+{
+    *needed = (wf_part){0};
+    if (!check_side(position, height, width, message))
+        return WF_BAD_PICTURE;
+    const wf_picture picture = {.height = height, .width = width};
+    int64_t top = height, bottom = 0, left = width, right = 0;
+    for (int f = 0; f < plan->families; f++)
+        for (int64_t v = 0; v < plan->family[f].views; v++) {
+            const wf_job job = make_job(plan, f, position, v, &picture);
+            int64_t low, high;
+            find_reach(&job.rows, &low, &high);
+            top = low < top ? low : top;
+            bottom = high > bottom ? high : bottom;
+            find_reach(&job.cols, &low, &high);
+            left = low < left ? low : left;
+            right = high > right ? high : right;
+        }
+    if (top < bottom)
+        *needed = (wf_part){.top = top, .left = left, .height = bottom - top, .width = right - left};
+    return WF_DONE;
+}
+
+static bool within_side(int64_t start, int64_t length, int64_t side)
+{
+    return start >= 0 && length >= 1 && length <= side && start <= side - length;
+}
+
+wf_status wf_render_picture(const wf_plan *plan, int64_t position, const wf_picture *given, char message[WF_MESSAGE_BYTES])
+{
+    if (!check_side(position, given->height, given->width, message))
+        return WF_BAD_PICTURE;
+    wf_picture with_part = *given;
+    const wf_picture *const picture = &with_part;
+    wf_part *const part = &with_part.part;
+    if (!part->top && !part->left && !part->height && !part->width)
+        *part = (wf_part){.height = given->height, .width = given->width};
+    if (!picture->pixels || !within_side(part->top, part->height, given->height) || !within_side(part->left, part->width, given->width)) {
+        snprintf(message, WF_MESSAGE_BYTES, "picture %lld of %lld x %lld pixels: %s", (long long)position, (long long)given->height,
+                 (long long)given->width, picture->pixels ? "the part that is there leaves it" : "none are there");
         return WF_BAD_PICTURE;
     }
     const int lanes = BUILT[plan->set].lanes;
-    const bool narrow = 3 * picture->width < lanes; /* no load fits into a row: render a copy with longer rows */
-    const size_t copied = narrow ? (size_t)padded_to(picture->height * lanes, LINE_BYTES) : 0;
+    const bool narrow = 3 * part->width < lanes; /* no load fits into a row: render a copy with longer rows */
+    const size_t copied = narrow ? (size_t)padded_to(part->height * lanes, LINE_BYTES) : 0;
     size_t needed = 0;
     for (int f = 0; f < plan->families; f++)
         for (int64_t v = 0; v < plan->family[f].views; v++) {
@@ -554,18 +624,18 @@ wf_status wf_render_picture(const wf_plan *plan, int64_t position, const wf_pict
             const size_t bytes = lay_out(&job, NULL, lanes);
             needed = bytes > needed ? bytes : needed;
         }
-    wf_scratch *scratch = take_scratch(copied + needed + LINE_BYTES);
+    wf_scratch *scratch = wf_scratch_take(copied + needed + LINE_BYTES);
     if (!scratch) {
         snprintf(message, WF_MESSAGE_BYTES, "no memory to render picture %lld: %zu bytes", (long long)position, copied + needed);
         return WF_NO_MEMORY;
     }
-    ALLOW(scratch->memory, scratch->bytes);
-    for (int64_t row = 0; narrow && row < picture->height; row++) {
+    for (int64_t row = 0; narrow && row < part->height; row++) {
         memset(scratch->memory + row * lanes, 0, (size_t)lanes);
-        memcpy(scratch->memory + row * lanes, picture->pixels + row * 3 * picture->width, 3 * (size_t)picture->width);
+        memcpy(scratch->memory + row * lanes, picture->pixels + row * 3 * part->width, 3 * (size_t)part->width);
     }
+    bool is_there = true;
     for (int f = 0; f < plan->families; f++)
-        for (int64_t v = 0; v < plan->family[f].views; v++) {
+        for (int64_t v = 0; is_there && v < plan->family[f].views; v++) {
             wf_job job = make_job(plan, f, position, v, picture);
             FORBID(scratch->memory + copied, scratch->bytes - copied);
             lay_out(&job, scratch->memory + copied, lanes);
@@ -573,15 +643,20 @@ wf_status wf_render_picture(const wf_plan *plan, int64_t position, const wf_pict
                 job.strip.pixels = scratch->memory;
                 job.strip.stride = lanes;
             }
-            job.strip.last_load = narrow ? 0 : 3 * picture->width - lanes;
+            job.strip.last_load = 3 * part->left + (narrow ? 0 : 3 * part->width - lanes);
             if (job.record->sigma_px > 0)
                 fill_blur(&job);
-            BUILT[plan->set].render_view(&job);
+            is_there = BUILT[plan->set].render_view(&job);
         }
 #if defined(__x86_64__)
     _mm_sfence(); /* what went past the cache is there before anyone hears that it is */
 #endif
-    give_scratch(scratch);
+    wf_scratch_give(scratch);
+    if (!is_there) {
+        snprintf(message, WF_MESSAGE_BYTES, "picture %lld: its views read past the part that is there, %lld x %lld pixels at (%lld, %lld)",
+                 (long long)position, (long long)part->height, (long long)part->width, (long long)part->left, (long long)part->top);
+        return WF_BAD_PICTURE;
+    }
     return WF_DONE;
 }
 

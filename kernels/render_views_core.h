@@ -42,10 +42,16 @@ typedef struct {
     void *out;                    /* (B, V, 3, height, width), or (B, V, height, width, 3) if channels_last */
 } wf_family;
 
-/* A decoded picture as stored, its EXIF orientation not undone: height * width * 3 bytes of RGB. */
+/* A rectangle of a picture as stored, in pixels. */
+typedef struct {
+    int64_t top, left, height, width;
+} wf_part;
+
+/* A decoded picture as stored, its EXIF orientation not undone: height * width * 3 bytes of RGB, or those of a part of it. */
 typedef struct {
     const uint8_t *pixels;
-    int64_t height, width;
+    int64_t height, width; /* of the whole picture */
+    wf_part part;          /* what of it lies at `pixels`; {0}: all */
 } wf_picture;
 
 typedef struct wf_plan wf_plan;
@@ -61,8 +67,19 @@ wf_status wf_plan_make(wf_plan **plan, int64_t pictures, const uint8_t *orientat
 void wf_plan_free(wf_plan *plan);
 int64_t wf_plan_pictures(const wf_plan *plan);
 
-/* Write all views of the plan's picture number `position`, 0 <= position < B. Safe from many threads at once. */
+/* The least part of picture number `position`, height x width as stored, that all its views can be made from; {0} if it has no views. */
+wf_status wf_plan_needed(const wf_plan *plan, int64_t position, int64_t height, int64_t width, wf_part *needed,
+                         char message[WF_MESSAGE_BYTES]);
+
+/* Write all views of the plan's picture number `position`, 0 <= position < B. Safe from many threads at once. WF_BAD_PICTURE, with views
+ * undefined, if only a part of the picture is there and does not hold what they read. */
 wf_status wf_render_picture(const wf_plan *plan, int64_t position, const wf_picture *picture, char message[WF_MESSAGE_BYTES]);
+
+/* Memory of at least `bytes`, kept for the next that asks once it is given back; NULL if there is none. Safe from many threads at once. */
+typedef struct wf_scratch wf_scratch;
+wf_scratch *wf_scratch_take(size_t bytes);
+unsigned char *wf_scratch_memory(wf_scratch *scratch);
+void wf_scratch_give(wf_scratch *scratch);
 
 /* Write all views of all B pictures, in `threads` threads, the caller's among them. */
 wf_status wf_render_all(const wf_plan *plan, const wf_picture *pictures, int threads, char message[WF_MESSAGE_BYTES]);

@@ -320,11 +320,12 @@ static INLINE int64_t NAME(blend_rows_by)(const wf_strip *strip, const float *we
         for (int g = 0; g < TOGETHER; g++)
             x[g] = from + g * LANES < strip->last_load ? from + g * LANES : strip->last_load;
         /* every byte becomes a float once; a row of the picture goes into two rows of the block or more */
-        const uint8_t *bytes = strip->pixels + strip->top * stride;
+        const int64_t here = strip->pixels_start;
+        const uint8_t *bytes = strip->pixels + (strip->top - strip->pixels_top) * stride;
         for (int64_t row = 0; row < rows; row++, bytes += stride) {
-            __builtin_prefetch((const void *)((uintptr_t)bytes + (uintptr_t)x[0] + AHEAD_BYTES));
+            __builtin_prefetch((const void *)((uintptr_t)bytes + (uintptr_t)(x[0] - here) + AHEAD_BYTES));
             for (int g = 0; g < TOGETHER; g++)
-                NAME(store)(all_levels + (row * TOGETHER + g) * LANES, NAME(load_bytes)(bytes + x[g]));
+                NAME(store)(all_levels + (row * TOGETHER + g) * LANES, NAME(load_bytes)(bytes + (x[g] - here)));
         }
         FLOATS blended[TOGETHER][LANES];
         for (int r = 0; r < LANES; r++) {
@@ -529,15 +530,20 @@ static void NAME(blur)(const wf_job *job)
     }
 }
 
-static void NAME(render_view)(wf_job *job)
+/* Return false, with nothing written, if the view reads what is not there. */
+static bool NAME(render_view)(wf_job *job)
 {
     for (int64_t block = 0; block < job->rows.samples; block += LANES)
         NAME(place_block)(&job->rows, block);
     for (int64_t block = 0; block < job->cols.samples; block += LANES)
         NAME(place_block)(&job->cols, block);
+    const wf_part *part = &job->part;
+    if (!reads_within(&job->rows, part->top, part->height) || !reads_within(&job->cols, part->left, part->width))
+        return false;
     NAME(resize)(job);
     if (job->record->sigma_px > 0)
         NAME(blur)(job);
+    return true;
 }
 
 #undef FLOATS

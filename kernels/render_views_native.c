@@ -9,9 +9,14 @@
 #endif
 #include <Python.h>
 
+#include <stdio.h>
 #include <string.h>
+#include <time.h>
 
+#include "decode_region.h"
 #include "render_views_core.h"
+
+#define LARGEST_SHARE 0.9 /* of a picture's pixels: to decode more of it saves nothing */
 
 typedef struct {
     PyObject_HEAD
@@ -217,6 +222,143 @@ static PyObject *plan_render_picture(Plan *self, PyObject *const *args, Py_ssize
     Py_RETURN_NONE;
 }
 
+static const char JPEG[] = "wherefrom.kernels._native.jpeg";
+
+static void close_capsule(PyObject *capsule)
+{
+    wf_jpeg_close(PyCapsule_GetPointer(capsule, JPEG));
+}
+
+static PyObject *open_jpeg(PyObject *Py_UNUSED(module), PyObject *path)
+{
+    PyObject *encoded;
+    if (!PyUnicode_FSConverter(path, &encoded))
+        return NULL;
+    char message[WF_MESSAGE_BYTES];
+    wf_jpeg *jpeg;
+    const char *bytes = PyBytes_AsString(encoded);
+    const wf_status status = bytes ? wf_jpeg_open(&jpeg, bytes, message) : WF_NO_MEMORY;
+    Py_DECREF(encoded);
+    if (!bytes)
+        return NULL;
+    if (status != WF_DONE)
+        return raise(status, message);
+    PyObject *capsule = PyCapsule_New(jpeg, JPEG, close_capsule);
+    if (!capsule)
+        wf_jpeg_close(jpeg);
+    return capsule;
+}
+
+static PyObject *decode_part(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *capsule, *encoded_object;
+    long long height, width, top, left, rows, cols;
+    if (!PyArg_ParseTuple(args, "OOLL(LLLL)", &capsule, &encoded_object, &height, &width, &top, &left, &rows, &cols))
+        return NULL;
+    const wf_jpeg *jpeg = PyCapsule_GetPointer(capsule, JPEG);
+    if (!jpeg)
+        return NULL;
+    const wf_part needed = {.top = top, .left = left, .height = rows, .width = cols};
+    if (height < 1 || width < 1 || height > WF_LARGEST_SIDE_PX || width > WF_LARGEST_SIDE_PX || rows < 1 || cols < 1 || rows > height ||
+        cols > width)
+        return PyErr_Format(PyExc_ValueError, "a part of %lld x %lld pixels is outside %lld x %lld", rows, cols, height, width);
+    Py_buffer encoded = {0};
+    if (PyObject_GetBuffer(encoded_object, &encoded, PyBUF_SIMPLE) < 0)
+        return NULL;
+    PyObject *pixels = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)wf_jpeg_part_bytes(&needed));
+    if (!pixels) {
+        release(&encoded);
+        return NULL;
+    }
+    uint8_t *memory = (uint8_t *)PyByteArray_AsString(pixels);
+    char message[WF_MESSAGE_BYTES];
+    wf_part part;
+    wf_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = wf_jpeg_decode(jpeg, encoded.buf, (size_t)encoded.len, height, width, &needed, memory, &part, message);
+    Py_END_ALLOW_THREADS
+    release(&encoded);
+    if (status != WF_DONE) {
+        Py_DECREF(pixels);
+        return raise(status, message);
+    }
+    if (PyByteArray_Resize(pixels, (Py_ssize_t)(3 * part.height * part.width)) < 0) {
+        Py_DECREF(pixels);
+        return NULL;
+    }
+    return Py_BuildValue("N(LLLL)", pixels, (long long)part.top, (long long)part.left, (long long)part.height, (long long)part.width);
+}
+
+static double now_s(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Decode what the views of picture number `position` read, and write them, without Python; *decode_s is what decoding took. WF_BAD_PICTURE,
+ * with views undefined, if the whole is to be decoded. */
+static wf_status render_jpeg(const wf_plan *plan, int64_t position, const wf_jpeg *jpeg, const Py_buffer *encoded, int64_t height,
+                             int64_t width, double *decode_s, char message[WF_MESSAGE_BYTES])
+{
+    const double start_s = now_s();
+    wf_part needed;
+    wf_status status = wf_plan_needed(plan, position, height, width, &needed, message);
+    if (status != WF_DONE)
+        return status;
+    if (!needed.height || (double)(needed.height * needed.width) > LARGEST_SHARE * (double)(height * width))
+        return WF_BAD_PICTURE;
+    const size_t room = wf_jpeg_part_bytes(&needed);
+    wf_scratch *scratch = wf_scratch_take(room);
+    if (!scratch) {
+        snprintf(message, WF_MESSAGE_BYTES, "no memory to decode picture %lld: %zu bytes", (long long)position, room);
+        return WF_NO_MEMORY;
+    }
+    unsigned char *pixels = wf_scratch_memory(scratch);
+    wf_picture picture = {.pixels = pixels, .height = height, .width = width};
+    status = wf_jpeg_decode(jpeg, encoded->buf, (size_t)encoded->len, height, width, &needed, pixels, &picture.part, message);
+    *decode_s = now_s() - start_s;
+    if (status == WF_DONE)
+        status = wf_render_picture(plan, position, &picture, message);
+    wf_scratch_give(scratch);
+    return status;
+}
+
+static PyObject *plan_render_jpeg(Plan *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 5) {
+        PyErr_SetString(PyExc_TypeError, "render_jpeg takes a position, a file, its height and width, and what open_jpeg returned");
+        return NULL;
+    }
+    long long number[3]; /* position, height, width */
+    for (int i = 0; i < 3; i++) {
+        number[i] = PyLong_AsLongLong(args[i ? i + 1 : 0]);
+        if (number[i] == -1 && PyErr_Occurred())
+            return NULL;
+    }
+    const wf_jpeg *jpeg = PyCapsule_GetPointer(args[4], JPEG);
+    if (!jpeg)
+        return NULL;
+    const long long pictures = wf_plan_pictures(self->plan);
+    if (number[0] < 0 || number[0] >= pictures)
+        return PyErr_Format(PyExc_IndexError, "picture %lld of %lld; pictures are numbered 0 to %lld", number[0], pictures, pictures - 1);
+    Py_buffer encoded = {0};
+    if (PyObject_GetBuffer(args[1], &encoded, PyBUF_SIMPLE) < 0)
+        return NULL;
+    char message[WF_MESSAGE_BYTES];
+    double decode_s = 0;
+    wf_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = render_jpeg(self->plan, number[0], jpeg, &encoded, number[1], number[2], &decode_s, message);
+    Py_END_ALLOW_THREADS
+    release(&encoded);
+    if (status == WF_DONE)
+        return PyFloat_FromDouble(decode_s);
+    if (status == WF_BAD_PICTURE)
+        Py_RETURN_NONE;
+    return raise(status, message);
+}
+
 static PyObject *plan_render_all(Plan *self, PyObject *args)
 {
     PyObject *tuple;
@@ -254,6 +396,9 @@ static PyObject *plan_render_all(Plan *self, PyObject *args)
 static PyMethodDef plan_methods[] = {
     {"render_picture", (PyCFunction)(void (*)(void))plan_render_picture, METH_FASTCALL,
      "render_picture(position, picture)\n--\n\nWrite all views of the batch's picture number `position`, (H, W, 3) uint8 as stored."},
+    {"render_jpeg", (PyCFunction)(void (*)(void))plan_render_jpeg, METH_FASTCALL,
+     "render_jpeg(position, file, height, width, jpeg)\n--\n\nWrite all views of the batch's picture number `position` from a file of that "
+     "size as stored, of\nwhich only what they read is decoded; return the seconds of decoding, or None: decode the whole."},
     {"render_all", (PyCFunction)plan_render_all, METH_VARARGS,
      "render_all(pictures, threads)\n--\n\nWrite all views of all pictures of the batch, a tuple, in `threads` threads."},
     {NULL, NULL, 0, NULL},
@@ -291,6 +436,11 @@ static PyObject *instruction_sets(PyObject *Py_UNUSED(module), PyObject *Py_UNUS
 
 static PyMethodDef module_methods[] = {
     {"instruction_sets", instruction_sets, METH_NOARGS, "instruction_sets()\n--\n\nReturn those of this processor, slowest first."},
+    {"open_jpeg", open_jpeg, METH_O,
+     "open_jpeg(path)\n--\n\nReturn the libjpeg-turbo in a shared object, or in what it was linked with, for render_jpeg and decode_part."},
+    {"decode_part", decode_part, METH_VARARGS,
+     "decode_part(jpeg, file, height, width, part)\n--\n\nDecode (top, left, height, width) of a file of that size as stored; return the RGB "
+     "bytes of a part\nthat holds it, and which that is."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -329,7 +329,7 @@ class Loader:
             records = self._draw(sample, drawn_for, epoch)
         drawn = time.perf_counter()
         with self._stage("render"):
-            rendered = render_checked(self.renderer, self.recipe, encoded, records)
+            rendered = render_checked(self.renderer, self.recipe, encoded, records, self.index.decodable[sample])
         if rendered.failed:
             sample, records = self._replace_failed(rendered, ids, sample.copy(), drawn_for, epoch)
         batch = self._assemble(sample, drawn_for, rendered.pixels, records)
@@ -363,7 +363,8 @@ class Loader:
             sample[where] = self.index.replacement(ids[where])
             records = self._draw(sample, drawn_for, epoch)
             missing = [record[where.tolist()] for record in records]
-            again = render_checked(self.renderer, self.recipe, self._reader.read_batch(sample[where]), missing)
+            encoded = self._reader.read_batch(sample[where])
+            again = render_checked(self.renderer, self.recipe, encoded, missing, self.index.decodable[sample[where]])
             for pixels, part in zip(rendered.pixels, again.pixels, strict=True):
                 pixels[torch.from_numpy(where).to(pixels.device)] = part
             failed = {int(where[position]): reason for position, reason in again.failed.items()}

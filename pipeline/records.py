@@ -1,7 +1,7 @@
 """The one place where a record is drawn: where every view of a batch comes from, and how its color changes.
 
 Here: `draw_records`, which loader, transform, proof and benches call; mirrors and quarter turns; pictures that are too small for a law;
-what an objective draws for views that are there, keyed by their record: masks, permutations.
+what an objective draws for views that are there, keyed by their record: masks, permutations; how much of a picture views show.
 Not here: what a record holds (views.py), how boxes and color are drawn (laws.py, color.py), pixels (render/).
 """
 
@@ -18,7 +18,7 @@ from wherefrom.pipeline.draws import PICTURE, Keys, Purpose, family_word, intege
 from wherefrom.pipeline.view_recipe import Earlier, ViewFamily, ViewRecipe, law_name
 from wherefrom.pipeline.views import Record, ViewGeometry
 
-__all__ = ["draw_records", "keyed_permutations", "keyed_uniform"]
+__all__ = ["draw_records", "keyed_permutations", "keyed_uniform", "shown_frac"]
 
 
 def draw_records(
@@ -64,6 +64,17 @@ def draw_records(
         valid, accepted = torch.from_numpy(cut.valid), torch.from_numpy(cut.accepted)
         records.append(Record(geometry=geometry, photometric=draw_color(family, keys), valid=valid, accepted=accepted))
     return tuple(records)
+
+
+def shown_frac(recipe: ViewRecipe, source_size: NDArray[np.int32]) -> float:
+    """Return the share of a picture that lies in the rectangle around all its views, in the mean of one draw for each of some sizes.
+
+    Shapes: source_size (B, 2), (height, width) upright.
+    """
+    records = draw_records(recipe, seed=0, epoch=0, drawn_for=np.arange(len(source_size)), source_size=source_size)
+    boxes = torch.cat([record.geometry.boxes for record in records], 1).double()  # (B, V, 4)
+    sides = boxes[..., 2:].amax(1) - boxes[..., :2].amin(1)
+    return float((sides.prod(-1) / records[0].geometry.source_size.prod(-1)).mean())
 
 
 def keyed_uniform(record: ViewGeometry, name: str, shape: tuple[int, ...] = ()) -> Tensor:

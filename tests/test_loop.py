@@ -9,7 +9,9 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +25,8 @@ from accelerate.utils import LoggerType
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wherefrom.pipeline.laws import Disjoint
+from wherefrom.kernels.render_views import native_missing
+from wherefrom.pipeline.laws import Disjoint, Independent, Paired
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.views import Batch
 from wherefrom.train import checkpoint
@@ -31,7 +34,7 @@ from wherefrom.train import trainer as trainer_module
 from wherefrom.train.encoder import Encoder, ModelSettings
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.report import evaluate_run
-from wherefrom.train.loop import accelerator_for, run
+from wherefrom.train.loop import _open_data, accelerator_for, run
 from wherefrom.train.objective import Encode, Progress, Terms
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialPrediction
 from wherefrom.train.objectives.spatial import SpatialSettings
@@ -39,7 +42,7 @@ from wherefrom.train.optimizer import gated_step, make_optimizer
 from wherefrom.train.recipes import recipe
 from wherefrom.train.reporting import LogRecord, Reporter, Summary
 from wherefrom.train.run_folder import RunFolder, read_metrics
-from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings
+from wherefrom.train.settings import EvaluationSettings, IndexSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings
 from wherefrom.train.trainer import Trainer
 
 pytestmark = pytest.mark.core
@@ -642,6 +645,34 @@ def test_without_out_the_next_free_number_is_taken(tiny_shards: Path, tmp_path: 
     monkeypatch.chdir(tmp_path)
     for number in range(2):
         assert run(tiny(tiny_shards, updates=1), reporter=Reporter()).folder == Path("runs") / f"demo-{number}"
+
+
+@pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
+def test_every_picture_is_decoded_once_where_that_saves_a_run_more(tiny_shards: Path, tmp_path: Path) -> None:
+    shards = shutil.copytree(tiny_shards, tmp_path / "shards")
+    little = SpatialSettings(law=Paired(), views=2, size_px=24, color=None, min_side_px=4)
+    run_of = partial(dataclasses.replace, tiny(shards, updates=500, objectives={"spatial": little}))
+    native = RuntimeSettings(device="cpu", renderer="native")
+    one_process: Any = SimpleNamespace(local_main_process_first=contextlib.nullcontext, device=torch.device("cpu"))
+
+    class Hears(Reporter):
+        def message(self, line: str) -> None:
+            said.append(line)
+
+    def audits(settings: TrainSettings) -> bool:
+        said.clear()
+        index, _ = _open_data(settings, one_process, Hears())
+        assert bool(said) == index.audited and index.decodable.all() == index.audited
+        return index.audited
+
+    said: list[str] = []
+    assert not audits(run_of(runtime=native, index=IndexSettings(decode="never")))
+    assert not audits(run_of(runtime=native, updates=20))  # each picture is seen four times
+    assert not audits(run_of(runtime=dataclasses.replace(native, renderer="torch")))  # decodes whole pictures
+    much = dataclasses.replace(little, law=Independent(area_frac=(0.9, 1.0)))
+    assert not audits(run_of(runtime=native, objectives={"spatial": much}))
+    assert audits(run_of(runtime=native))
+    assert "--index.decode never" in said[0]
 
 
 def test_only_the_newest_checkpoints_are_kept_whatever_a_kill_left(tmp_path: Path) -> None:

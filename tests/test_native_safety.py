@@ -1,7 +1,7 @@
 """The CPU view kernel's C code as a guest in its process: it reads and writes nothing outside, loses no memory, and lets Python go on.
 
-AddressSanitizer, UBSan and Valgrind watch native/fuzz_render_views.c, which says what else must hold; it does one thing wrong on request,
-and the very build that passes must see it.
+AddressSanitizer, UBSan and Valgrind watch native/fuzz_render_views.c and native/fuzz_decode_region.c, which say what else must hold; each
+does one thing wrong on request, and the very build that passes must see it.
 """
 
 import ctypes
@@ -21,8 +21,10 @@ from threading import Thread
 from time import perf_counter, sleep
 from typing import NoReturn
 
+import numpy as np
 import pytest
 import torch
+from jpeg_files import RESTARTS, SAMPLINGS, jpeg_of, kinds, picture_of
 
 from wherefrom.kernels.render_views import ViewPlan, ViewRequest, native_missing
 
@@ -30,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMON = ["-std=gnu11", "-g1", "-Wno-psabi", "-Werror=incompatible-pointer-types", "-ffp-contract=fast", "-pthread"]
 SANITIZED = ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 SCARCE = [f"-D{name}=scarce_{name}" for name in ("malloc", "calloc", "aligned_alloc", "pthread_create")]  # the fuzzer's own, which can fail
+LIBRARIES = ["-lm", *(["-ldl"] if sys.platform == "linux" else [])]
 PROBE = "typedef float f __attribute__((vector_size(16))); f g(f a) { return __builtin_shufflevector(a, a, 0, 4, 1, 5); } int main(void) {}"
 
 
@@ -111,6 +114,7 @@ def test_hostile_batches_touch_nothing_outside(sanitized_fuzzer: Path, span: str
         ),
         ("unwritten", "byte 0 of family . is not written"),
         ("unequal", "byte .* of family . is .* and then"),
+        ("moved", "family . of a part of picture . is not that of the whole"),
         ("out-of-range", "is -?nan, outside"),
         ("misjudged", "a sane batch is accepted"),
     ],
@@ -166,8 +170,9 @@ def sanitized_python(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     if not Path(runtime).is_absolute() or not (headers / "Python.h").is_file():
         skip_aloud("no libasan.so to load first, or no Python.h: the kernel's tests are not run under AddressSanitizer")
     extension = folder / "_native.abi3.so"
-    sources = [ROOT / "kernels" / name for name in ("render_views_native.c", "render_views_core.c")]
-    done = subprocess.run([compiler, *flags, "-I", headers, *sources, "-o", extension, "-lm"], capture_output=True, text=True, check=False)
+    sources = [ROOT / "kernels" / name for name in ("render_views_native.c", "render_views_core.c", "decode_region.c")]
+    command = [compiler, *flags, "-I", headers, *sources, "-o", extension, *LIBRARIES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (folder / "sanitized_module.py").write_text(SANITIZED_MODULE.replace("EXTENSION", repr(str(extension))))
     # Python itself leaks; the fuzzer is watched for leaks
@@ -178,7 +183,7 @@ def sanitized_python(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 def test_the_kernels_own_tests_pass_under_the_sanitizers(sanitized_python: tuple[Path, dict[str, str]]) -> None:
     extension, environment = sanitized_python
     command = [sys.executable, "-P", "-m", "pytest", "-n", "0", "-p", "sanitized_module", "-p", "no:cacheprovider"]
-    command.append("tests/test_render_views.py")
+    command += ["tests/test_render_views.py", "tests/test_jpeg_parts.py"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert f"the kernel is {extension}" in done.stdout
@@ -190,6 +195,106 @@ def test_sanitized_python_sees_an_overrun(sanitized_python: tuple[Path, dict[str
     overrun = "import ctypes, torch; x = torch.zeros(8, dtype=torch.uint8); ctypes.memset(x.data_ptr(), 0, 9)"
     done = subprocess.run([sys.executable, "-c", overrun], env=sanitized_python[1], capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr, done.stderr[-2000:]
+
+
+def build_jpeg_fuzzer(folder: Path, flags: Sequence[str]) -> Path:
+    program, sources = (
+        folder / "fuzz_decode_region",
+        [ROOT / "tests" / "native" / "fuzz_decode_region.c", ROOT / "kernels" / "decode_region.c"],
+    )
+    command = [c_compiler(folder, flags), *flags, "-I", ROOT / "kernels", *sources, "-o", program, *LIBRARIES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return program
+
+
+@pytest.fixture(scope="module")
+def jpeg_fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_jpeg_fuzzer(tmp_path_factory.mktemp("sanitized-jpeg"), [*COMMON, *SANITIZED])
+
+
+@pytest.fixture(scope="module")
+def jpeg_arguments(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str | Path]]:
+    """Pillow's libjpeg as a file of its own, which a program without Python can open, and files to decode."""
+    maps = Path("/proc/self/maps")
+    mapped = sorted(set(re.findall(r"/\S*libjpeg\S*", maps.read_text()))) if maps.exists() else []
+    if not mapped:
+        skip_aloud("Pillow's libjpeg is not found as a file of its own: decoding of parts is not fuzzed here")
+    libjpeg = next((path for path in mapped if Path(path).parent.name == "pillow.libs"), mapped[0])
+    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(8)
+    files = {f"{sampling}-{restart}": (sampling, restart) for sampling in SAMPLINGS for restart in (0, 2)}
+    paths = []
+    for name, (sampling, restart) in files.items():
+        if restart and sampling not in (*RESTARTS, "Gray"):
+            continue
+        height, width = rng.integers(20, 90, 2).tolist()
+        paths.append(folder / f"{height}x{width}-{name}.jpg")
+        paths[-1].write_bytes(jpeg_of(picture_of(rng, height, width), sampling, restart=restart))
+    for name in ("progressive", "inks"):
+        paths.append(folder / f"150x170-{name}.jpg")
+        paths[-1].write_bytes(kinds(rng)[name])
+    return lambda span, seed=1, plant="nothing": [libjpeg, span, str(seed), plant, *paths]
+
+
+@pytest.mark.parametrize("span", ["3000cases", pytest.param("60s", marks=pytest.mark.slow), pytest.param("600s", marks=pytest.mark.slow)])
+def test_damaged_jpegs_touch_nothing_outside(
+    jpeg_fuzzer: Path, jpeg_arguments: Callable[..., list[str | Path]], span: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = int.from_bytes(os.urandom(4)) if span != "3000cases" else 1
+    done = subprocess.run([jpeg_fuzzer, *jpeg_arguments(span, seed)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr, f"{done.stdout}{done.stderr}, seed {seed}"
+    with capsys.disabled():
+        print(f"\n{done.stdout.strip()}, seed {seed}")
+
+
+@pytest.mark.parametrize(
+    ("plant", "seen"),
+    [
+        ("unequal", "a part is not that of the whole"),
+        ("overrun", "it writes past its memory"),
+        pytest.param(
+            "leak", "LeakSanitizer: detected memory leaks", marks=pytest.mark.skipif(sys.platform != "linux", reason="no LeakSanitizer")
+        ),
+    ],
+)
+def test_what_is_done_wrong_with_a_jpeg_is_seen(
+    jpeg_fuzzer: Path, jpeg_arguments: Callable[..., list[str | Path]], plant: str, seen: str
+) -> None:
+    command = [jpeg_fuzzer, *jpeg_arguments("200cases", plant=plant)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and seen in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_a_decoder_of_parts_reads_and_shows_no_unwritten_memory(tmp_path: Path, jpeg_arguments: Callable[..., list[str | Path]]) -> None:
+    valgrind = shutil.which("valgrind")
+    if valgrind is None:
+        skip_aloud("no valgrind: decoding of parts is not watched reading what was never written")
+    program = build_jpeg_fuzzer(tmp_path, [*COMMON, "-O1"])
+    command = [valgrind, "--quiet", "--error-exitcode=9", "--leak-check=full", program, *jpeg_arguments("300cases")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_the_structures_declared_for_libjpeg_are_those_of_its_header(tmp_path: Path) -> None:
+    names = "err client_data src image_width image_height jpeg_color_space out_color_space output_width output_components output_scanline"
+    types = {  # in libjpeg's header, and in the kernel: what jpeg_decompress_struct is there, and what else it points to
+        "#include <jpeglib.h>": ("struct jpeg_decompress_struct", "struct jpeg_error_mgr", "struct jpeg_source_mgr"),
+        f'#include "{ROOT / "kernels" / "decode_region.c"}"': ("decompress", "error_manager", "source_manager"),
+    }
+    shown = []
+    for number, (header, (main, *others)) in enumerate(types.items()):
+        source, program = tmp_path / f"{number}.c", tmp_path / f"layout{number}"
+        sizes = [f"offsetof({main}, {name})" for name in names.split()] + [f"sizeof({other})" for other in others]
+        prints = " ".join(f'printf("%zu ", {size});' for size in sizes)
+        source.write_text(f"#include <stddef.h>\n#include <stdio.h>\n{header}\nint main(void) {{ {prints} }}\n")
+        command = [c_compiler(tmp_path, COMMON), *COMMON, "-I", ROOT / "kernels", source, "-o", program, *LIBRARIES]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if number == 0 and done.returncode != 0:
+            pytest.skip("libjpeg's header is not on this machine")
+        assert done.returncode == 0, done.stderr
+        shown.append(subprocess.run([program], capture_output=True, text=True, check=True).stdout)
+    assert shown[0] == shown[1] and len(shown[0].split()) == 12
 
 
 RECORD = {  # of one upright picture's one view, in the order of the module's argument

@@ -20,6 +20,7 @@ from wherefrom.train.plain_data import differences, from_plain, to_plain, unchec
 from wherefrom.train.recipes import RECIPES, recipe
 from wherefrom.train.renames import RENAMED
 from wherefrom.train.settings import (
+    IndexSettings,
     OptimSettings,
     RuntimeSettings,
     TrainSettings,
@@ -230,6 +231,7 @@ def test_only_runtime_and_places_may_differ_from_the_run_to_go_on_with() -> None
     run = recipe("demo")
     saved = yaml.safe_load(yaml.safe_dump(to_plain(run)))
     check_same_run(dataclasses.replace(run, data="elsewhere.tar", runtime=dataclasses.replace(run.runtime, log_every=3, prefetch=7)), saved)
+    check_same_run(dataclasses.replace(run, index=IndexSettings(decode="never")), saved)
     for changes, where in (
         (
             {"objectives": {**run.objectives, "dense": DenseSpatialSettings()}},

@@ -45,7 +45,15 @@ from wherefrom.train.replay import Replay, open_replay, replayed_batch
 from wherefrom.train.reporting import EvaluationResults, LogRecord, Reporter, RunFacts, Summary
 from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.schedule import cosine, ramp
-from wherefrom.train.settings import EvaluationSettings, OptimSettings, RuntimeSettings, TrainSettings, read_settings, write_settings
+from wherefrom.train.settings import (
+    EvaluationSettings,
+    IndexSettings,
+    OptimSettings,
+    RuntimeSettings,
+    TrainSettings,
+    read_settings,
+    write_settings,
+)
 from wherefrom.train.trainer import Trainer
 
 __all__ = [  # in reading order  # noqa: RUF022
@@ -72,6 +80,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "ColorizationSettings",
     "OptimSettings",
     "EvaluationSettings",
+    "IndexSettings",
     "RuntimeSettings",
     "read_settings",
     "write_settings",

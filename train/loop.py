@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
@@ -23,13 +24,17 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, get_cpu_distributed_information
 
 from wherefrom.pipeline.demo.shards import demo_shards
+from wherefrom.pipeline.records import shown_frac
+from wherefrom.pipeline.render.choose import choose_renderer, decodes_parts
 from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.train import checkpoint
 from wherefrom.train.disk import writing
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.report import check_held_out, check_same_classes, evaluate_run
 from wherefrom.train.export import write_encoder
 from wherefrom.train.meters import METER
+from wherefrom.train.objective import united_families
 from wherefrom.train.objectives.collapse import COLLAPSED_STD, FEATURE_STD
 from wherefrom.train.plain_data import Plain, from_plain, to_plain
 from wherefrom.train.ranks import Ranks
@@ -53,6 +58,8 @@ CHANGES_BITS = ("renderer", "ranks", "accumulation", "device", "compile", "threa
 SPLITS_BATCH = {"ranks", "accumulation"}
 REPEATED = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]  # signals to stop that may come twice; not on Windows
 LEFT_OUT = ("pairs_left_out", "pictures_left_out")  # meters: the share of what is learned from that does not count
+SIZES_LOOKED_AT = 64  # pictures, for what share of them a recipe's views show
+LARGEST_SHOWN = 0.75  # share of pictures that views show, above which it makes little difference how much is decoded
 NO_PAIRS = 1 - 1e-6  # share of them from which on none counted: float32 says no more of a mean
 
 
@@ -364,6 +371,10 @@ def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Repo
             train, val = demo.train, demo.val
         progress = partial(reporter.progressed, "indexing")
         train_index, val_index = ShardIndex.open(train, labels=settings.labels, progress=progress), None
+        if _saves_decoding(settings, train_index, accelerator.device):
+            reporter.message("decodes every picture once: of those that decode only what views show is from then on (--index.decode never)")
+            decoding = partial(reporter.progressed, "decoding")
+            train_index = ShardIndex.open(train, labels=settings.labels, decode=True, progress=decoding)
         if val is not None:
             val_index = ShardIndex.open(val, labels=settings.labels, classes=train_index.classes, progress=progress)
     if val_index is not None and len(val_index) - val_index.invalid_count < 2:
@@ -372,6 +383,22 @@ def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Repo
         check_held_out(train_index, val_index)
         check_same_classes(train_index, val_index)
     return train_index, val_index
+
+
+def _saves_decoding(settings: TrainSettings, index: ShardIndex, device: torch.device) -> bool:
+    """Return whether it saves the run more than it takes to decode every picture once, which changes none of its views.
+
+    To decode what shows of a picture, a share s, takes about (1 + s) / 2 of what the whole takes; there is a margin of two.
+    """
+    if settings.index.decode == "never" or index.audited or None in index.files:
+        return False
+    renderer, _ = choose_renderer(settings.runtime.renderer, device)
+    recipe = ViewRecipe(families=united_families(settings.make_objectives()))
+    valid = np.flatnonzero(index.valid)
+    if not len(valid) or not decodes_parts(renderer, recipe):
+        return False
+    shown = shown_frac(recipe, index.source_size[valid[:: -(-len(valid) // SIZES_LOOKED_AT)]])
+    return shown <= LARGEST_SHOWN and settings.passes(len(index)) * (1 - shown) > 4
 
 
 def _claimed(out: Path | None, recipe: str, ranks: Ranks, stack: contextlib.ExitStack, *, resume: bool) -> RunFolder:

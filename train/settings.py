@@ -1,4 +1,4 @@
-"""Everything that a run can be told: one frozen dataclass, whose last field is all that does not change results.
+"""Everything that a run can be told: one frozen dataclass, whose last two fields are all that does not change results.
 
 Here: the settings, their checks, settings.yaml both ways, what is left of a model's settings where another is taken.
 Not here: which settings make a good run (recipes/); views by hand (pipeline/view_recipe.py); the command line (tools/training.py).
@@ -25,7 +25,14 @@ from wherefrom.train.schedule import Shape, cosine, warmed_up
 Tracker = Literal["none", "tensorboard", "wandb", "mlflow", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
 IN_REPORTS = ("update", "full", "labels")  # stand in evaluation.json beside the objectives, under their names
 OPTIONS = ("out", "resume", "config", "help")  # of the command line, beside the settings and the objectives
-NOT_COMPARED = ("runtime", "evaluation", "data", "val", "needs_data")  # with a run to go on with; the loader compares what is in the data
+NOT_COMPARED = (
+    "runtime",
+    "index",
+    "evaluation",
+    "data",
+    "val",
+    "needs_data",
+)  # with a run to go on with; the loader compares what is in the data
 
 
 def _at_least(settings: object, smallest: int, *names: str) -> None:
@@ -93,6 +100,16 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class IndexSettings:
+    """What is done once with the data before a run; no result depends on it."""
+
+    decode: Literal["auto", "never"] = "auto"  # every picture once, where that saves more: of those known to decode only what shows is
+
+    def __post_init__(self) -> None:
+        check_literals(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RuntimeSettings:
     """What changes speed, place and habit, and results by rounding at most.
 
@@ -120,7 +137,7 @@ class RuntimeSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSettings:
-    """A whole run. All but `runtime` changes results."""
+    """A whole run. All but `index` and `runtime` changes results."""
 
     recipe: str
     needs_data: bool = False  # no run without `data`: the recipe is not meant for the demo's pictures
@@ -138,6 +155,7 @@ class TrainSettings:
     objectives: Mapping[str, ObjectiveSettings] = field(default_factory=lambda: {"spatial": SpatialSettings()})
     optim: OptimSettings = field(default_factory=OptimSettings)
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    index: IndexSettings = field(default_factory=IndexSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
 
     def __post_init__(self) -> None:
@@ -200,6 +218,10 @@ class TrainSettings:
     def updates_in_all(self, updates_per_epoch: int) -> int:
         """Return the length of the run."""
         return self.updates or self.epochs * updates_per_epoch
+
+    def passes(self, samples: int) -> float:
+        """Return how often the run sees each of so many samples."""
+        return self.epochs if self.updates is None else self.updates * self.global_batch / samples
 
     def learning_rate(self, update: int, updates: int) -> float:
         """Return the learning rate of update `update` of `updates`."""
@@ -308,7 +330,7 @@ def settled(stage: TrainSettings, *, source: Path | str | None = None) -> TrainS
 
 
 def check_same_run(settings: TrainSettings, saved: Plain) -> None:
-    """Refuse settings that would not go on with the run whose settings were saved; only `runtime` and the data's place may differ.
+    """Refuse settings that would not go on with the run whose settings were saved; only `runtime`, `index` and the data's place may differ.
 
     Of `runtime` the number of micro-batches may not, where samples of one see one another.
     Raises: ValueError that names the first setting that differs.

@@ -12,7 +12,7 @@ import torch
 
 from wherefrom.pipeline.entry_table import EntryTable
 from wherefrom.pipeline.literals import check_literal
-from wherefrom.pipeline.render.renderer import Cutter, RenderDevice, Renderer, RendererEntry
+from wherefrom.pipeline.render.renderer import Cutter, PartCutter, RenderDevice, Renderer, RendererEntry
 from wherefrom.pipeline.view_recipe import ViewRecipe
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,18 @@ def auto_preference(device: RenderDevice) -> list[str]:
     """Return the renderers of which renderer="auto" takes the first that can run, for loaders on a device."""
     ranks = {name: renderer_entry(name).auto.get(device) for name in RENDERERS.own}
     return [name for _, name in sorted((rank, name) for name, rank in ranks.items() if rank is not None)]
+
+
+def decodes_parts(name: str, recipe: ViewRecipe) -> bool:
+    """Return whether a renderer decodes no more of a picture that is known to decode than the recipe's views read.
+
+    Raises: ValueError if it cannot serve the recipe.
+    """
+    entry = renderer_entry(name)
+    if entry.cutter is None or entry.missing() is not None:
+        return False
+    cutter = entry.cutter(recipe)
+    return isinstance(cutter, PartCutter) and cutter.in_parts
 
 
 def check_runtime(*, threads: int | None, prefetch: int) -> None:

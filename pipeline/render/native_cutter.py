@@ -1,5 +1,7 @@
 """The `native` renderer: threads decode, the compiled kernel writes all views of a picture straight into the batch in one call.
 
+Where a picture's whole is known to decode, that call decodes as well, no more than the views read.
+
 Here: records as the kernel takes them. Threads and decoding: threads.py.
 Not here: the kernel (wherefrom.kernels.render_views and its C files), drawing.
 """
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from wherefrom.kernels.render_views import ViewPlan, ViewRequest, native_missing
 from wherefrom.pipeline.color import color_matrix
+from wherefrom.pipeline.render.jpeg_parts import part_decoder
 from wherefrom.pipeline.render.renderer import RendererEntry
 from wherefrom.pipeline.render.threads import in_threads
 from wherefrom.pipeline.view_recipe import ViewRecipe
@@ -29,6 +32,11 @@ class NativeCutter:
         normalized = recipe.pixels != "uint8"
         self._mean = torch.tensor(recipe.mean, dtype=torch.float64) if normalized else None
         self._std = torch.tensor(recipe.std, dtype=torch.float64) if normalized else None
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether there is a library here that decodes parts of JPEGs."""
+        return part_decoder() is not None
 
     def plan(self, records: Sequence[Record], pixels: Sequence[Tensor]) -> ViewPlan:
         """Return a batch's records, checked, as the kernel holds them.
@@ -56,6 +64,14 @@ class NativeCutter:
     def cut(self, plan: ViewPlan, position: int, stored: NDArray[np.uint8]) -> None:
         """Write all views of the batch's picture number `position`, (H, W, 3) as stored; the interpreter is free meanwhile."""
         plan.render_picture(position, stored)
+
+    def cut_jpeg(self, plan: ViewPlan, position: int, encoded: NDArray[np.uint8], stored_size: tuple[int, int]) -> float | None:
+        """Write all views of a JPEG (bytes,) of (height, width) as stored, decoded no further than they read; the interpreter is free.
+
+        Returns: the seconds of decoding, or None, views undefined, where the whole is to be decoded.
+        """
+        jpeg = part_decoder()
+        return None if jpeg is None else plan.render_jpeg(position, encoded, stored_size, jpeg)
 
 
 ENTRY = RendererEntry(

@@ -8,7 +8,7 @@ wherefrom.kernels.render_views_reference).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,6 +46,22 @@ class Renderer(Protocol):
         ...
 
 
+@runtime_checkable
+class PartRenderer(Renderer, Protocol):
+    """A renderer that may decode no more of a picture than its views read, where the whole is known to decode: the pixels are the same."""
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether it does so on this machine."""
+        ...
+
+    def render(
+        self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record], decodable: NDArray[np.bool_] | None = None
+    ) -> Rendered:
+        """Render a batch, as `Renderer`; decodable (B,): whose whole was decoded before, None: nobody knows."""
+        ...
+
+
 class Cutter(Protocol):
     """Cuts, colors and normalizes views of decoded pictures in the caller's thread; safe to call from many."""
 
@@ -58,6 +74,21 @@ class Cutter(Protocol):
 
     def cut(self, plan: Any, position: int, stored: NDArray[np.uint8]) -> None:
         """Write all views of the batch's picture number `position`, contiguous (H, W, 3) as its file stores it, EXIF not undone."""
+        ...
+
+
+@runtime_checkable
+class PartCutter(Cutter, Protocol):
+    """A cutter that can decode as well, no more than its views read."""
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether it can on this machine."""
+        ...
+
+    def cut_jpeg(self, plan: Any, position: int, encoded: NDArray[np.uint8], stored_size: tuple[int, int]) -> float | None:
+        """Write all views of the batch's picture number `position`, a JPEG (bytes,) of (height, width) as stored; return the seconds of
+        decoding, or None, views undefined, where the whole is to be decoded."""
         ...
 
 
@@ -98,12 +129,19 @@ def view_shapes(recipe: ViewRecipe, samples: int) -> list[tuple[int, ...]]:
     return [(samples, family.views, 3, *family.size_px) for family in recipe.families]
 
 
-def render_checked(renderer: Renderer, recipe: ViewRecipe, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record]) -> Rendered:
-    """Return what a renderer makes of a batch of B files and their records, one a family of the recipe.
+def render_checked(
+    renderer: Renderer,
+    recipe: ViewRecipe,
+    encoded: Sequence[NDArray[np.uint8]],
+    records: Sequence[Record],
+    decodable: NDArray[np.bool_] | None = None,
+) -> Rendered:
+    """Return what a renderer makes of a batch of B files and their records, one a family of the recipe; decodable as `PartRenderer`.
 
     Raises: ValueError in one line if it is not what was asked for.
     """
-    rendered, of = renderer.render(encoded, records), f"renderer {renderer.name!r} returns"
+    known = (decodable,) if isinstance(renderer, PartRenderer) else ()
+    rendered, of = renderer.render(encoded, records, *known), f"renderer {renderer.name!r} returns"
     if not isinstance(rendered, Rendered):
         raise ValueError(f"{of} {type(rendered).__name__}, expected Rendered")
     shapes, dtype = view_shapes(recipe, len(encoded)), getattr(torch, recipe.pixels)

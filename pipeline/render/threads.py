@@ -7,13 +7,14 @@ Not here: pixels (torch_cutter.py and native_cutter.py hold the cutters), drawin
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
-from wherefrom.pipeline.render.renderer import Cutter, Rendered, Renderer, RendererMaker, view_shapes
+from wherefrom.pipeline.render.renderer import Cutter, PartCutter, Rendered, Renderer, RendererMaker, view_shapes
 from wherefrom.pipeline.render.slots import SlotRing
 from wherefrom.pipeline.system import available_cores, single_threaded_pool
 from wherefrom.pipeline.view_recipe import ViewRecipe
@@ -39,15 +40,20 @@ class ThreadedRenderer:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record]) -> Rendered:
-        """Render a batch into a slot; undecodable pictures come back in `failed`.
+    def render(
+        self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record], decodable: NDArray[np.bool_] | None = None
+    ) -> Rendered:
+        """Render a batch into a slot; undecodable pictures come back in `failed`. Those known to be decodable may be decoded in part.
 
-        Shapes: B encoded files, one record (B, V, ...) a family -> one (B, V, 3, H, W) a family, in the recipe's order and dtype.
+        Shapes: B encoded files, one record (B, V, ...) a family, decodable (B,), None: nobody knows
+                -> one (B, V, 3, H, W) a family, in the recipe's order and dtype.
         """
         pixels = self.ring.take(view_shapes(self.recipe, len(encoded)), getattr(torch, self.recipe.pixels))
         plan = self.cutter.plan(records, pixels)
-        sizes, orientations = records[0].geometry.source_size.tolist(), records[0].geometry.stored_orientation.tolist()
+        sizes = _stored_sizes(records[0])
 
+        in_parts = [False] * len(encoded) if decodable is None else decodable.tolist()
+        cut_jpeg = self._cut_jpeg if any(in_parts) else None
         failed: dict[int, str] = {}
         positions = iter(
             range(len(encoded))
@@ -57,8 +63,12 @@ class ThreadedRenderer:
             decode_s = render_s = 0.0
             for position in positions:
                 start = time.perf_counter()
+                part_s = cut_jpeg(plan, position, encoded[position], sizes[position]) if cut_jpeg and in_parts[position] else None
+                if part_s is not None:
+                    decode_s, render_s = decode_s + part_s, render_s + time.perf_counter() - start - part_s
+                    continue
                 try:
-                    stored = self._decode(encoded[position], sizes[position], orientations[position])
+                    stored = self._decode(encoded[position], sizes[position])
                 except DECODE_ERRORS as error:
                     failed[position] = f"{type(error).__name__}: {error}"
                     decode_s += time.perf_counter() - start
@@ -79,9 +89,18 @@ class ThreadedRenderer:
             render_s=sum(render_s for _, render_s in seconds),
         )
 
-    def _decode(self, encoded: NDArray[np.uint8], upright_size: list[int], orientation: int) -> NDArray[np.uint8]:
-        """Decode into this thread's buffer as stored; upright_size (height, width) is what the record says."""
-        height, width = upright_size if orientation < 5 else upright_size[::-1]
+    @property
+    def in_parts(self) -> bool:
+        """Whether pictures that are known to decode are decoded no further than their views read."""
+        return isinstance(self.cutter, PartCutter) and self.cutter.in_parts
+
+    @property
+    def _cut_jpeg(self) -> Callable[[Any, int, NDArray[np.uint8], tuple[int, int]], float | None] | None:
+        return self.cutter.cut_jpeg if isinstance(self.cutter, PartCutter) and self.cutter.in_parts else None
+
+    def _decode(self, encoded: NDArray[np.uint8], stored_size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Decode into this thread's buffer as stored; stored_size (height, width) is what the record says."""
+        height, width = stored_size
         buffer = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < height * width * 3:
             buffer = self._local.buffer = np.empty(height * width * 3, np.uint8)
@@ -89,6 +108,12 @@ class ThreadedRenderer:
         if picture.shape[:2] != (height, width):
             raise ValueError(f"the header says {width} x {height} pixels, decoded are {picture.shape[1]} x {picture.shape[0]}")
         return np.ascontiguousarray(picture) if picture.flags.writeable else picture.copy()
+
+
+def _stored_sizes(record: Record) -> list[tuple[int, int]]:
+    """Return every picture's (height, width) as stored, EXIF not undone."""
+    size, lying = record.geometry.source_size, record.geometry.stored_orientation[:, None] >= 5
+    return [(height, width) for height, width in torch.where(lying, size.flip(1), size).tolist()]
 
 
 def in_threads(cutter: Callable[[ViewRecipe], Cutter]) -> RendererMaker:

@@ -60,7 +60,8 @@ class ShardIndex:
     `classes` are the names that labels number, none where labels are numbers of the data's own.
     Shapes: shard (N,) int32; offset, length, label (N,) int64 (label -1: none); source_size (N, 2) int32, upright (height, width), (0, 0)
     where it is not known; orientation (N,) uint8, EXIF 1 to 8; format (N,) uint8, place in picture_headers.FORMATS; valid (N,) bool;
-    shard_lengths (S,) int64, samples of each of the S shards.
+    decodable (N,) bool, valid when opened, and decoded whole by an audit (`decode`); shard_lengths (S,) int64, samples of each of the S
+    shards.
     The arrays are read-only. Only `mark_invalid` changes an index, and only `valid`: N, order and fingerprint depend on the data alone.
     """
 
@@ -98,6 +99,8 @@ class ShardIndex:
         too_large = np.prod(self.source_size, axis=1, dtype=np.int64) > max_pixels
         self._valid = np.concatenate([table.valid() for table in tables]) & ~too_large
         self.valid = _read_only(self._valid.view())
+        decoded = np.repeat([bool(table.audited[0]) for table in tables], self.shard_lengths)
+        self.decodable = _read_only(decoded & self._valid & (np.prod(self.source_size, axis=1, dtype=np.int64) <= DECODED_PIXELS))
         self.audited = max_pixels <= DECODED_PIXELS and all(table.audited[0] for table in tables)  # every valid sample was decoded once
         undecodable = np.concatenate([table.undecodable_mask() for table in tables])
         self._digest_with_audit = _digest(~self._valid)

@@ -33,9 +33,9 @@
 #endif
 
 /* One thing that is done wrong on purpose, and must be seen. */
-static enum { NOTHING, OVERREAD, OVERRUN, UNSET, OVERFLOW, LEAK, UNWRITTEN, UNEQUAL, OUT_OF_RANGE, MISJUDGED, PLANTS } planted;
-static const char *const PLANT_NAMES[PLANTS] = {"nothing", "overread",  "overrun", "unset",        "overflow",
-                                                "leak",    "unwritten", "unequal", "out-of-range", "misjudged"};
+static enum { NOTHING, OVERREAD, OVERRUN, UNSET, OVERFLOW, LEAK, UNWRITTEN, UNEQUAL, MOVED, OUT_OF_RANGE, MISJUDGED, PLANTS } planted;
+static const char *const PLANT_NAMES[PLANTS] = {"nothing",   "overread", "overrun", "unset",        "overflow", "leak",
+                                                "unwritten", "unequal",  "moved",   "out-of-range", "misjudged"};
 
 enum { MOST_PICTURES = 3, MOST_FAMILIES = 2, MOST_VIEWS = 3, MOST_BLOCKS = 32, MOST_OFFSET = 16, LEAD = 0xc3 };
 
@@ -463,7 +463,11 @@ static void spoil_picture(source *choices, batch *batch)
     wf_picture *picture = &batch->picture[between(choices, 0, batch->pictures - 1)];
     if (one_in(choices, 4))
         picture->pixels = NULL;
-    else
+    else if (one_in(choices, 2)) {
+        int64_t *side[] = {&picture->part.top, &picture->part.left, &picture->part.height, &picture->part.width};
+        picture->part = (wf_part){.height = picture->height, .width = picture->width};
+        *side[between(choices, 0, 3)] += one_in(choices, 2) ? between(choices, 1, 9) : INT64_MAX / 2;
+    } else
         *(one_in(choices, 2) ? &picture->height : &picture->width) = bad_side(choices, WF_LARGEST_SIDE_PX);
     batch->spoilt = "a picture";
     batch->render = REFUSED;
@@ -565,6 +569,65 @@ static void poison(const batch *batch, int poison)
             memset(batch->family[f].out, poison, batch->out_bytes[f] - (planted == OVERRUN));
 }
 
+static struct {
+    int64_t cases, rendered[WF_INSTRUCTION_SETS], refused, pictures_refused, parts, parts_refused, starved;
+} counts;
+
+/* Copy a part of a picture into memory of its own. */
+static wf_picture cut_out(const wf_picture *whole, wf_part part, blocks *owner)
+{
+    unsigned char *pixels = take(owner, (size_t)(3 * part.height * part.width));
+    const int64_t aside = planted == MOVED && part.left > 0;
+    for (int64_t row = 0; row < part.height; row++)
+        memcpy(pixels + 3 * row * part.width, whole->pixels + 3 * ((part.top + row) * whole->width + part.left - aside),
+               (size_t)(3 * part.width));
+    return (wf_picture){.pixels = pixels, .height = whole->height, .width = whole->width, .part = part};
+}
+
+/* Move the sides of what the views read outwards, or one of them inwards. */
+static wf_part draw_part(source *choices, const wf_picture *whole, wf_part needed, bool smaller)
+{
+    int64_t low[2] = {needed.top, needed.left}, high[2] = {needed.top + needed.height, needed.left + needed.width};
+    const int64_t side[2] = {whole->height, whole->width}, cut = between(choices, 0, 3);
+    for (int axis = 0; axis < 2; axis++) {
+        const int64_t less = low[axis] - between(choices, 0, 5), more = high[axis] + between(choices, 0, 5);
+        low[axis] = less > 0 && !smaller ? less : smaller ? low[axis] : 0;
+        high[axis] = smaller ? high[axis] : more < side[axis] ? more : side[axis];
+    }
+    if (smaller && high[cut / 2] - low[cut / 2] > 1) {
+        const int64_t by = between(choices, 1, high[cut / 2] - low[cut / 2] - 1);
+        *(cut % 2 ? &low[cut / 2] : &high[cut / 2]) += cut % 2 ? by : -by;
+    }
+    return (wf_part){.top = low[0], .left = low[1], .height = high[0] - low[0], .width = high[1] - low[1]};
+}
+
+/* From a part that holds what they read, views are those of the whole; from a smaller one they are the same, or refused. */
+static void check_parts(source *choices, const batch *batch, const wf_plan *plan, const blocks *once, char *message)
+{
+    for (int64_t b = 0; b < batch->pictures; b++) {
+        const bool smaller = one_in(choices, 3);
+        const wf_picture *whole = &batch->picture[b];
+        wf_part needed;
+        if (wf_plan_needed(plan, b, whole->height, whole->width, &needed, message) != WF_DONE)
+            fail("no part of picture %" PRId64 " is named: %s", b, message);
+        if (!needed.height)
+            continue;
+        blocks cut = {0};
+        const wf_picture part = cut_out(whole, draw_part(choices, whole, needed, smaller), &cut);
+        const wf_status status = wf_render_picture(plan, b, &part, message);
+        if (status != WF_DONE && !(smaller && status == WF_BAD_PICTURE))
+            fail("a part of picture %" PRId64 " ends with status %d: %s", b, (int)status, message);
+        for (int f = 0; f < batch->families && status == WF_DONE; f++) {
+            const size_t bytes = batch->out_bytes[f] / (size_t)batch->pictures, at = bytes * (size_t)b;
+            if (memcmp((unsigned char *)batch->family[f].out + at, once->block[f] + at, bytes))
+                fail("family %d of a part of picture %" PRId64 " is not that of the whole", f, b);
+        }
+        counts.parts += status == WF_DONE;
+        counts.parts_refused += status != WF_DONE;
+        release(&cut);
+    }
+}
+
 /* All views are written, with the same bits once more in another way, and nothing before them is. */
 static void check_render(source *choices, batch *batch, const wf_plan *plan, char *message)
 {
@@ -602,12 +665,9 @@ static void check_render(source *choices, batch *batch, const wf_plan *plan, cha
                 fail("family %d is written to before its beginning", f);
         check_range(batch, f);
     }
+    check_parts(choices, batch, plan, &once, message);
     release(&once);
 }
-
-static struct {
-    int64_t cases, rendered[WF_INSTRUCTION_SETS], refused, pictures_refused, starved;
-} counts;
 
 /* Plan and render while one allocation or thread fails, the first or a later one; true if a plan came of it. */
 static bool starve(source *choices, const batch *batch, wf_plan **plan, char *message)
@@ -728,15 +788,16 @@ int main(int arguments, char **argument)
         run_numbered(seed, number++, sets);
     while ((by_cases ? (double)counts.cases : difftime(time(NULL), start)) < span);
 
-    bool shown = counts.refused && counts.pictures_refused && counts.starved;
+    bool shown = counts.refused && counts.pictures_refused && counts.parts && counts.parts_refused && counts.starved;
     printf("%" PRId64 " cases:", counts.cases);
     for (int set = 0; set < WF_INSTRUCTION_SETS; set++)
         if (set_is_chosen(sets, (wf_instruction_set)set)) {
             printf(" %" PRId64 " rendered by %s,", counts.rendered[set], SET_NAMES[set]);
             shown = shown && counts.rendered[set];
         }
-    printf(" %" PRId64 " refused, %" PRId64 " with a refused picture, %" PRId64 " short of memory\n", counts.refused,
-           counts.pictures_refused, counts.starved);
+    printf(" %" PRId64 " refused, %" PRId64 " with a refused picture, %" PRId64 " with a part of one, %" PRId64
+           " with too small a part, %" PRId64 " short of memory\n",
+           counts.refused, counts.pictures_refused, counts.parts, counts.parts_refused, counts.starved);
     return shown || (by_cases && span <= 1) ? 0 : 1;
 }
 #endif
