@@ -73,7 +73,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
     settings.refuse_without_data()
     resumed_folder = _checked_folder(settings, out, resume)
     with contextlib.ExitStack() as stack:
-        accelerator = stack.enter_context(_accelerator_of_a_run(settings))
+        accelerator = stack.enter_context(accelerator_of_a_run(settings))
         ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         reporter = reporter if ranks.first else Reporter()
         stack.callback(reporter.closed)
@@ -336,7 +336,7 @@ def accelerator_for(settings: TrainSettings) -> Accelerator:
 
 
 @contextlib.contextmanager
-def _accelerator_of_a_run(settings: TrainSettings) -> Iterator[Accelerator]:
+def accelerator_of_a_run(settings: TrainSettings) -> Iterator[Accelerator]:
     """Hand out a run's machine, and leave the process free for a run on another one, or of another precision.
 
     Accelerate keeps one state for a whole process; one that was there before, a caller's own, is left alone.

@@ -64,7 +64,7 @@ def judge(encoder: Encoder, pictures: PictureSource, *, picture_px: int) -> Scor
         return {"class token": features.prefix[:, 0, 0].float()} | mean
 
     with evaluation_mode(encoder):
-        return featured(pictures, picture_px, parts).scores()
+        return featured(pictures, (center(picture_px),), parts).scores()
 
 
 def judge_pixels(pictures: PictureSource) -> Scores:
@@ -72,16 +72,20 @@ def judge_pixels(pictures: PictureSource) -> Scores:
 
     Raises: as `judge`.
     """
-    return featured(pictures, RAW_PX, lambda batch: {"pixels": batch.family("center").pixels.float().flatten(1)}).scores()
+    return featured(pictures, (center(RAW_PX),), lambda batch: {"pixels": batch.family("center").pixels.float().flatten(1)}).scores()
 
 
-def featured(pictures: PictureSource, picture_px: int, parts: Callable[[Batch], Mapping[str, Tensor]]) -> JudgedFeatures:
-    """Return the features of all pictures that have a label.
+def center(picture_px: int, *, name: str = "center") -> ViewFamily:
+    """Return whole pictures, as Resize(256) and CenterCrop(224) show them, at `picture_px`."""
+    return ViewFamily(name=name, views=1, size_px=(picture_px, picture_px), law=Center(resize_px=256, crop_px=224))
+
+
+def featured(pictures: PictureSource, families: tuple[ViewFamily, ...], parts: Callable[[Batch], Mapping[str, Tensor]]) -> JudgedFeatures:
+    """Return the features that `parts` makes of these views of all pictures that have a label.
 
     Raises: ValueError if these are less than two.
     """
-    center = ViewFamily(name="center", views=1, size_px=(picture_px, picture_px), law=Center(resize_px=256, crop_px=224))
-    recipe = ViewRecipe(families=(center,))
+    recipe = ViewRecipe(families=families)
     features: dict[str, list[Tensor]] = {}
     labels = []
     for ids in blocks(np.arange(len(pictures)), 128):
