@@ -27,7 +27,19 @@ from wherefrom.tools.evidence.command import main
 from wherefrom.tools.evidence.controls import ON_VIEWS, HostOnSpatialViewsSettings, ShuffledSpatialSettings, of_another_picture
 from wherefrom.tools.evidence.metrics import METRICS, Metric
 from wherefrom.tools.evidence.one_run import make, parts_of
-from wherefrom.tools.evidence.plan import ARMS, FEW_ARMS, HOSTS, SEEDS, UPDATES, Held, Unit, equal_time_updates, read, settings_of, table
+from wherefrom.tools.evidence.plan import (
+    ARMS,
+    FEW_ARMS,
+    HOSTS,
+    SEEDS,
+    UPDATES,
+    Held,
+    PlannedRun,
+    equal_time_updates,
+    read,
+    settings_of,
+    table,
+)
 from wherefrom.tools.evidence.report import STUDENT, Difference, differences, markdown, read_runs, smallest_gain
 from wherefrom.train import Encoder, Objective, ObjectiveSettings, Progress, Step
 from wherefrom.train.objective import random_scope, united_families
@@ -37,7 +49,7 @@ AT = Progress(update=0, updates=4, updates_per_epoch=2)
 TIMES = ("cpu_s", "cpu_s_an_update", "machine")
 
 
-def blocks(units: Sequence[Unit]) -> list[tuple[str, int, tuple[str, ...]]]:
+def blocks(units: Sequence[PlannedRun]) -> list[tuple[str, int, tuple[str, ...]]]:
     """Return runs of equal host and seed that follow one another: host, seed, arms."""
     found: list[tuple[str, int, tuple[str, ...]]] = []
     for unit in units:
@@ -48,7 +60,7 @@ def blocks(units: Sequence[Unit]) -> list[tuple[str, int, tuple[str, ...]]]:
     return found
 
 
-def assert_each_comes_after_what_it_needs(units: Sequence[Unit]) -> None:
+def assert_each_comes_after_what_it_needs(units: Sequence[PlannedRun]) -> None:
     for number, unit in enumerate(units):
         assert set(unit.needs) <= set(units[:number]), unit.name
 
@@ -80,7 +92,7 @@ def test_all_runs_of_the_table_have_settings() -> None:
 
 @pytest.mark.core
 def test_the_chosen_law_and_its_shuffled_control_differ_in_nothing_but_the_objective() -> None:
-    sp, shuffled = (settings_of(Unit(host="simclr", arm=arm, seed=0), data="", updates=10) for arm in ("sp", "shuffled"))
+    sp, shuffled = (settings_of(PlannedRun(host="simclr", arm=arm, seed=0), data="", updates=10) for arm in ("sp", "shuffled"))
     (plain,) = (each for name, each in sp.objectives.items() if name == "spatial")
     assert type(shuffled.objectives["spatial"]) is ShuffledSpatialSettings
     assert all(getattr(plain, name) == getattr(shuffled.objectives["spatial"], name) for name in type(SP).__dataclass_fields__)
@@ -126,7 +138,7 @@ def test_a_killed_run_goes_on_and_tells_what_an_unkilled_one_tells(
     pictures: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(plan.UPDATES, "simclr", 12)  # a checkpoint after 10
-    unit = Unit(host="simclr", arm="sp", seed=0)
+    unit = PlannedRun(host="simclr", arm="sp", seed=0)
     with pytest.MonkeyPatch.context() as patch:
         killed_at(11, patch)
         with pytest.raises(Killed):
@@ -173,7 +185,7 @@ def test_a_run_tells_metrics_floors_gradients_and_no_path(
 @pytest.mark.core
 @pytest.mark.usefixtures("tiny")
 def test_a_file_of_other_settings_is_not_taken_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unit = Unit(host="simclr", arm="sp", seed=0)
+    unit = PlannedRun(host="simclr", arm="sp", seed=0)
     settings = settings_of(unit, data="", updates=20)
     unit.file(tmp_path).write_text(json.dumps(planted(unit, {}, updates=20) | {"settings": plan.changes(settings, "simclr")}))
     assert read(unit, tmp_path) is not None
@@ -186,7 +198,7 @@ def test_a_file_of_other_settings_is_not_taken_for_the_run(tmp_path: Path, monke
 @pytest.mark.core
 @pytest.mark.usefixtures("tiny")
 def test_equal_time_is_as_many_updates_as_the_seconds_allow(tmp_path: Path) -> None:
-    unit = Unit(host="simclr", arm="equal-time", seed=0)
+    unit = PlannedRun(host="simclr", arm="equal-time", seed=0)
     with pytest.raises(ValueError, match="simclr-alone-0"):
         plan.updates_of(unit, tmp_path)
     for needed, each in zip(unit.needs, (0.2, 0.5), strict=True):
@@ -301,7 +313,7 @@ def test_parts_are_told_apart_and_put_back(tiny_shards: Path) -> None:
     assert torch.equal(gradient_of(step, batch), whole)  # weights are as before
 
 
-def planted(unit: Unit, metrics: dict[str, float], *, updates: int = 2400) -> Held:
+def planted(unit: PlannedRun, metrics: dict[str, float], *, updates: int = 2400) -> Held:
     """Return a run's file with planted numbers."""
     return {
         "run": {"name": unit.name, "host": unit.host, "arm": unit.arm, "seed": unit.seed, "updates": updates},
@@ -321,7 +333,7 @@ ALONE, WITH_SP, LONGER = (0.40, 0.42, 0.41), (0.43, 0.44, 0.45), (0.44, 0.44, 0.
 def planted_runs(seeds: int = 3) -> dict[tuple[str, str, int], Held]:
     arms = {"alone": ALONE, "sp": WITH_SP, "equal-time": LONGER}
     return {
-        ("simclr", arm, seed): planted(Unit(host="simclr", arm=arm, seed=seed), {"class token knn": values[seed]})
+        ("simclr", arm, seed): planted(PlannedRun(host="simclr", arm=arm, seed=seed), {"class token knn": values[seed]})
         for arm, values in arms.items()
         for seed in range(seeds)
     }
@@ -370,8 +382,8 @@ def test_the_smallest_gain_is_that_of_students_distribution() -> None:
 @pytest.mark.core
 def test_the_report_prints_what_was_planted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for (host, arm, seed), held in planted_runs().items():
-        Unit(host=host, arm=arm, seed=seed).file(tmp_path).write_text(json.dumps(held))
-    outside = Unit(host="simclr", arm="sp", seed=plan.OUTSIDE)
+        PlannedRun(host=host, arm=arm, seed=seed).file(tmp_path).write_text(json.dumps(held))
+    outside = PlannedRun(host="simclr", arm="sp", seed=plan.OUTSIDE)
     outside.file(tmp_path).write_text(json.dumps(planted(outside, {"class token knn": 0.99})))
     assert main(["report", "--runs", str(tmp_path)]) == 0
     text = capsys.readouterr().out
@@ -400,7 +412,8 @@ def test_the_best_candidate_is_the_one_with_the_largest_mean() -> None:
     names = [metric.scores for metric in report.CHOICE]
     scores = {"alone": (0.4, 0.3, 0.5), "sp-pair-1": (0.4, 0.4, 0.5), "sp-four-1": (0.5, 0.2, 0.5)}
     runs = [
-        planted(Unit(host="simclr", arm=arm, seed=plan.OUTSIDE), dict(zip(names, values, strict=True))) for arm, values in scores.items()
+        planted(PlannedRun(host="simclr", arm=arm, seed=plan.OUTSIDE), dict(zip(names, values, strict=True)))
+        for arm, values in scores.items()
     ]
     gains = report.chosen_by(runs)
     assert [arm for arm, _ in gains] == ["sp-pair-1", "sp-four-1"]
@@ -415,7 +428,7 @@ class Child:
     alive: list[str]
     told: int | None = None
 
-    def __init__(self, unit: Unit, out: Path, *, fails: bool) -> None:
+    def __init__(self, unit: PlannedRun, out: Path, *, fails: bool) -> None:
         self.unit, self.out, self.fails, self.looks, self.returncode = unit, out, fails, 0, 0
         Child.alive.append(unit.name)
 
@@ -449,7 +462,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Child.alive = []
     (tmp_path / "work").mkdir()
 
-    def start(unit: Unit, out: Path, options: Sequence[str]) -> Child:
+    def start(unit: PlannedRun, out: Path, options: Sequence[str]) -> Child:
         child = Child(unit, out, fails=unit.arm == "views")
         names.append(f"{unit.arm} {len(Child.alive)}")
         return child
@@ -485,7 +498,7 @@ def test_a_run_that_another_process_makes_counts_and_is_waited_for(
     unit, other = table()[:2]
     looks = iter([True, True, True])
 
-    def is_running(asked: Unit, out: Path) -> bool:
+    def is_running(asked: PlannedRun, out: Path) -> bool:
         if asked != unit or next(looks, False):
             return asked == unit
         Child(unit, out, fails=False).looks = 5
@@ -515,7 +528,7 @@ def test_a_runs_process_is_told_which_run_and_uses_one_thread(tmp_path: Path, mo
     calls: list[tuple[list[str], dict[str, str]]] = []
     made: list[Any] = []
     monkeypatch.setattr(side_by_side.subprocess, "Popen", lambda words, env, **_: calls.append((words, env)))
-    for unit in (table()[2], Unit(host="mae", arm="sp-pair-0.3", seed=100, updates=9)):
+    for unit in (table()[2], PlannedRun(host="mae", arm="sp-pair-0.3", seed=100, updates=9)):
         side_by_side._start(unit, tmp_path, ["--data", "a", "--val", "b", "--limit", "7", "--keep"])
         words, environment = calls.pop()
         assert words[:3] == [sys.executable, "-m", "wherefrom.tools.evidence"] and environment["OMP_NUM_THREADS"] == "1"
@@ -524,7 +537,7 @@ def test_a_runs_process_is_told_which_run_and_uses_one_thread(tmp_path: Path, mo
         assert made.pop() == ((unit, tmp_path), {"data": "a", "val": "b", "keep": True, "limit": 7})
 
 
-def plant(unit: Unit, out: Path, metrics: dict[str, float], *, cpu_s: float = 60.0) -> None:
+def plant(unit: PlannedRun, out: Path, metrics: dict[str, float], *, cpu_s: float = 60.0) -> None:
     """Write a run's file that is taken for the run."""
     length = plan.updates_of(unit, out)
     settings = plan.changes(settings_of(unit, data="", updates=length), unit.host)
@@ -546,7 +559,7 @@ def test_a_host_is_as_long_as_doubling_gives_a_point(
 ) -> None:
     values = iter(gains)
 
-    def make_all(units: Sequence[Unit], out: Path, options: Sequence[str], **_: Any) -> list[Unit]:
+    def make_all(units: Sequence[PlannedRun], out: Path, options: Sequence[str], **_: Any) -> list[PlannedRun]:
         (unit,) = units
         assert unit.updates is not None and unit.seed == plan.OUTSIDE
         scores = {"class token knn": 0.1, "mean token knn": next(values)}  # the better one counts
@@ -563,7 +576,7 @@ def test_a_host_is_as_long_as_doubling_gives_a_point(
 def test_what_is_chosen_is_printed_once_all_candidates_are_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def make_all(units: Sequence[Unit], out: Path, *_: Any, **__: Any) -> list[Unit]:
+    def make_all(units: Sequence[PlannedRun], out: Path, *_: Any, **__: Any) -> list[PlannedRun]:
         assert {unit.seed for unit in units} == {plan.OUTSIDE} and len(units) == 1 + len(plan.CANDIDATES)
         for unit in units:
             plant(unit, out, {"class token knn": 0.5 if unit.arm == "sp-colored-0.3" else 0.4})

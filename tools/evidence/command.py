@@ -16,7 +16,7 @@ from wherefrom.pipeline.files import write_aside
 from wherefrom.tools.console import print_line, print_table
 from wherefrom.tools.evidence.metrics import CHOICE
 from wherefrom.tools.evidence.one_run import StoppedError, is_running, make
-from wherefrom.tools.evidence.plan import HOSTS, OUTSIDE, UPDATES, Unit, expected_cpu_s, read, sweep, table
+from wherefrom.tools.evidence.plan import HOSTS, OUTSIDE, UPDATES, PlannedRun, expected_cpu_s, read, sweep, table
 from wherefrom.tools.evidence.report import chosen_by, markdown, read_runs, state_rows, value_of
 from wherefrom.tools.evidence.side_by_side import StopAskedError, make_all, told
 
@@ -74,7 +74,7 @@ def run_command(
     out.mkdir(parents=True, exist_ok=True)
     if only is not None:
         host, arm, seed = only
-        held = make(Unit(host=host, arm=arm, seed=seed, updates=updates), out, data=data, val=val, keep=keep, limit=limit)
+        held = make(PlannedRun(host=host, arm=arm, seed=seed, updates=updates), out, data=data, val=val, keep=keep, limit=limit)
         print_line(console, told(held))
         return 0
     if updates is not None:
@@ -148,7 +148,7 @@ def length_command(
     updates, before, why = first or UPDATES[host] // 4, None, ""
     rows = [["updates", "20-NN", "CPU-minutes"]]
     while True:
-        unit = Unit(host=host, arm="alone", seed=OUTSIDE, updates=updates)
+        unit = PlannedRun(host=host, arm="alone", seed=OUTSIDE, updates=updates)
         code = _make_all(console, [unit], out, _options(data, val, limit=limit), 1)
         held = read(unit, out)
         if code or held is None:
@@ -183,7 +183,7 @@ def report_command(*, runs: Path = OUT, out: Path | None = None) -> int:
     return 0
 
 
-def _make_all(console: Console, units: Sequence[Unit], out: Path, options: Sequence[str], jobs: int) -> int:
+def _make_all(console: Console, units: Sequence[PlannedRun], out: Path, options: Sequence[str], jobs: int) -> int:
     """Make runs; return 0, 1 if some are missing."""
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: needs at least 1")

@@ -32,7 +32,7 @@ ALL_PICTURES = f"loo-knn20-cosine-t0.07 / ridge-{FOLDS}fold, center0.875, grid3x
 ON_PICTURES = ("pairs", "jigsaw", "occlusion", "positions")  # protocols, on the pictures of the run
 ON_SCENES = ("hummingbird", "linear-segmentation")  # on the demo's scenes
 
-Scores = dict[str, float]
+MetricValues = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +76,8 @@ CHOICE = METRICS[0:6:2]  # whose mean SP's law and weight are chosen by
 class Judged:
     """What was measured of a network."""
 
-    metrics: Scores
-    floors: Mapping[str, Scores]  # by the column: a random encoder, raw pixels, chance; nothing where they were not asked for
+    metrics: MetricValues
+    floors: Mapping[str, MetricValues]  # by the column: a random encoder, raw pixels, chance; nothing where they were not asked for
     not_measured: Mapping[str, str]  # why, by protocol
 
 
@@ -89,7 +89,7 @@ def judge_all(
     random: the encoder as the run started; None: no floors beside the network, which other runs of the host have.
     limit: pictures of either side that protocols take; None: all.
     """
-    columns: dict[str, Scores] = {ENCODER: {}, RAW: {}, RANDOM: {}}
+    columns: dict[str, MetricValues] = {ENCODER: {}, RAW: {}, RANDOM: {}}
     encoders = {ENCODER: network.encoder} if random is None else {ENCODER: network.encoder, RANDOM: random}
     with ShardPictures(ShardIndex.open((data, val)), threads=1) as pictures:
         for column, scores in over_all_pictures(encoders, pictures, settings).items():
@@ -117,7 +117,7 @@ def _scenes() -> tuple[str, str]:
     return str(demo.train), str(demo.val)
 
 
-def over_all_pictures(encoders: Mapping[str, Encoder], pictures: ShardPictures, settings: TrainSettings) -> dict[str, Scores]:
+def over_all_pictures(encoders: Mapping[str, Encoder], pictures: ShardPictures, settings: TrainSettings) -> dict[str, MetricValues]:
     """Return accuracies of class token (where there is one), mean token and grid, by column; of raw pixels, 8 x 8, as "pixels".
 
     Every picture gets its label from all the others, by neighbors, and by ridge regression on four fifths of them.
@@ -138,7 +138,7 @@ def over_all_pictures(encoders: Mapping[str, Encoder], pictures: ShardPictures, 
 
     with evaluation_mode(*encoders.values()):
         features = featured(pictures, families, parts)
-    columns: dict[str, Scores] = {}
+    columns: dict[str, MetricValues] = {}
     for name, value in features.scores().items():
         column, _, score = name.partition("/")
         columns.setdefault(column, {})[score] = value

@@ -24,7 +24,7 @@ from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.tools.against_lightly.judge import random_encoder
 from wherefrom.tools.evidence.controls import HostOnSpatialViews
 from wherefrom.tools.evidence.metrics import ALL_PICTURES, Judged, judge_all
-from wherefrom.tools.evidence.plan import Held, Unit, changes, read, settings_of, updates_of
+from wherefrom.tools.evidence.plan import Held, PlannedRun, changes, read, settings_of, updates_of
 from wherefrom.tools.machine import machine
 from wherefrom.train import checkpoint
 from wherefrom.train.evaluation.network import open_network
@@ -48,7 +48,7 @@ class StoppedError(Exception):
         self.number = int(signal.Signals[name])
 
 
-def make(unit: Unit, out: Path, *, data: str, val: str, keep: bool = False, limit: int | None = None) -> Held:
+def make(unit: PlannedRun, out: Path, *, data: str, val: str, keep: bool = False, limit: int | None = None) -> Held:
     """Make a run, or go on with one that was stopped, and write its file; return what it holds, also of one that is there already.
 
     keep: its folder, with checkpoint and encoder, under out/work; limit: pictures of either side that protocols take.
@@ -73,7 +73,7 @@ def make(unit: Unit, out: Path, *, data: str, val: str, keep: bool = False, limi
     return held
 
 
-def is_running(unit: Unit, out: Path) -> bool:
+def is_running(unit: PlannedRun, out: Path) -> bool:
     """Return whether some process is making a run."""
     work = unit.work(out)
     if not work.is_dir():
@@ -143,7 +143,7 @@ def _train(settings: TrainSettings, work: Path) -> dict[str, Any]:
 
 
 def _result(
-    unit: Unit,
+    unit: PlannedRun,
     settings: TrainSettings,
     trained: dict[str, Any],
     judged: Judged,

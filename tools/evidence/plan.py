@@ -66,7 +66,7 @@ Held = dict[str, Any]  # a run's file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unit:
+class PlannedRun:
     """One run. `updates`: its length where that is not the table's.
 
     Raises: ValueError in one line if there is no such host or arm.
@@ -89,7 +89,7 @@ class Unit:
         return f"{self.host}-{self.arm}-{self.seed}" + ("" if self.updates is None else f"-{self.updates}")
 
     @property
-    def needs(self) -> tuple["Unit", ...]:
+    def needs(self) -> tuple["PlannedRun", ...]:
         """The runs that tell how long this one is."""
         if self.updates is not None or self.arm not in TIMED:
             return ()
@@ -104,24 +104,24 @@ class Unit:
         return out / "work" / self.name
 
 
-def table() -> tuple[Unit, ...]:
+def table() -> tuple[PlannedRun, ...]:
     """Return the runs in their order: after each block the table of what is there is whole, and smaller.
 
     A block is all arms of a host and a seed, both hosts before the next seed; then the hosts with few arms, then other plug-ins.
     """
-    whole = [Unit(host=host, arm=arm, seed=seed) for seed in SEEDS for host in ("simclr", "moco_v3") for arm in ARMS]
-    few = [Unit(host=host, arm=arm, seed=SEEDS[0]) for host in ("mae", "dino") for arm in FEW_ARMS]
-    plugins = [Unit(host="simclr", arm=arm, seed=SEEDS[0]) for name in PLUGINS for arm in (name, f"equal-time-{name}")]
+    whole = [PlannedRun(host=host, arm=arm, seed=seed) for seed in SEEDS for host in ("simclr", "moco_v3") for arm in ARMS]
+    few = [PlannedRun(host=host, arm=arm, seed=SEEDS[0]) for host in ("mae", "dino") for arm in FEW_ARMS]
+    plugins = [PlannedRun(host="simclr", arm=arm, seed=SEEDS[0]) for name in PLUGINS for arm in (name, f"equal-time-{name}")]
     return (*whole, *few, *plugins)
 
 
-def sweep(host: str, updates: int | None = None) -> tuple[Unit, ...]:
+def sweep(host: str, updates: int | None = None) -> tuple[PlannedRun, ...]:
     """Return the runs by which SP's law and weight are chosen: half as long as those of the table, of a seed that it has not."""
     length = updates or UPDATES[host] // 2
-    return tuple(Unit(host=host, arm=arm, seed=OUTSIDE, updates=length) for arm in ("alone", *CANDIDATES))
+    return tuple(PlannedRun(host=host, arm=arm, seed=OUTSIDE, updates=length) for arm in ("alone", *CANDIDATES))
 
 
-def updates_of(unit: Unit, out: Path) -> int:
+def updates_of(unit: PlannedRun, out: Path) -> int:
     """Return the length of a run; of one that is as long as others take, by the CPU-seconds an update that these took.
 
     Raises: ValueError in one line if these are not there yet.
@@ -148,7 +148,7 @@ def host_settings(host: str) -> TrainSettings:
     return recipe(HOSTS[host])
 
 
-def settings_of(unit: Unit, *, data: str, updates: int) -> TrainSettings:
+def settings_of(unit: PlannedRun, *, data: str, updates: int) -> TrainSettings:
     """Return the settings of a run: the host's recipe, with what its arm adds; schedules are stretched over its updates."""
     base = host_settings(unit.host)
     log_every = max(1, updates // CURVE)
@@ -164,7 +164,7 @@ def settings_of(unit: Unit, *, data: str, updates: int) -> TrainSettings:
     )
 
 
-def _objectives(unit: Unit, alone: Mapping[str, ObjectiveSettings]) -> dict[str, ObjectiveSettings]:
+def _objectives(unit: PlannedRun, alone: Mapping[str, ObjectiveSettings]) -> dict[str, ObjectiveSettings]:
     if unit.arm == "alone" or unit.arm in TIMED:
         return dict(alone)
     if unit.arm in PLUGINS:
@@ -191,7 +191,7 @@ def changes(settings: TrainSettings, host: str) -> dict[str, Any]:
     return others | {f"objectives.{name}": plain for name, plain in learned.items() if plain != alone.get(name)}
 
 
-def read(unit: Unit, out: Path) -> Held | None:
+def read(unit: PlannedRun, out: Path) -> Held | None:
     """Return a run's file; None where there is none.
 
     Raises: ValueError in one line if it is damaged, or of a run by other settings than this one's.
@@ -221,7 +221,7 @@ def read_file(path: Path) -> Held:
     return held
 
 
-def expected_cpu_s(unit: Unit, done: Mapping[Unit, Held]) -> float | None:
+def expected_cpu_s(unit: PlannedRun, done: Mapping[PlannedRun, Held]) -> float | None:
     """Return how long a run will take by those that are done: of its arm, else of its host; None where there are none."""
     as_long = (unit.arm, TIMED.get(unit.arm))
     of_arm = [held["cpu_s"] for other, held in done.items() if other.host == unit.host and other.arm in as_long]

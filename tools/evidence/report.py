@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wherefrom.tools.evidence.metrics import CHOICE, METRICS, Metric
-from wherefrom.tools.evidence.plan import ARM_TITLES, ARMS, HOSTS, OUTSIDE, PLUGINS, TIMED, TITLES, Held, Unit, read_file, table
+from wherefrom.tools.evidence.plan import ARM_TITLES, ARMS, HOSTS, OUTSIDE, PLUGINS, TIMED, TITLES, Held, PlannedRun, read_file, table
 
 SEEDS_FOR_ERRORS = 3  # fewer tell no standard error
 # quantiles of Student's distribution at .975 and .8, by degrees of freedom
@@ -200,7 +200,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([heading, "| --- " * len(rows[0]) + "|", *lines])
 
 
-def state_rows(states: Mapping[Unit, str], minutes: Mapping[Unit, float | None]) -> list[list[str]]:
+def state_rows(states: Mapping[PlannedRun, str], minutes: Mapping[PlannedRun, float | None]) -> list[list[str]]:
     """Return the plan as rows of words, the heading first: what each run is, where it stands, how many CPU-minutes it takes."""
     rows = [["number", "host", "arm", "seed", "state", "CPU-minutes"]]
     for number, (unit, state) in enumerate(states.items(), 1):

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from wherefrom.tools.evidence.one_run import is_running
-from wherefrom.tools.evidence.plan import Held, Unit, read
+from wherefrom.tools.evidence.plan import Held, PlannedRun, read
 from wherefrom.tools.machine import last_line
 
 POLL_S = 2.0
@@ -32,14 +32,14 @@ class StopAskedError(Exception):
         self.number = number
 
 
-def make_all(units: Sequence[Unit], out: Path, options: Sequence[str], *, jobs: int, tell: Callable[[str], None]) -> list[Unit]:
+def make_all(units: Sequence[PlannedRun], out: Path, options: Sequence[str], *, jobs: int, tell: Callable[[str], None]) -> list[PlannedRun]:
     """Make the runs that are not there, `jobs` at a time, in their order, each once what it needs is there; return those that failed.
 
     options: words of the command line that every run is given, its data among them.
     Raises: StopAskedError, once what was under way has been saved.
     """
-    children: dict[Unit, subprocess.Popen[bytes]] = {}
-    failed: list[Unit] = []
+    children: dict[PlannedRun, subprocess.Popen[bytes]] = {}
+    failed: list[PlannedRun] = []
     try:
         with _signals():
             while True:
@@ -64,7 +64,7 @@ def make_all(units: Sequence[Unit], out: Path, options: Sequence[str], *, jobs: 
         _stop(children, tell)
 
 
-def _start(unit: Unit, out: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start(unit: PlannedRun, out: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "wherefrom.tools.evidence", "run", "--only", unit.host, unit.arm, str(unit.seed), "--out", str(out)]
     words += [] if unit.updates is None else ["--updates", str(unit.updates)]
     unit.work(out).mkdir(parents=True, exist_ok=True)
@@ -72,12 +72,12 @@ def _start(unit: Unit, out: Path, options: Sequence[str]) -> subprocess.Popen[by
         return subprocess.Popen([*words, *options], stdout=log, stderr=log, env=os.environ | ONE_THREAD, start_new_session=True)
 
 
-def log_of(unit: Unit, out: Path) -> Path:
+def log_of(unit: PlannedRun, out: Path) -> Path:
     """Return where a run's process writes what it has to say."""
     return out / "work" / f"{unit.name}.log"
 
 
-def _ended(unit: Unit, out: Path, code: int) -> str:
+def _ended(unit: PlannedRun, out: Path, code: int) -> str:
     held = read(unit, out)
     if held is None:
         return f"{unit.name}: FAILED, exit code {code}: {last_line(log_of(unit, out).read_text(encoding='utf-8', errors='replace'))}"
@@ -91,7 +91,7 @@ def told(held: Held) -> str:
     return f"{held['run']['name']}: done, {held['run']['updates']} updates, {held['cpu_s'] / 60:.1f} CPU-minutes; {scores}"
 
 
-def _stop(children: dict[Unit, subprocess.Popen[bytes]], tell: Callable[[str], None]) -> None:
+def _stop(children: dict[PlannedRun, subprocess.Popen[bytes]], tell: Callable[[str], None]) -> None:
     """Ask the runs under way to save and end, and wait until they have."""
     for child in children.values():
         child.send_signal(signal.SIGTERM)
