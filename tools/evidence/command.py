@@ -18,7 +18,7 @@ from wherefrom.tools.evidence.metrics import CHOICE
 from wherefrom.tools.evidence.one_run import StoppedError, is_running, make
 from wherefrom.tools.evidence.plan import HOSTS, OUTSIDE, UPDATES, PlannedRun, expected_cpu_s, read, sweep, table
 from wherefrom.tools.evidence.report import chosen_by, markdown, read_runs, state_rows, value_of
-from wherefrom.tools.evidence.side_by_side import StopAskedError, make_all, told
+from wherefrom.tools.evidence.side_by_side import StopAskedError, log_of, make_all, told
 
 OUT = Path("evidence")
 LONGEST_S = 20 * 60.0  # of CPU, of a run
@@ -189,7 +189,10 @@ def _make_all(console: Console, units: Sequence[PlannedRun], out: Path, options:
         raise ValueError(f"jobs={jobs}: needs at least 1")
     missing = make_all(units, out, options, jobs=jobs, tell=lambda line: print_line(console, line))
     if missing:
-        print_line(console, f"missing: {', '.join(unit.name for unit in missing)}; see {out}/work/NAME.log, and start again")
+        print_line(
+            console,
+            f"missing: {', '.join(unit.name for unit in missing)}; see the logs in {log_of(missing[0], out).parent}, and start again",
+        )
     return 1 if missing else 0
 
 
