@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wherefrom.train.evaluation import knn
 from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Part
-from wherefrom.train.evaluation.knn import neighbors, vote
+from wherefrom.train.evaluation.knn import neighbors
+from wherefrom.train.evaluation.labels import vote
 from wherefrom.train.evaluation.linear import (
     TOKENS,
     HeadTraining,

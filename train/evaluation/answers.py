@@ -19,6 +19,7 @@ from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.evaluation.labels import draw_ids
+from wherefrom.train.evaluation.network import random_network
 from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, blocks, encoded, evaluation_mode
 from wherefrom.train.objective import Encode, Objective, Progress, Terms, random_scope
 from wherefrom.train.over_ranks import this_rank_alone
@@ -91,8 +92,7 @@ def evaluate_answers(
     """
     assert objective.chance is not None, f"{objective.name} states no chance"
     what = f"answers of {objective.name}"
-    with random_scope(seed, "random encoder"):
-        random = Encoder(encoder.settings).to(next(encoder.parameters()).device)
+    random = random_network(encoder, seed)
     with this_rank_alone():
         own = _Sums.of(encoder, objective, held_out, pictures, at, ranks)
         rows = [own.row("held-out pictures")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from wherefrom.pipeline.laws import Center
 from wherefrom.train.evaluation.features import SUMMARY, Evaluation, Part
-from wherefrom.train.evaluation.other_pictures import CORRUPTED, CORRUPTIONS, SEVERITIES, ClassifierName, FrozenClassifier
+from wherefrom.train.evaluation.other_pictures import CORRUPTED, CORRUPTIONS, SEVERITIES, ClassifierName, frozen_classifiers
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, check_part
 
 ALEXNET_ERRORS = {  # means over the five severities
@@ -56,12 +56,8 @@ class Corruptions:
         """Yield the clean error, the mean corruption error and that of every corruption, in percent; of fewer than 15, their mean."""
         corruptions = self._there(evaluation)
         check_part(evaluation, self.part)
-        train, held_out = (evaluation.labeled(side, self.part) for side in ("train", "held_out"))
-        if not len(train.labels):
-            raise NotMeasuredError("the training pictures have no labels")
-        classifiers = {
-            column: FrozenClassifier(train, column, head=self.head, k=self.k, temperature=self.temperature) for column in train.features
-        }
+        held_out = evaluation.labeled("held_out", self.part)
+        classifiers = frozen_classifiers(evaluation, self.part, head=self.head, k=self.k, temperature=self.temperature)
         accuracies: dict[str, dict[str, list[float]]] = {column: {name: [] for name in corruptions} for column in classifiers}
         for name in corruptions:
             for severity in SEVERITIES:

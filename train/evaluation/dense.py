@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from wherefrom.pipeline.view_recipe import ViewFamily
 from wherefrom.train.encoder import Features
 from wherefrom.train.evaluation.dense_pictures import IGNORED, DepthPictures, MaskedPictures, cut
-from wherefrom.train.evaluation.features import BLOCK, RAW, Evaluation
+from wherefrom.train.evaluation.features import BLOCK, RAW, Evaluation, pixels_of_cells
 from wherefrom.train.evaluation.labels import draw_ids
 from wherefrom.train.evaluation.pictures import PictureSource, blocks
 from wherefrom.train.evaluation.protocols import NotMeasuredError
@@ -105,9 +104,7 @@ def raw_patches(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     Shapes: pixels (n, 3, H, W), grid (h, w) -> (n, h, w, 3 * side * side).
     """
     height, width = (min(RAW_PATCH_PX, -(-side // cells)) for side, cells in zip(pixels.shape[-2:], grid, strict=True))
-    even = F.adaptive_avg_pool2d(pixels, (grid[0] * height, grid[1] * width))
-    cells = even.unflatten(3, (grid[1], width)).unflatten(2, (grid[0], height))  # (n, 3, h, height, w, width)
-    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3)
+    return pixels_of_cells(pixels, grid, (height, width))
 
 
 def patch_labels(masks: Tensor, grid: tuple[int, int], classes: int) -> Tensor:

@@ -75,10 +75,15 @@ def _token(features: Features, token: str) -> Tensor:
 
 def raw_tokens(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return views as tokens of their own pixels, 4 x 4 of each color in a cell: pixels (B, V, 3, H, W) -> (B, V, rows, cols, 48)."""
-    rows, cols = grid
-    small = F.adaptive_avg_pool2d(pixels.float().flatten(0, 1), (4 * rows, 4 * cols))
-    cells = small.unflatten(-1, (cols, 4)).unflatten(-3, (rows, 4))  # (B V, 3, rows, 4, cols, 4)
-    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).unflatten(0, pixels.shape[:2])
+    return pixels_of_cells(pixels.float().flatten(0, 1), grid, (4, 4)).unflatten(0, pixels.shape[:2])
+
+
+def pixels_of_cells(pixels: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return what every cell of a grid (rows, cols) shows, averaged to `size`: (n, 3, H, W) -> (n, rows, cols, 3 * height * width)."""
+    (rows, cols), (height, width) = grid, size
+    even = F.adaptive_avg_pool2d(pixels, (rows * height, cols * width))
+    cells = even.unflatten(3, (cols, width)).unflatten(2, (rows, height))  # (n, 3, rows, height, cols, width)
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -137,7 +142,7 @@ class Evaluation:
     @cached_property
     def networks(self) -> Mapping[str, Encoder]:
         """The network, and the same architecture with random weights, by their columns; both frozen."""
-        return {ENCODER: self.network.encoder, RANDOM: random_network(self.network, self.seed)}
+        return {ENCODER: self.network.encoder, RANDOM: random_network(self.network.encoder, self.seed)}
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Say how far a piece of work is."""

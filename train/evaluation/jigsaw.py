@@ -20,7 +20,8 @@ from wherefrom.pipeline.laws import Tiles
 from wherefrom.pipeline.view_recipe import ViewFamily
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation.features import CHANCE, RAW, SUMMARY, Evaluation, Part
-from wherefrom.train.evaluation.knn import neighbors, vote
+from wherefrom.train.evaluation.knn import neighbors
+from wherefrom.train.evaluation.labels import vote
 from wherefrom.train.evaluation.protocols import Need, Score, check_part
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.jigsaw import listed_permutations

@@ -1,7 +1,7 @@
 """k nearest neighbors by cosine: how often those most like a held-out picture show its class.
 
 Here: the protocol, and the search, exact and in bounded memory.
-Not here: the short form of a run (labels.py).
+Not here: votes, and the short form of a run (labels.py).
 Source: DINO's eval_knn.py, arXiv 2104.14294: k of 10, 20, 100, 200, votes weighted by exp(cosine / 0.07), k 20 quoted.
 """
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wherefrom.train.evaluation.features import Evaluation, Part
+from wherefrom.train.evaluation.labels import vote
 from wherefrom.train.evaluation.protocols import Need, Score, labeled_sides
 
 QUERIES, BANK = 1024, 65_536  # a block of similarities: 256 MiB in float32
@@ -60,13 +61,3 @@ def neighbors(bank: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]
         values.append(best)
         rows.append(which)
     return torch.cat(values), torch.cat(rows)
-
-
-def vote(similarity: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
-    """Return the label that gets the most weight, exp(cosine / temperature) a neighbor; of equals, the lowest.
-
-    Shapes: similarity and labels (M, k) -> (M,) int64.
-    """
-    weight = (similarity / temperature).exp()
-    votes = weight.new_zeros(len(labels), int(labels.max()) + 1)
-    return votes.scatter_add_(1, labels, weight).argmax(-1)

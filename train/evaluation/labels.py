@@ -20,6 +20,7 @@ from wherefrom.pipeline.order import Order
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Batch
 from wherefrom.train.encoder import Encoder
+from wherefrom.train.evaluation.network import random_network
 from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, Table, encoded, evaluation_mode
 from wherefrom.train.objective import random_scope
 from wherefrom.train.ranks import Ranks
@@ -125,9 +126,7 @@ def evaluate_labels(
     Beside the encoder stand raw pixels, of the whole picture at 32 px, and a random encoder of the same architecture.
     limits: how many pictures, drawn by `draw_ids`; without `probe`, k-NN alone. ranks: all of them call, and share the pictures.
     """
-    with random_scope(seed, "random encoder"):
-        random = Encoder(encoder.settings).to(next(encoder.parameters()).device)
-    encoders = {"encoder": encoder, "random encoder": random}
+    encoders = {"encoder": encoder, "random encoder": random_network(encoder, seed)}
     sides, ranks = (view_px, picture_px), ranks or Ranks(0, 1)
     held_out_set = _encode_labeled(encoders, held_out, sides, held_out_limit, "features for labels: held out", progress, ranks)
     if not len(held_out_set.labels):
@@ -251,8 +250,17 @@ def leave_one_out(features: Tensor, labels: Tensor, *, classes: int, k: int = NE
 def _voted(similarity: Tensor, labels: Tensor, *, classes: int, k: int, temperature: float) -> Tensor:
     """Return the labels with the most weight among the k most similar: similarity (M, N), labels (N,) -> (M,)."""
     most, nearest = similarity.topk(min(k, similarity.shape[1]), dim=-1)
-    weight = (most / temperature).exp()
-    return weight.new_zeros(len(similarity), classes).scatter_add_(1, labels[nearest], weight).argmax(-1)
+    return vote(most, labels[nearest], classes=classes, temperature=temperature)
+
+
+def vote(similarity: Tensor, labels: Tensor, *, temperature: float, classes: int | None = None) -> Tensor:
+    """Return the label that gets the most weight, exp(cosine / temperature) a neighbor; of equals, the lowest.
+
+    Shapes: similarity and labels (M, k) -> (M,) int64. classes: more than any label, by default one more than the highest.
+    """
+    weight = (similarity / temperature).exp()
+    votes = weight.new_zeros(len(labels), int(labels.max()) + 1 if classes is None else classes)
+    return votes.scatter_add_(1, labels, weight).argmax(-1)
 
 
 def ridge_probe(train: Tensor, train_labels: Tensor, held_out: Tensor, *, classes: int) -> Tensor:

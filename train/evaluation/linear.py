@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.evaluation.features import RAW, Evaluation, Part
+from wherefrom.train.evaluation.features import RAW, SUMMARY, Evaluation, Part
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, labeled_sides
 from wherefrom.train.lars import LARS
 from wherefrom.train.objective import random_scope
 
 LAST = 4  # blocks whose class tokens heads may see
-TOKENS, SUMMARY = Part(token="class", layers=LAST, and_mean=True), Part()
+TOKENS = Part(token="class", layers=LAST, and_mean=True)
 Kind = Literal["class", "mean", "class and mean", "classes", "classes and mean"]  # "classes": of the last four blocks
 Pass = Sequence[tuple[Tensor, Tensor]]  # batches of features and labels
 

@@ -170,7 +170,7 @@ def _triple(numbers: Any) -> Triple:
     return red, green, blue
 
 
-def random_network(network: Network, seed: int) -> Encoder:
-    """Return the architecture of a network with random weights: a floor."""
+def random_network(encoder: Encoder, seed: int) -> Encoder:
+    """Return the architecture of an encoder with random weights, on its device: a floor."""
     with random_scope(seed, "random encoder"):
-        return Encoder(network.encoder.settings).requires_grad_(False).eval().to(next(network.encoder.parameters()).device)
+        return Encoder(encoder.settings).requires_grad_(False).eval().to(next(encoder.parameters()).device)

@@ -18,8 +18,8 @@ from torch import Tensor
 from wherefrom.pipeline.views import Views
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation.features import BLOCK, ENCODER, RAW, SUMMARY, Evaluation, Labeled, Part
-from wherefrom.train.evaluation.knn import neighbors, vote
-from wherefrom.train.evaluation.labels import RAW_PX
+from wherefrom.train.evaluation.knn import neighbors
+from wherefrom.train.evaluation.labels import RAW_PX, vote
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, check_part
 from wherefrom.train.objective import random_scope
 

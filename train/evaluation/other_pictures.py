@@ -13,10 +13,12 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 
 from wherefrom.pipeline.shards.index import ShardIndex
-from wherefrom.train.evaluation.features import Labeled, OpenPictures
-from wherefrom.train.evaluation.knn import neighbors, vote
+from wherefrom.train.evaluation.features import Evaluation, Labeled, OpenPictures, Part
+from wherefrom.train.evaluation.knn import neighbors
+from wherefrom.train.evaluation.labels import vote
 from wherefrom.train.evaluation.linear_maps import linear_classifier, scores
 from wherefrom.train.evaluation.pictures import ShardPictures
+from wherefrom.train.evaluation.protocols import NotMeasuredError
 
 CORRUPTED = "imagenet-c"
 VARIANTS = ("imagenet-r", "imagenet-a", "imagenet-sketch")
@@ -101,3 +103,16 @@ class FrozenClassifier:
         rows = slice(None) if among is None else torch.isin(self.labels, among)
         similarity, nearest = neighbors(self.features[rows], features, k=self.k)
         return vote(similarity, self.labels[rows][nearest], temperature=self.temperature)
+
+
+def frozen_classifiers(
+    evaluation: Evaluation, part: Part, *, head: ClassifierName, k: int, temperature: float
+) -> dict[str, FrozenClassifier]:
+    """Return what tells classes by a part of the training pictures, by column.
+
+    Raises: NotMeasuredError if they have no labels.
+    """
+    train = evaluation.labeled("train", part)
+    if not len(train.labels):
+        raise NotMeasuredError("the training pictures have no labels")
+    return {column: FrozenClassifier(train, column, head=head, k=k, temperature=temperature) for column in train.features}

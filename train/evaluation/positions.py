@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from wherefrom.train.evaluation.features import RAW, Evaluation, Part, raw_tokens
-from wherefrom.train.evaluation.knn import neighbors, vote
+from wherefrom.train.evaluation.knn import neighbors
+from wherefrom.train.evaluation.labels import vote
 from wherefrom.train.evaluation.linear_maps import r2_of_map, ridge, sums_of_products
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score
 

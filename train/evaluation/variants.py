@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from wherefrom.train.evaluation.features import CHANCE, ENCODER, SUMMARY, Evaluation, Part
-from wherefrom.train.evaluation.other_pictures import VARIANTS, ClassifierName, FrozenClassifier
+from wherefrom.train.evaluation.other_pictures import VARIANTS, ClassifierName, frozen_classifiers
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, check_part
 
 
@@ -42,12 +42,9 @@ class Variants:
         if not names:
             raise NotMeasuredError(f"there are no such pictures; name the folder of {', '.join(VARIANTS)}")
         check_part(evaluation, self.part)
-        train, held_out = (evaluation.labeled(side, self.part) for side in ("train", "held_out"))
-        if not len(train.labels):
-            raise NotMeasuredError("the training pictures have no labels")
-        classifiers = {
-            column: FrozenClassifier(train, column, head=self.head, k=self.k, temperature=self.temperature) for column in train.features
-        }
+        train = evaluation.labeled("train", self.part)
+        held_out = evaluation.labeled("held_out", self.part)
+        classifiers = frozen_classifiers(evaluation, self.part, head=self.head, k=self.k, temperature=self.temperature)
         for name in names:
             pictures = evaluation.labeled_elsewhere(name, self.part)
             known = torch.isin(pictures.labels, train.labels)
