@@ -41,5 +41,5 @@ def shrink(set_attribute: Callable[[Any, str, Any], None]) -> None:
     set_attribute(plan, "UPDATES", dict.fromkeys(plan.HOSTS, 20))
     set_attribute(plan, "CANDIDATES", {**plan.CANDIDATES, "sp-four-1": SP})
     set_attribute(plan, "CHOSEN", dict.fromkeys(plan.HOSTS, "sp-four-1"))
-    set_attribute(metrics, "ON_PICTURES", ("knn", "not there"))
+    set_attribute(metrics, "ON_PICTURES", ("knn",))
     set_attribute(metrics, "ON_SCENES", ())

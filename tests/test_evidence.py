@@ -177,9 +177,12 @@ def test_a_run_tells_metrics_floors_gradients_and_no_path(
     parts = {f"{part} {score}" for part in ("class token", "mean token", "grid") for score in ("knn", "ridge")}
     assert parts < held["metrics"].keys() and any(name.startswith("knn: ") for name in held["metrics"])
     assert parts < held["floors"]["random encoder"].keys() and "pixels knn" in held["floors"]["raw pixels"]
-    assert held["not_measured"] == {"not there": "there is no such protocol here"}
+    assert held["not_measured"] == {}
     assert held["gradients"]["simclr"]["cosine"] == pytest.approx(1) and held["gradients"].keys() == {"simclr"}
     assert held["curves"]["update"] == list(range(1, 21)) and len(held["curves"]["simclr/contrast"]) == 20
+    assert main(["run", "--only", "simclr", "alone", str(plan.OUTSIDE), *words]) == 0
+    outside = json.loads((tmp_path / f"simclr-alone-{plan.OUTSIDE}.json").read_text())  # choices are made by all pictures alone
+    assert parts == outside["metrics"].keys()
 
 
 @pytest.mark.core

@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from wherefrom.pipeline.view_recipe import ViewFamily
 from wherefrom.pipeline.views import Batch
 from wherefrom.tools.against_lightly.judge import FOLDS, RAW_PX, center, featured
 from wherefrom.train.encoder import Encoder
+from wherefrom.train.evaluation.dense_pictures import DemoPictures
 from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation
 from wherefrom.train.evaluation.labels import GRID
 from wherefrom.train.evaluation.network import Network
 from wherefrom.train.evaluation.pictures import ShardPictures, evaluation_mode
-from wherefrom.train.evaluation.protocols import PROTOCOLS, Measured, measure, protocols_named
+from wherefrom.train.evaluation.protocols import Measured, measure, protocols_named
 from wherefrom.train.settings import TrainSettings
 
 ALL_PICTURES = f"loo-knn20-cosine-t0.07 / ridge-{FOLDS}fold, center0.875, grid3x3w0.4 @1"
@@ -82,11 +82,20 @@ class Judged:
 
 
 def judge_all(
-    network: Network, random: Encoder | None, settings: TrainSettings, *, data: str, val: str, file: Path, limit: int | None = None
+    network: Network,
+    random: Encoder | None,
+    settings: TrainSettings,
+    *,
+    data: str,
+    val: str,
+    file: Path,
+    protocols: bool = True,
+    limit: int | None = None,
 ) -> Judged:
     """Measure everything; what `file` holds of the same network is not measured again.
 
     random: the encoder as the run started; None: no floors beside the network, which other runs of the host have.
+    protocols: also what they measure; if not, only what is told of all pictures.
     limit: pictures of either side that protocols take; None: all.
     """
     columns: dict[str, MetricValues] = {ENCODER: {}, RAW: {}, RANDOM: {}}
@@ -95,13 +104,9 @@ def judge_all(
         for column, scores in over_all_pictures(encoders, pictures, settings).items():
             columns[column] |= scores
     not_measured: dict[str, str] = {}
-    for names in (ON_PICTURES, ON_SCENES):
-        there = [name for name in names if name in PROTOCOLS]
-        not_measured |= {name: "there is no such protocol here" for name in names if name not in there}
-        if not there:
-            continue
+    for names in filter(None, (ON_PICTURES, ON_SCENES) if protocols else ()):
         sides = (data, val) if names is ON_PICTURES else _scenes()
-        for found in _by_protocols(there, network, sides, floors=random is not None, file=file, limit=limit):
+        for found in _by_protocols(names, network, sides, floors=random is not None, file=file, limit=limit):
             name = found.protocol.partition("@")[0]
             if found.not_measured:
                 not_measured[name] = found.not_measured
@@ -159,11 +164,9 @@ def _by_protocols(
     """Measure by named protocols, on pictures to learn from and held-out ones."""
     train = ShardIndex.open(sides[0])
     held_out = ShardIndex.open(sides[1], classes=train.classes)
-    kind: Any = ShardPictures
-    if names[0] in ON_SCENES:  # TODO: an ordinary import, once these protocols are here
-        kind = import_module("wherefrom.train.evaluation.dense_pictures").DemoPictures
+    kind = DemoPictures if names is ON_SCENES else ShardPictures
     with kind(train, threads=1) as known, kind(held_out, threads=1) as asked:
-        masked: dict[str, Any] = {"masked": (known, asked)} if names[0] in ON_SCENES else {}
+        masked: dict[str, Any] = {"masked": (known, asked)} if names is ON_SCENES else {}
         evaluation = (Evaluation if floors else _WithoutFloors)(network, known, asked, limit=limit, **masked)
         about = {"train": train.fingerprint, "held_out": held_out.fingerprint, "limit": limit, "floors": floors}
         aside = file.with_name(f"{file.stem}-{names[0]}{file.suffix}")  # two sets of pictures, two reports

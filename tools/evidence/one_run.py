@@ -24,7 +24,7 @@ from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.tools.against_lightly.judge import random_encoder
 from wherefrom.tools.evidence.controls import HostOnSpatialViews
 from wherefrom.tools.evidence.metrics import ALL_PICTURES, Judged, judge_all
-from wherefrom.tools.evidence.plan import Held, PlannedRun, changes, read, settings_of, updates_of
+from wherefrom.tools.evidence.plan import OUTSIDE, Held, PlannedRun, changes, read, settings_of, updates_of
 from wherefrom.tools.machine import machine
 from wherefrom.train import checkpoint
 from wherefrom.train.evaluation.network import open_network
@@ -63,7 +63,9 @@ def make(unit: PlannedRun, out: Path, *, data: str, val: str, keep: bool = False
             trained = _train(settings, work)
             network = open_network(str(work / "run"))
             random = random_encoder(settings) if unit.arm == "alone" else None
-            judged = judge_all(network, random, settings, data=data, val=val, file=work / "protocols.json", limit=limit)
+            whole = unit.seed != OUTSIDE  # of other runs only what choices are made by
+            file = work / "protocols.json"
+            judged = judge_all(network, random, settings, data=data, val=val, file=file, protocols=whole, limit=limit)
             gradients = encoder_gradients(settings, work / "run")
             held = _result(unit, settings, trained, judged, gradients, pictures=(data, val))
             with write_aside(unit.file(out)) as aside:
