@@ -550,7 +550,7 @@ def plant(unit: PlannedRun, out: Path, metrics: dict[str, float], *, cpu_s: floa
 @pytest.mark.core
 @pytest.mark.parametrize(
     ("second_an_update", "gains", "found"),
-    [(0.1, (0.30, 0.36, 0.365), "1200: doubling it gives +0.005"), (0.6, (0.30, 0.36), "1200: twice as many would take 24 CPU-minutes")],
+    [(0.1, (0.30, 0.36, 0.365), "1200: doubling it gives +0.005"), (0.3, (0.30, 0.36), "1200: twice as many would take 12 CPU-minutes")],
 )
 def test_a_host_is_as_long_as_doubling_gives_a_point(
     second_an_update: float,
@@ -592,6 +592,14 @@ def test_what_is_chosen_is_printed_once_all_candidates_are_there(
     monkeypatch.setattr(command, "make_all", lambda units, *_, **__: units[:1])
     assert main(["choose", "--data", "a", "--val", "b", "--out", str(tmp_path), "--updates", "40"]) == 1
     assert "CHOSEN" not in capsys.readouterr().out
+
+
+@pytest.mark.core
+def test_of_a_law_only_the_weights_are_tried() -> None:
+    assert [unit.arm for unit in plan.sweep("mae", law="pair")] == ["alone", "sp-pair-0.3", "sp-pair-1"]
+    assert len(plan.sweep("mae")) == 1 + len(plan.CANDIDATES) == 7
+    with pytest.raises(ValueError, match="^law 'triple': there are pair, four, colored$"):
+        plan.sweep("mae", law="triple")
 
 
 @pytest.mark.core

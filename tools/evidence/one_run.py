@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import set_fused_attn, use_fused_attn
 from torch import Tensor
 
 from wherefrom.pipeline.files import write_aside
@@ -56,7 +57,7 @@ def make(unit: PlannedRun, out: Path, *, data: str, val: str, keep: bool = False
     """
     work = unit.work(out)
     work.mkdir(parents=True, exist_ok=True)
-    with locked(work), one_thread():
+    with locked(work), one_thread(), plain_attention():
         held = read(unit, out)
         if held is None:
             settings = settings_of(unit, data=data, updates=updates_of(unit, out))
@@ -96,6 +97,17 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attend by separate products: on a processor, backward in bfloat16, the fused kernel takes as long as all the rest of an update."""
+    before = use_fused_attn()
+    set_fused_attn(False)
+    try:
+        yield
+    finally:
+        set_fused_attn(before)
 
 
 class CpuSeconds(Reporter):
@@ -162,6 +174,7 @@ def _result(
             "seed": unit.seed,
             "updates": settings.updates,
             "batch": settings.global_batch,
+            "precision": settings.precision,
             "data": [_last_words(each) for each in pictures],
         },
         "settings": changes(settings, unit.host),
