@@ -598,7 +598,7 @@ def test_what_is_chosen_is_printed_once_all_candidates_are_there(
 def test_of_a_law_only_the_weights_are_tried() -> None:
     assert [unit.arm for unit in plan.sweep("mae", law="pair")] == ["alone", "sp-pair-0.3", "sp-pair-1"]
     assert len(plan.sweep("mae")) == 1 + len(plan.CANDIDATES) == 7
-    with pytest.raises(ValueError, match="^law 'triple': there are pair, four, colored$"):
+    with pytest.raises(ValueError, match=r"^law 'triple': there are pair, four, colored$"):
         plan.sweep("mae", law="triple")
 
 
