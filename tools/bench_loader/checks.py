@@ -7,7 +7,7 @@ Not here: the contenders (contenders.py has ours and decoding alone, peers.py ev
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,9 +23,12 @@ from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.view_recipe import ColorLaw, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record, ViewGeometry
+from wherefrom.train.objectives import MAESettings, PARTSettings, SpatialSettings
+
+ViewsName = Literal["crops", "spatial", "part", "mae"]
 
 COLOR = ColorLaw(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_prob=0.8, gray_prob=0.2, blur_prob=0.5, solarize_prob=0.2)
-FAMILIES = ((2, 224, (0.4, 1.0)), (8, 96, (0.05, 0.4)))  # views, side in pixels, fraction of the area
+FAMILIES = ((2, 224, (0.4, 1.0)), (8, 96, (0.05, 0.4)))  # of "crops": views, side in pixels, fraction of the area
 ASPECT = (3 / 4, 4 / 3)
 CHECKED_PICTURES = 4
 PLANTED_PX = 6.0  # how far the boxes of a planted error lie elsewhere
@@ -56,14 +59,21 @@ class LoaderContender(Protocol):
         ...
 
 
-def bench_recipe(photometrics: bool) -> ViewRecipe:
-    """Return the views that are cut from every picture."""
-    color = COLOR if photometrics else None
-    families = (
-        ViewFamily(name=f"side-{side}", views=views, size_px=(side, side), law=Independent(area_frac=area), mirror="view", color=color)
-        for views, side, area in FAMILIES
-    )
-    return ViewRecipe(families=tuple(families))
+def bench_recipe(photometrics: bool, views: ViewsName = "crops") -> ViewRecipe:
+    """Return the views that are cut from every picture: random crops, which everybody knows, or those of a method at its own settings."""
+    match views:
+        case "crops":
+            families = [
+                ViewFamily(name=f"side-{side}", views=number, size_px=(side, side), law=Independent(area_frac=area), mirror="view")
+                for number, side, area in FAMILIES
+            ]
+        case "spatial":
+            families = [SpatialSettings().family("spatial")]
+        case "part":
+            families = [PARTSettings().family("part")]
+        case "mae":
+            families = list(MAESettings().objective("mae").families)
+    return ViewRecipe(families=tuple(replace(family, color=COLOR if photometrics else None) for family in families))
 
 
 def draw_bench_records(recipe: ViewRecipe, index: ShardIndex, ids: NDArray[np.int64], epoch: int = 0) -> tuple[Record, ...]:

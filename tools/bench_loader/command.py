@@ -26,12 +26,12 @@ from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.render.choose import choose_renderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.system import available_cores
-from wherefrom.tools.bench_loader.checks import FAMILIES
-from wherefrom.tools.bench_loader.contenders import ON_GPU, OURS, TITLES, ContenderName, LoaderJob, why_missing
+from wherefrom.tools.bench_loader.checks import ViewsName, bench_recipe
+from wherefrom.tools.bench_loader.contenders import DECODERS, ON_GPU, OURS, TITLES, ContenderName, LoaderJob, why_missing
 from wherefrom.tools.bench_loader.peers import FFCV_MISSING
 from wherefrom.tools.bench_loader.pictures import enlarged_shard, picture_facts
 from wherefrom.tools.bench_loader.plot import draw_rates
-from wherefrom.tools.bench_loader.report import LoaderCase, Mode, Rate, as_data, print_case, role
+from wherefrom.tools.bench_loader.report import COMPARED, LoaderCase, Mode, Rate, as_data, print_case, role
 from wherefrom.tools.console import print_line
 from wherefrom.tools.machine import last_line, machine
 
@@ -53,6 +53,7 @@ def bench_loader_command(
     rounds: int = 5,
     seconds: float = 6.0,
     modes: tuple[Mode, ...] = ("geometry",),
+    views: tuple[ViewsName, ...] = ("crops",),
     megapixels: tuple[float, ...] = (0.0,),
     threads: tuple[int, ...] = (),
     contenders: tuple[ContenderName, ...] = get_args(ContenderName),
@@ -70,6 +71,7 @@ def bench_loader_command(
         seconds: of one measurement.
         modes: geometry alone, or all photometrics too, as near as each library goes: brightness, contrast, saturation, hue, gray,
             blur and solarize.
+        views: crops, 2 x 224 + 8 x 96 px as everybody cuts them; or those of a method, which are measured against decoding alone.
         megapixels: sizes of the pictures; 0: as given, others: enlarged to that, which is kinder to decoders than photographs are.
         threads: numbers of threads of our loaders, and of worker processes of the others; default: one a core.
         contenders: whom to measure; who cannot run here is left out.
@@ -84,17 +86,18 @@ def bench_loader_command(
     _check_settings(rounds=rounds, seconds=seconds, threads=threads, megapixels=megapixels, batch=batch, feed=feed)
     console = Console()
     pattern = data or demo_shards().train
-    index = ShardIndex.open(pattern)  # what is wrong with the shards is reported here, and no contender pays for indexing
+    index = ShardIndex.open(pattern, decode=True)  # what is wrong with the shards is reported here, and no contender pays for indexing
     runnable, left_out = _runnable(contenders)
     for line in [*_default_renderers(), *left_out]:
         print_line(console, line)
     cases = [
-        LoaderCase(mode=mode, megapixels=size, threads=count)
-        for mode, size, count in itertools.product(dict.fromkeys(modes), dict.fromkeys(megapixels), dict.fromkeys(threads))
+        LoaderCase(mode=mode, views=of_views, megapixels=size, threads=count)
+        for mode, of_views, size in itertools.product(dict.fromkeys(modes), dict.fromkeys(views), dict.fromkeys(megapixels))
+        for count in dict.fromkeys(threads)
     ]
     with tempfile.TemporaryDirectory(prefix="wherefrom-bench-") as scratch:
         shards = {size: str(enlarged_shard(index, size, Path(scratch))) if size else pattern for size in dict.fromkeys(megapixels)}
-        pictures = {size: picture_facts(ShardIndex.open(path), size) for size, path in shards.items()}
+        pictures = {size: picture_facts(ShardIndex.open(path, decode=True), size) for size, path in shards.items()}
         general = LoaderJob(contender="torch", data=pattern, seconds=seconds, threads=threads[0], batch=batch, plant=plant)
         jobs = _jobs(general, cases, runnable, shards)
         try:
@@ -107,7 +110,7 @@ def bench_loader_command(
     result = {
         "command": ["wherefrom", "bench", "loader", *sys.argv[3:]],
         "machine": machine(PACKAGES),
-        "views": [f"{views} x {side} px of area {low} to {high}" for views, side, (low, high) in FAMILIES],
+        "views": {name: _told(name) for name in dict.fromkeys(views)},
         "settings": {"rounds": rounds, "seconds": seconds, "batch": batch, "feed": feed, "data": data},
         "left_out": left_out,
         "contenders": {name: {"title": TITLES[name], "role": role(name), "on_gpu": name in ON_GPU} for name in runnable},
@@ -118,6 +121,12 @@ def bench_loader_command(
         print_case(console, case, rates, feed)
     print_line(console, f"every delivery was checked; all numbers: {out / 'bench.json'}, {out / 'bench.png'}")
     return 0
+
+
+def _told(views: ViewsName) -> str:
+    """Return what views there are, in words."""
+    families = bench_recipe(False, views).families
+    return " + ".join(f"{family.views} x {family.size_px[0]} px of {type(family.law).__name__}" for family in families)
 
 
 def _check_settings(*, rounds: int, seconds: float, threads: Sequence[int], megapixels: Sequence[float], batch: int, feed: float) -> None:
@@ -158,8 +167,10 @@ def _jobs(
     """Return every case's job for each contender; shards: by the size of their pictures in megapixels, as cases name it."""
     jobs = {}
     for case in cases:
-        of_case = replace(general, data=shards[case.megapixels], threads=case.threads, photometrics=case.mode == "photometrics")
-        jobs[case] = [replace(of_case, contender=name) for name in names]
+        photometrics = case.mode == "photometrics"
+        of_case = replace(general, data=shards[case.megapixels], threads=case.threads, photometrics=photometrics, views=case.views)
+        able = [name for name in names if case.views == "crops" or name in (*COMPARED, *DECODERS)]
+        jobs[case] = [replace(of_case, contender=name) for name in able]
     return jobs
 
 

@@ -3,7 +3,7 @@
 Here: ours and decoding alone, who is who and cannot run here, how long each is let run.
 Not here: what is right (checks.py); what others offer (peers.py); rounds, ratios (command.py, which starts
 `python -m wherefrom.tools.bench_loader.contenders JOB`).
-All deliver 2 x 224 + 8 x 96 views a picture, mirrored, normalized float32; who only decodes delivers pictures.
+All deliver the same views a picture, mirrored, normalized float32, but peers 2 x 224 + 8 x 96 alone; who only decodes delivers pictures.
 """
 
 import io
@@ -37,6 +37,7 @@ from wherefrom.tools.bench_loader.checks import (
     PLANTED_PX,
     DeliveryCheck,
     LoaderContender,
+    ViewsName,
     bench_recipe,
     draw_bench_records,
     endless_ids,
@@ -62,13 +63,14 @@ TITLES: dict[str, str] = {
     "dali_own_cuda": "DALI's random_resized_crop on the GPU",
     "decode_dali": "decoding alone, DALI",
     "decode_threads": "decoding alone, simplejpeg in threads",
+    "decode_torchvision": "decoding alone, torchvision in threads",
 }
 if TYPE_CHECKING:
     ContenderName = str
 else:
     ContenderName = Literal[tuple(TITLES)]  # what the command line offers
 ON_GPU: tuple[ContenderName, ...] = (*(name for name, (_, device) in OURS.items() if device == "cuda"), "kornia_cuda", "dali_own_cuda")
-DECODERS: tuple[ContenderName, ...] = ("decode_dali", "decode_threads")
+DECODERS: tuple[ContenderName, ...] = ("decode_dali", "decode_threads", "decode_torchvision")
 LIBRARIES: dict[str, tuple[str, tuple[ContenderName, ...]]] = {  # of others, that need not be there: module, who uses it
     "NVIDIA DALI": ("nvidia.dali", ("dali_own", "dali_own_cuda", "decode_dali")),
     "kornia": ("kornia.augmentation", ("kornia", "kornia_cuda")),
@@ -89,6 +91,7 @@ class LoaderJob:
     threads: int  # or worker processes
     batch: int
     photometrics: bool = False
+    views: ViewsName = "crops"
     plant: bool = False  # check against boxes that lie elsewhere: the check must find out
     memory: bool = False  # go through epochs and report memory, instead of speed
 
@@ -109,7 +112,7 @@ class OurLoader:
     def __init__(self, job: LoaderJob, index: ShardIndex) -> None:
         self.job = job
         self.index = index
-        self.recipe = bench_recipe(job.photometrics)
+        self.recipe = bench_recipe(job.photometrics, job.views)
         renderer, device = OURS[job.contender]
         self.loader = make_loader(index, self.recipe, global_batch=job.batch, renderer=renderer, threads=job.threads, device=device)
 
@@ -139,7 +142,7 @@ class OurTransform:
         self.job = job
         self.index = index
         self.reader = ShardReader(index)
-        self.transform = ViewTransform(bench_recipe(job.photometrics))
+        self.transform = ViewTransform(bench_recipe(job.photometrics, job.views))
         self.keys = KeyedSampler(Order(samples=len(index), global_batch=job.batch, seed=0))
         dataset: Any = self
         self.loader: Any = DataLoader(dataset, batch_sampler=self._endless_keys(), num_workers=job.threads, collate_fn=collate)
@@ -163,7 +166,7 @@ class OurTransform:
 
 def _check_records(batch: Batch, job: LoaderJob, index: ShardIndex, plant: bool) -> list[DeliveryCheck]:
     """Compare pixels with what their records say, and records with what was to be drawn."""
-    expected = draw_bench_records(bench_recipe(False), index, batch.sample.numpy())  # color changes no box
+    expected = draw_bench_records(bench_recipe(False, job.views), index, batch.sample.numpy())  # color changes no box
     strangers = sum(
         int((views.geometry.boxes != record.geometry.boxes).sum() + (views.geometry.flipped != record.geometry.flipped).sum())
         for views, record in zip(batch.views, expected, strict=True)
@@ -179,28 +182,35 @@ def _check_records(batch: Batch, job: LoaderJob, index: ShardIndex, plant: bool)
 
 
 class DecodeInThreads:
-    """Decoding alone, by simplejpeg in threads with a buffer each."""
+    """Decoding alone, in threads: by simplejpeg with a buffer each, or by torchvision."""
 
     def __init__(self, job: LoaderJob, index: ShardIndex) -> None:
         self.index = index
         self.reader = ShardReader(index)
         self.pool = ThreadPoolExecutor(job.threads)
         self.batch = job.batch
+        self.decode = self._with_torchvision if job.contender == "decode_torchvision" else self._with_simplejpeg
         pixels = int(index.source_size.prod(-1, dtype=np.int64).max())
         self.buffers = [np.empty(3 * pixels, np.uint8) for _ in range(job.threads)]
 
     def check(self, plant: bool) -> list[DeliveryCheck]:
         ids = ids_to_check(self.index).tolist()
-        return [_check_decoding(self.index, ids, [decode_picture(self.reader.read(i)) for i in ids], plant)]
+        return [_check_decoding(self.index, ids, [self.decode(i, self.buffers[0]).copy() for i in ids], plant)]
 
     def batches(self) -> Iterator[int]:
         for ids in endless_ids(self.index, self.batch):
-            list(self.pool.map(self._decode, (ids[n :: len(self.buffers)] for n in range(len(self.buffers))), self.buffers))
+            list(self.pool.map(self._decode_all, (ids[n :: len(self.buffers)] for n in range(len(self.buffers))), self.buffers))
             yield len(ids)
 
-    def _decode(self, ids: list[int], buffer: NDArray[np.uint8]) -> None:
+    def _decode_all(self, ids: list[int], buffer: NDArray[np.uint8]) -> None:
         for sample in ids:
-            decode_picture(self.reader.read(sample), buffer=buffer)
+            self.decode(sample, buffer)
+
+    def _with_simplejpeg(self, sample: int, buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return decode_picture(self.reader.read(sample), buffer=buffer)
+
+    def _with_torchvision(self, sample: int, _: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return peers.decode_with_torchvision(self.reader.read(sample)).permute(1, 2, 0).numpy()
 
 
 class DecodeWithDali:
@@ -285,7 +295,7 @@ def make_contender(job: LoaderJob, index: ShardIndex) -> LoaderContender:
         case "dali_own" | "dali_own_cuda":
             device = "cuda" if job.contender in ON_GPU else "cpu"
             return peers.DaliCrops(index, threads=threads, batch=batch, photometrics=job.photometrics, device=device)
-        case "decode_threads":
+        case "decode_threads" | "decode_torchvision":
             return DecodeInThreads(job, index)
         case "decode_dali":
             return DecodeWithDali(job, index)

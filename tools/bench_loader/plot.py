@@ -22,9 +22,9 @@ LETTER = 5.6  # points that a figure of a number takes
 
 def draw_rates(result: Mapping[str, Any], path: Path) -> None:
     """Draw what bench.json holds into a PNG: CPU contenders by CPU time; where there is a GPU, everybody by the clock as well."""
-    kinds: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    kinds: dict[tuple[str, str, float], list[Mapping[str, Any]]] = {}
     for case in result["cases"]:
-        kinds.setdefault((case["mode"], case["megapixels"]), []).append(case)
+        kinds.setdefault((case["views"], case["mode"], case["megapixels"]), []).append(case)
     contenders = result["contenders"]
     everybody = list(contenders)
     on_cpu = [name for name in everybody if not contenders[name]["on_gpu"]]
@@ -48,7 +48,7 @@ def draw_rates(result: Mapping[str, Any], path: Path) -> None:
     where, settings = result["machine"], result["settings"]
     gpu = f", {where['gpu']['name']}" if where.get("gpu") else ""
     figure.suptitle(
-        f"{' + '.join(result['views'])}; {where['cpu']}, {where['cores']} cores{gpu}\n"
+        f"{'; '.join(f'{name}: {views}' for name, views in result['views'].items())}; {where['cpu']}, {where['cores']} cores{gpu}\n"
         f"medians of {settings['rounds']} fresh processes in turns; whiskers: least and largest; bold: ratio to Pillow; dashed: decoding",
         fontsize=9,
     )
@@ -60,10 +60,12 @@ def _draw_panel(axes: Axes, cases: Sequence[Mapping[str, Any]], unit: str, roles
     axes.set_axisbelow(True)
     axes.grid(axis="x", color="0.9", linewidth=0.8)
     height = GROUP / len(cases)
-    most = max(max(case["rates"][name][unit]) for case in cases for name in roles)
+    most = max(max(rates[unit]) for case in cases for name, rates in case["rates"].items() if name in roles)
     for number, case in enumerate(cases):
         base = statistics.median(case["rates"][BASE][unit]) if BASE in case["rates"] else None
         for place, (name, role) in enumerate(roles.items()):
+            if name not in case["rates"]:  # cuts no such views
+                continue
             rates = case["rates"][name][unit]
             rate = statistics.median(rates)
             y = place + (number + 0.5) * height - GROUP / 2
@@ -80,12 +82,14 @@ def _draw_panel(axes: Axes, cases: Sequence[Mapping[str, Any]], unit: str, roles
                 axes.annotate(words, (max(rates), y), (offset, 0), textcoords="offset points", va="center", fontsize=8, **font)
                 offset += LETTER * len(words) + 5
     decoders = [name for name, role in roles.items() if role == "ceiling"]
-    ceiling = max((statistics.median(case["rates"][name][unit]) for case in cases for name in decoders), default=None)
+    ceiling = max(
+        (statistics.median(case["rates"][name][unit]) for case in cases for name in decoders if name in case["rates"]), default=None
+    )
     if ceiling:
         axes.axvline(ceiling, color=COLORS["ceiling"][0], linewidth=1, linestyle=(0, (4, 3)), zorder=0.5)
     axes.set_xlim(0, (1.4 if len(cases) > 1 else 1.25) * most)
     pictures, threads = cases[0]["pictures"], " and ".join(str(case["threads"]) for case in cases)
-    views = "all photometrics" if cases[0]["mode"] == "photometrics" else "geometry"
+    views = f"{cases[0]['views']}, {'all photometrics' if cases[0]['mode'] == 'photometrics' else 'geometry'}"
     enlarged = "" if pictures["origin"] == "as given" else " (enlarged)"
     axes.set_title(f"{views}, pictures of {pictures['megapixels']:.2g} MP{enlarged}, threads: {threads}", fontsize=10)
     axes.set_xlabel(UNITS[unit], fontsize=8)

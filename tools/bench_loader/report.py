@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from wherefrom.tools.bench_loader.checks import ViewsName
 from wherefrom.tools.bench_loader.contenders import DECODERS, ON_GPU, OURS, TITLES, ContenderName
 from wherefrom.tools.bench_loader.pictures import PictureFacts
 from wherefrom.tools.console import print_line, print_table
@@ -20,20 +21,23 @@ Unit = Literal["per_cpu_s", "per_wall_s"]
 
 COMPARED: tuple[ContenderName, ...] = (*OURS, "dataset")  # with everybody else
 WORTH: tuple[ContenderName, ...] = (*OURS, "pil")  # of whom it is printed how many cores they take
-AIMS: dict[tuple[Mode, Literal["small", "large"]], dict[str, float]] = {  # least ratios on photographs; "decode": the faster decoder
-    ("geometry", "small"): {
-        "native / pil": 4.5,
-        "native / tv2": 3.2,
-        "native / decode": 0.55,
+Size = Literal["small", "large"]
+AIMS: dict[tuple[ViewsName, Mode, Size], dict[str, float]] = {  # least ratios on photographs; "decode": the fastest decoder of the whole
+    ("crops", "geometry", "small"): {
+        "native / pil": 6.5,
+        "native / tv2": 4.2,
+        "native / decode": 0.7,
         "torch / pil": 3.0,
         "torch / tv2": 2.0,
         "torch / decode": 0.35,
         "dali / pil": 1.4,
-        "dataset / tv2": 3.0,
+        "dataset / tv2": 3.8,
     },
-    ("photometrics", "small"): {"native / pil": 8.0},
-    ("geometry", "large"): {"native / decode": 0.6},
-    ("photometrics", "large"): {},
+    ("crops", "photometrics", "small"): {"native / pil": 8.0},
+    ("crops", "geometry", "large"): {"native / decode": 0.6},
+    ("spatial", "geometry", "small"): {"native / decode": 1.5},
+    ("part", "geometry", "small"): {"native / decode": 0.9},
+    ("mae", "geometry", "small"): {"native / decode": 0.95},
 }
 
 
@@ -42,17 +46,18 @@ class LoaderCase:
     """What is the same for all contenders."""
 
     mode: Mode
+    views: ViewsName
     megapixels: float  # to which pictures are enlarged; 0: they are as given
     threads: int
 
     @property
-    def size(self) -> Literal["small", "large"]:
+    def size(self) -> Size:
         return "large" if self.megapixels else "small"
 
     @property
     def title(self) -> str:
         pictures = f"pictures of {self.megapixels:g} MP" if self.megapixels else "pictures as given"
-        return f"{self.mode}, {pictures}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{self.views}, {self.mode}, {pictures}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,7 +158,7 @@ def _aims(case: LoaderCase, rates: Rates) -> list[str]:
     decoders = [name for name in rates if name in DECODERS]
     ceiling = max(decoders, key=lambda name: statistics.median(rates[name].per_cpu_s), default=None)
     lines = []
-    for pair, aim in AIMS[case.mode, case.size].items():
+    for pair, aim in AIMS.get((case.views, case.mode, case.size), {}).items():
         ours, other = pair.split(" / ")
         ratio = ratios(rates).get(f"{ours} / {ceiling if other == 'decode' else other}")
         if ratio is not None:
