@@ -611,10 +611,28 @@ def test_misuse_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["run", "--updates", "3", *words], "without --only"),
         (["run", "--only", "simclr", "equal-time", "0", *words], "simclr-alone-0"),
         (["length", "byol", *words], "host 'byol'"),
+        (["run", "--host", "mae", "byol", *words], "host 'byol'"),
+        (["choose", "--host", "byol", *words], "host 'byol'"),
     ):
         assert main(wrong) == 2
         line = capsys.readouterr().err
         assert line.count("\n") == 1 and said in line
+
+
+@pytest.mark.core
+def test_of_hosts_that_are_named_only_their_runs_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[PlannedRun] = []
+
+    def make_all(units: Sequence[PlannedRun], *_: Any, **__: Any) -> list[PlannedRun]:
+        asked.extend(units)
+        return []
+
+    monkeypatch.setattr(command, "make_all", make_all)
+    words = ["run", "--data", "a", "--val", "b", "--out", str(tmp_path)]
+    assert main([*words, "--host", "mae", "dino"]) == 0
+    assert asked == [unit for unit in table() if unit.host in ("mae", "dino")] and len(asked) == 6
+    assert main(words) == 0
+    assert asked[6:] == list(table())
 
 
 @pytest.mark.core

@@ -53,6 +53,7 @@ def run_command(
     val: str,
     out: Path = OUT,
     jobs: int = 2,
+    host: Hosts = tuple(HOSTS),
     only: Only = None,
     updates: int | None = None,
     limit: int | None = None,
@@ -65,6 +66,7 @@ def run_command(
         val: held-out pictures; both together are what encoders are judged by.
         out: a folder for a file a run.
         jobs: runs side by side, each a process of one thread.
+        host: those of these hosts alone.
         only: make this run alone, in this process.
         updates: of that run, where it is not as long as in the plan.
         limit: pictures of either side that protocols take; default: all.
@@ -79,7 +81,8 @@ def run_command(
         return 0
     if updates is not None:
         raise ValueError(f"updates={updates} without --only: the plan says how long its runs are")
-    return _make_all(console, table(), out, _options(data, val, keep=keep, limit=limit), jobs)
+    units = [unit for unit in table() if unit.host in _known(host)]
+    return _make_all(console, units, out, _options(data, val, keep=keep, limit=limit), jobs)
 
 
 def choose_command(
@@ -108,7 +111,7 @@ def choose_command(
         limit: pictures of either side that protocols take; default: all.
     """
     console = Console()
-    units = {each: sweep(each, updates, law) for each in host}
+    units = {each: sweep(each, updates, law) for each in _known(host)}
     out.mkdir(parents=True, exist_ok=True)
     code = _make_all(console, [unit for each in units.values() for unit in each], out, _options(data, val, limit=limit), jobs)
     for each, runs in units.items():
@@ -144,8 +147,7 @@ def length_command(
         limit: pictures of either side that protocols take; default: all.
     """
     console = Console()
-    if host not in HOSTS:
-        raise ValueError(f"host {host!r}: there are {', '.join(HOSTS)}")
+    _known([host])
     out.mkdir(parents=True, exist_ok=True)
     updates, before, why = first or UPDATES[host] // 4, None, ""
     rows = [["updates", "20-NN", "CPU-minutes"]]
@@ -183,6 +185,17 @@ def report_command(*, runs: Path = OUT, out: Path | None = None) -> int:
     with write_aside(out) as aside:
         aside.write_text(text, encoding="utf-8")
     return 0
+
+
+def _known(hosts: Sequence[str]) -> Sequence[str]:
+    """Return hosts, all of which there are.
+
+    Raises: ValueError in one line if not.
+    """
+    for host in hosts:
+        if host not in HOSTS:
+            raise ValueError(f"host {host!r}: there are {', '.join(HOSTS)}")
+    return hosts
 
 
 def _make_all(console: Console, units: Sequence[PlannedRun], out: Path, options: Sequence[str], jobs: int) -> int:
