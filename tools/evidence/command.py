@@ -75,8 +75,8 @@ def run_command(
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
     if only is not None:
-        host, arm, seed = only
-        held = make(PlannedRun(host=host, arm=arm, seed=seed, updates=updates), out, data=data, val=val, keep=keep, limit=limit)
+        of_host, arm, seed = only
+        held = make(PlannedRun(host=of_host, arm=arm, seed=seed, updates=updates), out, data=data, val=val, keep=keep, limit=limit)
         print_line(console, told(held))
         return 0
     if updates is not None:
