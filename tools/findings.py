@@ -17,7 +17,6 @@ Mark = Literal["good", "absent", "mend", "FAILS"]  # absent: not here, and nothi
 STYLES: dict[Mark, str] = {"good": "green", "absent": "dim", "mend": "yellow", "FAILS": "bold red"}
 WIDTH, MARK_WIDTH, NAME_WIDTH = 80, 8, 17  # columns
 
-
 FAULTS = (  # what libraries raise that are broken, or do not belong together
     ImportError,
     OSError,
@@ -82,9 +81,5 @@ def from_reason(mark: Mark, name: str, reason: str, mend: str = "") -> Finding:
 
 
 def good_unless(short: bool, name: str, text: str, mend: str) -> Finding:
+    """Return a finding that is good, or to be mended."""
     return Finding("mend", name, text, mend) if short else Finding("good", name, text)
-
-
-def in_bytes(count: float) -> str:
-    power = min(4, max(0, (len(str(int(count))) - 1) // 3))
-    return f"{count / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB')[power]}"

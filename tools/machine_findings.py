@@ -13,7 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from wherefrom.tools.findings import Asked, Finding, first_line, from_reason, good_unless, in_bytes
+from wherefrom.tools.console import in_bytes
+from wherefrom.tools.findings import Asked, Finding, first_line, from_reason, good_unless
 from wherefrom.tools.system_limits import ReadSpeed, SystemLimits, read_limits, read_speed
 
 CORE_BYTES_PER_S = 50e6  # of JPEGs that one core decodes and cuts
@@ -140,9 +141,9 @@ def _index(asked: Asked, paths: Sequence[str]) -> Iterator[Finding]:
     stored = [state.stored for state in states if state.stored is not None]
     stale = sum(state.stale for state in states)
     absent = len(states) - len(stored) - stale
-    if len(stored) < len(states):
-        lacking = " and ".join([f"{stale} are of an older state"] * bool(stale) + [f"{absent} are not there"] * bool(absent))
-        yield Finding("mend", "index", f"of the indexes of {shards} {lacking}", f"{command}, or let the run do it as it starts")
+    if absent or stale:
+        parts = [f"{absent} of {shards} have none yet"] * bool(absent) + [f"{stale} of {shards} have one that no longer fits"] * bool(stale)
+        yield Finding("mend", "index", ", ".join(parts), f"{command}, or let the run do it as it starts")
         return
     tables = [each.table for each in stored]
     pictures, valid = sum(map(len, tables)), sum(int(table.valid().sum()) for table in tables)

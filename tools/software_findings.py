@@ -29,9 +29,11 @@ def look_at_libraries(_: Asked) -> Iterator[Finding]:
     """Say which versions there are, and which of them are too old or do not belong together, by the packages' own metadata."""
     home = Path(__file__).resolve().parents[1]
     yield Finding("good", "wherefrom", f"{_version('wherefrom')} in {home}, Python {platform.python_version()}")
-    dali = [requirement.name for requirement in _requirements("wherefrom", "cuda12") if "dali" in requirement.name]
-    yield Finding("good", "libraries", ", ".join(f"{name} {version}" for name in (*SHOWN, *dali) if (version := _version(name))))
-    yield from unmet_requirements()
+    unmet = list(unmet_requirements())
+    dali = [requirement.name for requirement in _requirements("wherefrom", "cuda12") if requirement.name.startswith("nvidia-")]
+    fitting = [name for name in (*SHOWN, *dali) if name not in {finding.name for finding in unmet}]
+    yield Finding("good", "libraries", ", ".join(f"{name} {version}" for name in fitting if (version := _version(name))))
+    yield from unmet
 
 
 def unmet_requirements() -> Iterator[Finding]:
@@ -81,6 +83,7 @@ def _version(package: str) -> str | None:
 
 
 def look_at_gpu(asked: Asked) -> Iterator[Finding]:
+    """Say whether torch computes on a GPU here, or why not."""
     import torch
 
     from wherefrom.tools.machine import query_gpu
@@ -129,9 +132,10 @@ def judge_absent_gpu(asked: Asked, *, built_for: str | None, driver: str | None,
 
 
 def look_at_kernels(asked: Asked) -> Iterator[Finding]:
+    """Say what serves of the compiled kernel, of decoding in part, and of Triton with its compiler."""
     import torch
 
-    from wherefrom.kernels.dispatch import triton_missing
+    from wherefrom.kernels.dispatch import interpreted, triton_missing
     from wherefrom.kernels.render_views import native_missing
     from wherefrom.pipeline.render.jpeg_parts import part_decoder_missing
 
@@ -146,7 +150,9 @@ def look_at_kernels(asked: Asked) -> Iterator[Finding]:
         yield from_reason("mend", "region decoding", f"pictures are decoded whole: {parts}", mend)
     gpu = torch.cuda.is_available()
     yield _compiler(gpu)
-    if triton is None:
+    if triton is None and interpreted() and (gpu or asked.device == "cuda"):
+        yield Finding("mend", "Triton", "TRITON_INTERPRET=1: its kernels are interpreted, and crawl", "unset TRITON_INTERPRET")
+    elif triton is None:
         yield _triton(torch.device("cuda") if gpu else None)
     elif gpu or asked.device == "cuda":
         yield from_reason("mend", "Triton", f"kernels take slower paths on the GPU: {triton}", "pip install the triton that torch needs")
@@ -166,7 +172,7 @@ def _native_kernel() -> Finding:
     newer = [source.name for source in sorted(file.parent.glob("*.[ch]")) if source.stat().st_mtime > file.stat().st_mtime]
     if newer:
         return Finding("mend", "view kernel", f"{file} is older than its source, {', '.join(newer)}", again)
-    return Finding("good", "view kernel", f"{file}, by {instruction_sets()[-1]}")
+    return Finding("good", "view kernel", f"{file}, with {instruction_sets()[-1]}")
 
 
 def _compiler(gpu: bool) -> Finding:
@@ -196,9 +202,7 @@ def _triton(device: Any) -> Finding:
     except FAULTS as problem:
         fault = first_line(problem)
     if fault:
-        return Finding(
-            "mend", "Triton", f"{version} does not serve: {fault}", "pip install the triton that torch needs, and mend the compiler"
-        )
+        return Finding("mend", "Triton", f"{version} does not serve: {fault}", "pip install the triton that torch needs, mend the compiler")
     return Finding("good", "Triton", f"{version}, a tiny kernel runs on {device.type}")
 
 
@@ -218,7 +222,7 @@ def look_at_renderers(asked: Asked) -> Iterator[Finding]:
         if name == serving:
             fault = missing or _render_fault(name, device)
             if fault:
-                yield from_reason("FAILS", title, fault, "take --renderer auto")
+                yield from_reason("FAILS", title, fault, f"take another --renderer{' than auto' * (asked.renderer == 'auto')}")
             else:
                 yield Finding("good", title, f"serves on {device.type} ({why.partition(';')[0]}), rendered a picture")
         elif missing:

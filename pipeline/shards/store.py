@@ -109,10 +109,11 @@ def gather_tables(
 
 
 def stored_tables(paths: Sequence[str], *, labels: str | None = None) -> Iterator[IndexState]:
-    """Look what is stored of every shard, one by one; nothing is built or written.
+    """Look what is stored of every shard, by a rule of labels, one by one; nothing is built or written.
 
-    Raises: OSError if a shard is not there, or cannot be looked at.
+    Raises: ValueError if there is no such rule; OSError if a shard is not there, or cannot be looked at.
     """
+    LabelRule.of(labels)
     index_files = _IndexFiles(cache=None, beside=True, labels=labels)
     for path in paths:
         if _is_tree(path):
