@@ -26,7 +26,7 @@ from wherefrom.pipeline.render import jpeg_parts
 from wherefrom.pipeline.render.choose import RENDERERS
 from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.shards.index import ShardIndex
-from wherefrom.tools import doctor, machine_findings, software_findings
+from wherefrom.tools import doctor, machine_findings, software_findings, system_limits
 from wherefrom.tools.cli import main
 from wherefrom.tools.findings import Asked, Finding, print_finding, summary
 from wherefrom.tools.machine_findings import judge_limits, judge_speed, look_at_caches, look_at_data
@@ -67,7 +67,7 @@ def doctored(plant: str, *words: str, environment: Mapping[str, str | None]) -> 
     assert done.stdout, done.stderr
     told = json.loads(done.stdout)
     assert told["exit_code"] == done.returncode
-    assert done.stderr == ""
+    assert "Traceback" not in done.stderr
     return done.returncode, by_name([Finding(**finding) for finding in told["findings"]])
 
 
@@ -140,6 +140,12 @@ def test_where_torch_does_not_load_that_is_what_is_said(tmp_path: Path) -> None:
     assert code == 1 and findings["torch"].mark == "FAILS"
     assert findings["torch"].text == "does not load: libcudart.so.13: cannot open shared object file"
     assert list(findings)[-1] == "all the rest" and findings["libraries"].mark == "good"
+
+
+def test_a_part_of_ours_that_does_not_load_is_mended_by_an_install() -> None:
+    assert software_findings.load_fault("wherefrom.pipeline") is None
+    finding = software_findings.load_fault("wherefrom.no_such_part")
+    assert finding is not None and finding.mark == "FAILS" and finding.mend.startswith("pip install wherefrom again")
 
 
 # planted here
@@ -267,6 +273,7 @@ def test_a_gpu_that_computes_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "ones", refuse)
+    assert [finding.mark for finding in software_findings.look_at_gpu(Asked(device="cpu"))] == ["mend"]
     (finding,) = software_findings.look_at_gpu(Asked())
     assert finding.mark == "FAILS" and finding.text.endswith("no kernel image is available for execution on the device")
 
@@ -492,6 +499,28 @@ def test_a_short_read_stops_at_its_bounds(tmp_path: Path) -> None:
     assert read_speed(files, seconds=0).bytes == 0
     with pytest.raises(OSError, match="not a regular file"):
         read_speed([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("held", "cold"),
+    [
+        ([False, True], True),  # before and after the read
+        ([True, True], False),
+        ([False, False], None),  # a system that never says that it holds anything
+        ([None, None], None),
+        ([False, True, True, True], False),
+        ([False, True, None, None], None),
+    ],
+)
+def test_a_read_is_cold_only_where_the_system_says_so(
+    held: list[bool | None], cold: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter(held)
+    monkeypatch.setattr(system_limits, "_is_held", lambda _: next(told))
+    files = [tmp_path / str(number) for number in range(len(held) // 2)]
+    for file in files:
+        file.write_bytes(b"x")
+    assert read_speed(files).cold is cold
 
 
 # how it is said

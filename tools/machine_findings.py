@@ -17,12 +17,12 @@ from wherefrom.tools.console import in_bytes
 from wherefrom.tools.findings import Asked, Finding, first_line, from_reason, good_unless
 from wherefrom.tools.system_limits import ReadSpeed, SystemLimits, read_limits, read_speed
 
-CORE_BYTES_PER_S = 50e6  # of JPEGs that one core decodes and cuts
+CORE_BYTES_PER_S = 50e6  # of JPEGs of 0.2 megapixels that one decodes and cuts: 32e6 (ten views) to 84e6 (two, decoded in part)
 LEAST_MEMORY_BYTES = 2 * 2**30
 LEAST_SHARED_BYTES = 2**30  # a few batches of views of 256 pictures
 LEAST_OPEN_FILES = 1024  # the reader keeps up to 256 shards open; several ranks or workers hold some hundred sockets and pipes
 LEAST_DISK_BYTES = 10**9
-TEMPORARY_BYTES = 2**24
+TEMPORARY_BYTES, LOOSE_BYTES = 2**24, 2**20  # of the file that is read without data; below which a file is a picture, no shard
 INDEX_S, SIZE_S = 2.0, 0.3  # for the index of the data, for the size of a folder
 
 
@@ -36,7 +36,8 @@ def judge_limits(limits: SystemLimits) -> Iterator[Finding]:
     yield _cores(limits)
     if limits.memory_bytes is not None and limits.memory_available_bytes is not None:
         text = f"{in_bytes(limits.memory_bytes)}, {in_bytes(limits.memory_available_bytes)} of it free"
-        text += f", but the cgroup allows {in_bytes(limits.memory_limit_bytes)}" if limits.memory_limit_bytes is not None else ""
+        if limits.memory_limit_bytes is not None:
+            text += f", but the cgroup allows {in_bytes(limits.memory_limit_bytes)}"
         mend = "lower --global-batch, end other work, or raise the limit (docker run --memory, resources.limits.memory)"
         least = min(limits.memory_available_bytes, limits.memory_limit_bytes or math.inf)
         yield good_unless(least < LEAST_MEMORY_BYTES, "memory", text, mend)
@@ -44,14 +45,14 @@ def judge_limits(limits: SystemLimits) -> Iterator[Finding]:
         text = f"/dev/shm has {in_bytes(limits.shared_bytes)}, {in_bytes(limits.shared_free_bytes)} of it free"
         mend = "remove old files from /dev/shm" if limits.shared_bytes >= LEAST_SHARED_BYTES else "docker run --shm-size 8g, or --ipc host"
         short = limits.shared_free_bytes < LEAST_SHARED_BYTES
-        yield good_unless(short, "shared memory", text + "; workers and GPUs hand over through it" * short, mend)
+        yield good_unless(short, "shared memory", f"{text}; workers and GPUs hand over through it" if short else text, mend)
     if limits.open_files is not None:
         hard = limits.open_files_at_most or 65536
         mend = f"ulimit -n {min(hard, 65536)}, in the shell that starts the run"
-        mend = mend if hard >= LEAST_OPEN_FILES else "docker run --ulimit nofile=65536, or nofile in /etc/security/limits.conf"
-        short = limits.open_files < LEAST_OPEN_FILES
-        text = f"at most {limits.open_files} at once" + "; the reader alone keeps 256 shards open" * short
-        yield good_unless(short, "open files", text, mend)
+        if hard < LEAST_OPEN_FILES:
+            mend = "docker run --ulimit nofile=65536, or nofile in /etc/security/limits.conf"
+        short, text = limits.open_files < LEAST_OPEN_FILES, f"at most {limits.open_files} at once"
+        yield good_unless(short, "open files", f"{text}; the reader alone keeps 256 shards open" if short else text, mend)
 
 
 def _cores(limits: SystemLimits) -> Finding:
@@ -142,8 +143,9 @@ def _index(asked: Asked, paths: Sequence[str]) -> Iterator[Finding]:
     stale = sum(state.stale for state in states)
     absent = len(states) - len(stored) - stale
     if absent or stale:
-        parts = [f"{absent} of {shards} have none yet"] * bool(absent) + [f"{stale} of {shards} have one that no longer fits"] * bool(stale)
-        yield Finding("mend", "index", ", ".join(parts), f"{command}, or let the run do it as it starts")
+        counts = {"have none yet": absent, "have one that no longer fits": stale}
+        text = ", ".join(f"{count} of {shards} {words}" for words, count in counts.items() if count)
+        yield Finding("mend", "index", text, f"{command}, or let the run do it as it starts")
         return
     tables = [each.table for each in stored]
     pictures, valid = sum(map(len, tables)), sum(int(table.valid().sum()) for table in tables)
@@ -202,7 +204,8 @@ def judge_speed(speed: ReadSpeed, *, of_data: bool) -> Finding:
     if speed.cold is False:
         return Finding("good", "disk", f"{text}, from memory: the system keeps them there")
     feeds, cores = speed.bytes_per_s / CORE_BYTES_PER_S, available_cores()
-    text += f", {'cold' if speed.cold else 'cold or not, which this disk does not tell'}: enough for {feeds:.2g} cores that decode"
-    loose = speed.files > 1 and speed.bytes / speed.files < 2**20
-    mend = "pack it into tars (wherefrom pack), " * loose + "copy it to a local disk, or have memory for all of it"
-    return good_unless(of_data and feeds < cores, "disk", f"{text}, of which {cores} are allowed", mend)
+    text += f", {'cold' if speed.cold else 'cold or not, which this disk does not tell'}: enough for {feeds:.2g} decoding cores"
+    mend = "copy it to a local disk, or have memory for all of it"
+    if speed.files > 1 and speed.bytes / speed.files < LOOSE_BYTES:
+        mend = f"pack it into tars (wherefrom pack), {mend}"
+    return good_unless(of_data and feeds < cores, "disk", f"{text}, {cores} are allowed", mend)

@@ -19,7 +19,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from wherefrom.tools.findings import FAULTS, Asked, Finding, first_line, from_reason
+from wherefrom.tools.findings import FAULTS, Asked, Finding, Mark, first_line, from_reason
 
 SHOWN = ("torch", "torchvision", "timm", "accelerate", "triton", "numpy", "simplejpeg", "pillow")
 PROBE_COLOR, PROBE_SIZE, PROBE_ERROR = (200, 60, 90), (96, 128), 16  # RGB, (height, width), levels
@@ -60,6 +60,8 @@ def load_fault(module: str) -> Finding | None:
         importlib.import_module(module)
     except FAULTS as problem:
         mend = "pip install --force-reinstall torch torchvision, both at once, and from one index"
+        if module.startswith("wherefrom"):
+            mend = "pip install wherefrom again, with the libraries that it needs"
         return Finding("FAILS", module, f"does not load: {first_line(problem)}", mend)
     return None
 
@@ -97,7 +99,8 @@ def look_at_gpu(asked: Asked) -> Iterator[Finding]:
         yield judge_absent_gpu(asked, built_for=torch.version.cuda, driver=driver, told=told)
     elif fault := _gpu_fault():
         mend = "take a torch built for this GPU (https://pytorch.org/get-started/locally), or update the driver"
-        yield Finding("FAILS", "GPU", f"torch sees it, but computes nothing on it: {fault}", mend)
+        mark: Mark = "mend" if asked.device == "cpu" else "FAILS"
+        yield Finding(mark, "GPU", f"torch sees it, but computes nothing on it: {fault}", mend)
     else:
         capability = ".".join(map(str, torch.cuda.get_device_capability()))
         name = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, capability {capability}"
@@ -118,7 +121,7 @@ def judge_absent_gpu(asked: Asked, *, built_for: str | None, driver: str | None,
     """Say why torch, built for a version of CUDA or none, sees no GPU; `told` is what it said itself, `driver` the driver's version."""
     needed = asked.device == "cuda"
     if driver is None:
-        text = "none: no NVIDIA driver answers (nvidia-smi)" + ("" if built_for else ", and torch is built without CUDA")
+        text = f"none: no NVIDIA driver answers (nvidia-smi){'' if built_for else ', and torch is built without CUDA'}"
         mend = "go where there is one (docker run --gpus all), or take --device cpu" if needed else ""
         return Finding("FAILS" if needed else "absent", "GPU", text, mend)
     if built_for is None:
@@ -222,7 +225,7 @@ def look_at_renderers(asked: Asked) -> Iterator[Finding]:
         if name == serving:
             fault = missing or _render_fault(name, device)
             if fault:
-                yield from_reason("FAILS", title, fault, f"take another --renderer{' than auto' * (asked.renderer == 'auto')}")
+                yield from_reason("FAILS", title, fault, "take another --renderer")
             else:
                 yield Finding("good", title, f"serves on {device.type} ({why.partition(';')[0]}), rendered a picture")
         elif missing:

@@ -143,7 +143,7 @@ def read_speed(paths: Iterable[Path], *, most_bytes: int = 2**26, seconds: float
         if total >= most_bytes or spent >= seconds:
             break
         with open(open_regular(path), "rb", buffering=0) as file:
-            held_before = _let_go(file.fileno())
+            held_before = _let_go(file.fileno(), most_bytes - total)
             started = time.perf_counter()
             while total < most_bytes and spent < seconds and (count := file.readinto(buffer[: most_bytes - total])):
                 total += count
@@ -154,11 +154,11 @@ def read_speed(paths: Iterable[Path], *, most_bytes: int = 2**26, seconds: float
     return ReadSpeed(bytes=total, files=files, seconds=spent, cold=None if None in cold or not cold else all(cold))
 
 
-def _let_go(file: int) -> bool | None:
-    """Ask the system to forget what it holds of a file, a descriptor; return whether it holds some all the same, as `_is_held`."""
+def _let_go(file: int, length: int) -> bool | None:
+    """Ask the system to forget the first `length` bytes of a file, a descriptor; return whether it holds them all the same."""
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(file, 0, length, os.POSIX_FADV_DONTNEED)
     return _is_held(file)
 
 
