@@ -20,6 +20,8 @@ from wherefrom.kernels.render_views_reference import Filter, render_views_refere
 
 ViewBackend = Literal["auto", "native", "triton", "reference"]
 
+_NATIVE = ("Plan", "instruction_sets", "open_jpeg", "decode_part")  # what is called of the compiled kernel
+
 PIXEL_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -207,6 +209,12 @@ def native_missing() -> str | None:
     except ImportError as error:
         return f"the CPU view kernel does not load: {error}; pip install wherefrom again"
     return None
+
+
+def native_stale() -> str | None:
+    """Return which part of the compiled CPU kernel, where it is there, this wherefrom calls in vain, or None."""
+    lacking = [name for name in _NATIVE if not hasattr(_native(), name)]
+    return f"the CPU view kernel is of an older wherefrom, it has no {lacking[0]}; pip install wherefrom again" if lacking else None
 
 
 def instruction_sets() -> list[str]:

@@ -47,6 +47,7 @@ FIRST_USER = {  # of each library from outside: that folder and those after it m
     "timm": "train",
     "yaml": "train",
     "matplotlib": "tools",
+    "packaging": "tools",
     "rich": "tools",
     "tyro": "tools",
 }
@@ -57,6 +58,7 @@ DISTRIBUTION = {
     "nvidia": "nvidia-dali-cuda130",
     "triton": "torch",
     "huggingface_hub": "timm",
+    "packaging": "accelerate",
 }  # where the name differs
 TESTS = sorted((ROOT / "tests").glob("test_*.py"))
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))

@@ -24,6 +24,7 @@ COMMANDS = {  # name: (what it does, module, function)
     "embed": ("write features of pictures as files", "wherefrom.tools.embed", "embed_command"),
     "views": ("draw a picture of sources, their boxes and their views", "wherefrom.tools.views_picture", "views_command"),
     "replay": ("draw the views of any update of a run again", "wherefrom.tools.replay", "replay_command"),
+    "doctor": ("look whether this machine has what is needed, and what mends it", "wherefrom.tools.doctor", "doctor_command"),
     "prove": ("prove by pixels that the records of every renderer here are true", "wherefrom.tools.prove", "prove_command"),
     "index": ("build, audit and explain the index of a set of shards", "wherefrom.tools.index", "index_command"),
     "show": ("look a picture up by key or number: its bytes, size, label, validity", "wherefrom.tools.show", "show_command"),

@@ -66,6 +66,12 @@ def _is_number(cell: str) -> bool:
     return True
 
 
+def in_bytes(count: float) -> str:
+    """Return a number of bytes in words: 1.5 KB is 1500 of them."""
+    power = min(4, max(0, (len(str(int(count))) - 1) // 3))
+    return f"{count / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB')[power]}"
+
+
 class ProgressLines:
     """Lines of progress for where nobody watches: none about work that is over soon, then one now and then."""
 

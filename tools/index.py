@@ -19,7 +19,7 @@ from rich.text import Text
 from wherefrom.pipeline.shards.index import MAX_PIXELS, ShardIndex
 from wherefrom.pipeline.shards.picture_headers import FORMATS
 from wherefrom.pipeline.shards.store import file_beside, printable
-from wherefrom.tools.console import print_line, print_pairs, progress
+from wherefrom.tools.console import in_bytes, print_line, print_pairs, progress
 from wherefrom.tools.mixing import mixing
 
 __all__ = ["index_command"]
@@ -81,8 +81,8 @@ def _facts(index: ShardIndex) -> Iterator[tuple[str, str]]:
     sizes = index.source_size[(index.source_size > 0).all(1)]
     trees = sum(map(index.is_tree, range(len(index.paths))))
     shards = f"{len(index.paths)} ({trees} of loose files)" if trees else f"{len(index.paths)}"
-    yield "shards", f"{shards}, {_bytes(int(index.shard_stamps[:, 1].sum()))}; samples a shard: {_quantiles(index.shard_lengths)}"
-    yield "samples", f"{count}: {count - invalid} valid, {invalid} quarantined; {_bytes(int(index.length.sum()))} of pictures"
+    yield "shards", f"{shards}, {in_bytes(int(index.shard_stamps[:, 1].sum()))}; samples a shard: {_quantiles(index.shard_lengths)}"
+    yield "samples", f"{count}: {count - invalid} valid, {invalid} quarantined; {in_bytes(int(index.length.sum()))} of pictures"
     if len(sizes):
         yield "height", _quantiles(sizes[:, 0], "px")
         yield "width", _quantiles(sizes[:, 1], "px")
@@ -145,8 +145,3 @@ def _counts(codes: NDArray[np.uint8], name: Callable[[int], str]) -> str:
     values, counts = np.unique(codes, return_counts=True)
     by_count = sorted(zip(counts.tolist(), values.tolist(), strict=True), reverse=True)
     return ", ".join(f"{count} {name(value)}" for count, value in by_count)
-
-
-def _bytes(count: int) -> str:
-    power = min(4, max(0, (len(str(count)) - 1) // 3))
-    return f"{count / 1000**power:.3g} {('B', 'KB', 'MB', 'GB', 'TB')[power]}"

@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from wherefrom.kernels.render_views import decode_part, open_jpeg
+from wherefrom.kernels.render_views import decode_part, native_missing, native_stale, open_jpeg
 
 log = logging.getLogger(__name__)
 
@@ -26,18 +26,30 @@ _PROBE_PARTS = ((0, 0, 20, 40), (18, 33, 30, 41), (39, 64, 36, 67), (1, 1, 73, 1
 def part_decoder() -> Any | None:
     """Return the libjpeg-turbo that `ViewPlan.render_jpeg` takes, or None where none serves, which is said once. Safe from any thread."""
     with _lock:
-        return _open()
+        return _open()[0]
+
+
+def part_decoder_missing() -> str | None:
+    """Return why pictures are decoded whole here, also where views show little of them, or None. Safe from any thread."""
+    with _lock:
+        return _open()[1]
 
 
 @functools.cache
-def _open() -> Any | None:
-    try:
-        jpeg = open_jpeg(str(Image.core.__file__))
-        _prove(jpeg)
-    except (ValueError, AttributeError) as error:
-        log.warning("pictures are decoded whole, also where views show little of them: Pillow's libjpeg does not serve (%s)", error)
-        return None
-    return jpeg
+def _open() -> tuple[Any, None] | tuple[None, str]:
+    """Return the library, or why there is none."""
+    if missing := native_missing() or native_stale():
+        why = missing
+    else:
+        try:
+            jpeg = open_jpeg(str(Image.core.__file__))
+            _prove(jpeg)
+        except (ValueError, AttributeError) as error:  # AttributeError: Pillow without its compiled part
+            why = f"Pillow's libjpeg does not serve ({error})"
+        else:
+            return jpeg, None
+    log.warning("pictures are decoded whole, also where views show little of them: %s", why)
+    return None, why
 
 
 def _prove(jpeg: Any) -> None:

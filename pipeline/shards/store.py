@@ -30,7 +30,17 @@ from wherefrom.pipeline.shards.table import FORMAT_VERSION, TABLE_LAYOUT, Broken
 from wherefrom.pipeline.shards.tree import TreeRows, TreeScan, check_classes, is_current, read_loose, without_labels
 from wherefrom.pipeline.system import available_cores, user_cache_folder
 
-__all__ = ["DECODED_PIXELS", "ShardProgress", "StoredTable", "file_beside", "gather_tables", "load_table", "printable"]
+__all__ = [
+    "DECODED_PIXELS",
+    "IndexState",
+    "ShardProgress",
+    "StoredTable",
+    "file_beside",
+    "gather_tables",
+    "load_table",
+    "printable",
+    "stored_tables",
+]
 
 DECODED_PIXELS = 64_000_000  # the audit leaves larger pictures alone
 
@@ -51,6 +61,13 @@ class StoredTable(NamedTuple):
     file: Path | None
     reused: bool
     changes: str = ""
+
+
+class IndexState(NamedTuple):
+    """What is stored of a shard as it is now, if anything; whether there is an index file that does not serve: older, or damaged."""
+
+    stored: StoredTable | None
+    stale: bool = False
 
 
 def gather_tables(
@@ -89,6 +106,22 @@ def gather_tables(
     if decode:
         stored = _audit_all(paths, stored, index_files, workers, progress)
     return [item._replace(table=without_labels(item.table)) if labels == "none" and item.table.is_tree else item for item in stored]
+
+
+def stored_tables(paths: Sequence[str], *, labels: str | None = None) -> Iterator[IndexState]:
+    """Look what is stored of every shard, by a rule of labels, one by one; nothing is built or written.
+
+    Raises: ValueError if there is no such rule; OSError if a shard is not there, or cannot be looked at.
+    """
+    LabelRule.of(labels)
+    index_files = _IndexFiles(cache=None, beside=True, labels=labels)
+    for path in paths:
+        if _is_tree(path):
+            current, stored = _of_tree(path, index_files)
+            stored = stored if current else None
+        else:
+            stored = _find(path, index_files)
+        yield IndexState(stored, stale=stored is None and any(file.exists() for file in index_files.candidates(path)))
 
 
 def file_beside(shard: str | os.PathLike[str], labels: str | None = None) -> Path | None:
@@ -154,14 +187,32 @@ class _IndexFiles:
 
 
 def _find_or_scan(shard: str, index_files: _IndexFiles, rebuild: bool) -> StoredTable:
-    if not rebuild:
-        stamp = stamp_of(shard)
-        loaded = ((load_table(file, stamp), file) for file in index_files.candidates(shard))
-        stored = [StoredTable(table, file, True) for table, file in loaded if table is not None]
-        if stored:  # audited ones first: where nothing can be written beside the shard, its audit lies in the cache
-            return max(stored, key=lambda item: bool(item.table.audited[0]))
+    stored = None if rebuild else _find(shard, index_files)
+    if stored is not None:
+        return stored
     table = scan_shard(shard, LabelRule.of(index_files.labels))
     return StoredTable(table, index_files.store(shard, table), False)
+
+
+def _find(shard: str, index_files: _IndexFiles) -> StoredTable | None:
+    """Return what is stored of a tar as it is now. Raises: OSError if the shard is not there."""
+    stamp = stamp_of(shard)
+    loaded = ((load_table(file, stamp), file) for file in index_files.candidates(shard))
+    stored = [StoredTable(table, file, True) for table, file in loaded if table is not None]
+    # audited ones first: where nothing can be written beside the shard, its audit lies in the cache
+    return max(stored, key=lambda item: bool(item.table.audited[0]), default=None)
+
+
+def _of_tree(root: str, index_files: _IndexFiles) -> tuple[bool, StoredTable | None]:
+    """Return whether what is stored of a tree is of the tree as it is now, and the best that is stored."""
+    loaded = [(load_table(file, None), file) for file in index_files.candidates(root)]
+    stored = [
+        (is_current(root, table), bool(table.audited[0]), StoredTable(table, file, True))
+        for table, file in loaded
+        if table is not None and table.is_tree
+    ]
+    current, _, best = max(stored, key=lambda item: item[:2], default=(False, False, None))
+    return current, best
 
 
 class _Tree:
@@ -169,17 +220,10 @@ class _Tree:
 
     def __init__(self, root: str, index_files: _IndexFiles, rebuild: bool, pool: ThreadPoolExecutor) -> None:
         self._root, self._index_files = root, index_files
-        self._old: StoredTable | None = None
         self._scan: TreeScan | None = None
         self.reading: dict[Future[TreeRows], int] = {}  # the parts that are being read, and how many pictures each has
         labeled = index_files.labels != "none"
-        loaded = [] if rebuild else [(load_table(file, None), file) for file in index_files.candidates(root)]
-        older = [
-            (is_current(root, table), bool(table.audited[0]), StoredTable(table, file, True))
-            for table, file in loaded
-            if table is not None and table.is_tree
-        ]
-        current, _, self._old = max(older, key=lambda item: item[:2], default=(False, False, None))
+        current, self._old = (False, None) if rebuild else _of_tree(root, index_files)
         if self._old is not None and current:
             if labeled:
                 check_classes(root, self._old.table)
