@@ -144,7 +144,7 @@ def test_without_labels_protocols_of_labels_say_so(tmp_path: Path, make_shard: A
     shard = make_shard(tmp_path / "x.tar", [(f"{i}", {"jpg": jpeg_bytes(np.full((40, 40, 3), 9 * i, np.uint8))}) for i in range(4)])
     with ShardPictures(ShardIndex.open(str(shard)), renderer="torch", threads=1) as pictures:
         (found,) = measure(Evaluation(network_of(), pictures, pictures), protocols_named(["knn"]))
-    assert found.not_measured == "the pictures have no labels"
+    assert found.not_measured == "the pictures have no labels (--labels)"
 
 
 def test_the_page_shows_scores_neighbors_and_token_maps(tiny_shards: Path, tmp_path: Path) -> None:
