@@ -283,3 +283,32 @@ def test_a_named_protocol_that_could_not_be_measured_is_exit_code_1(
         save(mask, np.zeros((4 * CELL, 4 * CELL), np.uint8))
     assert run("--masks", f"folder:{root}", "--protocols", "linear-segmentation") == 1
     assert "linear-segmentation@1: not measured, the masks to learn from show fewer than two classes" in capsys.readouterr().out
+
+
+def test_a_side_that_patches_do_not_divide_is_one_line_before_anything_is_computed(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--picture-px", "50", "--protocols", "knn") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "wherefrom: views are (50, 50) px, patches (8, 8): patches must divide a view, e.g. 48 px"
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_no_training_picture_shows_are_counted(
+    run: Callable[..., int], make_shard: Any, jpeg_bytes: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shard(name: str, labels: list[int]) -> str:
+        rng = np.random.default_rng(len(labels))
+        pictures = [jpeg_bytes(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in labels]
+        samples = [
+            (f"{name}{i}", {"jpg": data, "cls": str(of).encode()}) for i, (data, of) in enumerate(zip(pictures, labels, strict=True))
+        ]
+        return str(make_shard(tmp_path / f"{name}.tar", samples))
+
+    train, one = shard("train", [0, 1] * 5), shard("one", [1] * 9)
+    held_out = shard("val", [0, 1, 1, 7, 8])
+    assert run("--data", train, "--val", held_out, "--protocols", "knn") == 0
+    said = "2 held-out classes, such as 7, have no training picture: at most 60.0 % can be right\n"
+    assert said in capsys.readouterr().out
+    assert run("--data", one, "--val", held_out, "--protocols", "knn") == 2
+    assert "protocol knn: the training pictures show one class alone; name what it needs, or leave it out" in capsys.readouterr().err

@@ -114,6 +114,7 @@ def evaluate_command(
             seed=seed,
             progress=lines,
         )
+        evaluation.grid()  # refuses pictures of a size that the network does not take
         for name in protocols:
             reason = lacking(evaluation, chosen[name.partition("@")[0]])
             if reason:
