@@ -33,6 +33,21 @@ class Score:
     better: Literal["higher", "lower"] = "higher"
 
 
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairExample:
+    """One pair of views of a held-out picture: where the target lies, and where it was told to lie. Boxes are xyxy, in source pixels."""
+
+    law: str
+    rank: Literal["best", "worst"]
+    sample: int  # the picture, by its number among those held out
+    reference: Box
+    target: Box
+    told: Box  # of the target's aspect where scale alone is told
+
+
 class EvaluationProtocol(Protocol):
     """What is asked of a network, by fixed rules: a frozen dataclass whose fields are its choices, each with its default.
 
@@ -51,8 +66,8 @@ class EvaluationProtocol(Protocol):
     def parts(self) -> tuple[Part, ...]:
         """The parts of whole pictures that it looks at, which all protocols share one pass for."""
 
-    def measure(self, evaluation: Evaluation) -> Iterable[Score]:
-        """Return the scores; every rank calls it, and gets the same.
+    def measure(self, evaluation: Evaluation) -> Iterable[Score | PairExample]:
+        """Return the scores, and of pairs some examples; every rank calls it, and gets the same.
 
         Raises: NotMeasuredError in one line where these pictures or this network do not allow it.
         """
@@ -155,6 +170,7 @@ class Measured:
     scores: tuple[Score, ...]
     seconds: float
     not_measured: str = ""
+    examples: tuple[PairExample, ...] = ()  # to look at, of a protocol of pairs
 
     def table(self) -> Table:
         """Return the scores, a row for each thing measured and a column for each kind of features, within 80 columns."""
@@ -227,13 +243,18 @@ def _title(name: str, protocol: EvaluationProtocol) -> str:
 def _measure(evaluation: Evaluation, title: str, protocol: EvaluationProtocol, reason: str) -> Measured:
     """Return what a protocol finds, nothing where there is a reason for it already."""
     began = time.monotonic()
-    scores: tuple[Score, ...] = ()
+    found: tuple[Score | PairExample, ...] = ()
     try:
-        scores = () if reason else tuple(protocol.measure(evaluation))
+        found = () if reason else tuple(protocol.measure(evaluation))
     except NotMeasuredError as problem:
         reason = str(problem)
     return Measured(
-        protocol=title, choices=to_plain(protocol), scores=scores, seconds=round(time.monotonic() - began, 1), not_measured=reason
+        protocol=title,
+        choices=to_plain(protocol),
+        scores=tuple(each for each in found if isinstance(each, Score)),
+        seconds=round(time.monotonic() - began, 1),
+        not_measured=reason,
+        examples=tuple(each for each in found if isinstance(each, PairExample)),
     )
 
 
@@ -250,7 +271,10 @@ def _known(file: Path | None, same: Mapping[str, Plain]) -> dict[str, Plain]:
 
 def _measured(plain: Mapping[str, Any]) -> Measured:
     scores = (score | {"value": math.nan if score["value"] is None else score["value"]} for score in plain["scores"])
-    return Measured(**{**plain, "scores": tuple(Score(**score) for score in scores)})
+    examples = (example | {name: tuple(example[name]) for name in ("reference", "target", "told")} for example in plain.get("examples", ()))
+    return Measured(
+        **{**plain, "scores": tuple(Score(**score) for score in scores), "examples": tuple(PairExample(**each) for each in examples)}
+    )
 
 
 def _finite(measured: dict[str, Any]) -> dict[str, Any]:
