@@ -182,7 +182,7 @@ def test_the_page_draws_pairs_where_they_lie(tiny_shards: Path, tmp_path: Path) 
     text = (tmp_path / "page.html").read_text()
     assert "Law paired, worst:" in text and text.count('class="key') == 3
     assert "<figcaption>0.50 sides off, overlap 0.33</figcaption>" in text
-    margin, scale = 26, 208 / max(height, width)
+    margin, scale = 22, 176 / max(height, width)
     assert pixels.shape[:2] == (round(scale * height) + 2 * margin, round(scale * width) + 2 * margin)
     orange = (pixels == [230, 159, 0]).all(-1).nonzero()
     place = {"y": (orange[0].min(), orange[0].max()), "x": (orange[1].min(), orange[1].max())}

@@ -28,7 +28,7 @@ from wherefrom.train.run_folder import RunFolder, read_metrics
 
 SHOWN, NEAREST, BANK = 8, 6, 2000  # held-out pictures, neighbors of each, training pictures among which they are looked for
 THUMBNAIL_PX = 112
-PAIR_PX = 208  # the longer side of a picture that boxes are drawn on
+PAIR_PX = 176  # the longer side of a picture that boxes are drawn on
 BOXES = {"reference": "#ffffff", "target": "#56b4e9", "told": "#e69f00"}  # colors that the color-blind tell apart, by PairExample's names
 
 STYLE = """
@@ -40,6 +40,7 @@ th { border-bottom: 1px solid gray; } td + td, th + th { text-align: right; font
 .row { display: flex; flex-wrap: wrap; gap: .35rem; margin: .35rem 0; } .row img:first-child { margin-right: .7rem; }
 .key { display: inline-block; width: 1.6rem; height: .8rem; border: 3px solid; outline: 1px solid black; vertical-align: middle; }
 .key.told { border-style: dashed; }
+.pairs img:first-child { margin-right: 0; }
 img { border-radius: 3px; max-width: 100%; } figure { margin: .5rem 0; }
 """
 
@@ -125,16 +126,17 @@ def _with_boxes(evaluation: Evaluation, example: PairExample) -> NDArray[np.uint
 
 
 def _outline(draw: ImageDraw.ImageDraw, box: Box, color: str, *, dashed: bool) -> None:
-    """Draw a box 2 pixels thick on a dark edge of a pixel, so that it is seen on any picture."""
+    """Draw a box 2 pixels thick on a dark edge of a pixel, so that it is seen on any picture; what lies under dashes, between them."""
     x0, y0, x1, y1 = box
-    draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="black", width=4)
     if not dashed:
+        draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="black", width=4)
         draw.rectangle(box, outline=color, width=2)
         return
     for start, end in (((x0, y0), (x1, y0)), ((x1, y0), (x1, y1)), ((x1, y1), (x0, y1)), ((x0, y1), (x0, y0))):
         length = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
-        for at in np.arange(0, length, 8):
+        for at in np.arange(0, length, 9):
             ends = [tuple(s + (e - s) * min(1.0, along / length) for s, e in zip(start, end, strict=True)) for along in (at, at + 5)]
+            draw.line([*ends[0], *ends[1]], fill="black", width=4)
             draw.line([*ends[0], *ends[1]], fill=color, width=2)
 
 
