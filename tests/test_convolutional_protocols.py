@@ -23,7 +23,7 @@ SHORT: dict[str, dict[str, Any]] = {  # what takes less time than all of it
     **{f"linear-{name}": {"epochs": 1, "least_updates": 2, "views": 1} for name in ("dino", "mocov3", "dinov2")},
     "linear-mae": {"epochs": 1, "least_updates": 0, "views": 1},
     "pairs": {"steps": 2},
-    "jigsaw": {"permutations": 8, "steps": 2},
+    "jigsaw": {"permutations": 8, "steps": 2, "pictures": 12, "held_out_pictures": 8},
     "occlusion": {"percent": (50,)},
     "positions": {"rounds": (0, 1)},
     "hummingbird": {"memory": (64,), "k": 5},
@@ -60,11 +60,20 @@ def evaluation(px: int, train: int = 48, held_out: int = 20) -> Evaluation:
     return Evaluation(replace(resnet(), picture_px=px), *sides, masked=sides, depth=sides, others=others)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("px", [pytest.param(64, marks=pytest.mark.core), pytest.param(224, marks=pytest.mark.slow)])
+@pytest.mark.core
 @pytest.mark.parametrize("name", list(PROTOCOLS))
-def test_every_protocol_measures_a_resnet_beside_its_floors_or_says_what_it_lacks(name: str, px: int) -> None:
-    of = evaluation(px)
-    assert of.grid() == (px // 32, px // 32)
+def test_every_protocol_measures_a_resnet_beside_its_floors_or_says_what_it_lacks(name: str) -> None:
+    assert_measured_or_told(name, evaluation(64), grid=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(PROTOCOLS))
+def test_every_protocol_measures_a_resnet_at_the_usual_size(name: str) -> None:
+    assert_measured_or_told(name, evaluation(224), grid=7)
+
+
+def assert_measured_or_told(name: str, of: Evaluation, *, grid: int) -> None:
+    assert of.grid() == (grid, grid)
     (found,) = measure(of, {name: PROTOCOLS[name](**SHORT.get(name, {}))})
     assert found.not_measured == DO_NOT_FIT.get(name, "")
     if name in DO_NOT_FIT:
