@@ -20,6 +20,7 @@ from host_runs import METHODS
 from PIL import Image
 
 from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.tools import evaluation_page
 from wherefrom.tools.evaluation_page import write_page
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation import pair_controls
@@ -27,7 +28,7 @@ from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation
 from wherefrom.train.evaluation.labels import evaluate_labels
 from wherefrom.train.evaluation.network import Network
 from wherefrom.train.evaluation.pictures import ShardPictures
-from wherefrom.train.evaluation.protocols import NotMeasuredError, Score, measure, protocols_named
+from wherefrom.train.evaluation.protocols import Measured, NotMeasuredError, PairExample, Score, measure, protocols_named
 from wherefrom.train.evaluation.report import evaluate_run
 from wherefrom.train.objective import Progress, Step
 from wherefrom.train.ranks import Ranks
@@ -144,7 +145,7 @@ def test_without_labels_protocols_of_labels_say_so(tmp_path: Path, make_shard: A
     shard = make_shard(tmp_path / "x.tar", [(f"{i}", {"jpg": jpeg_bytes(np.full((40, 40, 3), 9 * i, np.uint8))}) for i in range(4)])
     with ShardPictures(ShardIndex.open(str(shard)), renderer="torch", threads=1) as pictures:
         (found,) = measure(Evaluation(network_of(), pictures, pictures), protocols_named(["knn"]))
-    assert found.not_measured == "the pictures have no labels"
+    assert found.not_measured == "the pictures have no labels (--labels)"
 
 
 def test_the_page_shows_scores_neighbors_and_token_maps(tiny_shards: Path, tmp_path: Path) -> None:
@@ -165,6 +166,28 @@ def test_the_page_shows_scores_neighbors_and_token_maps(tiny_shards: Path, tmp_p
     sizes = {Image.open(io.BytesIO(picture)).size for picture in pictures}
     assert sizes == {(112, 112)}
     assert "http" not in text  # nothing is fetched
+
+
+def test_the_page_draws_pairs_where_they_lie(tiny_shards: Path, tmp_path: Path) -> None:
+    """Of a picture of its own size, the box that is told is orange where it was told, and overlaps as boxes do."""
+    train, held_out = sources(tiny_shards)
+    with train, held_out:
+        evaluation = Evaluation(network_of(), train, held_out)
+        height, width = held_out.index.source_size[3].tolist()
+        boxes = {"reference": (2.0, 2.0, 12.0, 12.0), "target": (4.0, 4.0, 14.0, 14.0), "told": (9.0, 4.0, 19.0, 14.0)}
+        example = PairExample(law="paired", rank="worst", sample=3, **boxes)
+        found = Measured(protocol="pairs@1", choices={}, scores=(), seconds=0.0, examples=(example,))
+        write_page(tmp_path / "page.html", evaluation, [found], about=[])
+        pixels = evaluation_page._with_boxes(evaluation, example)
+    text = (tmp_path / "page.html").read_text()
+    assert "Law paired, worst:" in text and text.count('class="key') == 3
+    assert "<figcaption>0.50 sides off, overlap 0.33</figcaption>" in text
+    margin, scale = 22, 176 / max(height, width)
+    assert pixels.shape[:2] == (round(scale * height) + 2 * margin, round(scale * width) + 2 * margin)
+    orange = (pixels == [230, 159, 0]).all(-1).nonzero()
+    place = {"y": (orange[0].min(), orange[0].max()), "x": (orange[1].min(), orange[1].max())}
+    assert place["x"] == pytest.approx((margin + 9 * scale, margin + 19 * scale), abs=4)
+    assert place["y"] == pytest.approx((margin + 4 * scale, margin + 14 * scale), abs=4)
 
 
 def be_a_rank(shards: Path, folder: Path, rank: int, count: int) -> None:

@@ -1,7 +1,7 @@
 """Protocols of robustness: pictures with patches dropped, ImageNet-C, and -R, -A and -Sketch in small folders of their layouts.
 
-Truths: mCE by AugMix's own code (tests/data/evaluation/mce.json), and accuracies of torchvision's ResNet-50 beside the corruption errors
-that belong to them, whose whole percents are those of arXiv 1903.12261, table 1.
+Truths: mCE by AugMix's own code (tests/data/evaluation/mce.json), and what bethgelab/game-of-noise measured of torchvision's ResNet-50:
+accuracies, the corruption errors that belong to them and their mean, whose whole percents are those of arXiv 1903.12261, table 1.
 """
 
 import json
@@ -24,7 +24,7 @@ from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.protocols import PROTOCOLS, measure
 
 FIGURES = Path(__file__).parent / "data" / "evaluation"
-RESNET_50 = {  # accuracy, corruption error in percent
+RESNET_50 = {  # accuracy, corruption error in percent: bethgelab/game-of-noise, commit 2989b43, Results/clean_results.txt
     "brightness": (0.6802, 56.64),
     "contrast": (0.3906, 71.43),
     "defocus_blur": (0.3875, 74.71),
@@ -34,7 +34,14 @@ RESNET_50 = {  # accuracy, corruption error in percent
     "gaussian_noise": (0.2929, 79.77),
     "glass_blur": (0.2679, 88.61),
     "impulse_noise": (0.2381, 82.58),
+    "jpeg_compression": (0.5341, 76.82),
+    "motion_blur": (0.3867, 78.03),
+    "pixelate": (0.4479, 76.92),
+    "shot_noise": (0.2703, 81.58),
+    "snow": (0.3253, 77.83),
+    "zoom_blur": (0.3624, 79.86),
 }
+RESNET_50_MCE = 76.70  # there
 COLORS = {"n01": (200, 40, 40), "n02": (40, 200, 40), "n03": (40, 40, 200), "n04": (128, 128, 128)}
 
 
@@ -74,6 +81,8 @@ def test_corruption_errors_are_those_that_were_published() -> None:
     found = corruption_errors({name: [accuracy] * 5 for name, (accuracy, _) in RESNET_50.items()})
     for name, (_, error) in RESNET_50.items():
         assert found[name] == pytest.approx(error, abs=0.011)  # accuracies have two decimals
+    assert sorted(found) == sorted(CORRUPTIONS)
+    assert sum(found.values()) / 15 == pytest.approx(RESNET_50_MCE, abs=0.011)
     assert found["glass_blur"] != pytest.approx(RESNET_50["frost"][1], abs=1)
     figures = json.loads((FIGURES / "mce.json").read_text())
     assert figures["corruptions"] == list(CORRUPTIONS) == list(ALEXNET_ERRORS)
@@ -85,7 +94,7 @@ def test_nothing_is_measured_of_pictures_that_are_not_there() -> None:
     lacking = _others()
     del lacking["imagenet-c/fog/3"]
     for others, expected in (
-        ({}, {"corruptions": "there are no corrupted pictures; name the folder of imagenet-c"}),
+        ({}, {"corruptions": "there are no corrupted pictures (--others imagenet-c)"}),
         (lacking, {"corruptions": "imagenet-c/fog lacks severity 3, and AlexNet's error is of all five"}),
         ({"imagenet-a": FormulaPictures(8, first=9)}, {"variants": "imagenet-a shows no class of the training pictures"}),
     ):

@@ -25,7 +25,7 @@ from wherefrom.train.evaluation.features import CHANCE, ENCODER, RANDOM, RAW, ra
 from wherefrom.train.evaluation.jigsaw import LAWS, answers, laid_out, train_head
 from wherefrom.train.evaluation.labels import ridge_probe
 from wherefrom.train.evaluation.linear_maps import linear_classifier, r2_of_map, ridge, scores, sums_of_products
-from wherefrom.train.evaluation.pair_geometry import FrozenPairs, pair_scores
+from wherefrom.train.evaluation.pair_geometry import FrozenPairs, pair_examples, pair_scores
 from wherefrom.train.evaluation.positions import cell_positions, orthonormal, projected, removed_positions
 from wherefrom.train.objectives.jigsaw import listed_permutations
 from wherefrom.train.objectives.spatial import PAIRED, SpatialPrediction, SpatialSettings
@@ -272,6 +272,27 @@ def test_pairs_are_told_where_features_hold_their_boxes(generator: torch.Generat
         assert max(values["R2 x, reference only"], values["R2 x, target only"]) < values["R2 x"] - 0.1
 
 
+@pytest.mark.core
+def test_examples_are_the_pairs_that_are_told_best_and_worst(generator: torch.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told is what is so, moved by a hundredth of the reference's sides more each picture, and as much larger."""
+    objective = SpatialSettings(law=PAIRED, size_px=32, mirror="none", color=None).objective("pairs")
+    objective.setup(_OfWidth(8))  # type: ignore[arg-type]
+    pairs = _pairs_of_boxes(objective, 0, 40, generator)
+    pairs.mask[39] = False
+    wrong = torch.arange(40.0)[:, None, None].expand(-1, 1, 3) / 100
+    monkeypatch.setattr(objective, "predict", lambda _: (pairs.targets + wrong / objective.target_std, {}))
+    examples = list(pair_examples(objective, pairs, ENCODER))
+    assert [(each.rank, each.sample) for each in examples] == [("best", i) for i in range(4)] + [("worst", i) for i in (38, 37, 36, 35)]
+    assert examples[0].told == pytest.approx(examples[0].target, abs=0.02)
+    worst = examples[4]
+    reference, target, told = (np.array(box) for box in (worst.reference, worst.target, worst.told))
+    moved = (told[:2] + told[2:] - target[:2] - target[2:]) / 2
+    assert moved == pytest.approx(0.38 * (reference[2:] - reference[:2]), abs=0.05)
+    assert told[2:] - told[:2] == pytest.approx(np.exp(0.38) * (target[2:] - target[:2]), abs=0.05)
+    assert worst.target == pytest.approx(pairs.boxes[38, 1].tolist(), abs=0.01)
+    assert worst.reference != worst.target
+
+
 class _OfWidth:
     def __init__(self, width: int) -> None:
         self.width = width
@@ -293,6 +314,8 @@ def _pairs_of_boxes(objective: SpatialPrediction, first: int, number: int, gener
         features={ENCODER: Features(summary=seen, tokens=seen[:, :, None, None].half())},
         targets=objective.targets(record.geometry),
         mask=objective.pair_mask(record.geometry, record.valid),
+        boxes=boxes,
+        samples=torch.arange(first, first + number),
     )
 
 

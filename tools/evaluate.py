@@ -7,7 +7,7 @@ Not here: the protocols (train/evaluation/), parsing the command line (cli.py).
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -17,13 +17,15 @@ from rich.console import Console
 from wherefrom.pipeline.demo.shards import demo_shards
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.tools.console import ProgressLines, print_line, print_table, progress
-from wherefrom.train.evaluation.dense_pictures import DemoPictures
+from wherefrom.train.evaluation.dense_layouts import Masked, depths_by_layout, masks_by_layout
+from wherefrom.train.evaluation.dense_pictures import DemoPictures, FilesOfDepth, ListedPictures
 from wherefrom.train.evaluation.features import Evaluation
 from wherefrom.train.evaluation.network import Network, Which, open_network
 from wherefrom.train.evaluation.other_pictures import other_pictures
 from wherefrom.train.evaluation.pictures import ShardPictures
-from wherefrom.train.evaluation.protocols import Measured, measure, protocols_named
-from wherefrom.train.evaluation.report import check_held_out, check_same_classes, pictures_in_both
+from wherefrom.train.evaluation.protocols import Measured, lacking, measure, protocols_named
+from wherefrom.train.evaluation.report import check_held_out, check_same_classes, classes_not_learned, pictures_in_both
+from wherefrom.train.plain_data import Plain
 from wherefrom.train.ranks import Ranks
 from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.settings import read_plain_settings
@@ -31,6 +33,7 @@ from wherefrom.train.settings import read_plain_settings
 __all__ = ["evaluate_command"]
 
 Folders = Annotated[dict[str, Path], tyro.conf.arg(metavar="NAME FOLDER [NAME FOLDER ...]")]
+Sides = tuple[ListedPictures, ListedPictures]  # to learn from, held out
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")]
 
 
@@ -42,6 +45,10 @@ def evaluate_command(
     labels: str | None = None,
     protocols: Names = (),
     others: Folders = {},  # noqa: B006  # never changed
+    masks: str | None = None,
+    depths: Path | None = None,
+    depth_unit: float | None = None,
+    farthest: float | None = None,
     which: Which = "exported",
     out: Path | None = None,
     again: bool = False,
@@ -52,16 +59,21 @@ def evaluate_command(
     renderer: str = "auto",
     threads: int | None = None,
 ) -> int:
-    """Measure what a network knows by named protocols; return 0.
+    """Measure what a network knows by named protocols; return 0, or 1 if one that was named turned out not to be measurable.
 
     Args:
         network: a run's folder, a folder that timm loads, hf-hub:OWNER/NAME, or a model of timm.
         data: pictures to learn from, as for `wherefrom index`; default: those of the run, or the demo's.
         val: held-out pictures; default: as data.
         labels: what labels tar shards, as for `wherefrom index`.
-        protocols: which, by name, such as knn; default: all that these pictures allow.
+        protocols: which, by name, such as knn; default: all that these pictures allow. Named ones are refused if they lack what they need.
         others: folders of pictures of the same classes from elsewhere, each behind its name: imagenet-c, imagenet-r, imagenet-a,
             imagenet-sketch.
+        masks: LAYOUT:FOLDER of pictures with masks of classes, of both sides, in the layout voc, ade20k, coco or folder (images/train,
+            masks/train, images/val, masks/val).
+        depths: a folder of pictures with 16-bit PNGs of depths: images/train, depths/train, images/val, depths/val.
+        depth_unit: meters of a value of 1 in them; default: 0.001.
+        farthest: the largest depth that counts, in meters; default: 10.
         which: of a run, the network that it exports, a teacher where its host has one, or the student.
         out: the folder of evaluation.json; default: evaluations/ of the run, or of this folder, and the network's name.
         again: measure all of it, also what the report holds of the same network and pictures.
@@ -79,21 +91,22 @@ def evaluate_command(
         state, ranks = stack.enter_context(machine(device))
         console = Console(quiet=not ranks.first)
         opened.encoder.to(state.device)
-        with state.local_main_process_first():
-            train, held_out, of_demo = _pictures(console, network, data, val, labels)
         options = {"renderer": renderer, "threads": threads, "device": state.device}
-        dense = None
-        if of_demo:
-            dense = (DemoPictures(train, **options), DemoPictures(held_out, **options))
-        sources = dense or (ShardPictures(train, **options), ShardPictures(held_out, **options))
-        for source in sources:
+        of_depths = {name: number for name, number in (("unit", depth_unit), ("farthest", farthest)) if number is not None}
+        with state.local_main_process_first():
+            own_masks = _masks(console, masks, options)
+            own_depths = _depths(depths, of_depths, options)
+            train, held_out, of_demo = _pictures(console, network, data, val, labels)
+        demo = (DemoPictures(train, **options), DemoPictures(held_out, **options)) if of_demo else None
+        sources = demo or (ShardPictures(train, **options), ShardPictures(held_out, **options))
+        for source in (*sources, *(own_masks or ()), *(own_depths or ())):
             stack.enter_context(source)
         lines = ProgressLines(lambda line: print_line(console, line))
         evaluation = Evaluation(
             opened,
             *sources,
-            masked=dense,
-            depth=dense,
+            masked=own_masks or demo,
+            depth=own_depths or demo,
             others=other_pictures(others, train, **options),
             picture_px=picture_px,
             limit=limit,
@@ -101,6 +114,11 @@ def evaluate_command(
             seed=seed,
             progress=lines,
         )
+        evaluation.grid()  # refuses pictures of a size that the network does not take
+        for name in protocols:
+            reason = lacking(evaluation, chosen[name.partition("@")[0]])
+            if reason:
+                raise ValueError(f"protocol {name}: {reason}; name what it needs, or leave it out")
         folder = out or _folder(network, opened)
         file = folder / "evaluation.json"
         if ranks.first:
@@ -110,6 +128,8 @@ def evaluate_command(
         heading = [
             f"{opened.name}: {opened.encoder.settings.described()}, pictures of {evaluation.picture_px} px",
             f"{len(train)} pictures to learn from, {len(held_out)} held out",
+            *(f"{len(of[0])} pictures with {what} to learn from, {len(of[1])} held out" for what, of in _own(own_masks, own_depths)),
+            *classes_not_learned(train, held_out),
         ]
         shared = pictures_in_both(train, held_out)
         if shared:
@@ -117,7 +137,8 @@ def evaluate_command(
         for line in heading:
             print_line(console, line)
         elsewhere = {name: str(folder.absolute()) for name, folder in others.items()}
-        about = {"train": train.fingerprint, "held_out": held_out.fingerprint, "others": elsewhere, "limit": limit}
+        about: dict[str, Plain] = {"train": train.fingerprint, "held_out": held_out.fingerprint, "others": elsewhere, "limit": limit}
+        about |= {what: [side.fingerprint for side in of] for what, of in _own(own_masks, own_depths)} | of_depths
 
         def tell(found: Measured) -> None:
             print_table(console, found.table())
@@ -129,7 +150,7 @@ def evaluate_command(
             page = folder / "evaluation.html"
             write_page(page, evaluation, found, about=heading, run=RunFolder(Path(network)) if Path(network).is_dir() else None)
             print_line(console, f"written to {file} and {page}")
-    return 0
+    return 1 if protocols and any(measured.not_measured for measured in found) else 0
 
 
 @contextlib.contextmanager
@@ -169,6 +190,23 @@ def _pictures(console: Console, network: str, data: str | None, val: str | None,
     check_held_out(train, held_out)
     check_same_classes(train, held_out)
     return train, held_out, of_demo
+
+
+def _masks(console: Console, masks: str | None, options: dict[str, Any]) -> tuple[Masked, Masked] | None:
+    if masks is None:
+        return None
+    with progress(console, "reading masks") as show:
+        return masks_by_layout(masks, progress=show, **options)
+
+
+def _depths(depths: Path | None, of_depths: dict[str, float], options: dict[str, Any]) -> tuple[FilesOfDepth, FilesOfDepth] | None:
+    if depths is None and of_depths:
+        raise ValueError("--depth-unit and --farthest are of --depths: name its folder, or leave them out")
+    return None if depths is None else depths_by_layout(depths, **of_depths, **options)
+
+
+def _own(masks: Sides | None, depths: Sides | None) -> list[tuple[str, Sides]]:
+    return [(what, sides) for what, sides in (("masks", masks), ("depths", depths)) if sides is not None]
 
 
 def _folder(network: str, opened: Network) -> Path:

@@ -40,7 +40,7 @@ class CocoPictures(ListedPictures):
     ) -> None:
         """annotations: of every row; categories: names by id; file: where they come from, for messages."""
         super().__init__(index, rows, **options)
-        self.annotations, self.file = annotations, file
+        self.annotations, self.file, self.files = annotations, file, (file,)
         self.classes = checked_classes(("background", *categories.values()))
         self._class_of = {id: number for number, id in enumerate(categories, 1)}
 

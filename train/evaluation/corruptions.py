@@ -2,15 +2,16 @@
 
 Here: the protocol, the mean corruption error.
 Not here: where the pictures lie, the classifier (other_pictures.py), patches that we drop ourselves (occlusion.py).
-Source: arXiv 1903.12261; AlexNet's errors as hendrycks/robustness has them, quoted from google-research/augmix, imagenet.py.
+Source: arXiv 1903.12261. AlexNet's errors, which hendrycks/robustness only links to, from google-research/augmix, commit 9b9824c,
+imagenet.py.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from wherefrom.pipeline.laws import Center
-from wherefrom.train.evaluation.features import SUMMARY, Evaluation, Part
-from wherefrom.train.evaluation.other_pictures import CORRUPTED, CORRUPTIONS, SEVERITIES, ClassifierName, frozen_classifiers
+from wherefrom.train.evaluation.features import CORRUPTED, SUMMARY, Evaluation, Part
+from wherefrom.train.evaluation.other_pictures import CORRUPTIONS, SEVERITIES, ClassifierName, frozen_classifiers
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, check_part
 
 ALEXNET_ERRORS = {  # means over the five severities
@@ -41,7 +42,7 @@ class Corruptions:
     """
 
     version: int = 1
-    needs: tuple[Need, ...] = ("labels", "training pictures")
+    needs: tuple[Need, ...] = ("labels", "training pictures", "corrupted pictures")
     part: Part = SUMMARY
     head: ClassifierName = "k-NN"
     k: int = 20

@@ -109,8 +109,8 @@ class LinearDepth:
     and 0.1 more, are shares; the depth is their mean, enlarged bilinearly. SigLoss; AdamW, weight decay 1e-4, one cycle of the rate,
     16 pictures a step. RMSE, absolute relative error, the share within a factor 1.25 and the scale-invariant log error are taken for each
     picture, then meant. Differs: tokens are enlarged after the layer, which is the same; whole pictures once, at most 1000 of them, 10
-    epochs at a rate of 0.003, not 38,400 steps at 0.0003; no second loss on gradients; summary and tokens of a network without a class
-    token.
+    epochs at a rate of 0.003, not 38,400 steps at 0.0003; summary and tokens of a network without a class token. SigLoss alone, as
+    DINOv3's config: DINOv2's repository (commit b8931f7) names no loss of its linear heads, and a second one, on gradients, of DPT heads.
     """
 
     version: int = 1

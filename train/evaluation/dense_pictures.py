@@ -6,7 +6,8 @@ Convention: a map lies on the upright picture, pixel for pixel; masks hold class
 0 is not known.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 ADE20K_CLASSES = 150
+ReportRead = Callable[[int, int], None]  # files read so far, of how many
 
 
 class MaskedPictures(PictureSource, Protocol):
@@ -102,6 +104,8 @@ class ListedPictures(ShardPictures):
     What batches say of their samples are the numbers in the index.
     """
 
+    files: tuple[Path, ...] = ()  # that hold their maps
+
     def __init__(self, index: ShardIndex, rows: Sequence[int], **options: Any) -> None:
         """rows: the numbers in the index; options: as of `ShardPictures`.
 
@@ -114,6 +118,20 @@ class ListedPictures(ShardPictures):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that change with pictures and their order, and with the name, size and time of any file of maps."""
+        digest = hashlib.blake2b(self.index.fingerprint.encode() + self.rows.tobytes(), digest_size=16)
+        for file in self.files:
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each picture as a whole, (N,), -1 of none."""
+        return super().labels[self.rows]
 
     def views(self, recipe: ViewRecipe, sample: NDArray[np.int64], drawn_for: NDArray[np.int64] | None = None, epoch: int = 0) -> Batch:
         """Return the views of these pictures by the draws of `drawn_for` (default: their own).
@@ -150,9 +168,14 @@ class FilesOfMasks(ListedPictures):
         background: int | None = None,
         **options: Any,
     ) -> None:
-        """files: a mask for every row; values: the class of each value of a file, or IGNORED."""
+        """files: a mask for every row; values: the class of each value of a file, or IGNORED.
+
+        Raises: ValueError in one line that names the file, if a mask cannot be opened or has another size.
+        """
         super().__init__(index, rows, **options)
         self.files = tuple(files)
+        for sample, file in enumerate(self.files):
+            _check_png(file, self.hw(sample), "a mask")
         self.classes, self.background = checked_classes(classes), background
         self._class_of = np.full(1 << 16, -1, np.int16)
         self._class_of[list(values)] = list(values.values())
@@ -181,8 +204,17 @@ class FilesOfDepth(ListedPictures):
     def __init__(
         self, index: ShardIndex, rows: Sequence[int], files: Sequence[Path], *, unit: float, farthest: float, **options: Any
     ) -> None:
+        """files: a map for every row.
+
+        Raises: ValueError in one line that names what is wrong, if a map cannot be opened or has another size, or a number is not above 0.
+        """
         super().__init__(index, rows, **options)
+        for name, number in (("unit", unit), ("farthest", farthest)):
+            if not 0 < number < float("inf"):
+                raise ValueError(f"{name} {number} of depths: take a number of meters above 0")
         self.files, self.unit, self.farthest = tuple(files), unit, farthest
+        for sample, file in enumerate(self.files):
+            _check_png(file, self.hw(sample), "a map of depths", bits=16)
 
     def depths(self, ids: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         """Return the depth of every pixel of these pictures, (H, W) each, 0 where it is not known.
@@ -231,12 +263,23 @@ def open_masks(pictures: Path, masks: Path, *, classes: Sequence[str] = (), back
     Raises: ValueError in one line if something is missing, or no mask, or none that can be read.
     """
     index, rows, files = _pairs(pictures, masks)
-    values = range(len(classes))
-    if not classes:
-        values = range(1 + max(_highest(_read_png(file, None, "a mask")) for file in files))
-    class_of = {number: number for number in values} | {IGNORED: IGNORED}
-    names = classes or [str(number) for number in values]
+    names = classes or numbered_classes(files)
+    class_of = {number: number for number in range(len(names))} | {IGNORED: IGNORED}
     return FilesOfMasks(index, rows, files, values=class_of, classes=names, background=background, **options)
+
+
+def numbered_classes(files: Sequence[Path], progress: ReportRead | None = None) -> tuple[str, ...]:
+    """Return "0", "1", ... to the highest class that any mask has, all of which are read.
+
+    Raises: ValueError in one line if one cannot be read.
+    """
+    highest = 0
+    for done, file in enumerate(files, 1):
+        values = _read_png(file, None, "a mask")
+        highest = max(highest, int(np.where(values == IGNORED, 0, values).max()))
+        if progress is not None:
+            progress(done, len(files))
+    return tuple(map(str, range(highest + 1)))
 
 
 def open_depths(pictures: Path, depths: Path, *, unit: float = 0.001, farthest: float = 10.0, **options: Any) -> FilesOfDepth:
@@ -277,26 +320,32 @@ def _all_there(files: Mapping[str, Path]) -> list[Path]:
     return list(files.values())
 
 
-def _read_png(file: Path, hw: tuple[int, int] | None, what: str, *, bits: int | None = None) -> NDArray[np.uint16]:
-    """Return the values of a PNG that has one channel, (H, W), where `hw` is said of that size."""
+def _check_png(file: Path, hw: tuple[int, int] | None, what: str, *, bits: int | None = None) -> None:
+    """Raise ValueError unless a file is a PNG of one channel, of this size where `hw` is given; its pixels are not read."""
     try:
         with Image.open(file, formats=("PNG",)) as image:
-            mode, values = image.mode, np.asarray(image)
+            mode, (width, height) = image.mode, image.size
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as problem:
-        raise ValueError(f"{file}: cannot be read as a PNG: {' '.join(str(problem).split()):.120}") from None
+        raise _unreadable(file, problem) from None
     deep = mode.startswith("I")
-    if values.ndim != 2 or (bits == 16 and not deep):
+    if not (deep or mode in ("1", "L", "P")) or (bits == 16 and not deep):
         raise ValueError(f"{file}: has pixels of kind {mode}; {what} is a PNG of one channel{' of 16 bits' if bits == 16 else ''}")
-    if hw is not None and values.shape != hw:
-        raise ValueError(
-            f"{file}: is {values.shape[1]} x {values.shape[0]} px, its picture, upright, {hw[1]} x {hw[0]}; {what} has its size"
-        )
-    return values.astype(np.uint16)
+    if hw is not None and (height, width) != hw:
+        raise ValueError(f"{file}: is {width} x {height} px, its picture, upright, {hw[1]} x {hw[0]}; {what} has its size")
 
 
-def _highest(values: NDArray[np.uint16]) -> int:
-    known = values[values != IGNORED]
-    return int(known.max()) if known.size else 0
+def _read_png(file: Path, hw: tuple[int, int] | None, what: str, *, bits: int | None = None) -> NDArray[np.uint16]:
+    """Return the values of a PNG, (H, W), checked again: it may have changed."""
+    _check_png(file, hw, what, bits=bits)
+    try:
+        with Image.open(file, formats=("PNG",)) as image:
+            return np.asarray(image).astype(np.uint16)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+        raise _unreadable(file, problem) from None
+
+
+def _unreadable(file: Path, problem: Exception) -> ValueError:
+    return ValueError(f"{file}: cannot be read as a PNG: {' '.join(str(problem).split()):.120}")
 
 
 def checked_classes(classes: Sequence[str]) -> tuple[str, ...]:

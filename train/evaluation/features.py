@@ -33,6 +33,8 @@ CHANCE = "chance"  # the column of what no features are needed for, where there 
 LABELS = "labels"
 Split = Literal["train", "held_out"]
 OpenPictures = Callable[[], AbstractContextManager[PictureSource]]
+CORRUPTED = "imagenet-c"  # of pictures from elsewhere, behind which stand corruption and severity: "imagenet-c/snow/3"
+VARIANTS = ("imagenet-r", "imagenet-a", "imagenet-sketch")
 BLOCK = 64  # pictures that are encoded at once, whatever the number of ranks: so each feature is the same, bit for bit
 
 

@@ -44,8 +44,8 @@ class NearestNeighbors:
 def neighbors(bank: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     """Return the cosine to the k most similar rows of a bank, the most similar first, and which these are.
 
-    Shapes: bank (N, D), queries (M, D) -> (M, min(k, N)) each, the second int64. Beside both it takes some 256 MiB of similarities and
-    65,536 rows of the bank, whatever N and M.
+    Shapes: bank (N, D), queries (M, D) -> (M, min(k, N)) each, the second int64. Beside both it takes one block of similarities, 256 MiB,
+    and 65,536 rows of the bank, whatever N and M.
     """
     values, rows = [], []
     for block in queries.split(QUERIES):
@@ -55,6 +55,7 @@ def neighbors(bank: Tensor, queries: Tensor, *, k: int) -> tuple[Tensor, Tensor]
         for first in range(0, len(bank), BANK):
             similarity = some @ F.normalize(bank[first : first + BANK], dim=-1).mT
             value, row = similarity.topk(min(k, similarity.shape[1]), dim=-1)
+            del similarity  # before the next block comes, which would lie beside it
             best, order = torch.cat([best, value], 1).sort(dim=1, descending=True, stable=True)
             which = torch.cat([which, row + first], 1).gather(1, order)[:, :k]
             best = best[:, :k]

@@ -13,15 +13,13 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 
 from wherefrom.pipeline.shards.index import ShardIndex
-from wherefrom.train.evaluation.features import Evaluation, Labeled, OpenPictures, Part
+from wherefrom.train.evaluation.features import CORRUPTED, VARIANTS, Evaluation, Labeled, OpenPictures, Part
 from wherefrom.train.evaluation.knn import neighbors
 from wherefrom.train.evaluation.labels import vote
 from wherefrom.train.evaluation.linear_maps import linear_classifier, scores
 from wherefrom.train.evaluation.pictures import ShardPictures
 from wherefrom.train.evaluation.protocols import NotMeasuredError
 
-CORRUPTED = "imagenet-c"
-VARIANTS = ("imagenet-r", "imagenet-a", "imagenet-sketch")
 SEVERITIES = (1, 2, 3, 4, 5)
 CORRUPTIONS = (
     *("gaussian_noise", "shot_noise", "impulse_noise"),

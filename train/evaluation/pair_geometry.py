@@ -18,11 +18,11 @@ from wherefrom.pipeline.laws import Disjoint
 from wherefrom.pipeline.view_recipe import CropLaw, law_name
 from wherefrom.pipeline.views import Views
 from wherefrom.train.encoder import Features
-from wherefrom.train.evaluation.features import BLOCK, CHANCE, RAW, Evaluation, Part
+from wherefrom.train.evaluation.features import BLOCK, CHANCE, ENCODER, RAW, Evaluation, Part
 from wherefrom.train.evaluation.pair_controls import NoPairsError, control_heads, parts_of, r2_with_interval, structure_gates, train_heads
 from wherefrom.train.evaluation.pairs import GATE_NAMES
 from wherefrom.train.evaluation.pictures import evaluation_mode
-from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score
+from wherefrom.train.evaluation.protocols import Box, Need, NotMeasuredError, PairExample, Score
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.spatial import PAIRED, SpatialPrediction, SpatialSettings
 
@@ -33,6 +33,7 @@ HEADS = {  # of `control_heads`, and how rows call them
     "additive head f(r) + g(t)": ", additive",
 }
 RAW_VIEW_PX = 8
+EXAMPLES = 4  # of the best and of the worst pairs, under each law
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +54,8 @@ class PairGeometry:
     held_out_pictures: int = 500
     steps: int = 400
 
-    def measure(self, evaluation: Evaluation) -> Iterator[Score]:
-        """Yield R2 of every channel by every head, L2, and contradictions, by law and column."""
+    def measure(self, evaluation: Evaluation) -> Iterator[Score | PairExample]:
+        """Yield R2 of every channel by every head, L2, and contradictions, by law and column; pairs told best and worst by the encoder."""
         for law in self.laws:
             name, objective = law_name(law), self._objective(evaluation, law)
             train, held_out = (self._pairs(evaluation, objective, side) for side in ("train", "held_out"))
@@ -68,6 +69,8 @@ class PairGeometry:
                     raise NotMeasuredError(f"{name} law: {problem}") from None
                 for row, value, better in scores:
                     yield Score(row=f"{name}: {row}", features=column, value=value, better=better)
+                if column == ENCODER:
+                    yield from pair_examples(objective, held_out, column)
 
     def _objective(self, evaluation: Evaluation, law: CropLaw) -> SpatialPrediction:
         """Return SP as it would be learned under a law, of which only targets and head are used."""
@@ -85,7 +88,7 @@ class PairGeometry:
         columns = (*evaluation.networks, RAW)
         summaries: dict[str, list[Tensor]] = {column: [] for column in columns}
         tokens: dict[str, list[Tensor]] = {column: [] for column in columns}
-        targets, masks = list[Tensor](), list[Tensor]()
+        targets, masks, boxes, samples = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
         for number, batch in evaluation.batches(side, recipe, ids, own=True):
             views = batch.views[0]
             with torch.no_grad():
@@ -95,6 +98,8 @@ class PairGeometry:
                 tokens[column].append(values.tokens.half())
             targets.append(objective.targets(views.geometry))
             masks.append(objective.pair_mask(views.geometry, views.valid).byte())
+            boxes.append(views.geometry.boxes)
+            samples.append(batch.sample)
             evaluation.progress(f"pairs: {side.replace('_', ' ')}", min(len(ids), (number + 1) * BLOCK), len(ids))
         return FrozenPairs(
             features={
@@ -103,6 +108,8 @@ class PairGeometry:
             },
             targets=evaluation.joined(targets),
             mask=evaluation.joined(masks).bool(),
+            boxes=evaluation.joined(boxes),
+            samples=evaluation.joined(samples),
         )
 
 
@@ -113,6 +120,8 @@ class FrozenPairs:
     features: Mapping[str, Features]  # of all views, (B, V), tokens in half precision, by column
     targets: Tensor  # (B, P, C) standardized
     mask: Tensor  # (B, P) bool: those that count
+    boxes: Tensor  # (B, V, 4) xyxy, source pixels
+    samples: Tensor  # (B,) int64
 
 
 def pair_scores(
@@ -139,6 +148,45 @@ def pair_scores(
         rows += [(row, value, "lower") for row, value in _distances(objective, own, held_out).items()]
         gates = structure_gates(objective, features)
     return rows + [(GATE_NAMES[name], value, "lower") for name, value in gates.items()]
+
+
+def pair_examples(objective: SpatialPrediction, pairs: FrozenPairs, column: str) -> Iterator[PairExample]:
+    """Yield the pairs that the objective's head tells best, the best first, and worst, the worst first, at most one of a picture each.
+
+    Best is the least mean squared error of standardized targets.
+    """
+    with evaluation_mode(objective):
+        predicted = torch.cat([objective.predict(part)[0].float() for part in parts_of(pairs.features[column])])
+    error = (predicted - pairs.targets).square().mean(-1)  # (B, P)
+    told = told_boxes(objective, pairs.boxes, predicted - pairs.targets)
+    ranks: tuple[tuple[Literal["best", "worst"], float], ...] = (("best", 1.0), ("worst", -1.0))
+    for rank, sign in ranks:
+        of_picture, pair = (sign * error).masked_fill(~pairs.mask, torch.inf).min(1)
+        for row in of_picture.argsort(stable=True)[:EXAMPLES].tolist():
+            if torch.isinf(of_picture[row]):
+                continue
+            reference, target = objective.pairs[pair[row]].tolist()
+            boxes = (pairs.boxes[row, reference], pairs.boxes[row, target], told[row, pair[row]])
+            first, second, third = (_box(box) for box in boxes)
+            sample = int(pairs.samples[row])
+            yield PairExample(law=law_name(objective.settings.law), rank=rank, sample=sample, reference=first, target=second, told=third)
+
+
+def told_boxes(objective: SpatialPrediction, boxes: Tensor, error: Tensor) -> Tensor:
+    """Return where targets lie by predictions that err so, (B, P, 4) xyxy, source pixels: by position, and by scale of both sides.
+
+    Shapes: boxes (B, V, 4), error (B, P, C) of standardized targets: position in sides of the reference, scale as "log_area".
+    """
+    error = error * objective.target_std
+    reference, target = (boxes[:, side] for side in objective.pairs.unbind(-1))  # (B, P, 4)
+    center = (target[..., :2] + target[..., 2:]) / 2 + error[..., :2] * (reference[..., 2:] - reference[..., :2])
+    half = (target[..., 2:] - target[..., :2]) / 2 * error[..., 2:].exp()
+    return torch.cat([center - half, center + half], -1)
+
+
+def _box(box: Tensor) -> Box:
+    x0, y0, x1, y1 = (round(float(number), 2) for number in box)
+    return x0, y0, x1, y1
 
 
 def _distances(objective: SpatialPrediction, predicted: Tensor, pairs: FrozenPairs) -> dict[str, float]:

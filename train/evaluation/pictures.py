@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,6 +43,15 @@ class PictureSource(Protocol):
         ...
 
 
+@runtime_checkable
+class LabeledSource(Protocol):
+    """Pictures whose labels are known before any of them is looked at."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each picture, (N,), -1 of none."""
+
+
 class ShardPictures:
     """The pictures of an index, cut by the same loader as in training, always from seed 0."""
 
@@ -55,6 +64,11 @@ class ShardPictures:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class of each picture, (N,), -1 of none."""
+        return self.index.label
 
     def views(self, recipe: ViewRecipe, sample: NDArray[np.int64], drawn_for: NDArray[np.int64] | None = None, epoch: int = 0) -> Batch:
         """Return the views of these pictures by the draws of `drawn_for` (default: their own)."""

@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from wherefrom.pipeline.entry_table import EntryTable
 from wherefrom.pipeline.files import write_aside
-from wherefrom.train.evaluation.features import CHANCE, ENCODER, RANDOM, RAW, Evaluation, Labeled, Part
-from wherefrom.train.evaluation.pictures import Table
+from wherefrom.train.evaluation.features import CHANCE, CORRUPTED, ENCODER, RANDOM, RAW, VARIANTS, Evaluation, Labeled, Part
+from wherefrom.train.evaluation.pictures import LabeledSource, Table
 from wherefrom.train.plain_data import Plain, to_plain
 
-Need = Literal["labels", "training pictures", "masks", "depth"]
+Need = Literal["labels", "training pictures", "masks", "depth", "corrupted pictures", "variants"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +31,21 @@ class Score:
     features: str  # the column: ENCODER, RANDOM, RAW, CHANCE
     value: float  # not a number where there was nothing to measure
     better: Literal["higher", "lower"] = "higher"
+
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairExample:
+    """One pair of views of a held-out picture: where the target lies, and where it was told to lie. Boxes are xyxy, in source pixels."""
+
+    law: str
+    rank: Literal["best", "worst"]
+    sample: int  # the picture, by its number among those held out
+    reference: Box
+    target: Box
+    told: Box  # of the target's aspect where scale alone is told
 
 
 class EvaluationProtocol(Protocol):
@@ -49,8 +66,8 @@ class EvaluationProtocol(Protocol):
     def parts(self) -> tuple[Part, ...]:
         """The parts of whole pictures that it looks at, which all protocols share one pass for."""
 
-    def measure(self, evaluation: Evaluation) -> Iterable[Score]:
-        """Return the scores; every rank calls it, and gets the same.
+    def measure(self, evaluation: Evaluation) -> Iterable[Score | PairExample]:
+        """Return the scores, and of pairs some examples; every rank calls it, and gets the same.
 
         Raises: NotMeasuredError in one line where these pictures or this network do not allow it.
         """
@@ -61,6 +78,43 @@ class NotMeasuredError(ValueError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
+
+
+def lacking(evaluation: Evaluation, protocol: EvaluationProtocol) -> str:
+    """Return in one line what a protocol needs and an evaluation has not, "" where there is all: no picture is looked at for it.
+
+    Labels that a source does not tell beforehand are taken to be there.
+    """
+    return next((reason for need in protocol.needs if (reason := _lacks(evaluation, need))), "")
+
+
+def _lacks(evaluation: Evaluation, need: Need) -> str:
+    if need == "training pictures":
+        return "" if evaluation.train is not None else "there are no training pictures (--data)"
+    if need == "masks":
+        return "" if evaluation.masked is not None else "the pictures have no masks (--masks)"
+    if need == "depth":
+        return "" if evaluation.depth is not None else "the pictures have no depths (--depths)"
+    if need == "corrupted pictures":
+        there = any(name.startswith(f"{CORRUPTED}/") for name in evaluation.others)
+        return "" if there else f"there are no corrupted pictures (--others {CORRUPTED})"
+    if need == "variants":
+        there = any(name in VARIANTS for name in evaluation.others)
+        return "" if there else "there are no drawn or odd pictures (--others)"
+    return _lacks_labels(evaluation)
+
+
+def _lacks_labels(evaluation: Evaluation) -> str:
+    """Return what is missing of the labels of the pictures that are taken of both sides."""
+    sources: dict[str, object] = {"train": evaluation.train, "held_out": evaluation.held_out}
+    labels = {side: source.labels[evaluation.ids(side)] for side, source in sources.items() if isinstance(source, LabeledSource)}
+    of_none = [side for side, of_side in labels.items() if not (of_side >= 0).any()]
+    if of_none:
+        which = "" if len(of_none) == len(sources) else {"train": "training ", "held_out": "held-out "}[of_none[0]]
+        return f"the {which}pictures have no labels (--labels)"
+    if "train" in labels and len(np.unique(labels["train"][labels["train"] >= 0])) < 2:
+        return "the training pictures show one class alone"
+    return ""
 
 
 def labeled_sides(evaluation: Evaluation, part: Part) -> tuple[Labeled, Labeled]:
@@ -116,6 +170,7 @@ class Measured:
     scores: tuple[Score, ...]
     seconds: float
     not_measured: str = ""
+    examples: tuple[PairExample, ...] = ()  # to look at, of a protocol of pairs
 
     def table(self) -> Table:
         """Return the scores, a row for each thing measured and a column for each kind of features, within 80 columns."""
@@ -154,7 +209,7 @@ def measure(
     about: Mapping[str, Plain] | None = None,
     done: Callable[[Measured], None] = lambda _: None,
 ) -> tuple[Measured, ...]:
-    """Measure by protocols, one after the other; `done` is told of each.
+    """Measure by protocols, one after the other; `done` is told of each, first of those that lack what they need, which are not tried.
 
     file: a report that is written anew after each, by the first rank; what it holds of the same network and pictures is not measured again.
     about: what the report is about, besides; where it differs, everything is measured.
@@ -162,12 +217,13 @@ def measure(
     same = dict(about or {}) | {"network": evaluation.network.identity, "picture_px": evaluation.picture_px, "seed": evaluation.seed}
     known = _known(file, same) if evaluation.ranks.first else {}
     known = {name: _measured(plain) for name, plain in json.loads(evaluation.ranks.texts(json.dumps(known))[0]).items()}
-    missing = {name: protocol for name, protocol in protocols.items() if _title(name, protocol) not in known}
-    evaluation.prepare([part for protocol in missing.values() for part in protocol.parts])
-    for name, protocol in protocols.items():
-        title = _title(name, protocol)
-        if title not in known or known[title].choices != to_plain(protocol):
-            known[title] = _measure(evaluation, title, protocol)
+    due = {name: protocol for name, protocol in protocols.items() if _is_due(known.get(_title(name, protocol)), protocol)}
+    lack = {name: lacking(evaluation, protocol) for name, protocol in due.items()}
+    evaluation.prepare([part for name, protocol in due.items() if not lack[name] for part in protocol.parts])
+    for name in sorted(protocols, key=lambda name: not lack.get(name)):  # stable: those that lack something first
+        protocol, title = protocols[name], _title(name, protocols[name])
+        if name in due:
+            known[title] = _measure(evaluation, title, protocol, lack[name])
         if file is not None and evaluation.ranks.first:
             with write_aside(file) as aside:
                 plain = {"name": evaluation.network.name} | same | {"protocols": [_finite(asdict(each)) for each in known.values()]}
@@ -176,20 +232,29 @@ def measure(
     return tuple(known[_title(name, protocol)] for name, protocol in protocols.items())
 
 
+def _is_due(known: "Measured | None", protocol: EvaluationProtocol) -> bool:
+    return known is None or known.choices != to_plain(protocol)
+
+
 def _title(name: str, protocol: EvaluationProtocol) -> str:
     return f"{name}@{protocol.version}"
 
 
-def _measure(evaluation: Evaluation, title: str, protocol: EvaluationProtocol) -> Measured:
+def _measure(evaluation: Evaluation, title: str, protocol: EvaluationProtocol, reason: str) -> Measured:
+    """Return what a protocol finds, nothing where there is a reason for it already."""
     began = time.monotonic()
-    scores: tuple[Score, ...] = ()
-    reason = ""
+    found: tuple[Score | PairExample, ...] = ()
     try:
-        scores = tuple(protocol.measure(evaluation))
+        found = () if reason else tuple(protocol.measure(evaluation))
     except NotMeasuredError as problem:
         reason = str(problem)
     return Measured(
-        protocol=title, choices=to_plain(protocol), scores=scores, seconds=round(time.monotonic() - began, 1), not_measured=reason
+        protocol=title,
+        choices=to_plain(protocol),
+        scores=tuple(each for each in found if isinstance(each, Score)),
+        seconds=round(time.monotonic() - began, 1),
+        not_measured=reason,
+        examples=tuple(each for each in found if isinstance(each, PairExample)),
     )
 
 
@@ -206,7 +271,10 @@ def _known(file: Path | None, same: Mapping[str, Plain]) -> dict[str, Plain]:
 
 def _measured(plain: Mapping[str, Any]) -> Measured:
     scores = (score | {"value": math.nan if score["value"] is None else score["value"]} for score in plain["scores"])
-    return Measured(**{**plain, "scores": tuple(Score(**score) for score in scores)})
+    examples = (example | {name: tuple(example[name]) for name in ("reference", "target", "told")} for example in plain.get("examples", ()))
+    return Measured(
+        **{**plain, "scores": tuple(Score(**score) for score in scores), "examples": tuple(PairExample(**each) for each in examples)}
+    )
 
 
 def _finite(measured: dict[str, Any]) -> dict[str, Any]:

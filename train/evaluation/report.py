@@ -117,6 +117,16 @@ def check_same_classes(train: ShardIndex, held_out: ShardIndex) -> None:
         )
 
 
+def classes_not_learned(train: ShardIndex, held_out: ShardIndex) -> Iterator[str]:
+    """Yield a line if some classes of held-out pictures have no training picture: nobody can be right about these."""
+    labels, held_out_labels = train.label[train.label >= 0], held_out.label[held_out.label >= 0]
+    unknown = held_out_labels[~np.isin(held_out_labels, labels)]
+    if len(labels) and len(unknown):
+        classes, most = len(np.unique(unknown)), 1 - len(unknown) / len(held_out_labels)
+        first = _class_name(held_out, int(unknown[0]))
+        yield f"{classes} held-out classes, such as {first}, have no training picture: at most {100 * most:.1f} % can be right"
+
+
 def _class_name(index: ShardIndex, label: int) -> str:
     return repr(index.classes[label]) if index.classes else str(label)
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from wherefrom.train.evaluation.features import CHANCE, ENCODER, SUMMARY, Evaluation, Part
-from wherefrom.train.evaluation.other_pictures import VARIANTS, ClassifierName, frozen_classifiers
+from wherefrom.train.evaluation.features import CHANCE, ENCODER, SUMMARY, VARIANTS, Evaluation, Part
+from wherefrom.train.evaluation.other_pictures import ClassifierName, frozen_classifiers
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, check_part
 
 
@@ -25,7 +25,7 @@ class Variants:
     """
 
     version: int = 1
-    needs: tuple[Need, ...] = ("labels", "training pictures")
+    needs: tuple[Need, ...] = ("labels", "training pictures", "variants")
     part: Part = SUMMARY
     head: ClassifierName = "k-NN"
     k: int = 20
