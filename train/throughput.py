@@ -7,7 +7,7 @@ Not here: measuring (tools/throughput/measuring.py), the counters of a run (thro
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Limit = Literal[
     "reading",
@@ -38,7 +38,19 @@ LINKS: dict[Limit, tuple[str, ...]] = {  # what a run does, by the costs of `Cha
     "collectives": ("collectives_s",),
     "logging": ("log_s",),
 }
-OF_LOADER: tuple[Limit, ...] = ("reading", "drawing", "decoding", "rendering", "handing over")
+WORDS: dict[Limit, str] = {  # what is said of a limit
+    "reading": "reading pictures from the disk",
+    "drawing": "drawing views and their records",
+    "decoding": "decoding pictures",
+    "rendering": "rendering views",
+    "handing over": "handing batches over",
+    "copying": "copying batches to the device",
+    "training": "training itself",
+    "collectives": "what the ranks say to one another",
+    "logging": "lines of the log and checkpoints",
+    "cores": "cores that this process may not use",
+    "neighbors": "other programs on these cores",
+}
 WORTH_SAYING = 1.2  # a machine that is not all ours is the limit where the rest of it would give so many times the rate
 WORTH_DOING = 1.05  # what a change must give to be advised: runs of one kind differ by as much
 LEAST_CORES = 0.1
@@ -183,6 +195,21 @@ def rates(chain: Chain) -> Rates:
     return Rates(ceiling=_over(train_s), loader=_over(loader_s), reached=_over(picture_s + log_s), hidden_frac=min(max(hidden, 0.0), 1.0))
 
 
+def clock_seconds(chain: Chain) -> dict[str, float]:
+    """Return how long a picture holds its part of the machine by each cost: seconds by the clock, by the names of `Chain`.
+
+    Of decoding and rendering it is a thread's time over the threads that can run, of what makers do over the makers.
+    """
+    together, makers = max(1.0, min(chain.threads, chain.free_cores)), 1 if chain.threads == 0 else chain.makers
+    seconds = {name: getattr(chain, name) / makers for name in ("read_s", "draw_s", "hand_over_s")}
+    seconds |= {name: getattr(chain, name) / together for name in ("decode_s", "render_s")}
+    of_update = ("copy_s", "forward_s", "backward_s", "optimizer_s", "collectives_s")
+    whole = sum(getattr(chain, name) for name in of_update)
+    scale = chain.update_s / whole / chain.batch if whole else 0.0
+    seconds |= {name: getattr(chain, name) * scale for name in of_update}
+    return seconds | {"log_s": chain.log_s / chain.batch}
+
+
 def limit_of(chain: Chain) -> tuple[Limit, Limit | None]:
     """Return what limits a chain, and where that is a machine not all ours, what would be the limit beneath.
 
@@ -194,11 +221,13 @@ def limit_of(chain: Chain) -> tuple[Limit, Limit | None]:
         "neighbors": replace(chain, held=0.0),
         "cores": _on_all_cores(chain),
     }
-    free = {link: rates(replace(chain, **dict.fromkeys(costs, 0.0))).reached for link, costs in LINKS.items()}
+    free = {link: rates(_without(chain, costs)).reached for link, costs in LINKS.items()}
     if chain.device == "cuda":
         free["training"] = rates(replace(chain, forward_s=0.0, backward_s=0.0, optimizer_s=0.0, host_s=0.0)).reached
+    clock = clock_seconds(chain)
+    longest = {link: sum(clock.get(cost, 0.0) for cost in costs) for link, costs in LINKS.items()}
     # where two links hold the rate alike, neither alone raises it: the longer one is named
-    link = max(free, key=lambda name: (round(free[name] / reached, 3), _clock_s(chain, name)))
+    link = max(free, key=lambda name: (round(free[name] / reached, 3), longest[name]))
     worst = max(outside, key=lambda name: rates(outside[name]).reached)
     if rates(outside[worst]).reached >= WORTH_SAYING * reached:
         return worst, link
@@ -226,10 +255,10 @@ def judge(chain: Chain, changes: Sequence[Change] = (), *, reached: float | None
 def thread_changes(chain: Chain) -> list[Change]:
     """Return other numbers of threads: half, double, one a core."""
     numbers = {chain.threads // 2, chain.threads * 2, round(chain.cores / chain.ranks), 2 * round(chain.cores / chain.ranks)}
-    numbers = sorted(number for number in numbers if number >= 1 and number != chain.threads)
+    others = sorted(number for number in numbers if number >= 1 and number != chain.threads)
     return [
         Change(what=f"--runtime.threads {number}", chain=replace(chain, threads=number), basis="measured", effort="option")
-        for number in numbers
+        for number in others
     ]
 
 
@@ -350,6 +379,11 @@ def _first(changes: Sequence[Change], rate: float) -> Change | None:
     return same_run or best_of(["recipe"]) or best_of(["machine"])
 
 
+def _without(chain: Chain, costs: Sequence[str]) -> Chain:
+    nothing: dict[str, Any] = dict.fromkeys(costs, 0.0)
+    return replace(chain, **nothing)
+
+
 def _on_all_cores(chain: Chain) -> Chain:
     cores = max(chain.cores, chain.cores_seen)
     return replace(chain, cores=cores, threads=_threads_on(chain, cores))
@@ -357,14 +391,6 @@ def _on_all_cores(chain: Chain) -> Chain:
 
 def _threads_on(chain: Chain, cores: float) -> int:
     return 0 if chain.threads == 0 else max(chain.threads, round(cores / chain.ranks))
-
-
-def _clock_s(chain: Chain, link: Limit) -> float:
-    """Return about how long a picture holds its part of the machine by one link, for links that are alike otherwise."""
-    seconds = float(getattr(chain, LINKS[link][0])) if link != "training" else chain.update_s
-    if link in ("decoding", "rendering"):
-        return seconds / max(1.0, min(chain.threads, chain.free_cores))
-    return seconds if link in OF_LOADER else seconds / chain.batch
 
 
 def _over(seconds: float) -> float:
