@@ -198,11 +198,14 @@ def rates(chain: Chain) -> Rates:
 def clock_seconds(chain: Chain) -> dict[str, float]:
     """Return how long a picture holds its part of the machine by each cost: seconds by the clock, by the names of `Chain`.
 
-    Of decoding and rendering it is a thread's time over the threads that can run, of what makers do over the makers.
+    Of decoding and rendering it is a thread's time over the threads that can run, of what makers do over the makers; where training
+    shares the cores, all of it is CPU time over the free ones.
     """
-    together, makers = max(1.0, min(chain.threads, chain.free_cores)), 1 if chain.threads == 0 else chain.makers
-    seconds = {name: getattr(chain, name) / makers for name in ("read_s", "draw_s", "hand_over_s")}
-    seconds |= {name: getattr(chain, name) / together for name in ("decode_s", "render_s")}
+    makers, cores = 1 if chain.threads == 0 else chain.makers, chain.free_cores
+    together = max(LEAST_CORES, min(max(chain.threads, 1), cores))
+    seconds = {"read_s": chain.read_s / makers}
+    seconds |= {name: getattr(chain, name) / (cores if chain.device == "cpu" else makers) for name in ("draw_s", "hand_over_s")}
+    seconds |= {name: getattr(chain, name) / (cores if chain.device == "cpu" else together) for name in ("decode_s", "render_s")}
     of_update = ("copy_s", "forward_s", "backward_s", "optimizer_s", "collectives_s")
     whole = sum(getattr(chain, name) for name in of_update)
     scale = chain.update_s / whole / chain.batch if whole else 0.0
@@ -217,10 +220,11 @@ def limit_of(chain: Chain) -> tuple[Limit, Limit | None]:
     they cost much: to have them back changes nothing of the run.
     """
     reached = rates(chain).reached
-    outside: dict[Limit, Chain] = {
-        "neighbors": replace(chain, held=0.0),
-        "cores": _on_all_cores(chain),
-    }
+    # what the rest of the machine would give, over what this part of it can
+    outside: dict[Limit, float] = {"neighbors": rates(replace(chain, held=0.0)).reached / reached}
+    if chain.cores_seen > chain.cores:
+        here = rates(replace(chain, threads=_threads_on(chain, chain.cores))).reached
+        outside["cores"] = rates(_on_all_cores(chain)).reached / here
     free = {link: rates(_without(chain, costs)).reached for link, costs in LINKS.items()}
     if chain.device == "cuda":
         free["training"] = rates(replace(chain, forward_s=0.0, backward_s=0.0, optimizer_s=0.0, host_s=0.0)).reached
@@ -228,8 +232,8 @@ def limit_of(chain: Chain) -> tuple[Limit, Limit | None]:
     longest = {link: sum(clock.get(cost, 0.0) for cost in costs) for link, costs in LINKS.items()}
     # where two links hold the rate alike, neither alone raises it: the longer one is named
     link = max(free, key=lambda name: (round(free[name] / reached, 3), longest[name]))
-    worst = max(outside, key=lambda name: rates(outside[name]).reached)
-    if rates(outside[worst]).reached >= WORTH_SAYING * reached:
+    worst = max(outside, key=lambda name: outside[name])
+    if outside[worst] >= WORTH_SAYING:
         return worst, link
     return link, None
 
@@ -266,7 +270,7 @@ def machine_changes(chain: Chain) -> list[Change]:
     """Return the machine all ours, and one of twice the cores."""
     changes = []
     if chain.held > 0.05:
-        changes.append(Change(what="no other programs", chain=replace(chain, held=0.0), basis="measured", effort="option"))
+        changes.append(Change(what="no other programs", chain=replace(chain, held=0.0), basis="estimated", effort="option"))
     if chain.cores_seen > chain.cores:
         what = f"all {chain.cores_seen:g} cores"
         changes.append(Change(what=what, chain=_on_all_cores(chain), basis="measured", effort="option"))
@@ -385,8 +389,7 @@ def _without(chain: Chain, costs: Sequence[str]) -> Chain:
 
 
 def _on_all_cores(chain: Chain) -> Chain:
-    cores = max(chain.cores, chain.cores_seen)
-    return replace(chain, cores=cores, threads=_threads_on(chain, cores))
+    return replace(chain, cores=chain.cores_seen, threads=_threads_on(chain, chain.cores_seen))
 
 
 def _threads_on(chain: Chain, cores: float) -> int:

@@ -126,7 +126,7 @@ def _lines(profile: Profile) -> Iterator[str]:
         between = f"({_ms(spread.low)}-{_ms(spread.high)})" if spread.n > 1 else ""
         bar = "█" * min(BAR, round(BAR * share)) or ("▏" if share > 0.002 else "")
         mark = "  slowest" if stage == most else ""
-        yield f"{stage:<12}{_ms(spread.median):>13}{between:>16}  {bar:<{BAR}}{share:>5.0%}{mark}"
+        yield f"{stage:<12}{_ms(spread.median):>13}{between:>16}  {bar:<{BAR}}{min(share, 9.99):>5.0%}{mark}"
     loaders = "  ".join(f"{threads}: {number(spread.median)}" for threads, spread in together.loader.items())
     yield f"the loader alone, pictures/s by threads: {loaders}"
     yield ""
