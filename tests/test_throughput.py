@@ -10,6 +10,7 @@ from wherefrom.train.throughput import (
     LINKS,
     Chain,
     batch_change,
+    calibrated,
     disk_change,
     gpu_changes,
     judge,
@@ -159,6 +160,8 @@ def test_what_a_change_gives_is_what_its_chain_gives() -> None:
     assert renderer.rate == pytest.approx(2 / 1.5e-3)
     (views,) = judge(CPU, [views_change(CPU, "half", 0.5)]).changes
     assert views.rate == pytest.approx(2 / (0.5 * 7.5e-3 + 0.5e-3 + 1.3e-3 + 0.35e-3))
+    (views,) = judge(CPU, [views_change(CPU, "half", 0.5, fixed_s=0.025)]).changes
+    assert views.rate == pytest.approx(2 / (5e-3 + 0.5e-3 + 1.3e-3 + 0.35e-3))
     (batch,) = judge(CPU, [batch_change(CPU, 2, fixed_s=0.025)]).changes
     assert batch.rate == pytest.approx(2 / ((0.025 + 0.05 * 2 + 0.005) / 20 + 2e-3))
     (smaller,) = judge(starved, [picture_size_change(starved, 256, 0.25)]).changes
@@ -174,6 +177,16 @@ def test_predictions_are_corrected_by_what_was_measured() -> None:
     rated = judge(CPU, gpu_changes(CPU, flop=1e12), reached=0.8 * rates(CPU).reached).changes
     assert {change.basis for change in rated} == {"rated"}
     assert max(change.rate for change in rated) == pytest.approx(2 / 2e-3)  # the loader's, whose cores are its own now; not corrected
+
+
+def test_a_link_that_waits_is_held_to_what_was_measured() -> None:
+    stored = with_costs(GPU, read_s=0.05)
+    slower = calibrated(stored, rates(stored).reached / 1.5)
+    assert slower.read_s == pytest.approx(0.075, rel=0.02)
+    assert rates(slower).reached == pytest.approx(rates(stored).reached / 1.5)
+    disk = judge(slower, [disk_change(slower, 1000)], reached=rates(slower).reached)
+    assert disk.changes[0].rate == pytest.approx(2000)  # what the GPU gives is not corrected by what the disk takes
+    assert calibrated(CPU, 1.0) == CPU
 
 
 def test_gpus_are_compared_by_what_is_rated() -> None:

@@ -32,14 +32,14 @@ class Plant:
 
 
 @contextlib.contextmanager
-def slow_storage(kib_per_s: float) -> Iterator[None]:
-    """Let local files come at a rate, each reader's own."""
+def slow_storage(seconds: float) -> Iterator[None]:
+    """Let every read of local files take its time, each reader's own."""
     from wherefrom.pipeline.shards.storage import _LocalFile
 
     read_into = _LocalFile.read_into
 
     def slowly(self: Any, buffer: memoryview, offset: int) -> int:
-        time.sleep(len(buffer) / 1024 / kib_per_s)
+        time.sleep(seconds)
         return read_into(self, buffer, offset)
 
     with mock.patch.object(_LocalFile, "read_into", slowly):
@@ -157,8 +157,8 @@ PLANTS: dict[str, Plant] = {
     "slow storage": Plant(
         limit="reading",
         change="a disk 10 times as fast",
-        while_planted=lambda: slow_storage(200.0),
-        while_mended=lambda: slow_storage(2000.0),
+        while_planted=lambda: slow_storage(0.1),
+        while_mended=lambda: slow_storage(0.01),
     ),
     "one core": Plant(limit="cores", change="all 2 cores", settings=with_runtime(threads=None), while_planted=lambda: on_cores(1)),
     "heavy renderer": Plant(
@@ -173,15 +173,15 @@ PLANTS: dict[str, Plant] = {
         change="wherefrom pack",
         settings=as_files,
         mended=packed,
-        while_planted=lambda: slow_open(0.05),
-        while_mended=lambda: slow_open(0.05),
+        while_planted=lambda: slow_open(0.3),
+        while_mended=lambda: slow_open(0.3),
     ),
     "slow log": Plant(
         limit="logging",
         change="--runtime.log-every 10",
         mended=with_runtime(log_every=10),
-        while_planted=lambda: slow_log(0.3),
-        while_mended=lambda: slow_log(0.3),
+        while_planted=lambda: slow_log(1.0),
+        while_mended=lambda: slow_log(1.0),
     ),
     "busy neighbor": Plant(limit="neighbors", change="no other programs", while_planted=lambda: busy_neighbors(4)),
 }

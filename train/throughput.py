@@ -54,6 +54,7 @@ WORDS: dict[Limit, str] = {  # what is said of a limit
 WORTH_SAYING = 1.2  # a machine that is not all ours is the limit where the rest of it would give so many times the rate
 WORTH_DOING = 1.05  # what a change must give to be advised: runs of one kind differ by as much
 LEAST_CORES = 0.1
+WAITS: tuple[Limit, ...] = ("reading", "copying", "collectives", "logging")  # whose costs are no work of the cores
 RATED_TFLOPS = {  # dense bfloat16 of data sheets
     "L4": 121,
     "RTX 4090": 165,
@@ -256,6 +257,21 @@ def judge(chain: Chain, changes: Sequence[Change] = (), *, reached: float | None
     )
 
 
+def calibrated(chain: Chain, reached: float) -> Chain:
+    """Return the chain with the cost of its limit such that it gives the rate that was measured, where that is of a link which waits.
+
+    What is left, and all that is between cores and programs, is the factor of `judge`: it holds for every change alike.
+    """
+    limit, _ = limit_of(chain)
+    if limit not in WAITS:
+        return chain
+    low, high = 0.2, 5.0
+    for _ in range(40):  # the rate falls with the cost
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if rates(_scaled(chain, LINKS[limit], middle)).reached > reached else (low, middle)
+    return _scaled(chain, LINKS[limit], low)
+
+
 def thread_changes(chain: Chain) -> list[Change]:
     """Return other numbers of threads: half, double, one a core."""
     numbers = {chain.threads // 2, chain.threads * 2, round(chain.cores / chain.ranks), 2 * round(chain.cores / chain.ranks)}
@@ -323,14 +339,18 @@ def picture_size_change(chain: Chain, short_side_px: int, pixels_frac: float) ->
     return Change(what=f"wherefrom pack --short-side {short_side_px}", chain=smaller, basis="estimated", effort="recipe")
 
 
-def views_change(chain: Chain, what: str, views_frac: float) -> Change:
-    """Return fewer views; views_frac: of the pixels of all views that are left, to which rendering and training go in proportion."""
+def views_change(chain: Chain, what: str, views_frac: float, fixed_s: float = 0.0) -> Change:
+    """Return fewer views; views_frac: of the pixels of all views that are left, to which rendering and training go in proportion.
+
+    fixed_s: of an update's forward and backward, what does not depend on how much it is given.
+    """
+    of_views = max(chain.forward_s + chain.backward_s - fixed_s, 0.0)
     fewer = replace(
         chain,
         render_s=chain.render_s * views_frac,
         copy_s=chain.copy_s * views_frac,
-        forward_s=chain.forward_s * views_frac,
-        backward_s=chain.backward_s * views_frac,
+        forward_s=fixed_s + of_views * views_frac,
+        backward_s=0.0,
     )
     return Change(what=what, chain=fewer, basis="estimated", effort="method")
 
@@ -384,12 +404,17 @@ def _first(changes: Sequence[Change], rate: float) -> Change | None:
 
 
 def _without(chain: Chain, costs: Sequence[str]) -> Chain:
-    nothing: dict[str, Any] = dict.fromkeys(costs, 0.0)
-    return replace(chain, **nothing)
+    return _scaled(chain, costs, 0.0)
+
+
+def _scaled(chain: Chain, costs: Sequence[str], factor: float) -> Chain:
+    changed: dict[str, Any] = {cost: getattr(chain, cost) * factor for cost in costs}
+    return replace(chain, **changed)
 
 
 def _on_all_cores(chain: Chain) -> Chain:
-    return replace(chain, cores=chain.cores_seen, threads=_threads_on(chain, chain.cores_seen))
+    held = chain.held * chain.cores_seen / chain.cores  # others are taken to use all cores alike
+    return replace(chain, cores=chain.cores_seen, held=held, threads=_threads_on(chain, chain.cores_seen))
 
 
 def _threads_on(chain: Chain, cores: float) -> int:

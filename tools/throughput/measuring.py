@@ -43,6 +43,7 @@ from wherefrom.train.throughput import (
     Change,
     Verdict,
     batch_change,
+    calibrated,
     disk_change,
     gpu_changes,
     judge,
@@ -58,8 +59,9 @@ from wherefrom.train.throughput import (
 from wherefrom.train.trainer import Trainer
 
 ROUNDS = 3
-UPDATE_S = 1.5  # of an update at most: larger batches are measured by smaller ones
-STAGE_PICTURES = 32  # of one measurement of a stage
+UPDATE_S = 1.5  # of an update, or of making its batch, at most: larger batches are measured by smaller ones
+FEW = 2  # pictures of the smallest batch
+STAGE_PICTURES = (4, 32)  # of one measurement of a stage, as many as there is time for
 SMALL_SIDE_PX = 256
 PROBE_S = 0.25
 READ_BATCH = 16
@@ -87,7 +89,7 @@ class Together:
     """Rates of whole parts, pictures/s by the clock."""
 
     ceiling: Spread  # training on one batch again and again
-    reached: Spread  # training with data
+    reached: Spread  # training with data; with lines of the log and checkpoints, as long as they took alone
     waiting_frac: float  # of the time with data
     loader: dict[int, Spread]  # the loader alone, by its threads
     updates: int  # with data, in all
@@ -124,10 +126,12 @@ class Profiler:
         self.cores = available_cores()
         threads = self.settings.runtime.threads
         self.threads = self.cores if threads is None else threads
-        self.slice_s = seconds / 40  # of one measurement; a round is made of about eight
+        self.seconds, self.slice_s = seconds, seconds / 40  # of one measurement; a round is made of about eight
         self.of_rank = self.settings.global_batch // self.ranks.count // self.settings.runtime.accumulation
+        self._by_size = np.argsort(self.index.length, kind="stable").astype(np.int64)
         self.rng = np.random.default_rng(self.settings.seed)
         self.batch = self._affordable_batch()
+        self.stage_pictures = self._affordable_pictures()
 
     def measure(self, trace: Path | None = None) -> Profile:
         """Measure all of it and judge; trace: where a Chrome trace of some updates with data goes."""
@@ -138,8 +142,11 @@ class Profiler:
             reached, waited, cores = [], [], []
             loaders: dict[int, list[float]] = {self.threads: []}
             updates = 0
-            one = self._make_batch(self.batch)
+            log_s = self._log_s()
+            one, began = self._make_batch(self.batch), time.perf_counter()
             for number in range(ROUNDS):
+                if number and (time.perf_counter() - began) * (1 + 1 / number) > self.seconds:
+                    break  # one more would take too long
                 cores.append(_free_cores(self.cores))
                 for name, seconds in self._stages_of_loader(number).items():
                     stages.setdefault(name, []).append(seconds)
@@ -149,7 +156,7 @@ class Profiler:
                 ceilings.append((rate, cpu_rate))
                 loaders[self.threads].append(self._loader_rate(self.threads))
                 rate, waiting, cpu_rate, count = self._train_with_data()
-                reached.append(rate)
+                reached.append(1 / (1 / rate + log_s / (self.of_rank * self.settings.runtime.accumulation)))
                 waited.append(waiting)
                 cores.append(cpu_rate)
                 updates += count
@@ -167,29 +174,44 @@ class Profiler:
             )
             spreads = {name: Spread.of([1000 * value for value in values]) for name, values in stages.items()}
             free = max(statistics.median(cores), *(cpu_rate for _, cpu_rate in ceilings)) if self.device.type == "cpu" else max(cores)
-            chain = self._chain({name: statistics.median(values) for name, values in stages.items()}, ceilings, free)
+            medians = {name: statistics.median(values) for name, values in stages.items()}
+            chain = calibrated(self._chain(medians, ceilings, free, log_s), together.reached.median)
             verdict = judge(chain, self._changes(chain, stages), reached=together.reached.median)
         facts = self._facts(free)
         return Profile(facts=facts, stages=spreads, together=together, chain=chain, verdict=verdict, timeline=timeline)
 
     def _affordable_batch(self) -> int:
         """Return how many pictures an update is made of here: those of the run, or as many as do not take too long."""
-        few = min(4, self.of_rank)
-        batch = self._make_batch(few)
+        few = min(FEW, self.of_rank)
         for _ in range(2):  # the first one warms up
+            self._make_batch(few)
+            start = time.perf_counter()
+            batch = self._make_batch(few)
+            made_s = time.perf_counter() - start
             start = time.perf_counter()
             self._update(itertools.repeat(batch))
             self._synchronize()
-            seconds = time.perf_counter() - start
+            update_s = (time.perf_counter() - start) / self.settings.runtime.accumulation
         self.trainer.window.take()
-        affordable = int(UPDATE_S * few / seconds) // self.settings.runtime.accumulation
-        return self.of_rank if affordable >= self.of_rank else max(few, affordable)
+        affordable = int(UPDATE_S * few / max(made_s, update_s))
+        return min(self.of_rank, max(few, affordable))
+
+    def _affordable_pictures(self) -> int:
+        """Return of how many pictures the stages of the loader are measured."""
+        least, most = STAGE_PICTURES
+        sample = self.index.replacement(self._some_ids(least))
+        self._forget(sample)
+        with ShardReader(self.index) as reader:
+            read_s, _ = _read(reader, sample)
+        return min(len(self.index), most, max(least, int(self.slice_s / read_s)))
 
     def _make_batch(self, pictures: int) -> Batch:
         return self.trainer.loader.batch(self._some_ids(pictures))
 
     def _some_ids(self, count: int) -> NDArray[np.int64]:
-        return self.rng.choice(len(self.index), count, replace=count > len(self.index)).astype(np.int64)
+        """Return samples of small and large files as all pictures have them: one of each of `count` equal parts of their order by size."""
+        parts = (np.arange(count) + self.rng.random(count)) / count
+        return self.rng.permutation(self._by_size[(parts * len(self.index)).astype(np.int64)])
 
     def _update(self, batches: Iterator[Batch]) -> None:
         """Make an update; the run's schedule begins again where it would end, and nothing is kept."""
@@ -301,10 +323,10 @@ class Profiler:
 
     def _stages_of_loader(self, number: int) -> dict[str, float]:
         """Return seconds a picture of each stage of the loader, alone and in one thread: by the clock of reading, else CPU-seconds."""
-        count = min(STAGE_PICTURES, len(self.index))
+        count = self.stage_pictures
         sample = self.index.replacement(self._some_ids(count))
-        first = int(self.rng.integers(0, max(len(self.index) - count, 0) + 1))
-        in_order = np.arange(first, first + count, dtype=np.int64) % len(self.index)
+        first = int(self.rng.integers(0, len(self.index) - count + 1))
+        in_order = np.arange(first, first + count, dtype=np.int64)
         seconds: dict[str, float] = {}
         with ShardReader(self.index) as reader:
             self._forget(sample)
@@ -371,7 +393,7 @@ class Profiler:
         with closing(self._loader(self.threads)) as loader:
             loader.range = self.trainer.range = watch
             batches = loader.forever()
-            for _ in range(6):
+            for _ in range(5):
                 with watch("update"):
                     self._update(batches)
                     self._synchronize()
@@ -398,8 +420,8 @@ class Profiler:
         with write_aside(path) as aside:
             profiler.export_chrome_trace(str(aside))
 
-    def _chain(self, stages: Mapping[str, float], ceilings: Sequence[tuple[float, float]], free: float) -> Chain:
-        """Return the chain of the medians of all stages, seconds a picture; free: cores that others leave."""
+    def _chain(self, stages: Mapping[str, float], ceilings: Sequence[tuple[float, float]], free: float, log_s: float) -> Chain:
+        """Return the chain of the medians of all stages, seconds a picture; free: cores that others leave; log_s: an update's."""
         of_update = self.of_rank * self.settings.runtime.accumulation
         here: RenderDevice = "cuda" if self.device.type == "cuda" else "cpu"
         cores = float(max(1, self.cores))
@@ -424,7 +446,7 @@ class Profiler:
             optimizer_s=stages["optimizer"] * of_update,
             collectives_s=stages.get("collectives", 0.0) * of_update,
             host_s=stages.get("host", 0.0) * of_update,
-            log_s=self._log_s(),
+            log_s=log_s,
             parallel_frac=parallel,
             device=here,
             cores=cores,
@@ -447,7 +469,7 @@ class Profiler:
         runtime = self.settings.runtime
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             folder = RunFolder(Path(scratch))
-            self._update(itertools.repeat(self._make_batch(min(4, self.of_rank))))
+            self._update(itertools.repeat(self._make_batch(min(FEW, self.of_rank))))
             record = self.trainer.log()
             start = time.perf_counter()
             run_folder.append_metrics(folder, {"kind": "train"} | asdict(record))
@@ -474,15 +496,16 @@ class Profiler:
         frac = float(np.mean(np.minimum(SMALL_SIDE_PX / short_sides, 1.0) ** 2))
         if frac < 0.9:
             changes.append(picture_size_change(chain, SMALL_SIDE_PX, frac))
-        if (views := self._fewer_views(chain)) is not None:
+        fixed_s = self._fixed_s(chain)
+        if (views := self._fewer_views(chain, fixed_s)) is not None:
             changes.append(views)
-        changes.append(batch_change(chain, 2, self._fixed_s(chain)))
+        changes.append(batch_change(chain, 2, fixed_s))
         changes += machine_changes(chain)
         return [*changes, *gpu_changes(chain, self._flop() * chain.batch, now_tflops=_rated_here(self.device))]
 
     def _other_renderers(self) -> dict[str, tuple[float, float]]:
         """Return, by name, the CPU-seconds of decoding and rendering a picture of the other renderers that serve here."""
-        sample = self.index.replacement(self._some_ids(min(STAGE_PICTURES, len(self.index))))
+        sample = self.index.replacement(self._some_ids(self.stage_pictures))
         with ShardReader(self.index) as reader:
             encoded = reader.read_batch(sample)
         records, _ = self._draw(sample, 0)
@@ -497,7 +520,7 @@ class Profiler:
                 costs[name] = self._render(renderer, sample, encoded, records)
         return costs
 
-    def _fewer_views(self, chain: Chain) -> Change | None:
+    def _fewer_views(self, chain: Chain, fixed_s: float) -> Change | None:
         """Return half of the views of the family that has most, if one has several."""
         pixels = {family.name: family.views * family.size_px[0] * family.size_px[1] for family in self.recipe.families}
         most = max(self.recipe.families, key=lambda family: family.views)
@@ -505,7 +528,7 @@ class Profiler:
             return None
         kept = most.views // 2
         left = sum(pixels.values()) - pixels[most.name] * (1 - kept / most.views)
-        return views_change(chain, f"{kept} views of {most.name}, not {most.views}", left / sum(pixels.values()))
+        return views_change(chain, f"{kept} views of {most.name}, not {most.views}", left / sum(pixels.values()), fixed_s)
 
     def _fixed_s(self, chain: Chain) -> float:
         """Return what of an update's forward and backward does not depend on its pictures: from half a batch and a whole one."""
@@ -519,7 +542,7 @@ class Profiler:
 
     def _flop(self) -> float:
         """Return the floating-point operations of training on a picture, as torch counts them."""
-        batch = self._make_batch(min(4, self.of_rank))
+        batch = self._make_batch(min(FEW, self.of_rank))
         with FlopCounterMode(display=False) as counter:
             self.trainer.step(batch, self.trainer.progress).loss.backward()
         self.trainer.optimizer.zero_grad()
