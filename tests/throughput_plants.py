@@ -202,6 +202,8 @@ def profiled(settings: Any, seconds: float, folder: Path) -> Any:
 
 def outcome(name: str, settings: Any, seconds: float, folder: Path) -> dict[str, Any]:
     """Return what the profile says of a plant, what it predicts of the change, and what that gives."""
+    from wherefrom.train.throughput import rates
+
     plant = PLANTS[name]
     planted = plant.settings(settings)
     mended = plant.mended(planted)
@@ -210,6 +212,8 @@ def outcome(name: str, settings: Any, seconds: float, folder: Path) -> dict[str,
     with plant.while_mended():
         after = profiled(mended, seconds, folder)
     change = next((change for change in found.verdict.changes if change.what.startswith(plant.change)), None)
+    # others on the machine come and go: the same prediction with the cores that were free when the change was made
+    there = replace(change.chain, held=min(after.chain.held, change.chain.cores)) if change else None
     return {
         "plant": name,
         "limit": found.verdict.limit,
@@ -218,6 +222,7 @@ def outcome(name: str, settings: Any, seconds: float, folder: Path) -> dict[str,
         "reached": found.together.reached.median,
         "change": change.what if change else None,
         "predicted": change.rate if change else None,
+        "predicted_there": rates(there).reached * found.verdict.factor if there else None,
         "got": after.together.reached.median,
         "free_cores": [found.facts["free_cores"], after.facts["free_cores"]],
         "factor": found.verdict.factor,

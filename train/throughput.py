@@ -137,7 +137,7 @@ class Chain:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rates:
+class ChainRates:
     """Pictures a second of one rank, as a chain gives them."""
 
     ceiling: float  # of training, if data cost nothing
@@ -168,14 +168,14 @@ class Verdict:
 
     limit: Limit
     beneath: Limit | None  # what would be the limit next, where the machine is not all ours
-    rates: Rates
+    rates: ChainRates
     factor: float  # measured over predicted rate, by which predictions are multiplied
     cores_needed: float  # for the loader and a GPU's host, that training is not held up; beside those that train on a processor
     changes: tuple[Change, ...]  # with their rates
     first: Change | None  # the first thing to change; None: nothing here gives enough
 
 
-def rates(chain: Chain) -> Rates:
+def rates(chain: Chain) -> ChainRates:
     """Return the rates of a chain.
 
     A picture takes the longest of: training alone, the loader alone, all CPU work over the free cores; then logs, which nothing hides.
@@ -193,7 +193,9 @@ def rates(chain: Chain) -> Rates:
         loader_s = max(rendered_s, (alone_s + rendered_s) / chain.makers, chain.loader_cpu_s / cores)
         picture_s = max(train_s, loader_s, (chain.loader_cpu_s + chain.update_cpu_s / chain.batch) / cores)
     hidden = 1 - (picture_s - train_s) / loader_s if loader_s else 1.0
-    return Rates(ceiling=_over(train_s), loader=_over(loader_s), reached=_over(picture_s + log_s), hidden_frac=min(max(hidden, 0.0), 1.0))
+    return ChainRates(
+        ceiling=_over(train_s), loader=_over(loader_s), reached=_over(picture_s + log_s), hidden_frac=min(max(hidden, 0.0), 1.0)
+    )
 
 
 def clock_seconds(chain: Chain) -> dict[str, float]:
