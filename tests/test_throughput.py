@@ -168,6 +168,13 @@ def test_what_a_change_gives_is_what_its_chain_gives() -> None:
     assert smaller.rate == pytest.approx(2 / (0.5e-3 + 1e-3))
 
 
+def test_smaller_pictures_are_read_faster_by_their_bytes_alone() -> None:
+    stored = with_costs(GPU, read_s=0.04)
+    latency = picture_size_change(stored, 256, 0.25, per_byte_frac=0.0).chain
+    bandwidth = picture_size_change(stored, 256, 0.25).chain
+    assert (latency.read_s, bandwidth.read_s) == pytest.approx((0.04, 0.01))
+
+
 def test_predictions_are_corrected_by_what_was_measured() -> None:
     verdict = judge(CPU, machine_changes(CPU), reached=0.8 * rates(CPU).reached)
     assert verdict.factor == pytest.approx(0.8)

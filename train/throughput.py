@@ -332,11 +332,14 @@ def log_change(chain: Chain, factor: int, log_every: int) -> Change:
     return Change(what=f"--runtime.log-every {log_every * factor}", chain=seldom, basis="measured", effort="option")
 
 
-def picture_size_change(chain: Chain, short_side_px: int, pixels_frac: float) -> Change:
-    """Return pictures packed anew; pixels_frac: of their pixels that are left, to which
-    reading and decoding are taken to go in proportion."""
+def picture_size_change(chain: Chain, short_side_px: int, pixels_frac: float, *, per_byte_frac: float = 1.0) -> Change:
+    """Return pictures packed anew; pixels_frac: of their pixels that are left, to which bytes and decoding are taken to go in proportion.
+
+    per_byte_frac: of the time of reading, what goes by the bytes: the rest is waiting for a file's first one.
+    """
+    read_frac = 1 - per_byte_frac * (1 - pixels_frac)
     smaller = replace(
-        chain, read_s=chain.read_s * pixels_frac, read_cpu_s=chain.read_cpu_s * pixels_frac, decode_s=chain.decode_s * pixels_frac
+        chain, read_s=chain.read_s * read_frac, read_cpu_s=chain.read_cpu_s * read_frac, decode_s=chain.decode_s * pixels_frac
     )
     return Change(what=f"wherefrom pack --short-side {short_side_px}", chain=smaller, basis="estimated", effort="recipe")
 

@@ -330,7 +330,10 @@ class Profiler:
         seconds: dict[str, float] = {}
         with ShardReader(self.index) as reader:
             self._forget(sample)
-            seconds["read, cold"], _ = _read(reader, sample)
+            small, large = np.array_split(sample[np.argsort(self.index.length[sample])], 2)
+            small_s, large_s = (_read(reader, half)[0] for half in (small, large))
+            seconds["read, cold"] = (small_s * len(small) + large_s * len(large)) / count
+            seconds["read, by the byte"] = self._by_the_byte(small, large, small_s, large_s)
             self._forget(in_order)
             seconds["read in order, cold"], _ = _read(reader, in_order)
             seconds["read"], seconds["read, CPU"] = _read(reader, sample)
@@ -346,6 +349,14 @@ class Profiler:
         parts = sum(seconds[name] for name in ("read, CPU", "draw", "decode", "render"))
         seconds["hand over"] = max(whole - parts, 0.0)
         return seconds
+
+    def _by_the_byte(self, small: NDArray[np.int64], large: NDArray[np.int64], small_s: float, large_s: float) -> float:
+        """Return how long the bytes of a picture of mean size take to be read, as small and large ones tell; seconds a picture each."""
+        small_bytes, large_bytes = (float(self.index.length[ids].mean()) for ids in (small, large))
+        if large_bytes - small_bytes < 0.2 * large_bytes:
+            return small_s  # too alike to tell
+        by_byte_s = max(large_s - small_s, 0.0) / (large_bytes - small_bytes)
+        return by_byte_s * (small_bytes + large_bytes) / 2
 
     def _forget(self, samples: NDArray[np.int64]) -> None:
         """Ask the system to drop what it keeps in memory of these pictures' files; where it cannot, reading is warm."""
@@ -494,8 +505,9 @@ class Profiler:
         changes.append(log_change(chain, 10, self.settings.runtime.log_every))
         short_sides = self.index.source_size[self.index.valid].min(1)
         frac = float(np.mean(np.minimum(SMALL_SIDE_PX / short_sides, 1.0) ** 2))
+        by_byte = min(statistics.median(stages["read, by the byte"]) / max(statistics.median(stages["read, cold"]), 1e-9), 1.0)
         if frac < 0.9:
-            changes.append(picture_size_change(chain, SMALL_SIDE_PX, frac))
+            changes.append(picture_size_change(chain, SMALL_SIDE_PX, frac, per_byte_frac=by_byte))
         fixed_s = self._fixed_s(chain)
         if (views := self._fewer_views(chain, fixed_s)) is not None:
             changes.append(views)
