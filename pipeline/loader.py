@@ -4,7 +4,6 @@ Here: the loader and its counters. It is told where to stand (`seek`), never ask
 Not here: the order (order.py), the draws (records.py), the pixels (render/), the index (shards/index.py).
 """
 
-import contextlib
 import itertools
 import logging
 import os
@@ -24,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order, OrderMode
+from wherefrom.pipeline.ranges import Range, no_range, nvtx_range
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import check_device, check_renderer, check_runtime, make_renderer
 from wherefrom.pipeline.render.renderer import Rendered, Renderer, render_checked
@@ -118,6 +118,7 @@ class Loader:
         self.prefetch = prefetch
         self.max_bad = max(MAX_BAD_LEAST, int(MAX_BAD_SHARE * len(index))) if max_bad is None else max_bad
         self.updates = 0  # the position
+        self.range: Range = nvtx_range if self.device.type == "cuda" else no_range  # around each stage of a batch
         self._reader = ShardReader(index) if threads != 0 else ShardReader(index, loose_threads=0)
         weakref.finalize(self, self._reader.close)  # a dropped loader leaves no file open
         self._makers = single_threaded_pool(min(2, prefetch), "wherefrom-make") if threads != 0 else None
@@ -322,17 +323,18 @@ class Loader:
             raise ValueError(CLOSED)
         start = time.perf_counter()
         sample = self.index.replacement(ids)
-        with self._stage("read"):
+        with self.range("read"):
             encoded = self._reader.read_batch(sample)
         read = time.perf_counter()
-        with self._stage("draw"):
+        with self.range("draw"):
             records = self._draw(sample, drawn_for, epoch)
         drawn = time.perf_counter()
-        with self._stage("render"):
+        with self.range("render"):
             rendered = render_checked(self.renderer, self.recipe, encoded, records, self.index.decodable[sample])
         if rendered.failed:
             sample, records = self._replace_failed(rendered, ids, sample.copy(), drawn_for, epoch)
-        batch = self._assemble(sample, drawn_for, rendered.pixels, records)
+        with self.range("hand over"):
+            batch = self._assemble(sample, drawn_for, rendered.pixels, records)
         with self._lock:
             stats = self._stats
             stats.pictures += len(sample)
@@ -405,12 +407,6 @@ class Loader:
                 raise TooManyBadError(
                     f"{len(self._bad)} samples would not decode, max_bad={self.max_bad}: {names}; audit with wherefrom index --decode"
                 )
-
-    def _stage(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Return an NVTX range where there is a profiler to see it."""
-        if self.device.type == "cuda":
-            return torch.cuda.nvtx.range(f"wherefrom/{name}")
-        return contextlib.nullcontext()
 
 
 def _count_accepted(stats: LoaderStats, records: Sequence[Record]) -> None:

@@ -161,7 +161,7 @@ ARROWS = {  # group of files in kernels/ and pipeline/ -> (the files, the first 
     "triton paths": ("kernels.*_triton", "dispatch, definitions, torch paths"),
     "kernels": ("kernels, kernels.*", "dispatch, definitions, torch paths, triton paths"),
     # what describes a view: complete before a pixel moves
-    "basics": ("pipeline.entry_table, pipeline.files, pipeline.literals, pipeline.plain_tensors, pipeline.system", ""),
+    "basics": ("pipeline.entry_table, pipeline.files, pipeline.literals, pipeline.plain_tensors, pipeline.ranges, pipeline.system", ""),
     "generator": ("pipeline.draws", "basics"),
     "boxes": ("pipeline.crops", "basics, generator"),  # what laws share
     "description": ("pipeline.geometry, pipeline.views, pipeline.view_recipe, pipeline.color", "basics, generator, boxes"),

@@ -25,6 +25,11 @@ COMMANDS = {  # name: (what it does, module, function)
     "views": ("draw a picture of sources, their boxes and their views", "wherefrom.tools.views_picture", "views_command"),
     "replay": ("draw the views of any update of a run again", "wherefrom.tools.replay", "replay_command"),
     "doctor": ("look whether this machine has what is needed, and what mends it", "wherefrom.tools.doctor", "doctor_command"),
+    "profile": (
+        "measure what limits a run on this machine, and what would change it",
+        "wherefrom.tools.throughput.command",
+        "profile_command",
+    ),
     "prove": ("prove by pixels that the records of every renderer here are true", "wherefrom.tools.prove", "prove_command"),
     "index": ("build, audit and explain the index of a set of shards", "wherefrom.tools.index", "index_command"),
     "show": ("look a picture up by key or number: its bytes, size, label, validity", "wherefrom.tools.show", "show_command"),
@@ -76,7 +81,7 @@ def _list_commands(names: Iterable[str]) -> str:
 
 def _call(name: str, arguments: Sequence[str]) -> int:
     """Call a sub-command's function: `train` reads its words itself, the parameters of the others are their options."""
-    if name == "train" and "OMP_WAIT_POLICY" not in os.environ:
+    if name in ("train", "profile") and "OMP_WAIT_POLICY" not in os.environ:
         # for PyTorch's OpenMP (GNU's), which reads it when it is loaded: at a barrier its threads spin for milliseconds by default, and
         # where another process holds a core, each of the many small steps of a training loop then waits for a whole slice of time.
         # Asleep at once they take a quarter of the rate on quiet cores, after 2000 rounds hardly any

@@ -52,6 +52,7 @@ from wherefrom.train.run_folder import (
 )
 from wherefrom.train.run_lock import locked
 from wherefrom.train.settings import TrainSettings, check_same_run, read_plain_settings, write_settings
+from wherefrom.train.throughput_watch import ThroughputWatch
 from wherefrom.train.trainer import Trainer
 
 CHANGES_BITS = ("renderer", "ranks", "accumulation", "device", "compile", "threads", "torch")  # of a run, where it goes on with another
@@ -162,6 +163,7 @@ def _begin_records(trainer: Trainer, folder: RunFolder) -> None:
 def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> str | None:
     """Make the updates that are left; return the name of the signal that ended it before, or None."""
     runtime, every = trainer.settings.runtime, trainer.settings.evaluation.every
+    watch = ThroughputWatch(trainer)
     with _Signals() as signals:
         while trainer.done < trainer.updates:
             trainer.update()
@@ -174,6 +176,8 @@ def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter
             with trainer.clock.spending("writing"):
                 if logs:
                     _log(trainer, folder, reporter)
+                    if trainer.ranks.first and (line := watch.line()) is not None:
+                        reporter.message(line)
                 if saves:
                     trainer.save(folder.checkpoints)
             if stopped_by is not None and not last:

@@ -18,6 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from wherefrom.pipeline.loader import Loader, make_loader
+from wherefrom.pipeline.ranges import Range, no_range, nvtx_range
 from wherefrom.pipeline.render.choose import choose_renderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.view_recipe import ViewRecipe
@@ -54,6 +55,7 @@ class Trainer:
         self.clock = Clock()
         self.window = Window(self.ranks)
         self.done = 0
+        self.range: Range = nvtx_range if accelerator.device.type == "cuda" else no_range  # around each stage of an update
         with random_scope(settings.seed, "encoder"):
             encoder = Encoder(settings.model)
         if settings.model.weights is not None and not restored:
@@ -93,17 +95,18 @@ class Trainer:
             progress = self.progress
             optim = self.settings.optim
             values, seen, samples = self._backward(progress)
-            drop_resting(self.optimizer, progress.epoch)
-            self.step.before_update(progress)
-            norms = clip_gradients(self._groups, optim.clip_norm, each=optim.clip_by == "parameter")
-            self._is_finite = self._is_finite & self._all_finite(values[LOSS], *norms.values())
-            rate, decay = (get(self.done, self.updates) for get in (self.settings.learning_rate, self.settings.weight_decay))
-            set_rates(self.optimizer, lr=rate, peak_lr=self.settings.optim.lr, weight_decay=decay)
-            gated_step(self.optimizer, self._is_finite)
-            self.optimizer.zero_grad()
-            self.done += 1
-            self.step.after_step(progress, seen)
-            values |= {f"{GRADIENT}{name}": norm for name, norm in norms.items()} | {FINITE: self._is_finite}
+            with self.range("optimizer"):
+                drop_resting(self.optimizer, progress.epoch)
+                self.step.before_update(progress)
+                norms = clip_gradients(self._groups, optim.clip_norm, each=optim.clip_by == "parameter")
+                self._is_finite = self._is_finite & self._all_finite(values[LOSS], *norms.values())
+                rate, decay = (get(self.done, self.updates) for get in (self.settings.learning_rate, self.settings.weight_decay))
+                set_rates(self.optimizer, lr=rate, peak_lr=self.settings.optim.lr, weight_decay=decay)
+                gated_step(self.optimizer, self._is_finite)
+                self.optimizer.zero_grad()
+                self.done += 1
+                self.step.after_step(progress, seen)
+                values |= {f"{GRADIENT}{name}": norm for name, norm in norms.items()} | {FINITE: self._is_finite}
             self.window.add(self.done, values, samples)
 
     @property
@@ -202,8 +205,10 @@ class Trainer:
             batch = self._next_batch()
             samples.append(batch.sample)
             with contextlib.nullcontext() if micro == count - 1 else self.accelerator.no_sync(self._model):
-                output = self._model(batch, progress, rank=self.ranks.rank, micro=micro)
-                self.accelerator.backward(output.loss / count)
+                with self.range("forward"):
+                    output = self._model(batch, progress, rank=self.ranks.rank, micro=micro)
+                with self.range("backward"):
+                    self.accelerator.backward(output.loss / count)
             terms = {f"{TERM}{name}": value for name, value in output.losses.items()}
             meters = {f"{METER}{name}": value for name, value in output.meters.items()}
             values.add({LOSS: output.loss.detach()} | terms | meters, count)
@@ -214,7 +219,7 @@ class Trainer:
     def _next_batch(self) -> Batch:
         if self.batches is None:  # not before `restore` has had its chance
             self.batches = self.loader.forever()
-        with self.clock.spending("waiting"):
+        with self.clock.spending("waiting"), self.range("wait"):
             return next(self.batches)
 
     def _of_all_ranks(self, seen: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -222,7 +227,8 @@ class Trainer:
         if self.ranks.count == 1 or not seen:
             return seen
         flat = torch.cat([value.float().flatten() for value in seen.values()])
-        dist.all_reduce(flat)
+        with self.range("collectives"):
+            dist.all_reduce(flat)
         parts = (flat / self.ranks.count).split([value.numel() for value in seen.values()])
         return {name: part.view_as(value) for (name, value), part in zip(seen.items(), parts, strict=True)}
 
@@ -231,7 +237,8 @@ class Trainer:
         finite = torch.stack([value.isfinite() for value in values]).all()
         if self.ranks.count > 1:
             least = finite.float()
-            dist.all_reduce(least, dist.ReduceOp.MIN)
+            with self.range("collectives"):
+                dist.all_reduce(least, dist.ReduceOp.MIN)
             finite = least > 0
         return finite
 

@@ -1,0 +1,1 @@
+"""What limits a run on this machine: each stage measured alone and together, a verdict, a page."""
