@@ -238,7 +238,7 @@ LIBRARY.define(
     "pair_loss(Tensor a, Tensor b, Tensor weight, Tensor output_bias, Tensor? hidden_bias, Tensor boxes, Tensor? chosen, Tensor? valid, "
     "Tensor? flipped, Tensor? quarter_turns, Tensor? picture_hw, Tensor? mean, Tensor? std, Tensor? channel_weights, str pairs, "
     "str position, str scale, str axes, str activation, str loss, float beta, bool per_sample, bool grads, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -248,10 +248,11 @@ def _pair_loss_op(
     std: Tensor | None, channel_weights: Tensor | None, pairs: str, position: PositionUnit, scale: Scale, axes: Axes, activation: str,
     loss: str, beta: float, per_sample: bool, grads: bool, backend: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Serve the call by the path that there is -> the five parts of PairLoss, then gradients of a, b, weight, output_bias.
+    """Serve the call by the path that there is -> the five parts of PairLoss, a factor, and what times that is the gradients of a, b,
+    weight and output_bias: large as they are, they are to be scaled once, by the factor and what comes from above together.
 
-    Shapes: as `pair_loss`, chosen (P, 2) with pairs="list" -> as `PairLoss`, then (B, N, H), (B, N, H), and with a leading axis of B with
-            per_sample, else 1, (.., K, H) and (.., K).
+    Shapes: as `pair_loss`, chosen (P, 2) with pairs="list" -> as `PairLoss`, then (..), (B, N, H), (B, N, H), (.., K, H) and (.., K), of
+            which the leading axis is B with per_sample, else 1.
     """
     check_no_tangent(a, b, weight, output_bias, hidden_bias)
     path = choose_path(backend, a)
@@ -280,12 +281,12 @@ def _pair_loss_op(
         if path == "triton":
             from wherefrom.kernels.pair_loss_triton import pair_loss_triton
 
-            return _means(problem, pair_loss_triton(problem))
-        return _means(problem, pair_loss_torch(problem))
+            return _means(problem, pair_loss_triton(problem), scale_gradients=False)
+        return _means(problem, pair_loss_torch(problem), scale_gradients=True)
 
 
-def _means(problem: PairLossProblem, sums: PairLossSums) -> tuple[Tensor, ...]:
-    """Divide sums by the pairs that they are over -> as `_pair_loss_op`; the largest, gradients, in place; shapes as there."""
+def _means(problem: PairLossProblem, sums: PairLossSums, *, scale_gradients: bool) -> tuple[Tensor, ...]:
+    """Divide sums by the pairs that they are over -> as `_pair_loss_op`, shapes as there; gradients in place, or by their factor."""
     counted = sums.counted.clamp(min=1)
     total = sums.counted.sum().clamp(min=1)
     of_channel, squared, target, target_squared = (
@@ -297,10 +298,14 @@ def _means(problem: PairLossProblem, sums: PairLossSums) -> tuple[Tensor, ...]:
     variance = (target_squared - target.square()).clamp(min=0)
     means = (value.float() for value in (losses.sum(-1), of_channel, squared, variance))
     if not problem.grads:
-        return *means, sums.counted, sums.a, sums.b, sums.weight, sums.output_bias.float()
-    scale = (1 / (counted if problem.per_sample else total)).view(-1, 1, 1)
-    gradients = (each.mul_(scale) for each in (sums.a, sums.b, sums.weight))
-    return *means, sums.counted, *gradients, sums.output_bias.mul_(scale[..., 0]).float()
+        return *means, sums.counted, sums.a.new_empty(0), sums.a, sums.b, sums.weight, sums.output_bias.float()
+    factor = (1 / (counted if problem.per_sample else total)).view(-1)
+    gradients = (sums.a, sums.b, sums.weight, sums.output_bias)
+    if scale_gradients:
+        for each in gradients:
+            each.mul_(factor.view(-1, *(1,) * (each.ndim - 1)))
+        factor = torch.ones_like(factor)
+    return *means, sums.counted, factor, *(each.float() for each in gradients)
 
 
 @torch.library.register_fake("wherefrom::pair_loss", lib=LIBRARY)
@@ -314,7 +319,7 @@ def _pair_loss_fake(
     batch, channels = a.shape[0], len(CHANNELS[scale])
     groups = (batch if per_sample else 1) if grads else 0
     shapes = [(batch,) if per_sample else (), (channels,), (channels,), (channels,)]
-    gradients = [a.shape if grads else (0,)] * 2 + [(groups, *weight.shape), (groups, *output_bias.shape)]
+    gradients = [(groups,), *[a.shape if grads else (0,)] * 2, (groups, *weight.shape), (groups, *output_bias.shape)]
     floats = [a.new_empty(shape, dtype=torch.float32) for shape in [*shapes, *gradients]]
     return *floats[:4], a.new_empty(batch, dtype=torch.int64), *floats[4:]
 
@@ -334,12 +339,16 @@ class _PairLoss(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         anchor, *arguments = inputs
         ctx.mark_non_differentiable(*output[1:])
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)  # else zeros as large as the gradients are made for outputs that have none
         ctx.save_for_backward(anchor, *output[5:])
         ctx.dtypes = [None if value is None else value.dtype for value in arguments[:5]]
         ctx.others = len(arguments) - 5
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * (6 + ctx.others)
         if any(ctx.needs_input_grad[6:]):
             raise RuntimeError(ONLY_LEARNED)
         anchor, *saved = ctx.saved_tensors
@@ -356,7 +365,6 @@ class _PairLossInEveryMode(_PairLoss):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _PairLoss.setup_context(ctx, inputs, output)
         ctx.save_for_forward(inputs[0], *output[5:])
-        ctx.set_materialize_grads(False)
         ctx.per_sample = output[0].ndim == 1
 
     @staticmethod
@@ -364,11 +372,7 @@ class _PairLossInEveryMode(_PairLoss):
         anchor, *saved = ctx.saved_tensors
         # as above: without a transform there is one level of forward mode alone, and this is within it
         slope = _Slope.apply if transforms_active() or needs_gradient(anchor) else _slope
-        return slope(anchor, ctx.per_sample, *saved, *tangents[:5]), *(None,) * 8
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        return _PairLoss.backward(ctx, upstream) if upstream is not None else (None,) * (6 + ctx.others)
+        return slope(anchor, ctx.per_sample, *saved, *tangents[:5]), *(None,) * 9
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -381,10 +385,14 @@ def _in_every_mode(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _scale_gradients(
-    _anchor: Tensor, upstream: Tensor, of_a: Tensor, of_b: Tensor, of_weight: Tensor, of_output_bias: Tensor, *dtypes: torch.dtype | None
-) -> tuple[Tensor | None, ...]:
-    """Return the gradients of a, b, weight and both biases times what comes from above, () or (B,); None where no dtype is given."""
-    each = upstream.float().reshape(-1, 1, 1)
+    _anchor: Tensor, upstream: Tensor, factor: Tensor, of_a: Tensor, of_b: Tensor, of_weight: Tensor, of_output_bias: Tensor,
+    *dtypes: torch.dtype | None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Return the gradients of a, b, weight and both biases times what comes from above, () or (B,); None where no dtype is given.
+
+    Shapes: the factor (1,) or (B,), gradients as `_pair_loss_op` returns them.
+    """
+    each = (upstream.float() * factor).reshape(-1, 1, 1)
     gradients = (
         lambda: of_a * each,
         lambda: of_b * each,
@@ -396,15 +404,19 @@ def _scale_gradients(
 
 
 def _slope(
-    _anchor: Tensor, per_sample: bool, of_a: Tensor, of_b: Tensor, of_weight: Tensor, of_output_bias: Tensor, *tangents: Tensor | None
-) -> Tensor:
-    """Return how the loss, () or (B,), changes with tangents of a, b, weight, output_bias and hidden_bias; 0 for those that are None."""
+    _anchor: Tensor, per_sample: bool, factor: Tensor, of_a: Tensor, of_b: Tensor, of_weight: Tensor, of_output_bias: Tensor,
+    *tangents: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Return how the loss, () or (B,), changes with tangents of a, b, weight, output_bias and hidden_bias; 0 for those that are None.
+
+    Shapes: the factor (1,) or (B,), gradients as `_pair_loss_op` returns them.
+    """
     slopes = []
     for gradient, tangent in zip((of_a, of_b, of_weight, of_output_bias, of_a.sum(1)), tangents, strict=True):
         if tangent is not None:
             product = gradient * tangent.float()
             slopes.append(product.sum(tuple(range(int(per_sample), product.ndim))))
-    return torch.stack(slopes).sum(0)
+    return torch.stack(slopes).sum(0) * (factor if per_sample else factor.squeeze(0))
 
 
 class _HasNoDerivative(torch.autograd.Function):

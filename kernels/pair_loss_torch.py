@@ -50,12 +50,12 @@ class PairLossProblem:
 
     def inputs(self, samples: slice) -> tuple[Tensor, Tensor]:
         """Return a, with the hidden bias, and b of some samples, (b, N, H) float32, 0 where they are not valid."""
-        a, b = self.a[samples].float(), self.b[samples].float()
+        a, b = self.a[samples], self.b[samples]
         if self.hidden_bias is not None:
-            a = a + self.hidden_bias.float()
-        if self.valid is not None:
+            a = a + self.hidden_bias.float()  # float32, in one pass
+        if self.valid is not None:  # in the given dtype: fewer bytes
             a, b = (torch.where(self.valid[samples].unsqueeze(-1), value, 0) for value in (a, b))
-        return a, b
+        return a.float(), b.float()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,8 +73,8 @@ class PairLossSums:
     output_bias: Tensor  # (B or 1, K) float64
 
     @classmethod
-    def zeros(cls, problem: PairLossProblem) -> "PairLossSums":
-        """Return sums over nothing."""
+    def zeros(cls, problem: PairLossProblem, *, unwritten: bool = False) -> "PairLossSums":
+        """Return sums over nothing; `unwritten` leaves a and b, the large ones, to a path that writes every element."""
         batch, channels = len(problem.a), problem.channels
         groups = (batch if problem.per_sample else 1) if problem.grads else 0
         shape = problem.a.shape if problem.grads else (0,)
@@ -86,8 +86,8 @@ class PairLossSums:
             target=exact[2],
             target_squared=exact[3],
             counted=floats.new_zeros(batch, dtype=torch.int64),
-            a=floats.new_zeros(shape),
-            b=floats.new_zeros(shape),
+            a=floats.new_empty(shape) if unwritten else floats.new_zeros(shape),
+            b=floats.new_empty(shape) if unwritten else floats.new_zeros(shape),
             weight=floats.new_zeros(groups, *problem.weight.shape),
             output_bias=floats.new_zeros(groups, *problem.output_bias.shape, dtype=torch.float64),
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wherefrom.kernels.dispatch import Launch, interpreted
 from wherefrom.kernels.pair_loss_torch import PairLossProblem, PairLossSums
-from wherefrom.kernels.pair_targets_triton import load_boxes, pair_target_tile
+from wherefrom.kernels.pair_targets_triton import load_boxes, pair_target_tile, wide
 
 SAMPLES_AT_ONCE = 64  # bounds the slopes in memory ...
 SLOPES_AT_ONCE = 2**25  # ... as this does, where N is large
@@ -78,12 +78,6 @@ def activate(x, ACTIVATION: tl.constexpr):
         tail = (tail * t + 0.007683090) * bell
         share = tl.where(x < 0, tail, 1.0 - tail)
         return x * share, share + x * bell * NORMAL
-
-
-@triton.jit
-def wide(number):
-    """Return int64 of a number, of any shape, that may be a constant: products with it do not overflow."""
-    return tl.zeros((), tl.int64) + number
 
 
 @triton.jit
@@ -361,7 +355,7 @@ def pair_loss_triton(problem: PairLossProblem) -> PairLossSums:
     batch, boxes, _ = problem.a.shape
     outputs = len(problem.weight)
     pairs = boxes**2 if problem.chosen is None else len(problem.chosen)
-    sums = PairLossSums.zeros(problem)
+    sums = PairLossSums.zeros(problem, unwritten=pairs > 0)
     at_once = max(1, min(SAMPLES_AT_ONCE, SLOPES_AT_ONCE // max(1, outputs * pairs), batch))
     slopes = problem.weight.new_empty(at_once, outputs, pairs if problem.grads else 0)
     lists = _sorted_lists(problem) if problem.grads and problem.chosen is not None else ()
@@ -431,7 +425,7 @@ def _forward(problem: PairLossProblem, part: slice, slopes: Tensor, a: Tensor, b
 
 def _padded(value: Tensor) -> Tensor:
     """Add hidden units that are 0, and stay so through every activation: (..., H) -> (..., H up to a multiple of 16)."""
-    return F.pad(value, (0, -value.shape[-1] % 16))
+    return F.pad(value, (0, -value.shape[-1] % 16)) if value.shape[-1] % 16 else value  # pad would copy it
 
 
 def _fours(value: Tensor) -> Tensor:
@@ -475,7 +469,7 @@ def _backward(problem: PairLossProblem, part: slice, slopes: Tensor, a: Tensor, 
     rows = rows_at_once(len(problem.weight))
     blocks = triton.cdiv(hidden, UNITS)
     segments = _segments(samples, blocks, triton.cdiv(boxes, rows))
-    of_b = a.new_empty(samples, segments, boxes, hidden)
+    of_b = sums.b[part].unsqueeze(1) if segments == 1 else a.new_empty(samples, segments, boxes, hidden)
     of_weight = a.new_empty(samples, segments, *problem.weight.shape)
     pair_loss_backward_kernel[(blocks, segments, samples)](
         sums.a[part],
@@ -494,7 +488,8 @@ def _backward(problem: PairLossProblem, part: slice, slopes: Tensor, a: Tensor, 
         num_warps=1,
         enable_fp_fusion=True,
     )
-    torch.sum(of_b, 1, out=sums.b[part])
+    if segments > 1:
+        torch.sum(of_b, 1, out=sums.b[part])
     _add(sums.weight, of_weight.sum(1), part, problem.per_sample)
 
 

@@ -18,6 +18,12 @@ PAIRS = 256  # a program: 3 or 4 channels of each, written as one contiguous str
 
 
 @triton.jit
+def wide(number):
+    """Return int64 of a number, of any shape, that may be a constant: products with it do not overflow."""
+    return tl.zeros((), tl.int64) + number
+
+
+@triton.jit
 def pair_target_tile(
     rx0,
     ry0,

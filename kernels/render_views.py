@@ -337,22 +337,29 @@ def _render_on_gpu(
     pictures: Sequence[Tensor], request: ViewRequest, orientation: Tensor | None, mean: Tensor | None, std: Tensor | None, filter: Filter
 ) -> None:
     """Render on the device of the pictures; shapes as `render_views`."""
-    from wherefrom.kernels.render_views_triton import render_views_triton
+    from wherefrom.kernels.render_views_triton import render_views_triton, upload
 
     device = request.out.device
-    upright = torch.ones(len(pictures), dtype=torch.uint8, device=device)
+    numbers = {
+        "addresses": torch.tensor([picture.data_ptr() for picture in pictures], dtype=torch.int64),
+        "sizes": torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int32).view(-1, 2),
+        "orientation": torch.ones(len(pictures), dtype=torch.uint8) if orientation is None else orientation,
+    }
+    numbers |= {name: value.float() for name, value in (("mean", mean), ("std", std)) if value is not None}
+    on_host = [name for name, value in numbers.items() if value.device.type == "cpu"]
+    numbers |= zip(on_host, upload([numbers[name] for name in on_host], device), strict=True)
     render_views_triton(
-        torch.tensor([picture.data_ptr() for picture in pictures], dtype=torch.int64, device=device),
-        torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int32, device=device),
-        orientation=upright if orientation is None else orientation,
+        numbers["addresses"],
+        numbers["sizes"],
+        orientation=numbers["orientation"],
         boxes=request.boxes,
         flipped=request.flipped,
         quarter_turns=request.quarter_turns.long(),
         matrix=None if request.matrix is None else request.matrix.float(),
         blur_sigma_px=None if request.blur_sigma_px is None else request.blur_sigma_px.float(),
         solarized=request.solarized,
-        mean=None if mean is None else mean.to(device, torch.float32),
-        std=None if std is None else std.to(device, torch.float32),
+        mean=numbers.get("mean"),
+        std=numbers.get("std"),
         size_px=(request.out.shape[3], request.out.shape[4]),
         filter=filter,
         out=request.out,

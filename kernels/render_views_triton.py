@@ -1,9 +1,12 @@
 """The view kernel in Triton: one launch renders all views of a family of a batch, straight from the pictures as they lie in memory.
 
-Here: the kernels (render; blur an axis, for the views that drew one), their launcher. Tiles of pixels are laid on the picture as stored,
-so that neighboring threads read neighboring bytes; EXIF, mirror and turn only choose where a finished pixel is written.
+Here: the kernels (render; blur an axis, for the views that drew one), their launcher, and how a batch's numbers reach the device in one
+copy. Tiles of pixels are laid on the picture as stored, so that neighboring threads read neighboring bytes; EXIF, mirror and turn only
+choose where a finished pixel is written.
 Not here: the definition (render_views_reference.py), checks (render_views.py), decoding (wherefrom.pipeline.render.triton_renderer).
 """
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -15,6 +18,7 @@ from wherefrom.kernels.dispatch import Launch, contiguous_or, interpreted
 TILE = (8, 32)  # rows, columns of pixels a program
 OVERHANG_PX = tl.constexpr(4096)  # a box is read as reaching no further out of its picture: no number keeps a GPU busy for ever
 WIDEST_BLUR_PX = tl.constexpr(4096)  # radius, for the same reason
+ALIGNED_BYTES = 16  # where a tensor starts in a block: what every pointer is that torch allocates
 LEAST_SECOND_MOMENT = tl.constexpr(1e-6)  # px^2; below it one tap has all the weight and nothing can be centered
 
 
@@ -322,6 +326,9 @@ def render_views_triton(
     take memory, 24 bytes a pixel. None: every view takes it if `blur_sigma_px` is given. No value here can lead a read or a write outside
     pictures and `out`; a box is read as reaching at most 4096 pixels out of its picture, a blur's radius as at most 4096.
 
+    Nothing here waits for the device or copies from the host: with `blurred` on the device, or None, a CUDA graph can capture it, whose
+    replays go by what then lies in these tensors; `pack` new numbers, copy them into the block whose views they are, replay.
+
     Shapes: addresses (B,) int64 of contiguous (H, W, 3) uint8, sizes (B, 2) int32 (height, width) as stored, orientation (B,) integer,
             boxes (B, V, 4) float32, flipped, quarter_turns and solarized (B, V), matrix (B, V, 3, 4) float32, blur_sigma_px (B, V) float32,
             mean and std (3,) float32 -> out (B, V, 3, h, w) uint8 or floating point, any strides.
@@ -377,6 +384,35 @@ def render_views_triton(
             blur_views_kernel[(len(views_of_slots) * tiles,)](
                 target, source, views_of_slots, blur_sigma_px.contiguous(), **arguments, TILES=tiles, DOWN=down
             )
+
+
+def upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Return small CPU tensors, of any shapes, on a device: one copy out of pinned memory, for which nobody waits."""
+    return unpack(pack(tensors, pinned=device.type == "cuda").to(device, non_blocking=True), tensors)
+
+
+def pack(tensors: Sequence[Tensor], *, pinned: bool) -> Tensor:
+    """Return the bytes of CPU tensors, of any shapes, one after the other in one block (bytes,)."""
+    *starts, total = _starts(tensors)
+    block = torch.empty(total, dtype=torch.uint8, pin_memory=pinned)
+    for tensor, start in zip(tensors, starts, strict=True):
+        block[start : start + tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
+    return block
+
+
+def unpack(block: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Return the parts of a block (bytes,) that was packed of tensors of such dtypes and shapes: views, not copies."""
+    *starts, _ = _starts(like)
+    parts = zip(like, starts, strict=True)
+    return [block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape) for tensor, start in parts]
+
+
+def _starts(tensors: Sequence[Tensor]) -> list[int]:
+    """Return the byte at which each tensor, of any shape, starts in a block, then the length of the block."""
+    starts = [0]
+    for tensor in tensors:
+        starts.append(starts[-1] + -(-tensor.nbytes // ALIGNED_BYTES) * ALIGNED_BYTES)
+    return starts
 
 
 def _blur_slots(views: int, blurred: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:

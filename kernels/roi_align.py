@@ -229,6 +229,7 @@ def _roi_weights_op(
 
     Result (i, j) of a box reads rows[i] and columns[j], rows[j] and columns[i] where its turn is odd: mirror and turn are in the order of
     the bins. Without turns there are out_hw bins; else as many as the longer side of out_hw on both axes, those too many being 0.
+    In memory they lie as the path that serves likes to read them.
     """
     check_no_tangent(boxes)
     with torch.autocast(boxes.device.type, enabled=False), torch.cuda.device_of(boxes):
@@ -269,10 +270,15 @@ def _roi_weights_fake(
     map_hw: Sequence[int],
     frame_hw: object,
     out_hw: Sequence[int],
-    *_: object,
+    samples: int,
+    backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return empty tables, (B, R, bins, H) and (B, R, bins, W)."""
+    """Return empty tables, (B, R, bins, H) and (B, R, bins, W), in memory as those of the path that serves."""
     bins = table_bins(out_hw, quarter_turns)
+    if choose_path(backend, boxes) == "triton":
+        from wherefrom.kernels.roi_align_triton import empty_table
+
+        return empty_table(boxes, bins[0], map_hw[0]), empty_table(boxes, bins[1], map_hw[1])
     return boxes.new_empty(*boxes.shape[:2], bins[0], map_hw[0]), boxes.new_empty(*boxes.shape[:2], bins[1], map_hw[1])
 
 

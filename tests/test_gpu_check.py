@@ -93,6 +93,7 @@ def test_every_stage_is_rehearsed_without_a_gpu_as_on_a_lent_machine(
     assert figures["facts"]["versions"]["wherefrom"] is None and figures["facts"]["there"]["nvidia.dali"] is False
     assert set(figures["kernel_tests"]["outcomes"].values()) == {"passed"}
     assert figures["render_views"]["proof"]["passed"]
+    assert figures["graph"]["replays_equal_eager"] == {"as captured": True, "another batch": True, "the first again": True}
     decoding_figures = figures["decoding"]
     assert decoding_figures["torchvision, pictures"] == {"compared": 4, "of": 4, "by_library": 4, "worst_levels": pytest.approx(0, abs=0.1)}
     assert decoding_figures["torchvision, renderer"]["proven"] and decoding_figures["torchvision, pictures decoded a second"] > 0
@@ -403,6 +404,22 @@ def test_wrong_views_are_red_and_not_timed(report: Report, monkeypatch: pytest.M
     monkeypatch.setattr(views, "_prove", lambda *arguments: True)
     views.render_views_stage(DRY, report)
     assert len(content_of(report)["red"]) == 4
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_graph_that_goes_by_stale_numbers_is_red(stale: bool, report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    first: list[torch.Tensor] = []
+
+    def pack_the_first(numbers: dict[str, torch.Tensor], device: str, packed: Any = views.packed) -> torch.Tensor:
+        first.append(packed(numbers, device))
+        return first[0 if stale else -1]
+
+    monkeypatch.setattr(views, "packed", pack_the_first)
+    views.graph_stage(DRY, report)
+    content = content_of(report)
+    assert content["figures"]["replays_equal_eager"] == {"as captured": True, "another batch": not stale, "the first again": True}
+    assert len(content["red"]) == (2 if stale else 0)  # not the other batch's views, but the first's
 
 
 def test_the_chosen_tests_are_there_and_reach_every_kernel_and_type() -> None:

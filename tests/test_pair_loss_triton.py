@@ -2,14 +2,18 @@
 their own promises: launches over parts of a batch, segments, offsets beyond 2^31, an activation exact to rounding.
 """
 
+import importlib
 import itertools
 import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from wherefrom.kernels.pair_loss import Activation, Pairs, Regression, pair_loss
 from wherefrom.kernels.pair_targets_reference import CHANNELS, PairUnits, PositionUnit, Scale
@@ -197,6 +201,43 @@ def test_low_precision_inputs_are_computed_in_float32() -> None:
     found, exact = results(arguments, "triton"), results(arguments, "triton", torch.float32)
     assert torch.equal(found["loss"], exact["loss"]) and torch.equal(found["d_b"], exact["d_b"])
     assert found["d_a"].dtype == torch.bfloat16 and torch.equal(found["d_a"], exact["d_a"].bfloat16())
+
+
+class LargeOperations(TorchDispatchMode):
+    """Counts operations, by name, that read or write floats as many as a, views and bare allocations left out."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers, self.counts = numbers, Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        touched = tree_leaves(result if name.startswith("new_") else (args, kwargs, result))  # what is new looks at no numbers
+        large = any(isinstance(each, Tensor) and each.is_floating_point() and each.numel() >= self.numbers for each in touched)
+        if large and not func.is_view and "empty" not in name:
+            self.counts[name] += 1
+        return result
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(("hidden", "dtype"), [(16, torch.float32), (16, torch.bfloat16), (20, torch.float32)])
+def test_what_is_large_is_copied_no_oftener_than_a_kernel_needs(hidden: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """a and b, each once, in fours for the forward kernel; converted or padded if need be; gradients are scaled once, in backward."""
+    for kernel in ("pair_loss_forward_kernel", "pair_loss_backward_kernel"):
+        monkeypatch.setattr(kernels, kernel, defaultdict(lambda: lambda *_, **__: None))
+    module = importlib.import_module("wherefrom.kernels.pair_loss")
+    arguments = problem(8, 5, hidden)
+    learned = [arguments[name].to(dtype if name in "ab" else torch.float32) for name in LEARNED]
+    learned[-1] = None
+    words = ("all", "reference", "log_area", "view", "gelu", "squared", 1.0, False, True, "triton")
+    with LargeOperations(learned[0].numel()) as forward:
+        _, *found = module._pair_loss_op(*learned, arguments["boxes"], *[None] * 8, *words)
+    wanted = {"clone": 2} | ({"_to_copy": 2} if dtype == torch.bfloat16 else {}) | ({"constant_pad_nd": 2} if hidden % 16 else {})
+    assert dict(forward.counts) == wanted
+    with LargeOperations(learned[0].numel()) as backward:
+        module._scale_gradients(learned[0], torch.tensor(1.0, device=DEVICE), *found[4:], dtype, dtype, None, None, None)
+    assert dict(backward.counts) == {"mul": 2} | ({"_to_copy": 2} if dtype == torch.bfloat16 else {})
 
 
 def test_without_gradients_only_the_loss_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:

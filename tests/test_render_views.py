@@ -594,6 +594,26 @@ def test_triton_is_reached_by_name() -> None:
     assert_close_in_levels(got.cpu(), render_views(**fitting(), backend="reference").double())
 
 
+@pytest.mark.core
+def test_what_lies_on_the_host_goes_to_the_device_in_one_upload(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = pytest.importorskip("wherefrom.kernels.render_views_triton")
+    sent: list[int] = []
+
+    def upload(tensors: Any, device: torch.device, upload: Any = module.upload) -> Any:
+        sent.append(len(tensors))
+        return upload(tensors, device)
+
+    monkeypatch.setattr(module, "upload", upload)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    call = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in fitting().items()}
+    call["pictures"] = [picture.to(device) for picture in call["pictures"]]
+    call |= {"mean": torch.full((3,), 0.4), "std": torch.full((3,), 0.2), "dtype": torch.float32}
+    plain = render_views(**call, backend="triton")
+    assert sent == [5]  # addresses, sizes, orientation, mean, std
+    levels = render_views(**{**call, "mean": None, "std": None}, backend="triton")
+    torch.testing.assert_close(plain, (levels / 255 - 0.4) / 0.2, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_reference_path_casts_and_lays_out_as_asked(dtype: torch.dtype) -> None:
     got = render_views(**fitting(), backend="reference", dtype=dtype, channels_last=True)

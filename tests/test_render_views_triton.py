@@ -288,6 +288,25 @@ def test_the_bar_sees_places_in_float32() -> None:
     assert (reference(pictures, nearby, (2, 500)) - reference(pictures, boxes, (2, 500))).abs().max() > 10 * FLOAT_BAR
 
 
+@pytest.mark.core
+def test_packed_numbers_come_back_bit_for_bit_and_aligned() -> None:
+    numbers = [
+        torch.randn(2, 3, 4),
+        torch.tensor([True, False, True]),
+        torch.arange(5),
+        torch.tensor([], dtype=torch.int32),
+        torch.randn(4, 2).mT,
+        torch.tensor(7, dtype=torch.uint8),
+    ]
+    block = module.pack(numbers, pinned=False)
+    parts = module.unpack(block, numbers)
+    for number, part in zip(numbers, parts, strict=True):
+        assert part.dtype == number.dtype and torch.equal(part, number) and part.is_contiguous()
+        assert (part.data_ptr() - block.data_ptr()) % 16 == 0 or not part.numel()
+    block.copy_(module.pack([number.clone().zero_() for number in numbers], pinned=False))
+    assert not any(part.any() for part in parts)  # they are views of the block
+
+
 def untouched_memory(size: int) -> Tensor:
     """Return bytes of which only those take memory that are touched."""
     no_reserve = 0x4000  # MAP_NORESERVE of Linux

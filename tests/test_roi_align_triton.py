@@ -3,6 +3,8 @@
 Compared with the torch path's tables, with Python's integers, and with a picture that lies past 2^31 elements in a file with a hole.
 """
 
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
+from wherefrom.kernels import roi_align_triton
+from wherefrom.kernels.dispatch import interpreted
 from wherefrom.kernels.roi_align import ADAPTIVE, AREA, roi_align
 from wherefrom.kernels.roi_align_torch import weights_torch
 from wherefrom.kernels.roi_align_triton import result_offset, roi_weights_triton, tf32, token_offset
@@ -38,6 +42,76 @@ def test_tables_of_weights_equal_the_torch_path_to_the_bit(samples: int, turned:
     for ours, theirs in zip(roi_weights_triton(*arguments), weights_torch(*arguments), strict=True):
         assert torch.equal(ours, theirs)
         assert (ours != 0).any()
+
+
+class Recorder:
+    """Stands in for a kernel: keeps what its launches are compiled by instead of making them."""
+
+    def __init__(self, kernel: Any, unspecialized: Sequence[str] | None = None) -> None:
+        self.parameters = inspect.signature(kernel.fn).parameters
+        own = kernel.kwargs["do_not_specialize"] if interpreted() else [each.name for each in kernel.params if each.do_not_specialize]
+        self.unspecialized = own if unspecialized is None else unspecialized
+        self.keys: list[dict[str, Any]] = []
+
+    def __getitem__(self, grid: object) -> Callable[..., None]:
+        def launch(*given: Any, **named: Any) -> None:
+            named |= dict(zip(self.parameters, given, strict=False))
+            self.keys.append({name: self.compiled_by(name, value) for name, value in named.items()})
+
+        return launch
+
+    def compiled_by(self, name: str, value: Any) -> Any:
+        """Triton compiles anew for every constant, and for integers that are 1, or multiples of 16, unless it is told not to look."""
+        if name not in self.parameters or self.parameters[name].annotation is tl.constexpr:
+            return value
+        if isinstance(value, int) and name not in self.unspecialized:
+            return value == 1, value % 16 == 0
+        return None
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_size_of_a_map_compiles_another_kernel(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = {name: getattr(roi_align_triton, name) for name in ("weights_kernel", "contract_kernel")}
+
+    def keys(maps: Sequence[tuple[int, int]], transposed: bool, unspecialized: Sequence[str] | None = None) -> list[list[dict[str, Any]]]:
+        recorders = {name: Recorder(kernel, unspecialized) for name, kernel in kernels.items()}
+        for name, recorder in recorders.items():
+            monkeypatch.setattr(roi_align_triton, name, recorder)
+        for map_hw in maps:
+            rows, columns = roi_weights_triton(torch.zeros(2, 3, 4), None, None, None, map_hw, (9.0, 9.0), (2, 5), 2)
+            source = torch.zeros(2, *((3, 2, 5) if transposed else map_hw), 32, dtype=dtype)
+            roi_align_triton.roi_contract_triton(source, rows, columns, None, map_hw, (2, 5), transposed)
+        return [recorder.keys for recorder in recorders.values()]
+
+    maps = [(14, 14), (16, 16), (9, 13), (32, 10), (14, 17), (16, 32), (40, 300)]
+    for of_kernel in (*keys(maps, False), *keys([*maps, (1, 1), (1, 200), (200, 1)], True)):
+        assert len(of_kernel) >= 4 and all(key == of_kernel[0] for key in of_kernel)
+    # the control: sizes that Triton looks at
+    assert all(key[0] != key[1] for key in keys(maps, False, unspecialized=()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("map_hw", [(3, 2), (5, 7), (7, 20), (1, 33)])
+@pytest.mark.parametrize("out_hw", [(1, 1), (9, 1), (2, 33)])
+def test_stretches_of_any_map_and_any_bins_sum_what_the_torch_path_does(
+    dtype: torch.dtype, map_hw: tuple[int, int], out_hw: tuple[int, int]
+) -> None:
+    """Rows that two stretches share count once, columns past the last and bins past a table's end not at all."""
+    random = torch.Generator().manual_seed(0)
+    boxes = torch.tensor([[[0.0, 0, map_hw[1], map_hw[0]], [0.3, 0.2, map_hw[1] - 0.4, map_hw[0] - 0.3]]], device=DEVICE)
+    tokens = torch.randn(1, *map_hw, 3, generator=random).to(DEVICE, dtype)
+    upstream = torch.randn(1, 2, *out_hw, 3, generator=random).to(DEVICE, dtype)
+    found = []
+    for backend in ("triton", "torch"):
+        leaf = tokens.clone().requires_grad_()
+        pooled = roi_align(leaf, boxes, frame_hw=map_hw, out_hw=out_hw, backend=backend)
+        pooled.backward(upstream)
+        assert leaf.grad is not None
+        found.append((pooled.detach().float(), leaf.grad.float()))
+    for ours, theirs in zip(*found, strict=True):
+        bound = 1e-5 if dtype == torch.float32 else 1 / 64  # the interpreter cuts bfloat16 off
+        assert (ours - theirs).abs().max() <= bound * theirs.abs().max()
 
 
 @triton.jit

@@ -94,12 +94,12 @@ class TritonRenderer:
 
     def _launch(self, decoded: Decoded, orientation: Tensor, records: Sequence[Record], pixels: Sequence[Tensor]) -> None:
         """Render every family into its `pixels`; all numbers go to the device in one copy."""
-        from wherefrom.kernels.render_views_triton import render_views_triton
+        from wherefrom.kernels.render_views_triton import render_views_triton, upload
 
         shared = [torch.tensor(decoded.addresses), torch.from_numpy(decoded.sizes), orientation]
         shared += [torch.tensor(self.recipe.mean), torch.tensor(self.recipe.std)]
         tables = [_tables(record) for record in records]
-        numbers = iter(_on_device([*shared, *(tensor for table in tables for tensor in table.values())], self.device))
+        numbers = iter(upload([*shared, *(tensor for table in tables for tensor in table.values())], self.device))
         addresses, sizes, orientation, mean, std = (next(numbers) for _ in shared)
         normalized = self.dtype.is_floating_point
         for family, table, out in zip(self.recipe.families, tables, pixels, strict=True):
@@ -159,21 +159,6 @@ def _tables(record: Record) -> dict[str, Tensor]:
         "solarized": photometric.solarized,
         "blurred": photometric.blur_sigma_px.flatten().nonzero()[:, 0].int(),
     }
-
-
-def _on_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Return small CPU tensors on a device: one copy out of pinned memory, for which nobody waits."""
-    starts, total = [], 0
-    for tensor in tensors:
-        starts.append(total)
-        total += -(-tensor.nbytes // 16) * 16
-    packed = torch.empty(total, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for tensor, start in zip(tensors, starts, strict=True):
-        packed[start : start + tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
-    copy = packed.to(device, non_blocking=True)
-    return [
-        copy[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape) for tensor, start in zip(tensors, starts, strict=True)
-    ]
 
 
 def _make(recipe: ViewRecipe, *, device: str | torch.device, threads: int | None, prefetch: int) -> Renderer:

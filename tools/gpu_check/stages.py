@@ -29,6 +29,7 @@ STAGES = (  # the most important first: together they may take longer than there
     Stage(name="facts", seconds=45, target="wherefrom.tools.gpu_check.kernels:facts"),
     Stage(name="kernel_tests", seconds=120, target="wherefrom.tools.gpu_check.chosen_tests:kernel_tests"),
     Stage(name="render_views", seconds=75, target="wherefrom.tools.gpu_check.views:render_views_stage"),
+    Stage(name="graph", seconds=30, target="wherefrom.tools.gpu_check.views:graph_stage"),
     Stage(name="decoding", seconds=75, target="wherefrom.tools.gpu_check.decoding:without_dali"),
     Stage(name="training", seconds=75, target="wherefrom.tools.gpu_check.loading:training"),
     Stage(name="hosts", seconds=75, target="wherefrom.tools.gpu_check.hosts:hosts"),

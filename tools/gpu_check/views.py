@@ -1,12 +1,13 @@
-"""A stage of `gpu_check`: `render_views` by Triton on a GPU against the float64 reference and the pixel proof, then 512 views timed.
+"""Stages of `gpu_check`: `render_views` by Triton on a GPU against the float64 reference and the pixel proof, then 512 views timed; a
+CUDA graph of it.
 
-Here: random records of every kind, the proof of pictures that are decoded on the CPU and lie on the GPU, times.
+Here: random records of every kind, the proof of pictures that are decoded on the CPU and lie on the GPU, times, replays of a graph.
 Not here: the reference (kernels/render_views_reference.py), the proof (pipeline/proof/prove.py), the renderer that decodes on the GPU
 (pipeline/render/triton_renderer.py).
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -57,12 +58,12 @@ def render_views_stage(options: Options, report: Report) -> None:
     _time_photometrics(options, report)
 
 
-def random_records(count: int, views: int, sides: tuple[int, int]) -> tuple[list[Tensor], dict[str, Any]]:
+def random_records(count: int, views: int, sides: tuple[int, int], *, seed: int = 0) -> tuple[list[Tensor], dict[str, Any]]:
     """Draw pictures of noise of ragged sizes, and views of them in every orientation, mirror, turn and color.
 
     Shapes: pictures (H, W, 3) uint8, H and W up to `sides`; records as `render_views` takes them, (B,) and (B, V, ...), on the CPU.
     """
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     orientation = torch.arange(count) % 8 + 1
     pictures = [
         torch.randint(256, (*(side - number % 5 for side in sides), 3), generator=random, dtype=torch.uint8) for number in range(count)
@@ -114,6 +115,84 @@ def compare(
 
 def _worst(views: Tensor, exact: Tensor) -> float:
     return float((views.double() - exact).abs().max())
+
+
+def graph_stage(options: Options, report: Report) -> None:
+    """Capture a batch's launches as a CUDA graph; replays must equal `render_views` bit for bit, also on another batch's numbers.
+
+    The other batch's numbers, packed, are copied into the block that the graph reads: nothing is captured again. In a dry run there is no
+    graph, and what would be captured is called again.
+    """
+    count, sides, size_px = (2, (24, 30), (9, 12)) if options.dry_run else (64, (375, 500), (96, 80))
+    batches = [random_records(count, 2, sides, seed=seed) for seed in (0, 1)]
+    pictures = [[picture.to(options.device) for picture in batch] for batch, _ in batches]
+    numbers = [_numbers(on_device, records) for on_device, (_, records) in zip(pictures, batches, strict=True)]
+    expected = [
+        render_views(own, size_px=size_px, backend="triton", **{name: value.to(options.device) for name, value in records.items()})
+        for own, (_, records) in zip(pictures, batches, strict=True)
+    ]
+    block, out, replay = captured(numbers[0], size_px, torch.device(options.device))
+    is_right = {}
+    for words, batch in (("as captured", 0), ("another batch", 1), ("the first again", 0)):
+        out.fill_(float("nan"))
+        block.copy_(packed(numbers[batch], options.device), non_blocking=True)
+        replay()
+        is_right[words] = torch.equal(out, expected[batch])
+        if not is_right[words]:
+            report.fail(f"a replay, {words}: {float((out - expected[batch]).abs().max()):.3g} levels from the eager call, 0 is right")
+        if torch.equal(out, expected[1 - batch]):
+            report.fail(f"a replay, {words}: two batches give the same views, nothing is shown")
+    report.add("replays_equal_eager", is_right)
+    report.say(f"{count * 2} views by a graph, a block of {block.nbytes} bytes: {sum(is_right.values())} of {len(is_right)} replays right")
+
+
+def _numbers(pictures: Sequence[Tensor], records: dict[str, Any]) -> dict[str, Tensor]:
+    """Return what `render_views_triton` reads of a batch, on the CPU, by its name; shapes as there."""
+    return {
+        "addresses": torch.tensor([picture.data_ptr() for picture in pictures]),
+        "sizes": torch.tensor([picture.shape[:2] for picture in pictures], dtype=torch.int32),
+        **records,
+    }
+
+
+def packed(numbers: dict[str, Tensor], device: str) -> Tensor:
+    """Return a batch's numbers in one block (bytes,), on the CPU."""
+    from wherefrom.kernels.render_views_triton import pack
+
+    return pack(list(numbers.values()), pinned=device == "cuda")
+
+
+def captured(numbers: dict[str, Tensor], size_px: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor, Callable[[], None]]:
+    """Return the block (bytes,) that holds a batch's numbers, the views (B, V, 3, h, w) and what renders them from it again."""
+    from wherefrom.kernels.render_views_triton import render_views_triton, unpack
+
+    block = packed(numbers, device.type).to(device)
+    named = dict(zip(numbers, unpack(block, list(numbers.values())), strict=True))
+    out = torch.empty(*numbers["boxes"].shape[:2], 3, *size_px, device=device)
+
+    def launch() -> None:
+        render_views_triton(
+            named["addresses"],
+            named["sizes"],
+            **{name: value for name, value in named.items() if name not in ("addresses", "sizes")},
+            mean=None,
+            std=None,
+            size_px=size_px,
+            filter="plain",
+            out=out,
+        )
+
+    if device.type == "cpu":
+        return block, out, launch
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        launch()  # compiles
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch()
+    return block, out, graph.replay
 
 
 class ProofRenderer:
