@@ -4,6 +4,7 @@ Here: the public call, its checks, the choice of path; the plan by which the com
 Not here: the definition (render_views_reference.py), the kernels (render_views_core.c, render_views_triton.py), decoding, drawing.
 """
 
+import functools
 import importlib
 import math
 import warnings
@@ -299,15 +300,23 @@ def _bytes(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
 
 
+@functools.lru_cache  # every batch asks for the same
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return what normalizes a level: level * scale + shift, by channel."""
+    means, stds = torch.tensor([mean, std], dtype=torch.float64)
+    scale, shift = (1 / (255 * stds)).float().tolist(), (-means / stds).float().tolist()
+    if not all(math.isfinite(number) for number in (*scale, *shift)):
+        raise ValueError(f"mean={list(mean)}, std={list(std)}: needs finite numbers, std not 0")
+    return tuple(scale), tuple(shift)
+
+
 def _family(request: ViewRequest, mean: Tensor | None, std: Tensor | None, filter: Filter) -> tuple[Any, ...]:
     """Return a family as the compiled kernel reads it; mean and std (3,)."""
     _check_normalization(mean, std, request.out.dtype)
-    scale, shift = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+    scale: tuple[float, ...] = (1.0, 1.0, 1.0)
+    shift: tuple[float, ...] = (0.0, 0.0, 0.0)
     if mean is not None and std is not None:
-        scale = tuple((1 / (255 * std.double())).float().tolist())
-        shift = tuple((-mean.double() / std.double()).float().tolist())
-        if not all(math.isfinite(number) for number in (*scale, *shift)):
-            raise ValueError(f"mean={mean.tolist()}, std={std.tolist()}: needs finite numbers, std not 0")
+        scale, shift = _scale_and_shift(tuple(mean.tolist()), tuple(std.tolist()))
     out, channels_last = request.out, request.channels_last
     return (
         out.shape[1],
