@@ -27,7 +27,7 @@ from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.order import Order, OrderMode
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import check_device, check_renderer, check_runtime, make_renderer
-from wherefrom.pipeline.render.renderer import PartRenderer, Rendered, Renderer, render_checked
+from wherefrom.pipeline.render.renderer import Rendered, Renderer, render_checked
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.system import single_threaded_pool
@@ -129,7 +129,6 @@ class Loader:
         self.recipe = recipe
         self.order = order
         self.renderer = renderer
-        self._in_parts = isinstance(renderer, PartRenderer)
         self.device = torch.device(device)
         self.prefetch = prefetch
         self.max_bad = max(MAX_BAD_LEAST, int(MAX_BAD_SHARE * len(index))) if max_bad is None else max_bad
@@ -377,7 +376,7 @@ class Loader:
             encoded = self._reader.read_batch(sample)
         read = time.perf_counter()
         with self._stage("render"):
-            rendered = self._render(encoded, records, sample)
+            rendered = render_checked(self.renderer, self.recipe, encoded, records, self.index.decodable[sample])
         if rendered.failed:
             sample, records = self._replace_failed(rendered, ids, sample.copy(), drawn_for, drawn.epoch)
         batch = self._assemble(sample, drawn_for, rendered.pixels, records)
@@ -395,10 +394,6 @@ class Loader:
             _count_accepted(stats, records)
         return batch
 
-    def _render(self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record], sample: NDArray[np.int64]) -> Rendered:
-        """Render B files by their records; sample (B,) are the pictures that they hold."""
-        return render_checked(self.renderer, self.recipe, encoded, records, self.index.decodable[sample] if self._in_parts else None)
-
     def _replace_failed(
         self, rendered: Rendered, ids: NDArray[np.int64], sample: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int
     ) -> tuple[NDArray[np.int64], tuple[Record, ...]]:
@@ -415,7 +410,7 @@ class Loader:
             records = self._draw(sample, drawn_for, epoch)
             missing = [record[where.tolist()] for record in records]
             encoded = self._reader.read_batch(sample[where])
-            again = self._render(encoded, missing, sample[where])
+            again = render_checked(self.renderer, self.recipe, encoded, missing, self.index.decodable[sample[where]])
             for pixels, part in zip(rendered.pixels, again.pixels, strict=True):
                 pixels[torch.from_numpy(where).to(pixels.device)] = part
             failed = {int(where[position]): reason for position, reason in again.failed.items()}

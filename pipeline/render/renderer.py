@@ -141,11 +141,11 @@ def render_checked(
     records: Sequence[Record],
     decodable: NDArray[np.bool_] | None = None,
 ) -> Rendered:
-    """Return what a renderer makes of B files and their records, one a family of the recipe; decodable is for a `PartRenderer` alone.
+    """Return what a renderer makes of a batch of B files and their records, one a family of the recipe; decodable as `PartRenderer`.
 
     Raises: ValueError in one line if it is not what was asked for.
     """
-    known = () if decodable is None else (decodable,)
+    known = (decodable,) if isinstance(renderer, PartRenderer) else ()
     rendered, of = renderer.render(encoded, records, *known), f"renderer {renderer.name!r} returns"
     if not isinstance(rendered, Rendered):
         raise ValueError(f"{of} {type(rendered).__name__}, expected Rendered")
