@@ -133,6 +133,8 @@ def _mkl_limit() -> Callable[[int], int]:
 
 def check_shape(name: str, tensor: Tensor, expected: Sequence[int | str], mend: str = "") -> None:
     """Raise ValueError unless a tensor of any shape has the expected one; a str is an axis of any length, shown as its letter."""
+    if tensor.shape == expected:  # all of it, most often
+        return
     shape = tuple(tensor.shape)
     if len(shape) != len(expected) or any(isinstance(want, int) and want != have for have, want in zip(shape, expected, strict=True)):
         letters = ", ".join(str(want) for want in expected) + ("," if len(expected) == 1 else "")

@@ -4,6 +4,7 @@ Here: the public call, its checks, the choice of path; the plan by which the com
 Not here: the definition (render_views_reference.py), the kernels (render_views_core.c, render_views_triton.py), decoding, drawing.
 """
 
+import functools
 import importlib
 import math
 import warnings
@@ -116,17 +117,19 @@ class ViewPlan:
         increment_version(self._outputs)
         self._plan.render_picture(position, picture)
 
-    def render_jpeg(self, position: int, encoded: Any, stored_size: tuple[int, int], jpeg: Any) -> float | None:
-        """Write all views of the batch's picture number `position` from its JPEG, of which no more is decoded than they read.
+    def render_jpegs(self, encoded: Sequence[Any], stored_size: Any, asked: Any, jpeg: Any) -> tuple[list[int], float, float]:
+        """Write all views of those pictures that are asked for from their JPEGs, of which no more is decoded than they read.
 
-        Their pixels are those that the whole gives, decoded by the same library; damage beyond what is read goes unseen.
-        Shapes: encoded (bytes,), stored_size (height, width) of the picture as stored; jpeg as `open_jpeg` returns it.
-        Returns: the seconds of decoding; or None, views undefined, where the whole is to be decoded: most of it is read, or the file is of
-                 another kind or size, or damaged where it was read.
-        Raises: IndexError if there is no such position.
+        Their pixels are those that the whole gives, decoded by the same library; damage beyond what is read goes unseen. Calls from several
+        threads share the pictures: each is rendered once, by one of them, without the interpreter from the first to the last.
+        Shapes: encoded B of (bytes,), stored_size (B, 2) int32 (height, width) of pictures as stored, asked (B,) bool, contiguous arrays;
+                jpeg as `open_jpeg` returns it.
+        Returns: of this call's pictures the positions whose whole is to be decoded, views undefined: the file is of another kind or size,
+                 or damaged where it was read; the seconds of decoding, and of rendering.
+        Raises: ValueError if files, sizes and what is asked for are not those of B pictures.
         """
         increment_version(self._outputs)
-        return self._plan.render_jpeg(position, encoded, *stored_size, jpeg)
+        return self._plan.render_jpegs(encoded, stored_size, asked, jpeg)
 
     def render_all(self, pictures: Sequence[Tensor], *, threads: int = 1) -> None:
         """Write all views of all pictures, each (H, W, 3) uint8, in `threads` threads, the caller's among them."""
@@ -223,7 +226,7 @@ def instruction_sets() -> list[str]:
 
 
 def open_jpeg(path: str) -> Any:
-    """Return the libjpeg-turbo that is in a shared object or that it was linked with, such as Pillow's extension module, for `render_jpeg`.
+    """Return the libjpeg-turbo that is in a shared object or that it was linked with, as in Pillow's extension module, for `render_jpegs`.
 
     Raises: ValueError in one line if there is none that is known to the compiled kernel.
     """
@@ -305,15 +308,23 @@ def _bytes(tensor: Tensor | None) -> Any:
     return None if tensor is None else tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
 
 
+@functools.lru_cache  # every batch asks for the same
+def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return what normalizes a level: level * scale + shift, by channel."""
+    means, stds = torch.tensor([mean, std], dtype=torch.float64)
+    scale, shift = (1 / (255 * stds)).float().tolist(), (-means / stds).float().tolist()
+    if not all(math.isfinite(number) for number in (*scale, *shift)):
+        raise ValueError(f"mean={list(mean)}, std={list(std)}: needs finite numbers, std not 0")
+    return tuple(scale), tuple(shift)
+
+
 def _family(request: ViewRequest, mean: Tensor | None, std: Tensor | None, filter: Filter) -> tuple[Any, ...]:
     """Return a family as the compiled kernel reads it; mean and std (3,)."""
     _check_normalization(mean, std, request.out.dtype)
-    scale, shift = (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
+    scale: tuple[float, ...] = (1.0, 1.0, 1.0)
+    shift: tuple[float, ...] = (0.0, 0.0, 0.0)
     if mean is not None and std is not None:
-        scale = tuple((1 / (255 * std.double())).float().tolist())
-        shift = tuple((-mean.double() / std.double()).float().tolist())
-        if not all(math.isfinite(number) for number in (*scale, *shift)):
-            raise ValueError(f"mean={mean.tolist()}, std={std.tolist()}: needs finite numbers, std not 0")
+        scale, shift = _scale_and_shift(tuple(mean.tolist()), tuple(std.tolist()))
     out, channels_last = request.out, request.channels_last
     return (
         out.shape[1],

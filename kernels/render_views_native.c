@@ -9,6 +9,7 @@
 #endif
 #include <Python.h>
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -16,11 +17,10 @@
 #include "decode_region.h"
 #include "render_views_core.h"
 
-#define LARGEST_SHARE 0.9 /* of a picture's pixels: to decode more of it saves nothing */
-
 typedef struct {
     PyObject_HEAD
     wf_plan *plan;
+    atomic_llong next_jpeg; /* of the batch: calls of render_jpegs share its pictures */
     int families;
     Py_buffer *out; /* [families], held while the plan lives */
 } Plan;
@@ -296,17 +296,26 @@ static double now_s(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-/* Decode what the views of picture number `position` read, and write them, without Python; *decode_s is what decoding took. WF_BAD_PICTURE,
- * with views undefined, if the whole is to be decoded. */
-static wf_status render_jpeg(const wf_plan *plan, int64_t position, const wf_jpeg *jpeg, const Py_buffer *encoded, int64_t height,
-                             int64_t width, double *decode_s, char message[WF_MESSAGE_BYTES])
+/* Files of a batch, and what one thread made of its share of them. */
+typedef struct {
+    Py_buffer *file;      /* [pictures]; none where the whole is to be decoded anyway */
+    Py_buffer size, asked; /* (pictures, 2) int32 (height, width) as stored, (pictures,) bytes */
+    PyObject *left;       /* positions whose whole is to be decoded */
+    double decode_s, render_s;
+} jpeg_batch;
+
+/* Decode what the views of picture number `position` read, and write them, without Python. WF_BAD_PICTURE, with views undefined, if the
+ * whole is to be decoded. */
+static wf_status render_jpeg(const wf_plan *plan, int64_t position, const wf_jpeg *jpeg, jpeg_batch *batch, char message[WF_MESSAGE_BYTES])
 {
     const double start_s = now_s();
+    const int32_t *size = (const int32_t *)batch->size.buf + 2 * position;
+    const Py_buffer *file = &batch->file[position];
     wf_part needed;
-    wf_status status = wf_plan_needed(plan, position, height, width, &needed, message);
+    wf_status status = wf_plan_needed(plan, position, size[0], size[1], &needed, message);
     if (status != WF_DONE)
         return status;
-    if (!needed.height || (double)(needed.height * needed.width) > LARGEST_SHARE * (double)(height * width))
+    if (!needed.height)
         return WF_BAD_PICTURE;
     const size_t room = wf_jpeg_part_bytes(&needed);
     wf_scratch *scratch = wf_scratch_take(room);
@@ -315,48 +324,97 @@ static wf_status render_jpeg(const wf_plan *plan, int64_t position, const wf_jpe
         return WF_NO_MEMORY;
     }
     unsigned char *pixels = wf_scratch_memory(scratch);
-    wf_picture picture = {.pixels = pixels, .height = height, .width = width};
-    status = wf_jpeg_decode(jpeg, encoded->buf, (size_t)encoded->len, height, width, &needed, pixels, &picture.part, message);
-    *decode_s = now_s() - start_s;
+    wf_picture picture = {.pixels = pixels, .height = size[0], .width = size[1]};
+    status = wf_jpeg_decode(jpeg, file->buf, (size_t)file->len, size[0], size[1], &needed, pixels, &picture.part, message);
+    const double decoded_s = now_s();
     if (status == WF_DONE)
         status = wf_render_picture(plan, position, &picture, message);
     wf_scratch_give(scratch);
+    batch->decode_s += decoded_s - start_s;
+    batch->render_s += now_s() - decoded_s;
     return status;
 }
 
-static PyObject *plan_render_jpeg(Plan *self, PyObject *const *args, Py_ssize_t count)
+/* Render pictures of the batch that no other thread has taken, until there are none or one has to be told of. */
+static wf_status render_next_jpegs(Plan *self, const wf_jpeg *jpeg, jpeg_batch *batch, int64_t *position, char message[WF_MESSAGE_BYTES])
 {
-    if (count != 5) {
-        PyErr_SetString(PyExc_TypeError, "render_jpeg takes a position, a file, its height and width, and what open_jpeg returned");
+    const unsigned char *asked = batch->asked.buf;
+    while ((*position = atomic_fetch_add(&self->next_jpeg, 1)) < wf_plan_pictures(self->plan)) {
+        const wf_status status = asked[*position] ? render_jpeg(self->plan, *position, jpeg, batch, message) : WF_DONE;
+        if (status != WF_DONE)
+            return status;
+    }
+    return WF_DONE;
+}
+
+/* Look at the files, a sequence, and at what is known of them. */
+static bool take_jpegs(PyObject *const *args, int64_t pictures, jpeg_batch *batch)
+{
+    batch->left = PyList_New(0);
+    batch->file = PyMem_Calloc((size_t)pictures + 1, sizeof *batch->file);
+    if (!batch->file)
+        PyErr_NoMemory();
+    if (!batch->left || !batch->file || !take_buffer(args[1], &batch->size, "sizes", 8 * pictures, false, false) ||
+        !take_buffer(args[2], &batch->asked, "asked", pictures, false, false))
+        return false;
+    const Py_ssize_t files = PySequence_Size(args[0]);
+    if (files != pictures) {
+        if (files >= 0)
+            PyErr_Format(PyExc_ValueError, "%zd files for the records of %lld", files, (long long)pictures);
+        return false;
+    }
+    for (int64_t b = 0; b < pictures; b++) {
+        if (!((const unsigned char *)batch->asked.buf)[b])
+            continue;
+        PyObject *file = PySequence_GetItem(args[0], b);
+        const bool fine = file && PyObject_GetBuffer(file, &batch->file[b], PyBUF_SIMPLE) == 0;
+        Py_XDECREF(file);
+        if (!fine)
+            return false;
+    }
+    return true;
+}
+
+static bool add_position(PyObject *list, int64_t position)
+{
+    PyObject *number = PyLong_FromLongLong(position);
+    const bool fine = number && PyList_Append(list, number) == 0;
+    Py_XDECREF(number);
+    return fine;
+}
+
+static PyObject *plan_render_jpegs(Plan *self, PyObject *const *args, Py_ssize_t count)
+{
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "render_jpegs takes files, their sizes, which of them to render, and what open_jpeg returned");
         return NULL;
     }
-    long long number[3]; /* position, height, width */
-    for (int i = 0; i < 3; i++) {
-        number[i] = PyLong_AsLongLong(args[i ? i + 1 : 0]);
-        if (number[i] == -1 && PyErr_Occurred())
-            return NULL;
-    }
-    const wf_jpeg *jpeg = PyCapsule_GetPointer(args[4], JPEG);
+    const wf_jpeg *jpeg = PyCapsule_GetPointer(args[3], JPEG);
     if (!jpeg)
         return NULL;
-    const long long pictures = wf_plan_pictures(self->plan);
-    if (number[0] < 0 || number[0] >= pictures)
-        return PyErr_Format(PyExc_IndexError, "picture %lld of %lld; pictures are numbered 0 to %lld", number[0], pictures, pictures - 1);
-    Py_buffer encoded = {0};
-    if (PyObject_GetBuffer(args[1], &encoded, PyBUF_SIMPLE) < 0)
-        return NULL;
-    char message[WF_MESSAGE_BYTES];
-    double decode_s = 0;
-    wf_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = render_jpeg(self->plan, number[0], jpeg, &encoded, number[1], number[2], &decode_s, message);
-    Py_END_ALLOW_THREADS
-    release(&encoded);
-    if (status == WF_DONE)
-        return PyFloat_FromDouble(decode_s);
-    if (status == WF_BAD_PICTURE)
-        Py_RETURN_NONE;
-    return raise(status, message);
+    const int64_t pictures = wf_plan_pictures(self->plan);
+    jpeg_batch batch = {0};
+    bool fine = take_jpegs(args, pictures, &batch);
+    int64_t position = 0;
+    while (fine && position < pictures) {
+        char message[WF_MESSAGE_BYTES];
+        wf_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = render_next_jpegs(self, jpeg, &batch, &position, message);
+        Py_END_ALLOW_THREADS
+        if (status == WF_BAD_PICTURE)
+            fine = add_position(batch.left, position);
+        else if (status != WF_DONE)
+            fine = raise(status, message) != NULL;
+    }
+    for (int64_t b = 0; batch.file && b < pictures; b++)
+        release(&batch.file[b]);
+    PyMem_Free(batch.file);
+    release(&batch.size);
+    release(&batch.asked);
+    PyObject *made = fine ? Py_BuildValue("Odd", batch.left, batch.decode_s, batch.render_s) : NULL;
+    Py_XDECREF(batch.left);
+    return made;
 }
 
 static PyObject *plan_render_all(Plan *self, PyObject *args)
@@ -396,9 +454,10 @@ static PyObject *plan_render_all(Plan *self, PyObject *args)
 static PyMethodDef plan_methods[] = {
     {"render_picture", (PyCFunction)(void (*)(void))plan_render_picture, METH_FASTCALL,
      "render_picture(position, picture)\n--\n\nWrite all views of the batch's picture number `position`, (H, W, 3) uint8 as stored."},
-    {"render_jpeg", (PyCFunction)(void (*)(void))plan_render_jpeg, METH_FASTCALL,
-     "render_jpeg(position, file, height, width, jpeg)\n--\n\nWrite all views of the batch's picture number `position` from a file of that "
-     "size as stored, of\nwhich only what they read is decoded; return the seconds of decoding, or None: decode the whole."},
+    {"render_jpegs", (PyCFunction)(void (*)(void))plan_render_jpegs, METH_FASTCALL,
+     "render_jpegs(files, sizes, asked, jpeg)\n--\n\nWrite all views of those pictures of the batch that are asked for, from files of "
+     "(height, width) as stored,\nof which only what they read is decoded. Calls share the pictures: each is rendered by one of them.\n"
+     "Return positions left whose whole is to be decoded, and the seconds of decoding and rendering."},
     {"render_all", (PyCFunction)plan_render_all, METH_VARARGS,
      "render_all(pictures, threads)\n--\n\nWrite all views of all pictures of the batch, a tuple, in `threads` threads."},
     {NULL, NULL, 0, NULL},

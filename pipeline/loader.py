@@ -4,6 +4,7 @@ Here: the loader and its counters. It is told where to stand (`seek`), never ask
 Not here: the order (order.py), the draws (records.py), the pixels (render/), the index (shards/index.py).
 """
 
+import functools
 import itertools
 import logging
 import os
@@ -37,7 +38,10 @@ log = logging.getLogger(__name__)
 
 MAX_BAD_SHARE = 1e-4  # of the samples; at least MAX_BAD_LEAST may turn out undecodable before a run stops
 MAX_BAD_LEAST = 10
+DRAWN_AT_ONCE = 512  # samples of consecutive batches: to draw a few takes nearly as long
 CLOSED = "the loader is closed; make another with make_loader"
+
+Place = tuple[int, int, int]  # epoch, step, micro-batch
 
 
 class TooManyBadError(ValueError):
@@ -87,6 +91,17 @@ class Position:
     def as_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Drawn:
+    """What is known of a batch before a byte of it is read; arrays (B,)."""
+
+    epoch: int
+    ids: NDArray[np.int64]  # the order's
+    sample: NDArray[np.int64]  # the pictures shown
+    drawn_for: NDArray[np.int64]
+    records: tuple[Record, ...]
 
 
 class Loader:
@@ -244,7 +259,7 @@ class Loader:
         drawn_for_ids = self._own_ids("drawn_for", sample if drawn_for is None else drawn_for)
         if len(drawn_for_ids) != len(sample_ids):
             raise ValueError(f"drawn_for has {len(drawn_for_ids)} ids, sample has {len(sample_ids)}; give one for every sample")
-        return self._handed_over(self._make(sample_ids, drawn_for_ids, epoch))
+        return self._handed_over(self._make(*self._drawn([sample_ids], epoch, drawn_for_ids)))
 
     def _own_ids(self, name: str, values: ArrayLike) -> NDArray[np.int64]:
         """Return ids (B,) in memory of their own, which a batch keeps."""
@@ -272,17 +287,18 @@ class Loader:
         self._reader.close()
         self._copying.clear()
 
-    def _stream(self, places: Iterator[tuple[int, int, int]]) -> Iterator[Batch]:
-        """Yield one batch a place (epoch, step, micro-batch), in order, at most `prefetch` made ahead of the one in the caller's hands."""
+    def _stream(self, places: Iterator[Place]) -> Iterator[Batch]:
+        """Yield one batch a place, in order, at most `prefetch` made ahead of the one in the caller's hands."""
+        makes = self._drawn_together(places)
         if self._makers is None:
-            for epoch, step, micro in places:
-                yield self._timed_wait(partial(self._make_at, epoch, step, micro))
+            for make in makes:
+                yield self._timed_wait(make)
             return
         ahead: deque[Future[Batch]] = deque()
         try:
             while not self._closed:
-                for place in itertools.islice(places, self.prefetch + 1 - len(ahead)):  # the next one, and those ahead of it
-                    ahead.append(self._makers.submit(self._make_at, *place))
+                for make in itertools.islice(makes, self.prefetch + 1 - len(ahead)):  # the next one, and those ahead of it
+                    ahead.append(self._makers.submit(make))
                 if not ahead:
                     return
                 yield self._timed_wait(ahead.popleft().result)
@@ -290,6 +306,16 @@ class Loader:
         finally:
             for future in ahead:
                 future.cancel()
+
+    def _drawn_together(self, places: Iterator[Place]) -> Iterator[Callable[[], Batch]]:
+        """Yield what makes each place's batch. Records of several are drawn at once, by who makes the first of them."""
+        micro_batch = self.order.global_batch // (self.order.ranks * self.order.accumulation)
+        for epoch, of_epoch in itertools.groupby(places, key=lambda place: place[0]):
+            while together := list(itertools.islice(of_epoch, -(-DRAWN_AT_ONCE // micro_batch))):
+                draw = partial(self._draw_batches, epoch, together)
+                # the makers' queue is first in, first out: who waits for the draws stands behind them
+                drawn = functools.cache(draw) if self._makers is None else self._makers.submit(draw).result
+                yield from (partial(self._make_drawn, drawn, number) for number in range(len(together)))
 
     def _timed_wait(self, get: Callable[[], Batch]) -> Batch:
         start = time.perf_counter()
@@ -313,37 +339,57 @@ class Loader:
             self._stats.copy_s += time.perf_counter() - start
         return moved
 
-    def _make_at(self, epoch: int, step: int, micro: int) -> Batch:
-        ids = self.order.micro_batch(epoch, step, micro)
-        return self._make(ids, ids, epoch)
+    def _draw_batches(self, epoch: int, places: Sequence[Place]) -> list[_Drawn]:
+        """Return what is known of consecutive batches of one epoch before a byte of them is read."""
+        return self._drawn([self.order.micro_batch(*place) for place in places], epoch)
 
-    def _make(self, ids: NDArray[np.int64], drawn_for: NDArray[np.int64], epoch: int) -> Batch:
-        """Read, draw and render a batch: ids and drawn_for (B,)."""
+    def _drawn(self, batches: Sequence[NDArray[np.int64]], epoch: int, drawn_for: NDArray[np.int64] | None = None) -> list[_Drawn]:
+        """Draw for the samples (B,) of each batch, with the draws of `drawn_for` (default: their own), one for every sample of all."""
+        start = time.perf_counter()
+        ids = np.concatenate(batches)
+        drawn_for = ids if drawn_for is None else drawn_for
+        sample = self.index.replacement(ids)
+        with self.range("draw"):
+            records = self._draw(sample, drawn_for, epoch)
+        ends = list(itertools.accumulate(map(len, batches)))
+        rows = [slice(end - len(batch), end) for batch, end in zip(batches, ends, strict=True)]
+        drawn = [
+            _Drawn(epoch=epoch, ids=ids[of], sample=sample[of], drawn_for=drawn_for[of], records=tuple(record[of] for record in records))
+            for of in rows
+        ]
+        with self._lock:
+            self._stats.draw_s += time.perf_counter() - start
+        return drawn
+
+    def _make_drawn(self, drawn: Callable[[], list[_Drawn]], number: int) -> Batch:
+        return self._make(drawn()[number])
+
+    def _make(self, drawn: _Drawn) -> Batch:
+        """Read and render a batch, drawn anew if a picture of it turned out invalid since."""
         if self._closed:
             raise ValueError(CLOSED)
         start = time.perf_counter()
+        ids, drawn_for, records = drawn.ids, drawn.drawn_for, drawn.records
         sample = self.index.replacement(ids)
+        if not np.array_equal(sample, drawn.sample):
+            records = self._draw(sample, drawn_for, drawn.epoch)
         with self.range("read"):
             encoded = self._reader.read_batch(sample)
         read = time.perf_counter()
-        with self.range("draw"):
-            records = self._draw(sample, drawn_for, epoch)
-        drawn = time.perf_counter()
         with self.range("render"):
             rendered = render_checked(self.renderer, self.recipe, encoded, records, self.index.decodable[sample])
         if rendered.failed:
-            sample, records = self._replace_failed(rendered, ids, sample.copy(), drawn_for, epoch)
+            sample, records = self._replace_failed(rendered, ids, sample.copy(), drawn_for, drawn.epoch)
         with self.range("hand over"):
             batch = self._assemble(sample, drawn_for, rendered.pixels, records)
         with self._lock:
             stats = self._stats
             stats.pictures += len(sample)
             stats.batches += 1
-            stats.replaced += int((sample != ids).sum())
-            stats.read_bytes += sum(len(item) for item in encoded)
+            stats.replaced += int(np.count_nonzero(sample != ids))
+            stats.read_bytes += sum(map(len, encoded))
             stats.pixel_bytes += sum(pixels.nbytes for pixels in rendered.pixels)
             stats.read_s += read - start
-            stats.draw_s += drawn - read
             stats.decode_s += rendered.decode_s
             stats.render_s += rendered.render_s
             stats.make_s += time.perf_counter() - start
@@ -413,10 +459,11 @@ def _count_accepted(stats: LoaderStats, records: Sequence[Record]) -> None:
     """Add a batch's views to the counters: how many there are of every family, how many kept their law, how many are not valid."""
     for record in records:
         name, views = record.geometry.family, record.accepted.numel()
+        kept, valid = (int(np.count_nonzero(each.numpy())) for each in (record.accepted, record.valid))
         before = stats.drawn.get(name, 0)
-        accepted = stats.accepted.get(name, 0.0) * before + float(record.accepted.sum())
+        accepted = stats.accepted.get(name, 0.0) * before + kept
         stats.drawn[name], stats.accepted[name] = before + views, accepted / max(before + views, 1)
-        stats.invalid_views += int((~record.valid).sum())
+        stats.invalid_views += views - valid
 
 
 def _check_updates(updates: int) -> None:

@@ -150,7 +150,8 @@ def _check_boxes(boxes: NDArray[np.float64], small: NDArray[np.bool_], source_si
     """Raise ValueError if boxes (B, V, 4) leave their pictures, but for those too small, (B, 1) or (B, V), or float32 cannot hold them."""
     first, last = boxes[..., :2], boxes[..., 2:]
     inside = ((first >= 0) & (first < last) & (last <= source_size[:, None, ::-1])).all(-1) | small
-    exact = (boxes * SUBPIXELS % 1 == 0).all(-1)
+    places = boxes * SUBPIXELS
+    exact = (places == np.rint(places)).all(-1)
     if (inside & exact).all():
         return
     row, view = np.argwhere(~(inside & exact))[0]

@@ -18,6 +18,8 @@ from wherefrom.pipeline.plain_tensors import from_json_line, to_json_line, to_te
 
 Index = int | slice | Sequence[int] | Tensor
 
+_EVERY = slice(None)
+
 
 def _kept(index: Index, length: int, what: str) -> slice | Tensor:
     """Return an index that keeps its axis, of `length` samples or views."""
@@ -56,13 +58,20 @@ def _listed(index: Any, what: str) -> Tensor:
 
 
 def _split(index: Index | tuple[Index, ...], shape: tuple[int, ...]) -> tuple[slice | Tensor, slice | Tensor]:
-    parts = index if isinstance(index, tuple) else (index, slice(None))
+    parts = index if isinstance(index, tuple) else (index, _EVERY)
     if len(parts) != 2:
         raise IndexError(f"index with {len(parts)} parts, views have two axes: samples and views")
     return _kept(parts[0], shape[0], "sample"), _kept(parts[1], shape[1], "view")
 
 
+def _at(tensor: Tensor, b: slice | Tensor, v: slice | Tensor) -> Tensor:
+    """Return samples b and views v of a tensor (B, V, ...)."""
+    return tensor[b] if v is _EVERY else tensor[b][:, v]
+
+
 def _check(owner: str, name: str, value: Tensor, shape: tuple[int | None, ...], dtype: torch.dtype | None = None) -> None:
+    if value.shape == shape and dtype in (None, value.dtype):  # as most often
+        return
     fits = value.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, value.shape, strict=True))
     if not fits:
         raise ValueError(f"{owner}.{name} has shape {tuple(value.shape)}, expected {shape} (None: any)")
@@ -124,7 +133,7 @@ class Photometric:
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "Photometric":
         b, v = _split(index, self.gray.shape)
-        return Photometric(**{field.name: getattr(self, field.name)[b][:, v] for field in fields(self)})
+        return Photometric(**{field.name: _at(getattr(self, field.name), b, v) for field in fields(self)})
 
     def __repr__(self) -> str:
         return f"Photometric({tuple(self.gray.shape)}, {self.gray.device})"
@@ -184,7 +193,7 @@ class ViewGeometry:
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "ViewGeometry":
         b, v = _split(index, self.flipped.shape)
-        both = {name: getattr(self, name)[b][:, v] for name in ("boxes", "flipped", "quarter_turns")}
+        both: dict[str, Any] = {name: _at(getattr(self, name), b, v) for name in ("boxes", "flipped", "quarter_turns")}
         each = {name: getattr(self, name)[b] for name in ("source_size", "stored_orientation", "sample", "drawn_for")}
         return replace(self, **both, **each, view=self.view[v])
 
@@ -320,7 +329,10 @@ class Record:
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "Record":
         b, v = _split(index, self.valid.shape)
         return Record(
-            geometry=self.geometry[b, v], photometric=self.photometric[b, v], valid=self.valid[b][:, v], accepted=self.accepted[b][:, v]
+            geometry=self.geometry[b, v],
+            photometric=self.photometric[b, v],
+            valid=_at(self.valid, b, v),
+            accepted=_at(self.accepted, b, v),
         )
 
     def to_json(self) -> str:
@@ -406,7 +418,10 @@ class Views:
     def __getitem__(self, index: Index | tuple[Index, ...]) -> "Views":
         b, v = _split(index, self.valid.shape)
         return Views(
-            pixels=self.pixels[b][:, v], geometry=self.geometry[b, v], valid=self.valid[b][:, v], photometric=self.photometric[b, v]
+            pixels=_at(self.pixels, b, v),
+            geometry=self.geometry[b, v],
+            valid=_at(self.valid, b, v),
+            photometric=self.photometric[b, v],
         )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Views":

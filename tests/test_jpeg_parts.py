@@ -4,6 +4,7 @@ The truth is simplejpeg's strict decoding of the whole. Memory safety: test_nati
 """
 
 import io
+import itertools
 import logging
 import tarfile
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ import pytest
 import simplejpeg
 import torch
 from jpeg_files import RESTARTS, SAMPLINGS, Bytes, by_pillow, jpeg_of, kinds, picture_of
+from numpy.typing import NDArray
 from PIL import Image
 
 from wherefrom.kernels.render_views import decode_part, native_missing, open_jpeg
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
-from wherefrom.pipeline.laws import Independent
+from wherefrom.pipeline.laws import Center, Independent
 from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.proof.prove import ProofCase, prove
 from wherefrom.pipeline.records import draw_records, shown_frac
@@ -27,7 +29,7 @@ from wherefrom.pipeline.render import jpeg_parts
 from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.jpeg_parts import part_decoder
 from wherefrom.pipeline.render.native_cutter import NativeCutter
-from wherefrom.pipeline.render.renderer import Rendered
+from wherefrom.pipeline.render.renderer import Rendered, view_shapes
 from wherefrom.pipeline.render.threads import ThreadedRenderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.picture_headers import examine_picture
@@ -123,14 +125,14 @@ def render_both(files: Sequence[Bytes], epoch: int = 0, recipe: ViewRecipe = REC
     renderer, records = make_renderer(recipe, "native", threads=0), records_for(recipe, files, epoch)
     whole = renderer.render(files, records)
     whole = Rendered(pixels=tuple(pixels.clone() for pixels in whole.pixels), failed=whole.failed)
-    cut, served = renderer.cutter.cut_jpeg, [False] * len(files)  # type: ignore[attr-defined]
+    cut, served = renderer.cutter.cut_jpegs, [False] * len(files)  # type: ignore[attr-defined]
 
-    def watched(plan: object, position: int, *file: object) -> float | None:
-        seconds = cut(plan, position, *file)
-        served[position] = seconds is not None
-        return seconds
+    def watched(plan: object, encoded: object, sizes: object, asked: NDArray[np.bool_]) -> tuple[list[int], float, float]:
+        left, *seconds = cut(plan, encoded, sizes, asked)
+        served[:] = [position not in left for position in np.flatnonzero(asked)]
+        return left, *seconds
 
-    renderer.cutter.cut_jpeg = watched  # type: ignore[attr-defined]
+    renderer.cutter.cut_jpegs = watched  # type: ignore[attr-defined]
     parts = renderer.render(files, records, np.ones(len(files), bool))  # type: ignore[call-arg]
     return whole, parts, served
 
@@ -170,7 +172,7 @@ def test_views_from_parts_of_1600_pictures_are_those_from_the_whole() -> None:
 
 @pytest.mark.core
 def test_the_pixel_proof_holds_of_pictures_decoded_in_part() -> None:
-    served: list[bool] = []
+    served: list[float] = []
 
     class InParts(ThreadedRenderer):
         """Decodes in part whatever can be."""
@@ -179,10 +181,10 @@ def test_the_pixel_proof_holds_of_pictures_decoded_in_part() -> None:
             return super().render(encoded, records, np.ones(len(encoded), bool))
 
     class Cutter(NativeCutter):
-        def cut_jpeg(self, *arguments: Any) -> float | None:
-            seconds = super().cut_jpeg(*arguments)
-            served.append(seconds is not None)
-            return seconds
+        def cut_jpegs(self, plan: Any, encoded: Sequence[Bytes], *known: Any) -> tuple[list[int], float, float]:
+            left, *seconds = super().cut_jpegs(plan, encoded, *known)
+            served.append(1 - len(left) / len(encoded))
+            return left, *seconds
 
     case = ProofCase(size_px=(72, 56), source_size=(333, 410), pixels="float32", format="JPEG", snap="none", laws=("paired",))
     report = prove(lambda recipe: InParts(Cutter(recipe), threads=0), cases=[case])
@@ -199,10 +201,53 @@ def test_only_jpegs_of_one_scan_and_of_colors_are_decoded_in_part() -> None:
 
 
 @pytest.mark.core
-def test_views_of_most_of_a_picture_have_it_decoded_whole() -> None:
-    recipe = ViewRecipe(families=(ViewFamily(name="whole", views=1, size_px=32, law=Independent(area_frac=(0.98, 1))),))
-    *_, served = render_both([np.frombuffer(jpeg_of(picture_of(np.random.default_rng(3), 150, 170), "420"), np.uint8)], recipe=recipe)
-    assert served == [False]
+def test_views_of_all_of_a_picture_are_those_of_its_whole() -> None:
+    recipe = ViewRecipe(families=(ViewFamily(name="whole", views=1, size_px=32, law=Center()),))
+    rng = np.random.default_rng(3)
+    files = [np.frombuffer(jpeg_of(picture_of(rng, 150, 170), sampling), np.uint8) for sampling in SAMPLINGS]
+    whole, parts, served = render_both(files, recipe=recipe)
+    assert all(served)
+    assert_equal(whole, parts, range(len(files)))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_share_a_batch_and_render_each_picture_once(threads: int) -> None:
+    rng = np.random.default_rng(8)
+    files = [np.frombuffer(jpeg_of(picture_of(rng, 90 + number, 120), "420"), np.uint8) for number in range(24)]
+    files[5] = np.frombuffer(by_pillow(picture_of(rng, 95, 120), progressive=True), np.uint8)
+    records, asked = records_for(RECIPE, files), np.arange(24) % 7 > 0
+    alone = make_renderer(RECIPE, "native", threads=0)
+    whole = alone.render(files, records)
+    together = make_renderer(RECIPE, "native", threads=threads)
+    shares: list[list[int]] = []
+    cut = together.cutter.cut_jpegs  # type: ignore[attr-defined]
+
+    def watched(*batch: Any) -> tuple[list[int], float, float]:
+        left, *seconds = cut(*batch)
+        shares.append(left)
+        return left, *seconds
+
+    together.cutter.cut_jpegs = watched  # type: ignore[attr-defined]
+    try:
+        parts = together.render(files, records, asked)  # type: ignore[call-arg]
+    finally:
+        together.close()
+    assert len(shares) == threads and list(itertools.chain(*shares)) == [5]
+    assert_equal(whole, parts, range(24))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("files", "sizes", "asked", "words"),
+    [(2, 3, 3, "2 files for the records of 3"), (3, 2, 3, "sizes has 16 bytes, expected 24"), (3, 3, 4, "asked has 4 bytes, expected 3")],
+)
+def test_files_of_another_number_than_the_records_are_refused(files: int, sizes: int, asked: int, words: str) -> None:
+    file = np.frombuffer(jpeg_of(picture_of(np.random.default_rng(9), 90, 120), "420"), np.uint8)
+    cutter, records = NativeCutter(RECIPE), records_for(RECIPE, [file] * 3)
+    plan = cutter.plan(records, [torch.empty(shape) for shape in view_shapes(RECIPE, 3)])
+    with pytest.raises(ValueError, match=words):
+        cutter.cut_jpegs(plan, [file] * files, np.full((sizes, 2), 90, np.int32), np.ones(asked, bool))
 
 
 @pytest.mark.core
@@ -299,9 +344,15 @@ def test_only_pictures_that_the_index_decoded_are_decoded_in_part(tmp_path: Path
     for decode in (False, True):
         with make_loader(ShardIndex.open(str(folder), decode=decode), RECIPE, global_batch=8, renderer="native", threads=0) as loader:
             cutter = loader.renderer.cutter  # type: ignore[attr-defined]
-            monkeypatch.setattr(cutter, "cut_jpeg", lambda *_, decode=decode: asked.append(decode))
+            cut = cutter.cut_jpegs
+
+            def watched(*batch: Any, decode: bool = decode, cut: Any = cut) -> Any:
+                asked.append((decode, int(batch[-1].sum())))
+                return cut(*batch)
+
+            monkeypatch.setattr(cutter, "cut_jpegs", watched)
             next(iter(loader))
-    assert asked == [True] * 8
+    assert asked == [(True, 8)]
 
 
 @pytest.mark.core

@@ -163,6 +163,36 @@ def test_both_renderers_are_handed_the_same_records(build: Callable[..., Loader]
     assert_same_records(records_of(torch_batches), records_of(itertools.chain(*dali)))
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("threads", [0, 2])
+def test_how_many_batches_are_drawn_at_once_changes_nothing(
+    build: Callable[..., Loader], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    for samples in (1, 2 * BATCH, 512):
+        monkeypatch.setattr("wherefrom.pipeline.loader.DRAWN_AT_ONCE", samples)
+        loader = build(threads=threads)
+        seen.append([clone(batch) for batch in itertools.islice(loader.forever(), 2 * loader.updates_per_epoch + 1)])
+    for others in seen[1:]:
+        assert_same_records(records_of(seen[0]), records_of(others))
+        for one, other in zip(seen[0], others, strict=True):
+            assert_same_pixels(one, other)
+
+
+@pytest.mark.core
+def test_what_is_marked_invalid_is_replaced_from_the_next_batch_on(build: Callable[..., Loader]) -> None:
+    loader, expected = build(), list(build())
+    batches = iter(loader)
+    next(batches)
+    marked = int(expected[1].sample[2])
+    loader.index.mark_invalid(marked, "a label that is wrong")
+    batch = next(batches)
+    assert marked not in batch.sample.tolist() and marked in batch.drawn_for.tolist()
+    replayed = loader.batch(batch.sample, batch.drawn_for)
+    assert_same_records(records_of([batch]), records_of([replayed]))
+    assert_same_pixels(batch, replayed)
+
+
 def test_other_families_change_nothing(build: Callable[..., Loader]) -> None:
     other = ViewFamily(name="other", views=4, size_px=(8, 8), law=Disjoint(), mirror="view", min_side_px=4)
     for alone, more in zip(build(), build(ViewRecipe(families=(other, PAIR, LOCAL))), strict=True):

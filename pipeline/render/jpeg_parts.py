@@ -24,7 +24,7 @@ _PROBE_PARTS = ((0, 0, 20, 40), (18, 33, 30, 41), (39, 64, 36, 67), (1, 1, 73, 1
 
 
 def part_decoder() -> Any | None:
-    """Return the libjpeg-turbo that `ViewPlan.render_jpeg` takes, or None where none serves, which is said once. Safe from any thread."""
+    """Return the libjpeg-turbo that `ViewPlan.render_jpegs` takes, or None where none serves, which is said once. Safe from any thread."""
     with _lock:
         return _open()[0]
 

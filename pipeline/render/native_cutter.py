@@ -1,6 +1,6 @@
 """The `native` renderer: threads decode, the compiled kernel writes all views of a picture straight into the batch in one call.
 
-Where a picture's whole is known to decode, that call decodes as well, no more than the views read.
+Of pictures whose whole is known to decode, one call for the batch decodes as well, no more than the views read.
 
 Here: records as the kernel takes them. Threads and decoding: threads.py.
 Not here: the kernel (wherefrom.kernels.render_views and its C files), drawing.
@@ -65,13 +65,15 @@ class NativeCutter:
         """Write all views of the batch's picture number `position`, (H, W, 3) as stored; the interpreter is free meanwhile."""
         plan.render_picture(position, stored)
 
-    def cut_jpeg(self, plan: ViewPlan, position: int, encoded: NDArray[np.uint8], stored_size: tuple[int, int]) -> float | None:
-        """Write all views of a JPEG (bytes,) of (height, width) as stored, decoded no further than they read; the interpreter is free.
+    def cut_jpegs(
+        self, plan: ViewPlan, encoded: Sequence[NDArray[np.uint8]], stored_size: NDArray[np.int32], asked: NDArray[np.bool_]
+    ) -> tuple[list[int], float, float]:
+        """Write all views of a batch's JPEGs, of those asked for, decoded no further than they read, the interpreter free all the while.
 
-        Returns: the seconds of decoding, or None, views undefined, where the whole is to be decoded.
+        Threads that call it share the pictures. Shapes: encoded B of (bytes,), stored_size (B, 2) int32 (height, width), asked (B,).
+        Returns: the positions, of this call's share, whose whole is to be decoded; the seconds of decoding, and of rendering.
         """
-        jpeg = part_decoder()
-        return None if jpeg is None else plan.render_jpeg(position, encoded, stored_size, jpeg)
+        return plan.render_jpegs(encoded, stored_size, asked, part_decoder())
 
 
 ENTRY = RendererEntry(

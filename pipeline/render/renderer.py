@@ -86,9 +86,14 @@ class PartCutter(Cutter, Protocol):
         """Whether it can on this machine."""
         ...
 
-    def cut_jpeg(self, plan: Any, position: int, encoded: NDArray[np.uint8], stored_size: tuple[int, int]) -> float | None:
-        """Write all views of the batch's picture number `position`, a JPEG (bytes,) of (height, width) as stored; return the seconds of
-        decoding, or None, views undefined, where the whole is to be decoded."""
+    def cut_jpegs(
+        self, plan: Any, encoded: Sequence[NDArray[np.uint8]], stored_size: NDArray[np.int32], asked: NDArray[np.bool_]
+    ) -> tuple[list[int], float, float]:
+        """Write all views of those pictures of the batch that are asked for, JPEGs of (height, width) as stored; threads share them.
+
+        Shapes: encoded B of (bytes,), stored_size (B, 2), asked (B,).
+        Returns: positions of the caller's share whose whole is to be decoded, views undefined; the seconds of decoding, and of rendering.
+        """
         ...
 
 

@@ -5,11 +5,11 @@ A slot comes back when the last tensor that shares its memory is gone: the array
 """
 
 import logging
+import math
 import threading
 import weakref
 from collections import deque
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +29,7 @@ class SlotRing:
 
     def take(self, shapes: list[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
         """Return tensors of these shapes over one slot; their contents are undefined."""
-        counts = [int(np.prod(shape)) for shape in shapes]
+        counts = [math.prod(shape) for shape in shapes]
         needed = sum(-(-count * dtype.itemsize // 64) * 64 for count in counts)
         memory = self._take_memory(needed)
         lease = memory.numpy()[:needed]  # a new array each time: it lives as long as any tensor made from it

@@ -4,10 +4,10 @@ Here: the threads, decoding, slots, the pictures that will not decode. Which cod
 Not here: pixels (torch_cutter.py and native_cutter.py hold the cutters), drawing.
 """
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class ThreadedRenderer:
 
     def __init__(self, cutter: Cutter, *, device: str | torch.device = "cpu", threads: int | None = None, prefetch: int = 2) -> None:
         self.cutter = cutter
+        self._part_cutter = cutter if isinstance(cutter, PartCutter) else None
         self.name = cutter.name
         self.recipe = cutter.recipe
         self.threads = available_cores() if threads is None else threads
@@ -51,24 +52,17 @@ class ThreadedRenderer:
         pixels = self.ring.take(view_shapes(self.recipe, len(encoded)), getattr(torch, self.recipe.pixels))
         plan = self.cutter.plan(records, pixels)
         sizes = _stored_sizes(records[0])
-
-        in_parts = [False] * len(encoded) if decodable is None else decodable.tolist()
-        cut_jpeg = self._cut_jpeg if any(in_parts) else None
+        asked = decodable if decodable is not None and self.in_parts else np.zeros(len(encoded), bool)
+        cut_jpegs = self._part_cutter.cut_jpegs if self._part_cutter is not None and asked.any() else None
+        whole = iter(np.flatnonzero(~asked).tolist())  # threads help themselves: to hand out each would take as long as to cut it
         failed: dict[int, str] = {}
-        positions = iter(
-            range(len(encoded))
-        )  # threads help themselves: handing out each picture would hold the interpreter as long as cutting it
 
         def work() -> tuple[float, float]:
-            decode_s = render_s = 0.0
-            for position in positions:
+            left, decode_s, render_s = cut_jpegs(plan, encoded, sizes, asked) if cut_jpegs else ([], 0.0, 0.0)
+            for position in itertools.chain(left, whole):
                 start = time.perf_counter()
-                part_s = cut_jpeg(plan, position, encoded[position], sizes[position]) if cut_jpeg and in_parts[position] else None
-                if part_s is not None:
-                    decode_s, render_s = decode_s + part_s, render_s + time.perf_counter() - start - part_s
-                    continue
                 try:
-                    stored = self._decode(encoded[position], sizes[position])
+                    stored = self._decode(encoded[position], *sizes[position].tolist())
                 except DECODE_ERRORS as error:
                     failed[position] = f"{type(error).__name__}: {error}"
                     decode_s += time.perf_counter() - start
@@ -92,15 +86,10 @@ class ThreadedRenderer:
     @property
     def in_parts(self) -> bool:
         """Whether pictures that are known to decode are decoded no further than their views read."""
-        return isinstance(self.cutter, PartCutter) and self.cutter.in_parts
+        return self._part_cutter is not None and self._part_cutter.in_parts
 
-    @property
-    def _cut_jpeg(self) -> Callable[[Any, int, NDArray[np.uint8], tuple[int, int]], float | None] | None:
-        return self.cutter.cut_jpeg if isinstance(self.cutter, PartCutter) and self.cutter.in_parts else None
-
-    def _decode(self, encoded: NDArray[np.uint8], stored_size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Decode into this thread's buffer as stored; stored_size (height, width) is what the record says."""
-        height, width = stored_size
+    def _decode(self, encoded: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+        """Decode into this thread's buffer as stored; height and width are what the record says."""
         buffer = getattr(self._local, "buffer", None)
         if buffer is None or len(buffer) < height * width * 3:
             buffer = self._local.buffer = np.empty(height * width * 3, np.uint8)
@@ -110,10 +99,12 @@ class ThreadedRenderer:
         return np.ascontiguousarray(picture) if picture.flags.writeable else picture.copy()
 
 
-def _stored_sizes(record: Record) -> list[tuple[int, int]]:
-    """Return every picture's (height, width) as stored, EXIF not undone."""
-    size, lying = record.geometry.source_size, record.geometry.stored_orientation[:, None] >= 5
-    return [(height, width) for height, width in torch.where(lying, size.flip(1), size).tolist()]
+def _stored_sizes(record: Record) -> NDArray[np.int32]:
+    """Return every picture's (height, width) as stored, EXIF not undone: (B, 2)."""
+    size = record.geometry.source_size.numpy().copy()
+    lying = record.geometry.stored_orientation.numpy() >= 5
+    size[lying] = size[lying, ::-1]
+    return size
 
 
 def in_threads(cutter: Callable[[ViewRecipe], Cutter]) -> RendererMaker:
