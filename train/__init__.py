@@ -6,7 +6,7 @@ from wherefrom.train.evaluation.labels import evaluate_labels
 from wherefrom.train.evaluation.network import Network, open_network
 from wherefrom.train.evaluation.pairs import evaluate_pairs, pair_r2
 from wherefrom.train.evaluation.pictures import ShardPictures
-from wherefrom.train.evaluation.protocols import PROTOCOLS, Measured, NotMeasuredError, Score, measure, protocols_named
+from wherefrom.train.evaluation.protocols import PROTOCOLS, Measured, NotMeasuredError, PairExample, Score, measure, protocols_named
 from wherefrom.train.loop import run
 from wherefrom.train.objective import (
     OBJECTIVES,
@@ -143,6 +143,7 @@ __all__ = [  # in reading order  # noqa: RUF022
     "protocols_named",
     "measure",
     "Measured",
+    "PairExample",
     "Score",
     "NotMeasuredError",
     "ShardPictures",
