@@ -41,7 +41,7 @@ MAX_BAD_LEAST = 10
 DRAWN_AT_ONCE = 512  # samples of consecutive batches: to draw a few takes nearly as long
 CLOSED = "the loader is closed; make another with make_loader"
 
-Place = tuple[int, int, int]  # epoch, step, micro-batch
+_Place = tuple[int, int, int]  # epoch, step, micro-batch
 
 
 class TooManyBadError(ValueError):
@@ -287,7 +287,7 @@ class Loader:
         self._reader.close()
         self._copying.clear()
 
-    def _stream(self, places: Iterator[Place]) -> Iterator[Batch]:
+    def _stream(self, places: Iterator[_Place]) -> Iterator[Batch]:
         """Yield one batch a place, in order, at most `prefetch` made ahead of the one in the caller's hands."""
         makes = self._drawn_together(places)
         if self._makers is None:
@@ -307,7 +307,7 @@ class Loader:
             for future in ahead:
                 future.cancel()
 
-    def _drawn_together(self, places: Iterator[Place]) -> Iterator[Callable[[], Batch]]:
+    def _drawn_together(self, places: Iterator[_Place]) -> Iterator[Callable[[], Batch]]:
         """Yield what makes each place's batch. Records of several are drawn at once, by who makes the first of them."""
         micro_batch = self.order.global_batch // (self.order.ranks * self.order.accumulation)
         for epoch, of_epoch in itertools.groupby(places, key=lambda place: place[0]):
@@ -339,7 +339,7 @@ class Loader:
             self._stats.copy_s += time.perf_counter() - start
         return moved
 
-    def _draw_batches(self, epoch: int, places: Sequence[Place]) -> list[_Drawn]:
+    def _draw_batches(self, epoch: int, places: Sequence[_Place]) -> list[_Drawn]:
         """Return what is known of consecutive batches of one epoch before a byte of them is read."""
         return self._drawn([self.order.micro_batch(*place) for place in places], epoch)
 
