@@ -46,6 +46,7 @@ from wherefrom.train.objective import random_scope, united_families
 from wherefrom.train.run_folder import RunFolder, read_metrics
 
 AT = Progress(update=0, updates=4, updates_per_epoch=2)
+ROOT = Path(__file__).resolve().parents[1]
 TIMES = ("cpu_s", "cpu_s_an_update", "machine")
 
 
@@ -645,3 +646,19 @@ def test_the_plan_is_listed_with_what_runs_took(tmp_path: Path, capsys: pytest.C
     assert lines[7].split()[-1] == "-"  # of MoCo v3 nothing is known yet
     assert lines[-1].startswith("1 of 46 done; left: about 3.5 CPU-hours, and 24 runs of which nothing is known yet")
     assert VIT.width == 16
+
+
+@pytest.mark.core
+def test_the_page_ends_with_what_the_runs_say_that_are_kept() -> None:
+    kept = ROOT / "tools" / "results" / "evidence"
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert page.partition("## Results\n\n")[2] == markdown(read_runs(kept))
+    done = [unit for unit in table() if plan.read(unit, kept) is not None]  # of other settings than the plan's it raises
+    assert len(done) == len(list(kept.glob("*.json"))) > 0
+
+
+@pytest.mark.core
+def test_what_is_chosen_is_what_the_kept_runs_chose() -> None:
+    files = sorted((ROOT / "tools" / "results" / "evidence" / "choices").glob("simclr-*.json"))
+    gains = report.chosen_by([plan.read_file(file) for file in files])
+    assert len(gains) == len(plan.CANDIDATES) and gains[0][0] == plan.CHOSEN["simclr"]
