@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from wherefrom.tools.system_limits import read_memory
+
 SMI_FIELDS = ("driver_version", "power.limit", "clocks.max.sm", "memory.total")
 
 
@@ -21,12 +23,11 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
     from wherefrom.pipeline.system import available_cores  # here: what the kernels need alone has not the pipeline's libraries
 
     models = {line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")}
-    total_kib = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     versions = {package: version for package in packages if (version := _version(package)) is not None}
     return {
         "cpu": ", ".join(sorted(models)) or platform.processor(),
         "cores": available_cores(),
-        "memory_gib": round(total_kib / 2**20, 1),
+        "memory_gib": round(read_memory().get("MemTotal", 0) / 2**30, 1),
         "gpu": _gpu() if torch.cuda.is_available() else None,
         "system": platform.platform(),
         "python": platform.python_version(),

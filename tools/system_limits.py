@@ -36,7 +36,7 @@ def read_limits(root: Path = Path("/")) -> SystemLimits:
     from wherefrom.pipeline.system import available_cores  # here: where torch does not load, there is still something to say
 
     seen = os.cpu_count() or 1
-    memory = _memory(root)
+    memory = read_memory(root)
     shared = root / "dev/shm"
     usage = shutil.disk_usage(shared) if shared.is_dir() else None
     soft, hard = _open_files()
@@ -74,7 +74,7 @@ def memory_limit(root: Path = Path("/")) -> int | None:
     """
     texts = (_text(folder / name) for folder in _cgroup_folders(root, "memory") for name in ("memory.max", "memory.limit_in_bytes"))
     limits = [int(text) for text in texts if text.isdigit()]
-    lowest, there = min(limits, default=None), _memory(root).get("MemTotal")
+    lowest, there = min(limits, default=None), read_memory(root).get("MemTotal")
     return None if lowest is None or (there is not None and lowest >= there) else lowest
 
 
@@ -91,8 +91,8 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
                 yield root / "sys/fs/cgroup" / mount / str(place).lstrip("/")
 
 
-def _memory(root: Path) -> dict[str, int]:
-    """Return /proc/meminfo, in bytes."""
+def read_memory(root: Path = Path("/")) -> dict[str, int]:
+    """Return /proc/meminfo, in bytes by name; nothing where there is none."""
     rows = (line.split() for line in _text(root / "proc/meminfo").splitlines())
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) == 3}
 

@@ -344,32 +344,24 @@ def picture_size_change(chain: Chain, short_side_px: int, pixels_frac: float, *,
     return Change(what=f"wherefrom pack --short-side {short_side_px}", chain=smaller, basis="estimated", effort="recipe")
 
 
+def _with_update_of(chain: Chain, factor: float, fixed_s: float) -> Chain:
+    """Return a chain whose updates are given `factor` times as many pixels, all of forward and backward told as forward."""
+    of_pixels = max(chain.forward_s + chain.backward_s - fixed_s, 0.0)
+    return replace(chain, copy_s=chain.copy_s * factor, forward_s=fixed_s + of_pixels * factor, backward_s=0.0)
+
+
 def views_change(chain: Chain, what: str, views_frac: float, fixed_s: float = 0.0) -> Change:
     """Return fewer views; views_frac: of the pixels of all views that are left, to which rendering and training go in proportion.
 
     fixed_s: of an update's forward and backward, what does not depend on how much it is given.
     """
-    of_views = max(chain.forward_s + chain.backward_s - fixed_s, 0.0)
-    fewer = replace(
-        chain,
-        render_s=chain.render_s * views_frac,
-        copy_s=chain.copy_s * views_frac,
-        forward_s=fixed_s + of_views * views_frac,
-        backward_s=0.0,
-    )
+    fewer = replace(_with_update_of(chain, views_frac, fixed_s), render_s=chain.render_s * views_frac)
     return Change(what=what, chain=fewer, basis="estimated", effort="method")
 
 
 def batch_change(chain: Chain, factor: int, fixed_s: float) -> Change:
     """Return a batch `factor` times as large; fixed_s: of forward and backward, what an update of any size takes."""
-    of_pictures = max(chain.forward_s + chain.backward_s - fixed_s, 0.0)
-    larger = replace(
-        chain,
-        batch=chain.batch * factor,
-        copy_s=chain.copy_s * factor,
-        forward_s=fixed_s + of_pictures * factor,
-        backward_s=0.0,
-    )
+    larger = replace(_with_update_of(chain, factor, fixed_s), batch=chain.batch * factor)
     return Change(what=f"batches of {larger.batch}", chain=larger, basis="measured", effort="recipe")
 
 

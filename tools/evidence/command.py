@@ -16,7 +16,7 @@ from wherefrom.pipeline.files import write_aside
 from wherefrom.tools.console import print_line, print_table
 from wherefrom.tools.evidence.metrics import CHOICE
 from wherefrom.tools.evidence.one_run import StoppedError, is_running, make
-from wherefrom.tools.evidence.plan import HOSTS, OUTSIDE, UPDATES, PlannedRun, expected_cpu_s, read, sweep, table
+from wherefrom.tools.evidence.plan import HOSTS, OUTSIDE, UPDATES, PlannedRun, check_host, expected_cpu_s, read, sweep, table
 from wherefrom.tools.evidence.report import chosen_by, markdown, read_runs, state_rows, value_of
 from wherefrom.tools.evidence.side_by_side import StopAskedError, log_of, make_all, told
 
@@ -81,7 +81,9 @@ def run_command(
         return 0
     if updates is not None:
         raise ValueError(f"updates={updates} without --only: the plan says how long its runs are")
-    units = [unit for unit in table() if unit.host in _known(host)]
+    for each in host:
+        check_host(each)
+    units = [unit for unit in table() if unit.host in host]
     return _make_all(console, units, out, _options(data, val, keep=keep, limit=limit), jobs)
 
 
@@ -111,7 +113,7 @@ def choose_command(
         limit: pictures of either side that protocols take; default: all.
     """
     console = Console()
-    units = {each: sweep(each, updates, law) for each in _known(host)}
+    units = {each: sweep(each, updates, law) for each in host}
     out.mkdir(parents=True, exist_ok=True)
     code = _make_all(console, [unit for each in units.values() for unit in each], out, _options(data, val, limit=limit), jobs)
     for each, runs in units.items():
@@ -147,7 +149,7 @@ def length_command(
         limit: pictures of either side that protocols take; default: all.
     """
     console = Console()
-    _known([host])
+    check_host(host)
     out.mkdir(parents=True, exist_ok=True)
     updates, before, why = first or UPDATES[host] // 4, None, ""
     rows = [["updates", "20-NN", "CPU-minutes"]]
@@ -185,17 +187,6 @@ def report_command(*, runs: Path = OUT, out: Path | None = None) -> int:
     with write_aside(out) as aside:
         aside.write_text(text, encoding="utf-8")
     return 0
-
-
-def _known(hosts: Sequence[str]) -> Sequence[str]:
-    """Return hosts, all of which there are.
-
-    Raises: ValueError in one line if not.
-    """
-    for host in hosts:
-        if host not in HOSTS:
-            raise ValueError(f"host {host!r}: there are {', '.join(HOSTS)}")
-    return hosts
 
 
 def _make_all(console: Console, units: Sequence[PlannedRun], out: Path, options: Sequence[str], jobs: int) -> int:

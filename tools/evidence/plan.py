@@ -65,6 +65,12 @@ CURVE = 100  # points of a run's curves, about
 Held = dict[str, Any]  # a run's file
 
 
+def check_host(host: str) -> None:
+    """Raise ValueError in one line if there is no such host."""
+    if host not in HOSTS:
+        raise ValueError(f"host {host!r}: there are {', '.join(HOSTS)}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedRun:
     """One run. `updates`: its length where that is not the table's.
@@ -78,8 +84,7 @@ class PlannedRun:
     updates: int | None = None
 
     def __post_init__(self) -> None:
-        if self.host not in HOSTS:
-            raise ValueError(f"host {self.host!r}: there are {', '.join(HOSTS)}")
+        check_host(self.host)
         if self.arm not in ARM_TITLES and self.arm not in CANDIDATES:
             raise ValueError(f"arm {self.arm!r}: there are {', '.join((*ARM_TITLES, *CANDIDATES))}")
 
@@ -118,8 +123,9 @@ def table() -> tuple[PlannedRun, ...]:
 def sweep(host: str, updates: int | None = None, law: str | None = None) -> tuple[PlannedRun, ...]:
     """Return the runs by which SP's weight is chosen, and its law if none is said: half as long as those of the table, of another seed.
 
-    Raises: ValueError in one line if there is no such law.
+    Raises: ValueError in one line if there is no such host or law.
     """
+    check_host(host)
     if law is not None and law not in LAWS:
         raise ValueError(f"law {law!r}: there are {', '.join(LAWS)}")
     length = updates or UPDATES[host] // 2

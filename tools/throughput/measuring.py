@@ -35,10 +35,12 @@ from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.system import available_cores
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Record
+from wherefrom.tools.system_limits import read_memory
 from wherefrom.tools.throughput.watching import StageSeconds, Stretch, Timeline, labeled
 from wherefrom.train import run_folder
 from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.throughput import (
+    RATED_TFLOPS,
     Chain,
     Change,
     Verdict,
@@ -472,8 +474,8 @@ class Profiler:
     def _read_is_cold(self) -> bool:
         """Return whether the pictures are too many to stay in memory from one epoch to the next."""
         total = int(self.index.length.astype(np.int64).sum())
-        available = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemAvailable")), 0) * 1024
-        return bool(available) and total > RESERVED * available
+        available = read_memory().get("MemAvailable")
+        return available is not None and total > RESERVED * available
 
     def _log_s(self) -> float:
         """Return the mean seconds an update of lines of the log and of checkpoints, written into the profile's folder."""
@@ -616,14 +618,8 @@ def _free_cores(cores: int) -> float:
 
 def _rated_here(device: torch.device) -> float | None:
     """Return the rated TFLOPS of the GPU that we run on, if it is one that we know."""
-    from wherefrom.train.throughput import RATED_TFLOPS
-
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((tflops for known, tflops in RATED_TFLOPS.items() if known in name), None)
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 def _plain(value: Any) -> Any:
