@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from wherefrom.tools.system_limits import read_memory
 
 SMI_FIELDS = ("driver_version", "power.limit", "clocks.max.sm", "memory.total")
@@ -20,10 +18,12 @@ SMI_FIELDS = ("driver_version", "power.limit", "clocks.max.sm", "memory.total")
 
 def machine(packages: Sequence[str]) -> dict[str, Any]:
     """Return the machine in words and numbers, with the versions of those packages that are installed; "gpu" is None without one."""
+    import torch  # here: where it does not load, there are versions to tell
+
     from wherefrom.pipeline.system import available_cores  # here: what the kernels need alone has not the pipeline's libraries
 
     models = {line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")}
-    versions = {package: version for package in packages if (version := _version(package)) is not None}
+    versions = {package: version for package in packages if (version := installed_version(package)) is not None}
     return {
         "cpu": ", ".join(sorted(models)) or platform.processor(),
         "cores": available_cores(),
@@ -50,10 +50,13 @@ def last_line(words: str) -> str:
 
 
 def _gpu() -> dict[str, str]:
+    import torch
+
     return {"name": torch.cuda.get_device_name()} | query_gpu(SMI_FIELDS)
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of a package, or None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

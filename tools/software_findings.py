@@ -20,6 +20,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from wherefrom.tools.findings import FAULTS, Asked, Finding, Mark, first_line, from_reason
+from wherefrom.tools.machine import installed_version, query_gpu
 
 SHOWN = ("torch", "torchvision", "timm", "accelerate", "triton", "numpy", "simplejpeg", "pillow")
 PROBE_COLOR, PROBE_SIZE, PROBE_ERROR = (200, 60, 90), (96, 128), 16  # RGB, (height, width), levels
@@ -28,11 +29,11 @@ PROBE_COLOR, PROBE_SIZE, PROBE_ERROR = (200, 60, 90), (96, 128), 16  # RGB, (hei
 def look_at_libraries(_: Asked) -> Iterator[Finding]:
     """Say which versions there are, and which of them are too old or do not belong together, by the packages' own metadata."""
     home = Path(__file__).resolve().parents[1]
-    yield Finding("good", "wherefrom", f"{_version('wherefrom')} in {home}, Python {platform.python_version()}")
+    yield Finding("good", "wherefrom", f"{installed_version('wherefrom')} in {home}, Python {platform.python_version()}")
     unmet = list(unmet_requirements())
     dali = [requirement.name for requirement in _requirements("wherefrom", "cuda12") if requirement.name.startswith("nvidia-")]
     fitting = [name for name in (*SHOWN, *dali) if name not in {finding.name for finding in unmet}]
-    yield Finding("good", "libraries", ", ".join(f"{name} {version}" for name in fitting if (version := _version(name))))
+    yield Finding("good", "libraries", ", ".join(f"{name} {version}" for name in fitting if (version := installed_version(name))))
     yield from unmet
 
 
@@ -40,18 +41,20 @@ def unmet_requirements() -> Iterator[Finding]:
     """Yield the libraries that wherefrom needs, or one of these of another, and that are not there or of another version."""
     ours = {requirement.name: requirement for requirement in _requirements("wherefrom")}
     for name, requirement in ours.items():
-        if _version(name) is None and requirement.marker is None:  # what is for some systems alone is missed where something needs it
+        if (
+            installed_version(name) is None and requirement.marker is None
+        ):  # what is for some systems alone is missed where something needs it
             yield Finding("mend", name, "is not installed", f"pip install '{name}{requirement.specifier}'")
-    for of in ("wherefrom", *(name for name in ours if _version(name))):
+    for of in ("wherefrom", *(name for name in ours if installed_version(name))):
         for requirement in _requirements(of):
-            name, specifier, version = requirement.name, requirement.specifier, _version(requirement.name)
+            name, specifier, version = requirement.name, requirement.specifier, installed_version(requirement.name)
             if version is None or name not in {*ours, *SHOWN} or specifier.contains(version, prereleases=True):
                 continue
             if of == "wherefrom":
                 yield Finding("mend", name, f"is {version}, wherefrom needs {specifier}", f"pip install '{name}{specifier}'")
             else:
                 mend = f"pip install --upgrade {of} {name}, both at once, and from one index"
-                yield Finding("mend", name, f"is {version}, {of} {_version(of)} needs {specifier}", mend)
+                yield Finding("mend", name, f"is {version}, {of} {installed_version(of)} needs {specifier}", mend)
 
 
 def load_fault(module: str) -> Finding | None:
@@ -74,21 +77,12 @@ def _requirements(package: str, extra: str = "") -> Iterator[Requirement]:
                 yield requirement
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 # devices, kernels and renderers
 
 
 def look_at_gpu(asked: Asked) -> Iterator[Finding]:
     """Say whether torch computes on a GPU here, or why not."""
     import torch
-
-    from wherefrom.tools.machine import query_gpu
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -195,7 +189,7 @@ def _triton(device: Any) -> Finding:
 
     from wherefrom.kernels import pair_targets
 
-    version = _version("triton") or "of no known version"
+    version = installed_version("triton") or "of no known version"
     if device is None:
         return Finding("good", "Triton", f"{version}; there is no GPU to try it on")
     boxes = torch.tensor([[[1.0, 2, 5, 8], [3, 1, 4, 9]]], device=device)
