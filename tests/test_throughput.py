@@ -17,6 +17,7 @@ from wherefrom.train.throughput import (
     limit_of,
     log_change,
     machine_changes,
+    one_math_thread_change,
     order_change,
     packing_change,
     picture_size_change,
@@ -225,6 +226,17 @@ def test_the_first_thing_to_change_leaves_the_run_as_it_is_where_that_gives_enou
     first = judge(files, [packing_change(files, 1e-4), order_change(files, 1e-3), disk_change(files, 10)]).first
     assert first is not None
     assert first.what == "wherefrom pack, then tars"
+
+
+def test_training_in_one_thread_is_advised_where_to_share_it_takes_longer() -> None:
+    tiny = with_costs(CPU, parallel_frac=0.5)  # 8 ms a picture on two cores, 6 ms by the clock
+    alone = one_math_thread_change(tiny, 3e-3)
+    assert alone.chain.update_s == pytest.approx(0.03)
+    first = judge(tiny, [alone, *machine_changes(tiny)]).first
+    assert first is not None
+    assert first.what == "OMP_NUM_THREADS=1"
+    shared_well = one_math_thread_change(CPU, 8e-3)
+    assert judge(CPU, [shared_well]).first is None
 
 
 def test_nothing_is_advised_that_gives_nothing() -> None:

@@ -128,6 +128,14 @@ def with_a_large_model(settings: Any) -> Any:
     return replace(settings, model=replace(settings.model, width=192, depth=6, heads=3))
 
 
+def as_the_demo_runs(settings: Any) -> Any:
+    """Return the run of `wherefrom train` on these pictures: layers of width 32 are too small for two cores to share."""
+    from wherefrom.train.recipes.table import recipe
+
+    demo = recipe("demo")
+    return replace(demo, data=settings.data, updates=settings.updates, evaluation=settings.evaluation, runtime=settings.runtime)
+
+
 def packed(settings: Any) -> Any:
     """Return the same run on a tar of the folder's pictures."""
     folder = Path(settings.data)
@@ -160,7 +168,12 @@ PLANTS: dict[str, Plant] = {
         while_planted=lambda: slow_storage(0.1),
         while_mended=lambda: slow_storage(0.01),
     ),
-    "one core": Plant(limit="cores", change="all 2 cores", settings=with_runtime(threads=None), while_planted=lambda: on_cores(1)),
+    "one core": Plant(
+        limit="cores",
+        change="all 2 cores",
+        settings=lambda settings: with_runtime(threads=None)(as_the_demo_runs(settings)),
+        while_planted=lambda: on_cores(1),
+    ),
     "heavy renderer": Plant(
         limit="rendering",
         change="--runtime.renderer native",
@@ -183,7 +196,9 @@ PLANTS: dict[str, Plant] = {
         while_planted=lambda: slow_log(1.0),
         while_mended=lambda: slow_log(1.0),
     ),
-    "busy neighbor": Plant(limit="neighbors", change="no other programs", while_planted=lambda: busy_neighbors(4)),
+    "busy neighbor": Plant(
+        limit="neighbors", change="no other programs", settings=as_the_demo_runs, while_planted=lambda: busy_neighbors(4)
+    ),
 }
 
 

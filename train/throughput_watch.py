@@ -14,6 +14,7 @@ import torch
 
 from wherefrom.pipeline.system import available_cores
 from wherefrom.train.throughput import (
+    PARALLEL_FRAC,
     WORDS,
     Chain,
     Limit,
@@ -29,7 +30,6 @@ from wherefrom.train.trainer import Trainer
 
 FIRST_S = 60.0  # of training, before which nothing is said: files come into memory, kernels are compiled
 WINDOW_S = 20.0  # of training at least, over which counters are judged
-PARALLEL = 0.9  # of training on a processor, where nobody has measured it
 PACKED_READ_S = 2e-5  # of a picture in a tar that is in memory
 
 
@@ -175,7 +175,7 @@ def chain_of(passed: Counters, place: Place) -> Chain:
         forward_s=update_s,
         host_s=host_s,
         log_s=passed.writing_s / updates,
-        parallel_frac=PARALLEL,
+        parallel_frac=PARALLEL_FRAC,
         device="cpu" if place.device == "cpu" else "cuda",
         cores=float(place.cores),
         cores_seen=float(place.cores_seen),

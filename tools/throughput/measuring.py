@@ -40,6 +40,7 @@ from wherefrom.tools.throughput.watching import StageSeconds, Stretch, Timeline,
 from wherefrom.train import run_folder
 from wherefrom.train.run_folder import RunFolder
 from wherefrom.train.throughput import (
+    PARALLEL_FRAC,
     RATED_TFLOPS,
     Chain,
     Change,
@@ -51,6 +52,7 @@ from wherefrom.train.throughput import (
     judge,
     log_change,
     machine_changes,
+    one_math_thread_change,
     order_change,
     packing_change,
     picture_size_change,
@@ -141,7 +143,8 @@ class Profiler:
             stack.callback(setattr, self.trainer, "batches", None)
             stages: dict[str, list[float]] = {}
             ceilings: list[tuple[float, float]] = []  # pictures/s, CPU-seconds a second
-            reached, waited, cores = [], [], []
+            reached, waited = [], []
+            probed, used = [], []  # cores that we get where we want all, and CPU-seconds a second of training
             loaders: dict[int, list[float]] = {self.threads: []}
             updates = 0
             log_s = self._log_s()
@@ -149,19 +152,21 @@ class Profiler:
             for number in range(ROUNDS):
                 if number and (time.perf_counter() - began) * (1 + 1 / number) > self.seconds:
                     break  # one more would take too long
-                cores.append(_free_cores(self.cores))
+                probed.append(_free_cores(self.cores))
                 for name, seconds in self._stages_of_loader(number).items():
                     stages.setdefault(name, []).append(seconds)
                 of_update, rate, cpu_rate = self._train_on(one)
                 for name, seconds in of_update.items():
                     stages.setdefault(name, []).append(seconds)
                 ceilings.append((rate, cpu_rate))
+                used.append(cpu_rate)
                 loaders[self.threads].append(self._loader_rate(self.threads))
                 rate, waiting, cpu_rate, count = self._train_with_data()
                 reached.append(1 / (1 / rate + log_s / (self.of_rank * self.settings.runtime.accumulation)))
                 waited.append(waiting)
-                cores.append(cpu_rate)
+                used.append(cpu_rate)
                 updates += count
+                probed.append(_free_cores(self.cores))
             for threads in sorted({1, 2 * self.threads} - {self.threads}):
                 loaders[threads] = [self._loader_rate(threads)]
             timeline = self._timeline()
@@ -175,7 +180,7 @@ class Profiler:
                 updates=updates,
             )
             spreads = {name: Spread.of([1000 * value for value in values]) for name, values in stages.items()}
-            free = max(statistics.median(cores), *(cpu_rate for _, cpu_rate in ceilings)) if self.device.type == "cpu" else max(cores)
+            free = max(statistics.median(probed), *used)  # a probe is short: what training had there was
             medians = {name: statistics.median(values) for name, values in stages.items()}
             chain = calibrated(self._chain(medians, ceilings, free, log_s), together.reached.median)
             verdict = judge(chain, self._changes(chain, stages), reached=together.reached.median)
@@ -250,6 +255,16 @@ class Profiler:
         if self.ranks.count > 1:
             of_stages["collectives"] = of_stages.get("collectives", 0.0) + self._all_reduce_s() * count
         return {name: value / pictures for name, value in of_stages.items()}, pictures / seconds, cpu_s / seconds
+
+    def _on_one_thread(self) -> float:
+        """Return the CPU-seconds a picture of training in one thread."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            of_update, _, _ = self._train_on(self._make_batch(self.batch))
+        finally:
+            torch.set_num_threads(before)
+        return sum(of_update.values())
 
     def _pictures(self, batch: Batch) -> int:
         return len(batch) * self.settings.runtime.accumulation
@@ -439,7 +454,7 @@ class Profiler:
         here: RenderDevice = "cuda" if self.device.type == "cuda" else "cpu"
         cores = float(max(1, self.cores))
         free = min(free, cores)
-        parallel = 0.9  # what one core cannot tell
+        parallel = PARALLEL_FRAC
         if free > 1.2 and here == "cpu":
             used = statistics.median(cpu_rate for _, cpu_rate in ceilings)
             parallel = min(max((1 - 1 / max(used, 1.0)) / (1 - 1 / free), 0.0), 1.0)
@@ -497,6 +512,8 @@ class Profiler:
     def _changes(self, chain: Chain, stages: Mapping[str, Sequence[float]]) -> list[Change]:
         """Return what could be otherwise, with what it would cost."""
         changes = [*thread_changes(chain), *renderer_changes(chain, self._other_renderers())]
+        if self.device.type == "cpu" and torch.get_num_threads() > 1:
+            changes.append(one_math_thread_change(chain, self._on_one_thread()))
         if self.settings.order == "shuffled":
             cold = self._read_is_cold()
             ratio = statistics.median(stages["read in order, cold"]) / max(statistics.median(stages["read, cold"]), 1e-9)
