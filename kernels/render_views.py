@@ -8,9 +8,9 @@ import functools
 import importlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -24,6 +24,31 @@ ViewBackend = Literal["auto", "native", "triton", "reference"]
 _NATIVE = ("Plan", "instruction_sets", "open_jpeg", "decode_part")  # what is called of the compiled kernel
 
 PIXEL_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
+
+
+_FLOATS, _BOOLS = (torch.float32, torch.float64), (torch.bool,)
+_RECORDS = {  # of a family: what follows (B, V) in their shapes, what they may hold, and as what the compiled kernel reads them
+    "boxes": ((4,), (torch.float32,), torch.float32),
+    "flipped": ((), _BOOLS, torch.bool),
+    "quarter_turns": ((), INTEGERS, torch.int64),
+    "matrix": ((3, 4), _FLOATS, torch.float32),
+    "blur_sigma_px": ((), _FLOATS, torch.float32),
+    "solarized": ((), _BOOLS, torch.bool),
+}
+
+
+def _check_records(records: Mapping[str, Tensor | None]) -> None:
+    """Raise ValueError unless the records of a family fit each other: all of `_RECORDS`, those that are None aside."""
+    boxes = records["boxes"]
+    assert boxes is not None
+    check_shape("boxes", boxes, ("B", "V", 4), "add the view axis with boxes[:, None]")
+    for name, (shape, allowed, _) in _RECORDS.items():
+        tensor = records[name]
+        if tensor is not None:
+            check_shape(name, tensor, (*boxes.shape[:2], *shape))
+            check_dtype(name, tensor, allowed)
+            check_device(name, tensor, "boxes", boxes)
+            check_no_derivative(name, tensor, "and rendered views give none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -43,24 +68,11 @@ class ViewRequest:
 
     def __post_init__(self) -> None:
         check_shape("boxes", self.boxes, ("B", "V", 4), "add the view axis with boxes[:, None]")
-        views = tuple(self.boxes.shape[:2])
-        check_shape("out", self.out, (*views, 3, "h", "w"))
-        floats, bools = (torch.float32, torch.float64), (torch.bool,)
-        for name, shape, allowed in (
-            ("boxes", (*views, 4), (torch.float32,)),
-            ("flipped", views, bools),
-            ("quarter_turns", views, INTEGERS),
-            ("matrix", (*views, 3, 4), floats),
-            ("blur_sigma_px", views, floats),
-            ("solarized", views, bools),
-            ("out", self.out.shape, PIXEL_DTYPES),
-        ):
-            tensor = getattr(self, name)
-            if tensor is not None:
-                check_shape(name, tensor, shape)
-                check_dtype(name, tensor, allowed)
-                check_device(name, tensor, "boxes", self.boxes)
-                check_no_derivative(name, tensor, "and rendered views give none")
+        check_shape("out", self.out, (*self.boxes.shape[:2], 3, "h", "w"))
+        check_dtype("out", self.out, PIXEL_DTYPES)
+        check_device("out", self.out, "boxes", self.boxes)
+        check_no_derivative("out", self.out, "and rendered views give none")
+        _check_records({name: getattr(self, name) for name in _RECORDS})
         if 0 in self.out.shape[3:]:
             raise ValueError(f"out has shape {tuple(self.out.shape)}: a view has at least one pixel")
         if not (self.out.is_contiguous() or self.channels_last):
@@ -70,6 +82,44 @@ class ViewRequest:
     def channels_last(self) -> bool:
         """Whether a pixel's channels lie together in memory."""
         return not self.out.is_contiguous() and self.out.permute(0, 1, 3, 4, 2).is_contiguous()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Normalization:
+    """What makes a level, 0 to 255, the number that is written: level * scale + shift, by channel."""
+
+    scale: tuple[float, ...] = (1.0, 1.0, 1.0)
+    shift: tuple[float, ...] = (0.0, 0.0, 0.0)
+
+    @staticmethod
+    @functools.lru_cache  # every batch asks for the same
+    def of(mean: tuple[float, ...], std: tuple[float, ...]) -> "Normalization":
+        """Return that of mean and std, (3,) each, of levels / 255; raises ValueError if it is not finite."""
+        means, stds = torch.tensor([mean, std], dtype=torch.float64)
+        scale, shift = (1 / (255 * stds)).float().tolist(), (-means / stds).float().tolist()
+        if not all(math.isfinite(number) for number in (*scale, *shift)):
+            raise ValueError(f"mean={list(mean)}, std={list(std)}: needs finite numbers, std not 0")
+        return Normalization(scale=tuple(scale), shift=tuple(shift))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedViews:
+    """The records of one family of views of N pictures, checked, as the compiled kernel reads them; a slice of it is that of some."""
+
+    numbers: tuple[Any, ...]  # by `_RECORDS`, NumPy arrays (N, V, ...), contiguous, or None
+
+    @classmethod
+    def of(cls, **records: Tensor | None) -> Self:
+        """Check and pack records as `ViewRequest` has them, N pictures for B; on a CPU they share memory where they are packed already.
+
+        Raises: ValueError as `ViewRequest`.
+        """
+        _check_records(records)
+        tensors = [(records[name], dtype) for name, (_, _, dtype) in _RECORDS.items()]
+        return cls(tuple(None if tensor is None else tensor.detach().to(dtype).contiguous().numpy() for tensor, dtype in tensors))
+
+    def __getitem__(self, rows: slice) -> "PackedViews":
+        return PackedViews(tuple(None if array is None else array[rows] for array in self.numbers))
 
 
 class ViewPlan:
@@ -103,11 +153,39 @@ class ViewPlan:
                     f"requests hold boxes {[tuple(each.boxes.shape) for each in requests]} on {request.boxes.device}; "
                     "needs one number of pictures, on cpu"
                 )
+        for request in requests:
+            _check_normalization(mean, std, request.out.dtype)
         if orientation is not None:
             orientation = _orientation_bytes(orientation, pictures)
-        families = tuple(_family(request, mean, std, filter) for request in requests)
+        normalization = Normalization() if mean is None or std is None else Normalization.of(tuple(mean.tolist()), tuple(std.tolist()))
         self._outputs = [request.out for request in requests]
-        self._plan = _native().Plan(pictures, _bytes(orientation), families, instruction_set)
+        views = [PackedViews.of(**{name: getattr(request, name) for name in _RECORDS}) for request in requests]
+        self._plan = _native().Plan(
+            pictures,
+            None if orientation is None else orientation.numpy(),
+            tuple(_family(*each, normalization, filter) for each in zip(views, self._outputs, strict=True)),
+            instruction_set,
+        )
+
+    @classmethod
+    def of_packed(
+        cls,
+        views: Sequence[PackedViews],
+        outputs: Sequence[Tensor],
+        *,
+        orientation: Any,
+        normalization: Normalization,
+    ) -> Self:
+        """Return the plan of records that were packed, for less: of batches of a few pictures to check them takes longer than to cut some.
+
+        Shapes: views of B pictures, each family's output (B, V, 3, h, w), planar and contiguous, orientation (B,) an array of bytes.
+        Raises: ValueError if a record cannot be rendered, or an output has not the memory of B pictures.
+        """
+        plan = cls.__new__(cls)
+        plan._outputs = list(outputs)
+        families = tuple(_family(*each, normalization, "plain") for each in zip(views, outputs, strict=True))
+        plan._plan = _native().Plan(len(orientation), orientation, families, "auto")
+        return plan
 
     def render_picture(self, position: int, picture: Any) -> None:
         """Write all views of the batch's picture number `position`: a buffer (H, W, 3) uint8 as stored, such as a NumPy array.
@@ -303,44 +381,20 @@ def _orientation_bytes(orientation: Tensor, pictures: int) -> Tensor:
     return orientation.clamp(0, 255).to(torch.uint8)  # what no byte holds is no orientation either
 
 
-def _bytes(tensor: Tensor | None) -> Any:
-    """Return a tensor's memory, of any shape, as a NumPy array (bytes,), without a copy where it is contiguous; None stays None."""
-    return None if tensor is None else tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
-
-
-@functools.lru_cache  # every batch asks for the same
-def _scale_and_shift(mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return what normalizes a level: level * scale + shift, by channel."""
-    means, stds = torch.tensor([mean, std], dtype=torch.float64)
-    scale, shift = (1 / (255 * stds)).float().tolist(), (-means / stds).float().tolist()
-    if not all(math.isfinite(number) for number in (*scale, *shift)):
-        raise ValueError(f"mean={list(mean)}, std={list(std)}: needs finite numbers, std not 0")
-    return tuple(scale), tuple(shift)
-
-
-def _family(request: ViewRequest, mean: Tensor | None, std: Tensor | None, filter: Filter) -> tuple[Any, ...]:
-    """Return a family as the compiled kernel reads it; mean and std (3,)."""
-    _check_normalization(mean, std, request.out.dtype)
-    scale: tuple[float, ...] = (1.0, 1.0, 1.0)
-    shift: tuple[float, ...] = (0.0, 0.0, 0.0)
-    if mean is not None and std is not None:
-        scale, shift = _scale_and_shift(tuple(mean.tolist()), tuple(std.tolist()))
-    out, channels_last = request.out, request.channels_last
+def _family(packed: PackedViews, out: Tensor, normalization: Normalization, filter: Filter) -> tuple[Any, ...]:
+    """Return a family as the compiled kernel reads it; out (B, V, 3, h, w), planar, or channels-last in memory."""
+    channels_last = not out.is_contiguous()
+    memory = out.permute(0, 1, 3, 4, 2) if channels_last else out
     return (
         out.shape[1],
         *out.shape[3:],
         str(out.dtype).removeprefix("torch."),
         channels_last,
         filter == "centered",
-        _bytes(request.boxes),
-        _bytes(request.flipped),
-        _bytes(request.quarter_turns.long()),
-        _bytes(None if request.matrix is None else request.matrix.float()),
-        _bytes(None if request.blur_sigma_px is None else request.blur_sigma_px.float()),
-        _bytes(request.solarized),
-        scale,
-        shift,
-        _bytes(out.permute(0, 1, 3, 4, 2) if channels_last else out),
+        *packed.numbers,
+        normalization.scale,
+        normalization.shift,
+        memory.detach().view(-1).view(torch.uint8).numpy(),
     )
 
 

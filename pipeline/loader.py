@@ -27,7 +27,7 @@ from wherefrom.pipeline.order import Order, OrderMode
 from wherefrom.pipeline.ranges import Range, no_range, nvtx_range
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import check_device, check_renderer, check_runtime, make_renderer
-from wherefrom.pipeline.render.renderer import Rendered, Renderer, render_checked
+from wherefrom.pipeline.render.renderer import PartRenderer, Rendered, Renderer, render_checked
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.system import single_threaded_pool
@@ -102,6 +102,8 @@ class _Drawn:
     sample: NDArray[np.int64]  # the pictures shown
     drawn_for: NDArray[np.int64]
     records: tuple[Record, ...]
+    packed: Any  # of the records, for a renderer that takes them so; else None
+    decodable: NDArray[np.bool_]
 
 
 class Loader:
@@ -341,7 +343,7 @@ class Loader:
 
     def _draw_batches(self, epoch: int, places: Sequence[_Place]) -> list[_Drawn]:
         """Return what is known of consecutive batches of one epoch before a byte of them is read."""
-        return self._drawn([self.order.micro_batch(*place) for place in places], epoch)
+        return self._drawn(self.order.micro_batches(epoch, [place[1:] for place in places]), epoch)
 
     def _drawn(self, batches: Sequence[NDArray[np.int64]], epoch: int, drawn_for: NDArray[np.int64] | None = None) -> list[_Drawn]:
         """Draw for the samples (B,) of each batch, with the draws of `drawn_for` (default: their own), one for every sample of all."""
@@ -351,10 +353,20 @@ class Loader:
         sample = self.index.replacement(ids)
         with self.range("draw"):
             records = self._draw(sample, drawn_for, epoch)
+            packed = self.renderer.pack(records) if isinstance(self.renderer, PartRenderer) else None
+        decodable = self.index.decodable[sample]
         ends = list(itertools.accumulate(map(len, batches)))
         rows = [slice(end - len(batch), end) for batch, end in zip(batches, ends, strict=True)]
         drawn = [
-            _Drawn(epoch=epoch, ids=ids[of], sample=sample[of], drawn_for=drawn_for[of], records=tuple(record[of] for record in records))
+            _Drawn(
+                epoch=epoch,
+                ids=ids[of],
+                sample=sample[of],
+                drawn_for=drawn_for[of],
+                records=tuple(record[of] for record in records),
+                packed=None if packed is None else packed[of],
+                decodable=decodable[of],
+            )
             for of in rows
         ]
         with self._lock:
@@ -369,15 +381,16 @@ class Loader:
         if self._closed:
             raise ValueError(CLOSED)
         start = time.perf_counter()
-        ids, drawn_for, records = drawn.ids, drawn.drawn_for, drawn.records
+        ids = drawn.ids
         sample = self.index.replacement(ids)
         if not np.array_equal(sample, drawn.sample):
-            records = self._draw(sample, drawn_for, drawn.epoch)
+            (drawn,) = self._drawn([ids], drawn.epoch, drawn.drawn_for)
+        drawn_for, records = drawn.drawn_for, drawn.records
         with self.range("read"):
             encoded = self._reader.read_batch(sample)
         read = time.perf_counter()
         with self.range("render"):
-            rendered = render_checked(self.renderer, self.recipe, encoded, records, self.index.decodable[sample])
+            rendered = render_checked(self.renderer, self.recipe, encoded, records, drawn.decodable, drawn.packed)
         if rendered.failed:
             sample, records = self._replace_failed(rendered, ids, sample.copy(), drawn_for, drawn.epoch)
         with self.range("hand over"):

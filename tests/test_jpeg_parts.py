@@ -30,7 +30,7 @@ from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.jpeg_parts import part_decoder
 from wherefrom.pipeline.render.native_cutter import NativeCutter
 from wherefrom.pipeline.render.renderer import Rendered, view_shapes
-from wherefrom.pipeline.render.threads import ThreadedRenderer
+from wherefrom.pipeline.render.threads import PackedRecords, ThreadedRenderer
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.picture_headers import examine_picture
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
@@ -177,8 +177,10 @@ def test_the_pixel_proof_holds_of_pictures_decoded_in_part() -> None:
     class InParts(ThreadedRenderer):
         """Decodes in part whatever can be."""
 
-        def render(self, encoded: Sequence[Bytes], records: Sequence[Record], decodable: object = None) -> Rendered:
-            return super().render(encoded, records, np.ones(len(encoded), bool))
+        def render(
+            self, encoded: Sequence[Bytes], records: Sequence[Record], decodable: object = None, packed: PackedRecords | None = None
+        ) -> Rendered:
+            return super().render(encoded, records, np.ones(len(encoded), bool), packed)
 
     class Cutter(NativeCutter):
         def cut_jpegs(self, plan: Any, encoded: Sequence[Bytes], *known: Any) -> tuple[list[int], float, float]:

@@ -172,6 +172,17 @@ def test_ranks_and_micro_batches_tile_the_global_batch(
         assert mode == "sequential" or all(len(part) == per_micro for part in parts)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_several_micro_batches_at_once_are_those_of_each(mode: OrderMode) -> None:
+    order = make_order(50, 16, mode, rank=1, ranks=2, accumulation=2)
+    places = [(step, micro) for step in range(order.updates_per_epoch) for micro in range(2)]
+    for chosen in (places, places[::-1], places[2:3], []):
+        together = order.micro_batches(3, chosen)
+        assert [ids.tolist() for ids in together] == [order.micro_batch(3, *place).tolist() for place in chosen]
+    with pytest.raises(IndexError, match="step 9 of"):
+        order.micro_batches(0, [(0, 0), (9, 0)])
+
+
 def test_sequential_ranks_may_get_none() -> None:
     orders = [make_order(10, 8, "sequential", rank=rank, ranks=4) for rank in range(4)]
     assert [order.updates_per_epoch for order in orders] == [2] * 4

@@ -21,6 +21,7 @@ from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
+from wherefrom.pipeline.render.renderer import PartRenderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
 from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record
@@ -127,6 +128,24 @@ def test_batch_size_slot_and_threads_change_no_bit(threads: int) -> None:
         alone = render(recipe, [files[position]], [record[position] for record in records])
         for all_pixels, pixels in zip(together, alone, strict=True):
             assert torch.equal(all_pixels[position], pixels[0])
+
+
+@pytest.mark.parametrize("decodable", [True, False])
+def test_records_packed_for_many_batches_give_the_pixels_of_each(decodable: bool) -> None:
+    recipe = recipe_of(pixels="float16")
+    files = [file_of(noise(40 + 3 * seed, 90 - 2 * seed, seed), "JPEG", 1 + seed % 8) for seed in range(8)]
+    records = records_for(recipe, files)
+    renderer = make_renderer(recipe, "native", threads=2)
+    assert isinstance(renderer, PartRenderer)
+    packed = renderer.pack(records)
+    expected = renderer.render(files, records).pixels
+    verdicts = np.full(len(files), decodable)
+    for rows, others in ((slice(0, 3), slice(1, 4)), (slice(3, 8), slice(0, 5))):
+        part = files[rows], [record[rows] for record in records], verdicts[rows]
+        pixels, wrong = (renderer.render(*part, packed[which]).pixels for which in (rows, others))
+        assert all(torch.equal(a, b[rows]) for a, b in zip(pixels, expected, strict=True))
+        assert not any(torch.equal(a, b[rows]) for a, b in zip(wrong, expected, strict=True))
+    renderer.close()
 
 
 def test_a_plain_view_among_colored_ones_is_what_it_is_alone() -> None:

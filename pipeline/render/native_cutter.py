@@ -7,19 +7,30 @@ Not here: the kernel (wherefrom.kernels.render_views and its C files), drawing.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wherefrom.kernels.render_views import ViewPlan, ViewRequest, native_missing
+from wherefrom.kernels.render_views import Normalization, PackedViews, ViewPlan, native_missing
 from wherefrom.pipeline.color import color_matrix
 from wherefrom.pipeline.render.jpeg_parts import part_decoder
 from wherefrom.pipeline.render.renderer import RendererEntry
 from wherefrom.pipeline.render.threads import in_threads
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Record
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedFamilies:
+    """Records of N pictures as the kernel reads them; a slice of it is that of some."""
+
+    views: tuple[PackedViews, ...]
+    orientation: NDArray[np.uint8]  # (N,), EXIF, 1 to 8
+
+    def __getitem__(self, rows: slice) -> "PackedFamilies":
+        return PackedFamilies(views=tuple(each[rows] for each in self.views), orientation=self.orientation[rows])
 
 
 class NativeCutter:
@@ -30,36 +41,42 @@ class NativeCutter:
     def __init__(self, recipe: ViewRecipe) -> None:
         self.recipe = recipe
         normalized = recipe.pixels != "uint8"
-        self._mean = torch.tensor(recipe.mean, dtype=torch.float64) if normalized else None
-        self._std = torch.tensor(recipe.std, dtype=torch.float64) if normalized else None
+        self._normalization = Normalization.of(recipe.mean, recipe.std) if normalized else Normalization()
 
     @property
     def in_parts(self) -> bool:
         """Whether there is a library here that decodes parts of JPEGs."""
         return part_decoder() is not None
 
-    def plan(self, records: Sequence[Record], pixels: Sequence[Tensor]) -> ViewPlan:
-        """Return a batch's records, checked, as the kernel holds them.
-
-        Raises: ValueError for a record that cannot be rendered, such as a box that is empty or not finite.
-        """
-        requests = []
-        for family, record, out in zip(self.recipe.families, records, pixels, strict=True):
+    def pack(self, records: Sequence[Record]) -> PackedFamilies:
+        """Return the records of any number of pictures as the kernel reads them."""
+        packed = []
+        for family, record in zip(self.recipe.families, records, strict=True):
             geometry, photometric = record.geometry, record.photometric
             # asked of the recipe first, so that no picture of a batch changes the arithmetic of another
             colored = family.color is not None or bool(photometric.changed.any())
-            requests.append(
-                ViewRequest(
+            packed.append(
+                PackedViews.of(
                     boxes=geometry.boxes,
                     flipped=geometry.flipped,
                     quarter_turns=geometry.quarter_turns,
                     matrix=color_matrix(photometric) if colored else None,
                     blur_sigma_px=photometric.blur_sigma_px if colored else None,
                     solarized=photometric.solarized if colored else None,
-                    out=out,
                 )
             )
-        return ViewPlan(requests, orientation=records[0].geometry.stored_orientation, mean=self._mean, std=self._std)
+        return PackedFamilies(views=tuple(packed), orientation=records[0].geometry.stored_orientation.numpy())
+
+    def plan_packed(self, packed: PackedFamilies, pixels: Sequence[Tensor]) -> ViewPlan:
+        """Return a batch's records, which were packed, as the kernel holds them; raises as `plan`."""
+        return ViewPlan.of_packed(packed.views, pixels, orientation=packed.orientation, normalization=self._normalization)
+
+    def plan(self, records: Sequence[Record], pixels: Sequence[Tensor]) -> ViewPlan:
+        """Return a batch's records, checked, as the compiled kernel holds them.
+
+        Raises: ValueError for a record that cannot be rendered, such as a box that is empty or not finite.
+        """
+        return self.plan_packed(self.pack(records), pixels)
 
     def cut(self, plan: ViewPlan, position: int, stored: NDArray[np.uint8]) -> None:
         """Write all views of the batch's picture number `position`, (H, W, 3) as stored; the interpreter is free meanwhile."""

@@ -55,10 +55,18 @@ class PartRenderer(Renderer, Protocol):
         """Whether it does so on this machine."""
         ...
 
+    def pack(self, records: Sequence[Record]) -> Any:
+        """Return what it needs to know of records, one a family, of any number of pictures: `packed[rows]` is that of a slice of them."""
+        ...
+
     def render(
-        self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record], decodable: NDArray[np.bool_] | None = None
+        self,
+        encoded: Sequence[NDArray[np.uint8]],
+        records: Sequence[Record],
+        decodable: NDArray[np.bool_] | None = None,
+        packed: Any = None,
     ) -> Rendered:
-        """Render a batch, as `Renderer`; decodable (B,): whose whole was decoded before, None: nobody knows."""
+        """Render a batch, as `Renderer`; decodable (B,): whose whole was decoded before, None: nobody knows; packed: the records."""
         ...
 
 
@@ -84,6 +92,14 @@ class PartCutter(Cutter, Protocol):
     @property
     def in_parts(self) -> bool:
         """Whether it can on this machine."""
+        ...
+
+    def pack(self, records: Sequence[Record]) -> Any:
+        """Return records of any number of pictures as `plan_packed` takes them: `packed[rows]` are those of a slice of the pictures."""
+        ...
+
+    def plan_packed(self, packed: Any, pixels: Sequence[Tensor]) -> Any:
+        """Return what `plan` returns of the records that were packed."""
         ...
 
     def cut_jpegs(
@@ -140,12 +156,13 @@ def render_checked(
     encoded: Sequence[NDArray[np.uint8]],
     records: Sequence[Record],
     decodable: NDArray[np.bool_] | None = None,
+    packed: Any = None,
 ) -> Rendered:
-    """Return what a renderer makes of a batch of B files and their records, one a family of the recipe; decodable as `PartRenderer`.
+    """Return what a renderer makes of a batch of B files and their records, one a family of the recipe; the rest as `PartRenderer`.
 
     Raises: ValueError in one line if it is not what was asked for.
     """
-    known = (decodable,) if isinstance(renderer, PartRenderer) else ()
+    known = (decodable, packed) if packed is not None or isinstance(renderer, PartRenderer) else ()
     rendered, of = renderer.render(encoded, records, *known), f"renderer {renderer.name!r} returns"
     if not isinstance(rendered, Rendered):
         raise ValueError(f"{of} {type(rendered).__name__}, expected Rendered")

@@ -8,6 +8,8 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,18 @@ from wherefrom.pipeline.render.slots import SlotRing
 from wherefrom.pipeline.system import available_cores, single_threaded_pool
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Record
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedRecords:
+    """What is needed of records of N pictures; a slice of it is that of some."""
+
+    stored_size: NDArray[np.int32]  # (N, 2), (height, width), EXIF not undone
+    of_cutter: Any  # None: it works from records alone
+
+    def __getitem__(self, rows: slice) -> "PackedRecords":
+        of_cutter = None if self.of_cutter is None else self.of_cutter[rows]
+        return PackedRecords(stored_size=self.stored_size[rows], of_cutter=of_cutter)
 
 
 class ThreadedRenderer:
@@ -41,17 +55,29 @@ class ThreadedRenderer:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def pack(self, records: Sequence[Record]) -> PackedRecords:
+        """Return what the cutter needs to know of records (N, V) of any number of pictures, worked out once."""
+        sizes = _stored_sizes(records[0])
+        return PackedRecords(stored_size=sizes, of_cutter=None if self._part_cutter is None else self._part_cutter.pack(records))
+
     def render(
-        self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record], decodable: NDArray[np.bool_] | None = None
+        self,
+        encoded: Sequence[NDArray[np.uint8]],
+        records: Sequence[Record],
+        decodable: NDArray[np.bool_] | None = None,
+        packed: PackedRecords | None = None,
     ) -> Rendered:
         """Render a batch into a slot; undecodable pictures come back in `failed`. Those known to be decodable may be decoded in part.
 
-        Shapes: B encoded files, one record (B, V, ...) a family, decodable (B,), None: nobody knows
-                -> one (B, V, 3, H, W) a family, in the recipe's order and dtype.
+        Shapes: B encoded files, one record (B, V, ...) a family, decodable (B,), None: nobody knows; packed: the B rows of what `pack`
+                returned -> one (B, V, 3, H, W) a family, in the recipe's order and dtype.
         """
         pixels = self.ring.take(view_shapes(self.recipe, len(encoded)), getattr(torch, self.recipe.pixels))
-        plan = self.cutter.plan(records, pixels)
-        sizes = _stored_sizes(records[0])
+        sizes = _stored_sizes(records[0]) if packed is None else packed.stored_size
+        if packed is None or self._part_cutter is None:
+            plan = self.cutter.plan(records, pixels)
+        else:
+            plan = self._part_cutter.plan_packed(packed.of_cutter, pixels)
         asked = decodable if decodable is not None and self.in_parts else np.zeros(len(encoded), bool)
         cut_jpegs = self._part_cutter.cut_jpegs if self._part_cutter is not None and asked.any() else None
         whole = iter(np.flatnonzero(~asked).tolist())  # threads help themselves: to hand out each would take as long as to cut it
