@@ -149,6 +149,31 @@ def test_a_tiny_run_is_measured_stage_by_stage(tiny_shards: Path, tmp_path: Path
     assert {"wherefrom/forward", "wherefrom/backward", "wherefrom/optimizer", "wherefrom/render"} <= names
 
 
+def test_two_ranks_are_measured_together_and_the_first_tells(tiny_shards: Path, tmp_path: Path) -> None:
+    write_settings(tmp_path / "tiny.yaml", tiny_settings(tiny_shards))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "wherefrom.tools.cli"]
+    words = [
+        "profile",
+        "--config",
+        str(tmp_path / "tiny.yaml"),
+        "--seconds",
+        "2",
+        "--out",
+        str(tmp_path),
+        "--trace",
+        str(tmp_path / "trace"),
+    ]
+    done = subprocess.run(
+        [*torchrun, *map(str, words)], capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("BOUND BY") == 1 and "all numbers are of one rank" in done.stdout
+    found = json.loads((tmp_path / "profile.json").read_text(encoding="utf-8"))
+    assert found["stages"]["collectives"]["median"] > 0
+    assert found["facts"]["ranks"] == found["chain"]["ranks"] == 2
+    assert (tmp_path / "trace").stat().st_size > 0
+
+
 @pytest.mark.core
 def test_what_cannot_be_profiled_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^seconds=0: needs 1 to 3600$"):

@@ -80,7 +80,7 @@ def profile_command(
         out.mkdir(parents=True, exist_ok=True)
         print_line(console, f"measures each stage for about {seconds:.0f} s; numbers are right where nothing else is started meanwhile")
         start = time.perf_counter()
-        profile = Profiler(trainer, seconds=seconds, folder=out).measure(trace if ranks.first else None)
+        profile = Profiler(trainer, seconds=seconds, folder=out).measure(trace)
         if not ranks.first:
             return 0
         for line in verdict_lines(profile):

@@ -7,6 +7,7 @@ CPU-seconds are of this process: they hardly move when others use the machine; r
 
 import hashlib
 import itertools
+import math
 import os
 import statistics
 import tempfile
@@ -127,7 +128,7 @@ class Profiler:
         self.index: ShardIndex = trainer.loader.index
         self.recipe: ViewRecipe = trainer.loader.recipe
         self.device = trainer.accelerator.device
-        self.cores = available_cores()
+        self.cores, self.ranks_here = available_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         threads = self.settings.runtime.threads
         self.threads = self.cores if threads is None else threads
         self.seconds, self.slice_s = seconds, seconds / 40  # of one measurement; a round is made of about eight
@@ -135,6 +136,7 @@ class Profiler:
         self._by_size = np.argsort(self.index.length, kind="stable").astype(np.int64)
         self.rng = np.random.default_rng(self.settings.seed)
         self.batch = self._affordable_batch()
+        self.update_s = self._timed_update(self._make_batch(self.batch))  # ranks make equally many, or would wait for each other for ever
         self.stage_pictures = self._affordable_pictures()
 
     def measure(self, trace: Path | None = None) -> Profile:
@@ -150,9 +152,9 @@ class Profiler:
             log_s = self._log_s()
             one, began = self._make_batch(self.batch), time.perf_counter()
             for number in range(ROUNDS):
-                if number and (time.perf_counter() - began) * (1 + 1 / number) > self.seconds:
+                if number and self._highest(time.perf_counter() - began) * (1 + 1 / number) > self.seconds:
                     break  # one more would take too long
-                probed.append(_free_cores(self.cores))
+                probed.append(self._free_cores())
                 for name, seconds in self._stages_of_loader(number).items():
                     stages.setdefault(name, []).append(seconds)
                 of_update, rate, cpu_rate = self._train_on(one)
@@ -160,13 +162,14 @@ class Profiler:
                     stages.setdefault(name, []).append(seconds)
                 ceilings.append((rate, cpu_rate))
                 used.append(cpu_rate)
-                loaders[self.threads].append(self._loader_rate(self.threads))
-                rate, waiting, cpu_rate, count = self._train_with_data()
+                loader_rate = self._loader_rate(self.threads)
+                loaders[self.threads].append(loader_rate)
+                rate, waiting, cpu_rate, count = self._train_with_data(loader_rate)
                 reached.append(1 / (1 / rate + log_s / (self.of_rank * self.settings.runtime.accumulation)))
                 waited.append(waiting)
                 used.append(cpu_rate)
                 updates += count
-                probed.append(_free_cores(self.cores))
+                probed.append(self._free_cores())
             for threads in sorted({1, 2 * self.threads} - {self.threads}):
                 loaders[threads] = [self._loader_rate(threads)]
             timeline = self._timeline()
@@ -180,7 +183,9 @@ class Profiler:
                 updates=updates,
             )
             spreads = {name: Spread.of([1000 * value for value in values]) for name, values in stages.items()}
-            free = max(statistics.median(probed), *used)  # a probe is short: what training had there was
+            free = max(
+                statistics.median(probed), *(self.ranks_here * cores for cores in used)
+            )  # a probe is short: what training had was there
             medians = {name: statistics.median(values) for name, values in stages.items()}
             chain = calibrated(self._chain(medians, ceilings, free, log_s), together.reached.median)
             verdict = judge(chain, self._changes(chain, stages), reached=together.reached.median)
@@ -190,18 +195,32 @@ class Profiler:
     def _affordable_batch(self) -> int:
         """Return how many pictures an update is made of here: those of the run, or as many as do not take too long."""
         few = min(FEW, self.of_rank)
-        for _ in range(2):  # the first one warms up
-            self._make_batch(few)
-            start = time.perf_counter()
-            batch = self._make_batch(few)
-            made_s = time.perf_counter() - start
+        self._make_batch(few)  # the first one warms up
+        start = time.perf_counter()
+        batch = self._make_batch(few)
+        made_s = self._highest(time.perf_counter() - start)
+        update_s = self._timed_update(batch) / self.settings.runtime.accumulation
+        affordable = int(UPDATE_S * few / max(made_s, update_s))
+        return min(self.of_rank, max(few, affordable))
+
+    def _free_cores(self) -> float:
+        """Return how many cores the ranks on this machine get where they want all of ours, each its part."""
+        self.ranks.wait()
+        return _cores_got(max(1, self.cores // self.ranks_here)) * self.ranks_here
+
+    def _timed_update(self, batch: Batch) -> float:
+        """Return the seconds of the second of two updates on a batch, on the slowest rank."""
+        for _ in range(2):
             start = time.perf_counter()
             self._update(itertools.repeat(batch))
             self._synchronize()
-            update_s = (time.perf_counter() - start) / self.settings.runtime.accumulation
+            seconds = time.perf_counter() - start
         self.trainer.window.take()
-        affordable = int(UPDATE_S * few / max(made_s, update_s))
-        return min(self.of_rank, max(few, affordable))
+        return self._highest(seconds)
+
+    def _highest(self, seconds: float) -> float:
+        """Return the most of what the ranks say: what they decide by it they decide alike."""
+        return self.ranks.highest(math.ceil(1e9 * seconds)) / 1e9
 
     def _affordable_pictures(self) -> int:
         """Return of how many pictures the stages of the loader are measured."""
@@ -237,10 +256,9 @@ class Profiler:
         """Train on one batch again and again; return seconds a picture by stage, pictures/s, CPU-seconds a second."""
         watch, before = StageSeconds(self.device), self.trainer.range
         self.trainer.range = watch
-        count, start, cpu_start = 0, time.perf_counter(), time.process_time()
-        while count < 2 or time.perf_counter() - start < 2 * self.slice_s:
+        count, start, cpu_start = max(2, round(2 * self.slice_s / self.update_s)), time.perf_counter(), time.process_time()
+        for _ in range(count):
             self._update(itertools.repeat(batch))
-            count += 1
         self._synchronize()
         seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
         self.trainer.range = before
@@ -269,18 +287,22 @@ class Profiler:
     def _pictures(self, batch: Batch) -> int:
         return len(batch) * self.settings.runtime.accumulation
 
-    def _train_with_data(self) -> tuple[float, float, float, int]:
-        """Train with the loader; return pictures/s, the share of time that waited for data, CPU-seconds a second, and updates."""
+    def _train_with_data(self, loader_rate: float) -> tuple[float, float, float, int]:
+        """Train with the loader, which alone has made so many pictures/s.
+
+        Returns: pictures/s, the share of time that waited for data, CPU-seconds a second, and updates.
+        """
+        update_s = self._highest(self.update_s + self.batch * self.settings.runtime.accumulation / loader_rate)  # at most
+        count = max(3, round(4 * self.slice_s / update_s))
         with closing(self._loader(self.threads)) as loader:
             batches = loader.forever()
             for _ in range(2):
                 self._update(batches)
             self._synchronize()
             waited_before = self.trainer.clock.seconds["waiting"]
-            count, start, cpu_start = 0, time.perf_counter(), time.process_time()
-            while count < 3 or time.perf_counter() - start < 4 * self.slice_s:
+            start, cpu_start = time.perf_counter(), time.process_time()
+            for _ in range(count):
                 self._update(batches)
-                count += 1
             self._synchronize()
             seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
             waited = self.trainer.clock.seconds["waiting"] - waited_before
@@ -430,7 +452,7 @@ class Profiler:
         return watch.stretches
 
     def _trace(self, path: Path) -> None:
-        """Write a Chrome trace of some updates with data, whole or not at all."""
+        """Write a Chrome trace of some updates with data, of the first rank's alone, whole or not at all."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         activities += [torch.profiler.ProfilerActivity.CUDA] * (self.device.type == "cuda")
         before = self.trainer.range
@@ -445,6 +467,8 @@ class Profiler:
                 self._synchronize()
         self.trainer.range = before
         self.trainer.window.take()
+        if not self.ranks.first:
+            return
         with write_aside(path) as aside:
             profiler.export_chrome_trace(str(aside))
 
@@ -459,7 +483,6 @@ class Profiler:
             used = statistics.median(cpu_rate for _, cpu_rate in ceilings)
             parallel = min(max((1 - 1 / max(used, 1.0)) / (1 - 1 / free), 0.0), 1.0)
         read_s = stages["read, cold" if self._read_is_cold() else "read"]
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return Chain(
             read_s=read_s,
             read_cpu_s=min(stages["read, CPU"], read_s),
@@ -480,7 +503,7 @@ class Profiler:
             cores=cores,
             cores_seen=float(os.cpu_count() or cores),
             held=cores - free,
-            ranks=ranks_here,
+            ranks=self.ranks_here,
             threads=self.threads,
             makers=min(2, self.settings.runtime.prefetch),
             loose=bool(self.index.is_tree(0)),
@@ -619,17 +642,17 @@ def _decode_alone(encoded: Sequence[NDArray[np.uint8]]) -> float:
     return (time.process_time() - start) / len(encoded)
 
 
-def _free_cores(cores: int) -> float:
-    """Return how many cores we get where we want all of ours: by threads that hash, without the interpreter's lock."""
+def _cores_got(threads: int) -> float:
+    """Return how many cores so many threads get that hash, without the interpreter's lock."""
     block = bytes(1 << 20)
 
     def hash_until(end: float) -> None:
         while time.perf_counter() < end:
             hashlib.sha256(block)
 
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         start, cpu_start = time.perf_counter(), time.process_time()
-        list(pool.map(hash_until, [start + PROBE_S] * cores))
+        list(pool.map(hash_until, [start + PROBE_S] * threads))
         return (time.process_time() - cpu_start) / (time.perf_counter() - start)
 
 

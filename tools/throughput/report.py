@@ -50,16 +50,17 @@ def advice(verdict: Verdict, reached: float) -> str:
 
 
 def about(profile: Profile) -> list[str]:
-    """Return what was profiled, in two lines."""
+    """Return what was profiled, in three lines."""
     facts = profile.facts
     views = " + ".join(facts["views"])
     batch, measured = facts["batch"], facts["measured_batch"]
     smaller = "" if measured == batch else f", measured with {measured}"
+    of_one = "" if facts["ranks"] == 1 else "; all numbers are of one rank"
     cores = f"{facts['cores']} of {facts['cores_seen']} cores, {facts['free_cores']:g} of them free of others"
     return [
         f"{facts['recipe']}: {views} of {facts['pictures']} pictures of {facts['mean_megapixels']:.2f} MP",
         f"{facts['renderer']} renderer, {facts['threads']} threads, {facts['ranks']} x {facts['device']}, batches of {batch}{smaller}",
-        cores,
+        f"{cores}{of_one}",
     ]
 
 
