@@ -1,18 +1,19 @@
 """What a user's machine has for us: a place for files of ours, cores, and threads on them.
 
-Here: the user's cache folder, by each system's own custom, made on demand; how many cores this process may use; threads of ours.
+Here: the user's cache folder, by each system's own custom, made on demand; how many cores' time this process may use; threads of ours.
 Not here: what is kept in it (shard indexes, demo pictures); their owners name their own sub-folders.
 """
 
+import math
 import os
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-__all__ = ["available_cores", "single_threaded_pool", "user_cache_folder"]
+__all__ = ["allowed_cores", "available_cores", "cgroup_folders", "cpu_quota", "single_threaded_pool", "user_cache_folder"]
 
 OVERRIDE = "WHEREFROM_CACHE"
 
@@ -49,8 +50,47 @@ def _customary_folder(environment: Mapping[str, str], platform: str) -> Path:
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return how many cores' time this process may use: of those that it may run on, as many as a container leaves it, rounded up."""
+    quota = cpu_quota()
+    return allowed_cores() if quota is None else min(allowed_cores(), max(1, math.ceil(quota)))
+
+
+def allowed_cores() -> int:
+    """Return how many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return how many cores' time the cgroup of this process, or one around it, may use; None: no limit.
+
+    Source: Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (cpu.cfs_quota_us, -1: none).
+    """
+    quotas = []
+    for folder in cgroup_folders(root, "cpu"):
+        words = _text(folder / "cpu.max").split() or [_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")]
+        if all(word.isdigit() for word in words) and int(words[-1]):  # "max" and "-1" are no limit
+            quotas.append(int(words[0]) / int(words[-1]))
+    return min(quotas, default=None)
+
+
+def cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """Yield where a controller's files of this process's cgroup and of those around it may lie, of either version."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        # a path that leads out of the container's own view is as good as its root
+        own = PurePosixPath(path if ".." not in path else "/")
+        for mount in ("", "unified") if not controllers else dict.fromkeys((controllers, controller)):
+            for place in (own, *own.parents):
+                yield root / "sys/fs/cgroup" / mount / str(place).lstrip("/")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def single_threaded_pool(threads: int, name: str) -> ThreadPoolExecutor:

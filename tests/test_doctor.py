@@ -26,12 +26,13 @@ from wherefrom.pipeline.render import jpeg_parts
 from wherefrom.pipeline.render.choose import RENDERERS
 from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.system import cpu_quota
 from wherefrom.tools import doctor, machine_findings, software_findings, system_limits
 from wherefrom.tools.cli import main
 from wherefrom.tools.findings import Asked, Finding, print_finding, summary
 from wherefrom.tools.machine_findings import judge_limits, judge_speed, look_at_caches, look_at_data
 from wherefrom.tools.software_findings import judge_absent_gpu, look_at_kernels, look_at_renderers
-from wherefrom.tools.system_limits import ReadSpeed, SystemLimits, cpu_quota, memory_limit, read_limits, read_speed
+from wherefrom.tools.system_limits import ReadSpeed, SystemLimits, memory_limit, read_limits, read_speed
 
 pytestmark = pytest.mark.core
 native_only = pytest.mark.skipif(native_missing() is not None, reason=str(native_missing()))
@@ -342,7 +343,7 @@ def test_limits_of_this_process_are_its_own() -> None:
 
 
 POOR = {  # what is changed -> the finding's name, what it says, what mends it
-    "quota": ({"quota_cores": 1.5}, "cores", "8, all allowed, but the cgroup gives the time of 1.5", "--runtime.threads 2 and OMP_NUM_"),
+    "quota": ({"quota_cores": 1.5}, "cores", "8, all allowed, but the cgroup gives the time of 1.5", "OMP_NUM_THREADS=2 where a"),
     "one core": ({"cores_allowed": 1}, "cores", "1 of 8 are allowed: this process is bound to one core", "taskset"),
     "little memory": ({"memory_available_bytes": 10**9}, "memory", "64 GB, 1 GB of it free", "lower --global-batch"),
     "memory of a cgroup": ({"memory_limit_bytes": 10**9}, "memory", "but the cgroup allows 1 GB", "docker run --memory"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wherefrom.pipeline import system
-from wherefrom.pipeline.system import single_threaded_pool, user_cache_folder
+from wherefrom.pipeline.system import available_cores, single_threaded_pool, user_cache_folder
 
 pytestmark = pytest.mark.core
 
@@ -49,6 +49,13 @@ def test_unusable_cache_is_one_line_with_the_mend(tmp_path: Path, monkeypatch: p
     ) as caught:
         user_cache_folder()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(None, 8), (16.0, 8), (3.5, 4), (0.2, 1)])
+def test_no_more_cores_are_used_than_a_container_gives(quota: float | None, cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "allowed_cores", lambda: 8)
+    monkeypatch.setattr(system, "cpu_quota", lambda: quota)
+    assert available_cores() == cores
 
 
 def test_a_pool_of_ours_leaves_the_threads_of_others_as_they_were() -> None:

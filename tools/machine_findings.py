@@ -60,8 +60,8 @@ def _cores(limits: SystemLimits) -> Finding:
     text = f"{allowed} of {seen} are allowed" if allowed < seen else f"{seen}, all allowed"
     if quota is not None and quota < allowed:
         threads = math.ceil(quota)
-        text += f", but the cgroup gives the time of {quota:.3g}: when it is used up, all threads stop"
-        mend = f"--runtime.threads {threads} and OMP_NUM_THREADS={threads}, or raise it (docker run --cpus, resources.limits.cpu)"
+        text += f", but the cgroup gives the time of {quota:.3g}: the loader takes {threads} threads, PyTorch takes {allowed}"
+        mend = f"OMP_NUM_THREADS={threads} where a processor trains, or raise it (docker run --cpus, resources.limits.cpu)"
         return Finding("mend", "cores", text, mend)
     if allowed == 1 < seen:
         text += ": this process is bound to one core, which the loader and training share"

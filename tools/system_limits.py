@@ -8,9 +8,9 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 CHUNK_BYTES = 2**22  # of one read
 
@@ -33,7 +33,7 @@ class SystemLimits:
 
 def read_limits(root: Path = Path("/")) -> SystemLimits:
     """Return the limits of this process; the kernel's files are those below `root`."""
-    from wherefrom.pipeline.system import available_cores  # here: where torch does not load, there is still something to say
+    from wherefrom.pipeline.system import allowed_cores, cpu_quota  # here: where torch does not load, there is still something to say
 
     seen = os.cpu_count() or 1
     memory = read_memory(root)
@@ -42,7 +42,7 @@ def read_limits(root: Path = Path("/")) -> SystemLimits:
     soft, hard = _open_files()
     return SystemLimits(
         cores_seen=seen,
-        cores_allowed=available_cores(),
+        cores_allowed=allowed_cores(),
         quota_cores=cpu_quota(root),
         memory_bytes=memory.get("MemTotal"),
         memory_available_bytes=memory.get("MemAvailable"),
@@ -54,41 +54,17 @@ def read_limits(root: Path = Path("/")) -> SystemLimits:
     )
 
 
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return how many cores' time the cgroup of this process, or one around it, may use; None: no limit.
-
-    Source: Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst (cpu.cfs_quota_us, -1: none).
-    """
-    quotas = []
-    for folder in _cgroup_folders(root, "cpu"):
-        words = _text(folder / "cpu.max").split() or [_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")]
-        if all(word.isdigit() for word in words) and int(words[-1]):  # "max" and "-1" are no limit
-            quotas.append(int(words[0]) / int(words[-1]))
-    return min(quotas, default=None)
-
-
 def memory_limit(root: Path = Path("/")) -> int | None:
     """Return how many bytes the cgroup of this process, or one around it, may use; None: no limit below the machine's memory.
 
     Source: Linux, Documentation/admin-guide/cgroup-v2.rst (memory.max) and cgroup-v1/memory.rst (memory.limit_in_bytes).
     """
-    texts = (_text(folder / name) for folder in _cgroup_folders(root, "memory") for name in ("memory.max", "memory.limit_in_bytes"))
+    from wherefrom.pipeline.system import cgroup_folders
+
+    texts = (_text(folder / name) for folder in cgroup_folders(root, "memory") for name in ("memory.max", "memory.limit_in_bytes"))
     limits = [int(text) for text in texts if text.isdigit()]
     lowest, there = min(limits, default=None), read_memory(root).get("MemTotal")
     return None if lowest is None or (there is not None and lowest >= there) else lowest
-
-
-def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
-    """Yield where a controller's files of this process's cgroup and of those around it may lie, of either version."""
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        # a path that leads out of the container's own view is as good as its root
-        own = PurePosixPath(path if ".." not in path else "/")
-        for mount in ("", "unified") if not controllers else dict.fromkeys((controllers, controller)):
-            for place in (own, *own.parents):
-                yield root / "sys/fs/cgroup" / mount / str(place).lstrip("/")
 
 
 def read_memory(root: Path = Path("/")) -> dict[str, int]:
