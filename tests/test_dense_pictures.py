@@ -138,6 +138,9 @@ def test_voc_is_read_by_its_lists_and_palettes_are_places_not_colors(tmp_path: P
     (lists / "val.txt").write_text("2007_9\n")
     with pytest.raises(ValueError, match=r"val\.txt: names 2007_9, of which \S+JPEGImages has no picture$"):
         open_voc(tmp_path, "val")
+    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"val\.txt: names no picture; list those of the split, one a line$"):
+        open_voc(tmp_path, "val")
     with pytest.raises(ValueError, match=r"trainaug\.txt: No such file or directory; name the folder that holds JPEGImages"):
         open_voc(tmp_path, "trainaug")
 
@@ -294,6 +297,7 @@ def test_coco_shows_smaller_shapes_above_larger_ones_and_ignores_crowds(tmp_path
         ({"runs": {"size": [30, 20], "counts": [600]}}, r"annotation 1: its runs are of 20 x 30 px, its picture of 30 x 20$"),
         ({"runs": {"size": [20, 30], "counts": [599]}}, r"annotation 1: its runs make up 599 pixels of 600$"),
         ({"runs": "oval"}, r"annotation 1: its segmentation is neither polygons nor runs of a size and counts$"),
+        ({"images": [], "annotations": []}, r"lists no picture; name the file of the split that has some$"),
         ({"annotations": 3}, r"is no file of COCO's instances \(TypeError: "),
     ],
 )

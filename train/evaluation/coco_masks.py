@@ -86,6 +86,8 @@ def open_coco(pictures: Path, file: Path, **options: Any) -> CocoPictures:
             f"{file}: is no file of COCO's instances ({type(problem).__name__}: {problem}); name an instances_*.json"
         ) from None
     index, row_of = opened(pictures)
+    if not images:
+        raise ValueError(f"{file}: lists no picture; name the file of the split that has some")
     rows = []
     for image in images.values():
         row = row_of.get(str(Path(image["file_name"]).with_suffix("")))

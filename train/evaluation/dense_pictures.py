@@ -234,6 +234,8 @@ def open_voc(root: Path, split: str = "train", **options: Any) -> FilesOfMasks:
         stems = listing.read_text(encoding="utf-8").split()
     except OSError as problem:
         raise ValueError(f"{listing}: {problem.strerror}; name the folder that holds JPEGImages, and one of its splits") from None
+    if not stems:
+        raise ValueError(f"{listing}: names no picture; list those of the split, one a line")
     index, row_of = opened(folder)
     for stem in stems:
         if stem not in row_of:
