@@ -49,8 +49,8 @@ setup(
     ext_modules=[
         Extension(
             "wherefrom.kernels._native",
-            sources=["kernels/render_views_native.c", "kernels/render_views_core.c", "kernels/decode_region.c"],
-            depends=["kernels/render_views_core.h", "kernels/render_views_lanes.h", "kernels/decode_region.h"],
+            sources=["kernels/render_views_native.c", "kernels/render_views_core.c", "kernels/decode_region.c", "kernels/thread_pool.c"],
+            depends=["kernels/render_views_core.h", "kernels/render_views_lanes.h", "kernels/decode_region.h", "kernels/thread_pool.h"],
             extra_compile_args=FLAGS,
             extra_link_args=["-pthread", *LOADER],
             py_limited_api=LIMITED,
