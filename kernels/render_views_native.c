@@ -10,12 +10,14 @@
 #endif
 #include <Python.h>
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 
 #include "decode_region.h"
+#include "read_parts.h"
 #include "render_views_core.h"
 #include "thread_pool.h"
 
@@ -542,6 +544,47 @@ static PyObject *instruction_sets(PyObject *Py_UNUSED(module), PyObject *Py_UNUS
     return names;
 }
 
+/* Whether parts, whole numbers from 0 on, lie in memory of so many bytes. */
+static bool check_parts(const wf_file_part *part, int64_t parts, int64_t bytes)
+{
+    for (int64_t i = 0; i < parts; i++)
+        if (part[i].offset < 0 || part[i].start < 0 || part[i].bytes < 0 || part[i].bytes > bytes || part[i].start > bytes - part[i].bytes) {
+            PyErr_Format(PyExc_ValueError, "part %lld of %lld bytes at %lld leaves the memory of %lld bytes, or the file at %lld",
+                         (long long)i, (long long)part[i].bytes, (long long)part[i].start, (long long)bytes, (long long)part[i].offset);
+            return false;
+        }
+    return true;
+}
+
+static PyObject *read_parts(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int descriptor;
+    PyObject *memory_object, *parts_object;
+    if (!PyArg_ParseTuple(args, "iOO", &descriptor, &memory_object, &parts_object))
+        return NULL;
+    Py_buffer memory = {0}, parts = {0};
+    PyObject *told = NULL;
+    if (PyObject_GetBuffer(memory_object, &memory, PyBUF_WRITABLE) == 0 && PyObject_GetBuffer(parts_object, &parts, PyBUF_SIMPLE) == 0) {
+        const int64_t count = parts.len / (Py_ssize_t)sizeof(wf_file_part);
+        int64_t whole = 0, bytes_of_next = 0;
+        int error = 0;
+        bool fine = check_parts(parts.buf, count, memory.len);
+        while (fine) {
+            Py_BEGIN_ALLOW_THREADS
+            error = wf_read_parts(descriptor, memory.buf, parts.buf, count, &whole, &bytes_of_next);
+            Py_END_ALLOW_THREADS
+            if (error != EINTR)
+                break;
+            fine = PyErr_CheckSignals() == 0; /* as Python's own reads: its handlers may raise */
+        }
+        if (fine)
+            told = Py_BuildValue("LLi", (long long)whole, (long long)bytes_of_next, error);
+    }
+    release(&parts);
+    release(&memory);
+    return told;
+}
+
 static PyMethodDef module_methods[] = {
     {"instruction_sets", instruction_sets, METH_NOARGS, "instruction_sets()\n--\n\nReturn those of this processor, slowest first."},
     {"open_jpeg", open_jpeg, METH_O,
@@ -549,6 +592,9 @@ static PyMethodDef module_methods[] = {
     {"decode_part", decode_part, METH_VARARGS,
      "decode_part(jpeg, file, height, width, part)\n--\n\nDecode (top, left, height, width) of a file of that size as stored; return the RGB "
      "bytes of a part\nthat holds it, and which that is."},
+    {"read_parts", read_parts, METH_VARARGS,
+     "read_parts(descriptor, memory, parts)\n--\n\nFill parts of memory, each (offset in the file, start, bytes), in order; return how many are "
+     "whole, and of the next\nhow many bytes there were and the error that its read ended with, or 0."},
     {"make_pool", make_pool, METH_O,
      "make_pool(threads)\n--\n\nReturn threads for render_jpegs; they are made when there is work, and again in a process that is forked."},
     {"close_pool", close_pool, METH_O, "close_pool(pool)\n--\n\nEnd the threads once their work is done."},

@@ -213,7 +213,7 @@ def sanitized_python(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     if not Path(runtime).is_absolute() or not (headers / "Python.h").is_file():
         skip_aloud("no libasan.so to load first, or no Python.h: the kernel's tests are not run under AddressSanitizer")
     extension = folder / "_native.abi3.so"
-    sources = [ROOT / "kernels" / name for name in ("render_views_native.c", "render_views_core.c", "decode_region.c", "thread_pool.c")]
+    sources = sorted((ROOT / "kernels").glob("*.c"))
     command = [compiler, *flags, "-I", headers, *sources, "-o", extension, *LIBRARIES]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
