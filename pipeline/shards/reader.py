@@ -84,7 +84,8 @@ class ShardReader:
         ends = np.cumsum(lengths)
         starts = ends - lengths
         memory = np.empty(int(lengths.sum()), np.uint8)
-        parts = np.stack([self.index.offset[samples], starts, lengths], axis=1)
+        parts = np.empty((len(samples), 3), np.int64)
+        parts[:, 0], parts[:, 1], parts[:, 2] = self.index.offset[samples], starts, lengths
         ids = samples.tolist()
         rows: dict[int, list[int]] = {}  # by shard
         for row, shard in enumerate(self.index.shard[samples].tolist()):
