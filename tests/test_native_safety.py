@@ -166,7 +166,7 @@ def run_race(race: Path, rounds: int, plant: str = "nothing") -> subprocess.Comp
     return subprocess.run([race, str(rounds), "1", plant], capture_output=True, text=True, check=False)
 
 
-RACE_BUILDS = {"thread": ["-O1", "-fsanitize=thread"], "address": ["-O1", "-fsanitize=address"], "forks": ["-O2", "-DFORKS"]}
+RACE_BUILDS = {"thread": ["-O1", "-fsanitize=thread"], "address": ["-O0", "-fsanitize=address"], "forks": ["-O1", "-DFORKS"]}
 
 
 @pytest.fixture(scope="module", params=RACE_BUILDS)
