@@ -15,6 +15,7 @@ from setuptools.errors import BaseError, CCompilerError
 
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wno-psabi", "-g0", "-pthread"]
 LOADER = ["-ldl"] if sys.platform == "linux" else []  # for dlopen, which an older C library keeps apart
+PARTS = ("render_views_core", "decode_region", "thread_pool", "read_parts")  # each a .c and a .h, without Python
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")  # Python without its lock has no limited API yet
 
 PROBE = """
@@ -49,8 +50,8 @@ setup(
     ext_modules=[
         Extension(
             "wherefrom.kernels._native",
-            sources=["kernels/render_views_native.c", "kernels/render_views_core.c", "kernels/decode_region.c"],
-            depends=["kernels/render_views_core.h", "kernels/render_views_lanes.h", "kernels/decode_region.h"],
+            sources=[f"kernels/{name}.c" for name in ("render_views_native", *PARTS)],
+            depends=["kernels/render_views_lanes.h", *(f"kernels/{name}.h" for name in PARTS)],
             extra_compile_args=FLAGS,
             extra_link_args=["-pthread", *LOADER],
             py_limited_api=LIMITED,

@@ -21,7 +21,7 @@ from wherefrom.kernels.render_views_reference import Filter, render_views_refere
 
 ViewBackend = Literal["auto", "native", "triton", "reference"]
 
-_NATIVE = ("Plan", "instruction_sets", "open_jpeg", "decode_part")  # what is called of the compiled kernel
+_NATIVE = ("Plan", "instruction_sets", "open_jpeg", "decode_part", "make_pool", "close_pool")  # what is called of the compiled kernel
 
 PIXEL_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32)
 
@@ -195,24 +195,41 @@ class ViewPlan:
         increment_version(self._outputs)
         self._plan.render_picture(position, picture)
 
-    def render_jpegs(self, encoded: Sequence[Any], stored_size: Any, asked: Any, jpeg: Any) -> tuple[list[int], float, float]:
+    def render_jpegs(
+        self, encoded: Sequence[Any], stored_size: Any, asked: Any, jpeg: Any, threads: "JpegThreads | None" = None
+    ) -> tuple[list[int], float, float]:
         """Write all views of those pictures that are asked for from their JPEGs, of which no more is decoded than they read.
 
-        Their pixels are those that the whole gives, decoded by the same library; damage beyond what is read goes unseen. Calls from several
-        threads share the pictures: each is rendered once, by one of them, without the interpreter from the first to the last.
+        Their pixels are those that the whole gives, decoded by the same library, whatever threads share them (None: the caller's alone);
+        damage beyond what is read goes unseen. The interpreter is free from the first to the last picture.
         Shapes: encoded B of (bytes,), stored_size (B, 2) int32 (height, width) of pictures as stored, asked (B,) bool, contiguous arrays;
                 jpeg as `open_jpeg` returns it.
-        Returns: of this call's pictures the positions whose whole is to be decoded, views undefined: the file is of another kind or size,
-                 or damaged where it was read; the seconds of decoding, and of rendering.
-        Raises: ValueError if files, sizes and what is asked for are not those of B pictures.
+        Returns: the positions whose whole is to be decoded, views undefined: the file is of another kind or size, or damaged where it was
+                 read; the seconds of decoding, and of rendering, summed over threads.
+        Raises: ValueError if files, sizes and what is asked for are not those of B pictures, or the threads are closed.
         """
         increment_version(self._outputs)
-        return self._plan.render_jpegs(encoded, stored_size, asked, jpeg)
+        return self._plan.render_jpegs(encoded, stored_size, asked, jpeg, None if threads is None else threads.pool)
 
     def render_all(self, pictures: Sequence[Tensor], *, threads: int = 1) -> None:
         """Write all views of all pictures, each (H, W, 3) uint8, in `threads` threads, the caller's among them."""
         increment_version(self._outputs)
         self._plan.render_all(tuple(picture.numpy() for picture in pictures), threads)
+
+
+class JpegThreads:
+    """Threads for `ViewPlan.render_jpegs`, without Python: made when there is work, again in a process that is forked.
+
+    Batches come from any number of threads; they are begun in that order, and threads that find nothing left of one help with the next.
+    Raises: ValueError for a number of threads below 1 or above 4096.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.pool = _native().make_pool(threads)
+
+    def close(self) -> None:
+        """End the threads once the batches that they have are done; twice is fine."""
+        _native().close_pool(self.pool)
 
 
 def render_views(

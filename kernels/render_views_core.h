@@ -23,7 +23,7 @@ typedef enum { WF_UINT8, WF_FLOAT16, WF_BFLOAT16, WF_FLOAT32 } wf_dtype;
 
 typedef enum { WF_BASELINE, WF_AVX2, WF_AVX512, WF_INSTRUCTION_SETS } wf_instruction_set; /* baseline: SSE2, NEON, or plain C */
 
-typedef enum { WF_DONE, WF_BAD_RECORD, WF_BAD_PICTURE, WF_NO_MEMORY } wf_status;
+typedef enum { WF_DONE, WF_BAD_RECORD, WF_BAD_PICTURE, WF_NO_MEMORY, WF_CLOSED } wf_status;
 
 /* One family of views, B pictures by V views, as the caller has it; a pointer that may be NULL says so. */
 typedef struct {

@@ -1,7 +1,8 @@
 /* The Python module wherefrom.kernels._native around the CPU view kernel, for the limited API of Python 3.11 and later.
  *
  * Here: records, pictures and outputs come as buffers (numpy arrays), so that nothing is written or read whose size was not seen here; the
- * interpreter is free while pictures are rendered. Not here: what a record may hold (render_views_core.c), shapes (render_views.py).
+ * interpreter is free while pictures are rendered. Not here: what a record may hold (render_views_core.c), threads (thread_pool.c), shapes
+ * (render_views.py).
  */
 #define PY_SSIZE_T_CLEAN
 #ifndef Py_GIL_DISABLED
@@ -9,18 +10,20 @@
 #endif
 #include <Python.h>
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 
 #include "decode_region.h"
+#include "read_parts.h"
 #include "render_views_core.h"
+#include "thread_pool.h"
 
 typedef struct {
     PyObject_HEAD
     wf_plan *plan;
-    atomic_llong next_jpeg; /* of the batch: calls of render_jpegs share its pictures */
     int families;
     Py_buffer *out; /* [families], held while the plan lives */
 } Plan;
@@ -289,30 +292,65 @@ static PyObject *decode_part(PyObject *Py_UNUSED(module), PyObject *args)
     return Py_BuildValue("N(LLLL)", pixels, (long long)part.top, (long long)part.left, (long long)part.height, (long long)part.width);
 }
 
-static double now_s(void)
+static const char POOL[] = "wherefrom.kernels._native.pool";
+enum { MOST_THREADS = 4096 }; /* of a pool */
+
+static void free_pool(PyObject *capsule)
+{
+    wf_pool_free(PyCapsule_GetPointer(capsule, POOL)); /* nobody uses it, so that its threads end at once */
+}
+
+static PyObject *make_pool(PyObject *Py_UNUSED(module), PyObject *threads_object)
+{
+    const long threads = PyLong_AsLong(threads_object);
+    if (threads == -1 && PyErr_Occurred())
+        return NULL;
+    if (threads < 1 || threads > MOST_THREADS)
+        return PyErr_Format(PyExc_ValueError, "threads=%ld: needs 1 to %d", threads, MOST_THREADS);
+    wf_pool *pool = wf_pool_make((int)threads);
+    PyObject *capsule = pool ? PyCapsule_New(pool, POOL, free_pool) : PyErr_NoMemory();
+    if (pool && !capsule)
+        wf_pool_free(pool);
+    return capsule;
+}
+
+static PyObject *close_pool(PyObject *Py_UNUSED(module), PyObject *capsule)
+{
+    wf_pool *pool = PyCapsule_GetPointer(capsule, POOL);
+    if (!pool)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    wf_pool_close(pool);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static int64_t now_ns(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    return 1000000000 * (int64_t)now.tv_sec + now.tv_nsec;
 }
 
-/* Files of a batch, and what one thread made of its share of them. */
+/* Files of a batch, which threads share, and what they make of them. */
 typedef struct {
-    Py_buffer *file;      /* [pictures]; none where the whole is to be decoded anyway */
+    const wf_plan *plan;
+    const wf_jpeg *jpeg;
+    Py_buffer *file;       /* [pictures]; none where the whole is to be decoded anyway */
     Py_buffer size, asked; /* (pictures, 2) int32 (height, width) as stored, (pictures,) bytes */
-    PyObject *left;       /* positions whose whole is to be decoded */
-    double decode_s, render_s;
+    bool *left;            /* [pictures]: the whole is to be decoded, the views are undefined */
+    atomic_llong decode_ns, render_ns; /* summed over threads */
 } jpeg_batch;
 
 /* Decode what the views of picture number `position` read, and write them, without Python. WF_BAD_PICTURE, with views undefined, if the
  * whole is to be decoded. */
-static wf_status render_jpeg(const wf_plan *plan, int64_t position, const wf_jpeg *jpeg, jpeg_batch *batch, char message[WF_MESSAGE_BYTES])
+static wf_status render_jpeg(jpeg_batch *batch, int64_t position, char message[WF_MESSAGE_BYTES])
 {
-    const double start_s = now_s();
+    const int64_t start_ns = now_ns();
     const int32_t *size = (const int32_t *)batch->size.buf + 2 * position;
     const Py_buffer *file = &batch->file[position];
     wf_part needed;
-    wf_status status = wf_plan_needed(plan, position, size[0], size[1], &needed, message);
+    wf_status status = wf_plan_needed(batch->plan, position, size[0], size[1], &needed, message);
     if (status != WF_DONE)
         return status;
     if (!needed.height)
@@ -325,36 +363,37 @@ static wf_status render_jpeg(const wf_plan *plan, int64_t position, const wf_jpe
     }
     unsigned char *pixels = wf_scratch_memory(scratch);
     wf_picture picture = {.pixels = pixels, .height = size[0], .width = size[1]};
-    status = wf_jpeg_decode(jpeg, file->buf, (size_t)file->len, size[0], size[1], &needed, pixels, &picture.part, message);
-    const double decoded_s = now_s();
+    status = wf_jpeg_decode(batch->jpeg, file->buf, (size_t)file->len, size[0], size[1], &needed, pixels, &picture.part, message);
+    const int64_t decoded_ns = now_ns();
     if (status == WF_DONE)
-        status = wf_render_picture(plan, position, &picture, message);
+        status = wf_render_picture(batch->plan, position, &picture, message);
     wf_scratch_give(scratch);
-    batch->decode_s += decoded_s - start_s;
-    batch->render_s += now_s() - decoded_s;
+    atomic_fetch_add(&batch->decode_ns, decoded_ns - start_ns);
+    atomic_fetch_add(&batch->render_ns, now_ns() - decoded_ns);
     return status;
 }
 
-/* Render pictures of the batch that no other thread has taken, until there are none or one has to be told of. */
-static wf_status render_next_jpegs(Plan *self, const wf_jpeg *jpeg, jpeg_batch *batch, int64_t *position, char message[WF_MESSAGE_BYTES])
+/* Render a picture if it is asked for, and note whether its whole is to be decoded. */
+static wf_status render_if_asked(void *shared, int64_t position, char message[WF_MESSAGE_BYTES])
 {
-    const unsigned char *asked = batch->asked.buf;
-    while ((*position = atomic_fetch_add(&self->next_jpeg, 1)) < wf_plan_pictures(self->plan)) {
-        const wf_status status = asked[*position] ? render_jpeg(self->plan, *position, jpeg, batch, message) : WF_DONE;
-        if (status != WF_DONE)
-            return status;
-    }
-    return WF_DONE;
+    jpeg_batch *batch = shared;
+    if (!((const unsigned char *)batch->asked.buf)[position])
+        return WF_DONE;
+    const wf_status status = render_jpeg(batch, position, message);
+    batch->left[position] = status == WF_BAD_PICTURE;
+    return batch->left[position] ? WF_DONE : status;
 }
 
 /* Look at the files, a sequence, and at what is known of them. */
 static bool take_jpegs(PyObject *const *args, int64_t pictures, jpeg_batch *batch)
 {
-    batch->left = PyList_New(0);
     batch->file = PyMem_Calloc((size_t)pictures + 1, sizeof *batch->file);
-    if (!batch->file)
+    batch->left = PyMem_Calloc((size_t)pictures + 1, sizeof *batch->left);
+    if (!batch->file || !batch->left) {
         PyErr_NoMemory();
-    if (!batch->left || !batch->file || !take_buffer(args[1], &batch->size, "sizes", 8 * pictures, false, false) ||
+        return false;
+    }
+    if (!take_buffer(args[1], &batch->size, "sizes", 8 * pictures, false, false) ||
         !take_buffer(args[2], &batch->asked, "asked", pictures, false, false))
         return false;
     const Py_ssize_t files = PySequence_Size(args[0]);
@@ -375,45 +414,57 @@ static bool take_jpegs(PyObject *const *args, int64_t pictures, jpeg_batch *batc
     return true;
 }
 
-static bool add_position(PyObject *list, int64_t position)
+static void release_jpegs(jpeg_batch *batch, int64_t pictures)
 {
-    PyObject *number = PyLong_FromLongLong(position);
-    const bool fine = number && PyList_Append(list, number) == 0;
-    Py_XDECREF(number);
-    return fine;
+    for (int64_t b = 0; batch->file && b < pictures; b++)
+        release(&batch->file[b]);
+    release(&batch->size);
+    release(&batch->asked);
+    PyMem_Free(batch->file);
+    PyMem_Free(batch->left);
+}
+
+/* Return a list of the positions that are marked. */
+static PyObject *positions(const bool *marked, int64_t pictures)
+{
+    PyObject *list = PyList_New(0);
+    for (int64_t b = 0; list && b < pictures; b++) {
+        if (!marked[b])
+            continue;
+        PyObject *number = PyLong_FromLongLong(b);
+        if (!number || PyList_Append(list, number) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(number);
+    }
+    return list;
 }
 
 static PyObject *plan_render_jpegs(Plan *self, PyObject *const *args, Py_ssize_t count)
 {
-    if (count != 4) {
-        PyErr_SetString(PyExc_TypeError, "render_jpegs takes files, their sizes, which of them to render, and what open_jpeg returned");
+    if (count != 5) {
+        PyErr_SetString(PyExc_TypeError, "render_jpegs takes files, their sizes, which of them to render, what open_jpeg returned, and "
+                                         "what make_pool did or None");
         return NULL;
     }
+    wf_pool *pool = NULL;
     const wf_jpeg *jpeg = PyCapsule_GetPointer(args[3], JPEG);
-    if (!jpeg)
+    if (!jpeg || (args[4] != Py_None && !(pool = PyCapsule_GetPointer(args[4], POOL))))
         return NULL;
     const int64_t pictures = wf_plan_pictures(self->plan);
-    jpeg_batch batch = {0};
-    bool fine = take_jpegs(args, pictures, &batch);
-    int64_t position = 0;
-    while (fine && position < pictures) {
+    jpeg_batch batch = {.plan = self->plan, .jpeg = jpeg};
+    PyObject *made = NULL;
+    if (take_jpegs(args, pictures, &batch)) {
         char message[WF_MESSAGE_BYTES];
         wf_status status;
         Py_BEGIN_ALLOW_THREADS
-        status = render_next_jpegs(self, jpeg, &batch, &position, message);
+        status = wf_pool_run(pool, pictures, render_if_asked, &batch, message);
         Py_END_ALLOW_THREADS
-        if (status == WF_BAD_PICTURE)
-            fine = add_position(batch.left, position);
-        else if (status != WF_DONE)
-            fine = raise(status, message) != NULL;
+        if (status != WF_DONE)
+            raise(status, message);
+        else
+            made = Py_BuildValue("Ndd", positions(batch.left, pictures), 1e-9 * (double)batch.decode_ns, 1e-9 * (double)batch.render_ns);
     }
-    for (int64_t b = 0; batch.file && b < pictures; b++)
-        release(&batch.file[b]);
-    PyMem_Free(batch.file);
-    release(&batch.size);
-    release(&batch.asked);
-    PyObject *made = fine ? Py_BuildValue("Odd", batch.left, batch.decode_s, batch.render_s) : NULL;
-    Py_XDECREF(batch.left);
+    release_jpegs(&batch, pictures);
     return made;
 }
 
@@ -455,9 +506,9 @@ static PyMethodDef plan_methods[] = {
     {"render_picture", (PyCFunction)(void (*)(void))plan_render_picture, METH_FASTCALL,
      "render_picture(position, picture)\n--\n\nWrite all views of the batch's picture number `position`, (H, W, 3) uint8 as stored."},
     {"render_jpegs", (PyCFunction)(void (*)(void))plan_render_jpegs, METH_FASTCALL,
-     "render_jpegs(files, sizes, asked, jpeg)\n--\n\nWrite all views of those pictures of the batch that are asked for, from files of "
-     "(height, width) as stored,\nof which only what they read is decoded. Calls share the pictures: each is rendered by one of them.\n"
-     "Return positions left whose whole is to be decoded, and the seconds of decoding and rendering."},
+     "render_jpegs(files, sizes, asked, jpeg, pool)\n--\n\nWrite all views of those pictures of the batch that are asked for, from files of "
+     "(height, width) as stored,\nof which only what they read is decoded, in the threads of a pool, or None: in the caller's.\n"
+     "Return positions left whose whole is to be decoded, and the seconds of decoding and rendering, summed over threads."},
     {"render_all", (PyCFunction)plan_render_all, METH_VARARGS,
      "render_all(pictures, threads)\n--\n\nWrite all views of all pictures of the batch, a tuple, in `threads` threads."},
     {NULL, NULL, 0, NULL},
@@ -493,13 +544,60 @@ static PyObject *instruction_sets(PyObject *Py_UNUSED(module), PyObject *Py_UNUS
     return names;
 }
 
+/* Whether parts, whole numbers from 0 on, lie in memory of so many bytes. */
+static bool check_parts(const wf_file_part *part, int64_t parts, int64_t bytes)
+{
+    for (int64_t i = 0; i < parts; i++)
+        if (part[i].offset < 0 || part[i].start < 0 || part[i].bytes < 0 || part[i].bytes > bytes || part[i].start > bytes - part[i].bytes) {
+            PyErr_Format(PyExc_ValueError, "part %lld of %lld bytes at %lld leaves the memory of %lld bytes, or the file at %lld",
+                         (long long)i, (long long)part[i].bytes, (long long)part[i].start, (long long)bytes, (long long)part[i].offset);
+            return false;
+        }
+    return true;
+}
+
+static PyObject *read_parts(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int descriptor;
+    PyObject *memory_object, *parts_object;
+    if (!PyArg_ParseTuple(args, "iOO", &descriptor, &memory_object, &parts_object))
+        return NULL;
+    Py_buffer memory = {0}, parts = {0};
+    PyObject *told = NULL;
+    if (PyObject_GetBuffer(memory_object, &memory, PyBUF_WRITABLE) == 0 && PyObject_GetBuffer(parts_object, &parts, PyBUF_SIMPLE) == 0) {
+        const int64_t count = parts.len / (Py_ssize_t)sizeof(wf_file_part);
+        int64_t whole = 0, bytes_of_next = 0;
+        int error = 0;
+        bool fine = check_parts(parts.buf, count, memory.len);
+        while (fine) {
+            Py_BEGIN_ALLOW_THREADS
+            error = wf_read_parts(descriptor, memory.buf, parts.buf, count, &whole, &bytes_of_next);
+            Py_END_ALLOW_THREADS
+            if (error != EINTR)
+                break;
+            fine = PyErr_CheckSignals() == 0; /* as Python's own reads: its handlers may raise */
+        }
+        if (fine)
+            told = Py_BuildValue("LLi", (long long)whole, (long long)bytes_of_next, error);
+    }
+    release(&parts);
+    release(&memory);
+    return told;
+}
+
 static PyMethodDef module_methods[] = {
     {"instruction_sets", instruction_sets, METH_NOARGS, "instruction_sets()\n--\n\nReturn those of this processor, slowest first."},
     {"open_jpeg", open_jpeg, METH_O,
-     "open_jpeg(path)\n--\n\nReturn the libjpeg-turbo in a shared object, or in what it was linked with, for render_jpeg and decode_part."},
+     "open_jpeg(path)\n--\n\nReturn the libjpeg-turbo in a shared object, or in what it was linked with, for render_jpegs and decode_part."},
     {"decode_part", decode_part, METH_VARARGS,
      "decode_part(jpeg, file, height, width, part)\n--\n\nDecode (top, left, height, width) of a file of that size as stored; return the RGB "
      "bytes of a part\nthat holds it, and which that is."},
+    {"read_parts", read_parts, METH_VARARGS,
+     "read_parts(descriptor, memory, parts)\n--\n\nFill parts of memory, each (offset in the file, start, bytes), in order; return how many are "
+     "whole, and of the next\nhow many bytes there were and the error that its read ended with, or 0."},
+    {"make_pool", make_pool, METH_O,
+     "make_pool(threads)\n--\n\nReturn threads for render_jpegs; they are made when there is work, and again in a process that is forked."},
+    {"close_pool", close_pool, METH_O, "close_pool(pool)\n--\n\nEnd the threads once their work is done."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -170,7 +170,7 @@ ARROWS = {  # group of files in kernels/ and pipeline/ -> (the files, the first 
     "records": ("pipeline.records", "basics, generator, boxes, description, laws"),
     # what makes it: draws nothing
     "pictures": ("pipeline.decode, pipeline.shards.picture_headers", "basics"),
-    "shards": ("pipeline.shards, pipeline.shards.*", "basics, pictures"),
+    "shards": ("pipeline.shards, pipeline.shards.*", "kernels, basics, pictures"),  # kernels: the compiled module reads files
     "packing": ("pipeline.packing, pipeline.packing.*", "basics, order, pictures, shards"),
     "renderers": ("pipeline.render, pipeline.render.*", "dispatch, definitions, triton paths, kernels, basics, description, pictures"),
     "delivery": (

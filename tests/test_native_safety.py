@@ -1,7 +1,7 @@
 """The CPU view kernel's C code as a guest in its process: it reads and writes nothing outside, loses no memory, and lets Python go on.
 
-AddressSanitizer, UBSan and Valgrind watch native/fuzz_render_views.c and native/fuzz_decode_region.c, which say what else must hold; each
-does one thing wrong on request, and the very build that passes must see it.
+AddressSanitizer, UBSan and Valgrind watch native/fuzz_render_views.c and native/fuzz_decode_region.c, ThreadSanitizer
+native/race_thread_pool.c, which say what else must hold; each does one thing wrong on request, and the very build that passes must see it.
 """
 
 import ctypes
@@ -148,6 +148,49 @@ def test_a_span_without_a_unit_is_refused(sanitized_fuzzer: Path, span: str) -> 
     assert done.returncode == 2 and done.stderr.startswith(f"{span}: no span; give seconds")
 
 
+def build_race(folder: Path, flags: Sequence[str]) -> Path:
+    """Build what uses a pool of threads from several callers at once."""
+    compiler, flags = c_compiler(folder, flags), [*COMMON, *flags]
+    pool, core, race = folder / "pool.o", folder / "core.o", folder / "race_thread_pool"
+    for arguments in (
+        [*SCARCE, "-c", ROOT / "kernels" / "thread_pool.c", "-o", pool],
+        ["-c", ROOT / "kernels" / "render_views_core.c", "-o", core],
+        ["-I", ROOT / "kernels", ROOT / "tests" / "native" / "race_thread_pool.c", pool, core, "-o", race, "-lm"],
+    ):
+        done = subprocess.run([compiler, *flags, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    return race
+
+
+def run_race(race: Path, rounds: int, plant: str = "nothing") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([race, str(rounds), "1", plant], capture_output=True, text=True, check=False)
+
+
+RACE_BUILDS = {"thread": ["-O1", "-fsanitize=thread"], "address": ["-O0", "-fsanitize=address"], "forks": ["-O1", "-DFORKS"]}
+
+
+@pytest.fixture(scope="module", params=RACE_BUILDS)
+def race(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, build_race(tmp_path_factory.mktemp(request.param), RACE_BUILDS[request.param])
+
+
+@pytest.mark.parametrize("rounds", [100, pytest.param(3000, marks=pytest.mark.slow)])
+def test_callers_share_a_pool_of_threads_and_each_item_is_done_once(race: tuple[str, Path], rounds: int) -> None:
+    done = run_race(race[1], rounds)
+    assert done.returncode == 0 and not done.stderr, f"{done.stdout}{done.stderr}"
+
+
+def test_what_is_done_wrong_with_a_pool_is_seen(race: tuple[str, Path]) -> None:
+    build, program = race
+    plant, seen = {"thread": ("race", "ThreadSanitizer: data race"), "address": ("leak", "LeakSanitizer: detected memory leaks")}.get(
+        build, ("idle", "seed 1: a job is done of which items are not")
+    )
+    if plant == "leak" and sys.platform != "linux":
+        pytest.skip("no LeakSanitizer")
+    done = run_race(program, 20, plant)
+    assert done.returncode != 0 and seen in done.stderr, done.stderr
+
+
 SANITIZED_MODULE = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("wherefrom.kernels._native", EXTENSION)
@@ -170,7 +213,7 @@ def sanitized_python(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     if not Path(runtime).is_absolute() or not (headers / "Python.h").is_file():
         skip_aloud("no libasan.so to load first, or no Python.h: the kernel's tests are not run under AddressSanitizer")
     extension = folder / "_native.abi3.so"
-    sources = [ROOT / "kernels" / name for name in ("render_views_native.c", "render_views_core.c", "decode_region.c")]
+    sources = sorted((ROOT / "kernels").glob("*.c"))
     command = [compiler, *flags, "-I", headers, *sources, "-o", extension, *LIBRARIES]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -183,7 +226,8 @@ def sanitized_python(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 def test_the_kernels_own_tests_pass_under_the_sanitizers(sanitized_python: tuple[Path, dict[str, str]]) -> None:
     extension, environment = sanitized_python
     command = [sys.executable, "-P", "-m", "pytest", "-n", "0", "-p", "sanitized_module", "-p", "no:cacheprovider"]
-    command += ["tests/test_render_views.py", "tests/test_jpeg_parts.py"]
+    command += ["tests/test_render_views.py", "tests/test_jpeg_parts.py", "tests/test_jpeg_threads.py", "tests/test_read_parts.py"]
+    command += ["-k", "not forked"]  # the sanitizer's own memory does not live through that
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert f"the kernel is {extension}" in done.stdout

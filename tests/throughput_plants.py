@@ -36,13 +36,17 @@ def slow_storage(seconds: float) -> Iterator[None]:
     """Let every read of local files take its time, each reader's own."""
     from wherefrom.pipeline.shards.storage import _LocalFile
 
-    read_into = _LocalFile.read_into
+    read_into, read_parts = _LocalFile.read_into, _LocalFile.read_parts
 
     def slowly(self: Any, buffer: memoryview, offset: int) -> int:
         time.sleep(seconds)
         return read_into(self, buffer, offset)
 
-    with mock.patch.object(_LocalFile, "read_into", slowly):
+    def slowly_many(self: Any, memory: Any, parts: Any) -> Any:
+        time.sleep(seconds * len(parts))
+        return read_parts(self, memory, parts)
+
+    with mock.patch.object(_LocalFile, "read_into", slowly), mock.patch.object(_LocalFile, "read_parts", slowly_many):
         yield
 
 

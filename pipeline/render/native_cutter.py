@@ -1,8 +1,8 @@
 """The `native` renderer: threads decode, the compiled kernel writes all views of a picture straight into the batch in one call.
 
-Of pictures whose whole is known to decode, one call for the batch decodes as well, no more than the views read.
+Of pictures whose whole is known to decode, one call for the batch decodes as well, no more than the views read, in threads of its own.
 
-Here: records as the kernel takes them. Threads and decoding: threads.py.
+Here: records as the kernel takes them. Python's threads and decoding: threads.py.
 Not here: the kernel (wherefrom.kernels.render_views and its C files), drawing.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wherefrom.kernels.render_views import Normalization, PackedViews, ViewPlan, native_missing
+from wherefrom.kernels.render_views import JpegThreads, Normalization, PackedViews, ViewPlan, native_missing, native_stale
 from wherefrom.pipeline.color import color_matrix
 from wherefrom.pipeline.render.jpeg_parts import part_decoder
 from wherefrom.pipeline.render.renderer import RendererEntry
@@ -82,15 +82,24 @@ class NativeCutter:
         """Write all views of the batch's picture number `position`, (H, W, 3) as stored; the interpreter is free meanwhile."""
         plan.render_picture(position, stored)
 
+    def jpeg_threads(self, threads: int) -> JpegThreads | None:
+        """Return threads for `cut_jpegs`, or None where the kernel is too old to have any."""
+        return JpegThreads(threads) if native_stale() is None else None
+
     def cut_jpegs(
-        self, plan: ViewPlan, encoded: Sequence[NDArray[np.uint8]], stored_size: NDArray[np.int32], asked: NDArray[np.bool_]
+        self,
+        plan: ViewPlan,
+        encoded: Sequence[NDArray[np.uint8]],
+        stored_size: NDArray[np.int32],
+        asked: NDArray[np.bool_],
+        threads: JpegThreads | None = None,
     ) -> tuple[list[int], float, float]:
         """Write all views of a batch's JPEGs, of those asked for, decoded no further than they read, the interpreter free all the while.
 
-        Threads that call it share the pictures. Shapes: encoded B of (bytes,), stored_size (B, 2) int32 (height, width), asked (B,).
-        Returns: the positions, of this call's share, whose whole is to be decoded; the seconds of decoding, and of rendering.
+        Shapes: encoded B of (bytes,), stored_size (B, 2) int32 (height, width), asked (B,).
+        Returns: the positions whose whole is to be decoded; the seconds of decoding, and of rendering, summed over threads.
         """
-        return plan.render_jpegs(encoded, stored_size, asked, part_decoder())
+        return plan.render_jpegs(encoded, stored_size, asked, part_decoder(), threads)
 
 
 ENTRY = RendererEntry(

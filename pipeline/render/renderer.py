@@ -70,6 +70,14 @@ class PartRenderer(Renderer, Protocol):
         ...
 
 
+class Closable(Protocol):
+    """What holds threads until it is closed."""
+
+    def close(self) -> None:
+        """End them; twice is fine."""
+        ...
+
+
 class Cutter(Protocol):
     """Cuts, colors and normalizes views of decoded pictures in the caller's thread; safe to call from many."""
 
@@ -102,13 +110,22 @@ class PartCutter(Cutter, Protocol):
         """Return what `plan` returns of the records that were packed."""
         ...
 
-    def cut_jpegs(
-        self, plan: Any, encoded: Sequence[NDArray[np.uint8]], stored_size: NDArray[np.int32], asked: NDArray[np.bool_]
-    ) -> tuple[list[int], float, float]:
-        """Write all views of those pictures of the batch that are asked for, JPEGs of (height, width) as stored; threads share them.
+    def jpeg_threads(self, threads: int) -> Closable | None:
+        """Return `threads` threads, 1 or more, that share the pictures of `cut_jpegs`; None where there are no parts to decode."""
+        ...
 
-        Shapes: encoded B of (bytes,), stored_size (B, 2), asked (B,).
-        Returns: positions of the caller's share whose whole is to be decoded, views undefined; the seconds of decoding, and of rendering.
+    def cut_jpegs(
+        self,
+        plan: Any,
+        encoded: Sequence[NDArray[np.uint8]],
+        stored_size: NDArray[np.int32],
+        asked: NDArray[np.bool_],
+        threads: Any = None,
+    ) -> tuple[list[int], float, float]:
+        """Write all views of those pictures of the batch that are asked for, JPEGs of (height, width) as stored.
+
+        Shapes: encoded B of (bytes,), stored_size (B, 2), asked (B,); threads as `jpeg_threads` returns them, None: in the caller's alone.
+        Returns: positions whose whole is to be decoded, views undefined; the seconds of decoding, and of rendering, summed over threads.
         """
         ...
 

@@ -4,10 +4,11 @@ Here: the threads, decoding, slots, the pictures that will not decode. Which cod
 Not here: pixels (torch_cutter.py and native_cutter.py hold the cutters), drawing.
 """
 
-import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +49,15 @@ class ThreadedRenderer:
         self.threads = available_cores() if threads is None else threads
         self.ring = SlotRing(prefetch + 3, pinned=torch.device(device).type == "cuda")
         self._local = threading.local()
-        self._pool = single_threaded_pool(self.threads, "wherefrom-render") if self.threads else None
+        self._pool, self._pool_process = self._make_pool() if self.threads else None, os.getpid()
+        self._jpeg_threads = self._part_cutter.jpeg_threads(self.threads) if self._part_cutter is not None and self.threads else None
 
     def close(self) -> None:
         """End the threads; twice is fine."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._jpeg_threads is not None:
+            self._jpeg_threads.close()
 
     def pack(self, records: Sequence[Record]) -> PackedRecords:
         """Return what the cutter needs to know of records (N, V) of any number of pictures, worked out once."""
@@ -79,13 +83,14 @@ class ThreadedRenderer:
         else:
             plan = self._part_cutter.plan_packed(packed.of_cutter, pixels)
         asked = decodable if decodable is not None and self.in_parts else np.zeros(len(encoded), bool)
-        cut_jpegs = self._part_cutter.cut_jpegs if self._part_cutter is not None and asked.any() else None
-        whole = iter(np.flatnonzero(~asked).tolist())  # threads help themselves: to hand out each would take as long as to cut it
+        left, decode_s, render_s = self._cut_jpegs(plan, encoded, sizes, asked) if asked.any() else ([], 0.0, 0.0)
+        whole = [*left, *np.flatnonzero(~asked).tolist()]
+        untaken = iter(whole)  # threads help themselves: to hand out each would take as long as to cut it
         failed: dict[int, str] = {}
 
         def work() -> tuple[float, float]:
-            left, decode_s, render_s = cut_jpegs(plan, encoded, sizes, asked) if cut_jpegs else ([], 0.0, 0.0)
-            for position in itertools.chain(left, whole):
+            decode_s, render_s = 0.0, 0.0
+            for position in untaken:
                 start = time.perf_counter()
                 try:
                     stored = self._decode(encoded[position], *sizes[position].tolist())
@@ -98,16 +103,32 @@ class ThreadedRenderer:
                 decode_s, render_s = decode_s + decoded - start, render_s + time.perf_counter() - decoded
             return decode_s, render_s
 
-        if self._pool is None:
-            seconds = [work()]
-        else:
-            seconds = [future.result() for future in [self._pool.submit(work) for _ in range(min(self.threads, len(encoded)))]]
+        seconds = [work()] if self._pool is None else self._in_threads(work, min(self.threads, len(whole)))
         return Rendered(
             pixels=tuple(pixels),
             failed=dict(sorted(failed.items())),
-            decode_s=sum(decode_s for decode_s, _ in seconds),
-            render_s=sum(render_s for _, render_s in seconds),
+            decode_s=decode_s + sum(decode_s for decode_s, _ in seconds),
+            render_s=render_s + sum(render_s for _, render_s in seconds),
         )
+
+    def _cut_jpegs(
+        self, plan: Any, encoded: Sequence[NDArray[np.uint8]], sizes: NDArray[np.int32], asked: NDArray[np.bool_]
+    ) -> tuple[list[int], float, float]:
+        """Write the views of JPEGs as `PartCutter.cut_jpegs`, in its own threads where there are any."""
+        assert self._part_cutter is not None
+        threads = (self._jpeg_threads,) if self._jpeg_threads is not None else ()
+        return self._part_cutter.cut_jpegs(plan, encoded, sizes, asked, *threads)
+
+    def _make_pool(self) -> ThreadPoolExecutor:
+        return single_threaded_pool(self.threads, "wherefrom-render")
+
+    def _in_threads(self, work: Callable[[], tuple[float, float]], threads: int) -> list[tuple[float, float]]:
+        """Return what `work` gives in each of so many threads of Python; where it is 0 none wakes."""
+        if not threads:
+            return []
+        if self._pool is None or self._pool_process != os.getpid():  # a fork takes no threads along
+            self._pool, self._pool_process = self._make_pool(), os.getpid()
+        return [future.result() for future in [self._pool.submit(work) for _ in range(threads)]]
 
     @property
     def in_parts(self) -> bool:

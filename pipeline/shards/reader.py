@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wherefrom.pipeline.shards.index import ShardIndex
-from wherefrom.pipeline.shards.storage import StoredFile, storage_of
+from wherefrom.pipeline.shards.storage import StoredFile, read_parts, storage_of
 
 __all__ = ["ShardChangedError", "ShardReader"]
 
@@ -70,7 +70,8 @@ class ShardReader:
             buffer = np.empty(length, np.uint8)
         elif len(buffer) < length:
             raise ValueError(f"buffer holds {len(buffer)} bytes, sample {sample} has {length}; make it as large as index.length.max()")
-        self._read_shard(int(self.index.shard[sample]), [(sample, int(self.index.offset[sample]), buffer[:length].data)])
+        part = np.array([[self.index.offset[sample], 0, length]])
+        self._read_shard(int(self.index.shard[sample]), [sample], buffer[:length], part)
         return buffer[:length]
 
     def read_batch(self, samples: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
@@ -81,53 +82,63 @@ class ShardReader:
         self._check_ids(samples)
         lengths = self.index.length[samples]
         ends = np.cumsum(lengths)
+        starts = ends - lengths
         memory = np.empty(int(lengths.sum()), np.uint8)
-        views = [memory[start:end] for start, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True)]
-        requests: dict[int, list[tuple[int, int, memoryview]]] = {}
-        shards, offsets = self.index.shard[samples].tolist(), self.index.offset[samples].tolist()
-        for shard, sample, offset, view in zip(shards, samples.tolist(), offsets, views, strict=True):
-            requests.setdefault(shard, []).append((sample, offset, view.data))
-        for shard, of_shard in requests.items():
-            self._read_shard(shard, of_shard)
-        return views
+        parts = np.empty((len(samples), 3), np.int64)
+        parts[:, 0], parts[:, 1], parts[:, 2] = self.index.offset[samples], starts, lengths
+        ids = samples.tolist()
+        rows: dict[int, list[int]] = {}  # by shard
+        for row, shard in enumerate(self.index.shard[samples].tolist()):
+            rows.setdefault(shard, []).append(row)
+        for shard, of_shard in rows.items():
+            if len(rows) == 1:
+                self._read_shard(shard, ids, memory, parts)
+            else:
+                self._read_shard(shard, [ids[row] for row in of_shard], memory, parts[of_shard])
+        return [memory[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
     def _check_ids(self, samples: NDArray[np.int64]) -> None:
         outside = samples[(samples < 0) | (samples >= len(self.index))]
         if len(outside):
             raise IndexError(f"sample {outside[0]} of {len(self.index)}; samples are numbered 0 to {len(self.index) - 1}")
 
-    def _read_shard(self, shard: int, requests: list[tuple[int, int, memoryview]]) -> None:
-        """Fill the memory of every (sample, offset, memory), all of one shard."""
+    def _read_shard(self, shard: int, samples: list[int], memory: NDArray[np.uint8], parts: NDArray[np.int64]) -> None:
+        """Fill a part of memory (bytes,) for each of N samples, all of one shard; parts (N, 3) as `read_parts` takes them."""
         if not self.index.is_tree(shard):
-            self._read_file(self._borrow(shard), requests)
-        elif self._loose_threads < 2 or len(requests) < 2:
-            self._read_loose(requests)
+            self._read_file(self._borrow(shard), samples, memory, parts)
+        elif self._loose_threads < 2 or len(samples) < 2:
+            self._read_loose(samples, memory, parts)
         else:
-            parts = [requests[first :: self._loose_threads] for first in range(min(self._loose_threads, len(requests)))]
+            shares = [slice(first, None, self._loose_threads) for first in range(min(self._loose_threads, len(samples)))]
             with self._lock:
                 if self._closed:
                     raise ValueError(_CLOSED)
                 if self._pool is None or self._pool_process != os.getpid():  # a fork takes no threads along
                     self._pool, self._pool_process = ThreadPoolExecutor(self._loose_threads, "wherefrom-read"), os.getpid()
-                reading = [self._pool.submit(self._read_loose, part) for part in parts]
-            for part_read in reading:
-                part_read.result()
+                reading = [self._pool.submit(self._read_loose, samples[share], memory, parts[share]) for share in shares]
+            for share_read in reading:
+                share_read.result()
 
-    def _read_loose(self, requests: list[tuple[int, int, memoryview]]) -> None:
-        """Fill the memory of every (sample, offset, memory), each a file of its own."""
-        for request in requests:
-            self._read_file(self._open_once(request[0]), [request])
+    def _read_loose(self, samples: list[int], memory: NDArray[np.uint8], parts: NDArray[np.int64]) -> None:
+        """Fill a part of memory for each sample, a file of its own; shapes as `_read_shard`."""
+        for row, sample in enumerate(samples):
+            self._read_file(self._open_once(sample), [sample], memory, parts[row : row + 1])
 
-    def _read_file(self, opened: AbstractContextManager[StoredFile], requests: list[tuple[int, int, memoryview]]) -> None:
-        """Fill the memory of every (sample, offset, memory), all of one file."""
-        sample = requests[0][0]
+    def _read_file(
+        self, opened: AbstractContextManager[StoredFile], samples: list[int], memory: NDArray[np.uint8], parts: NDArray[np.int64]
+    ) -> None:
+        """Fill a part of memory for each sample, all of one file; shapes as `_read_shard`."""
+        sample = samples[0]
         try:
             with opened as file:
                 self._check_unchanged(file, sample)
-                for sample, offset, target in requests:
-                    count = file.read_into(target, offset)
-                    if count < len(target):
-                        raise self._changed(sample, f"{count} of its {len(target)} bytes are there")
+                whole, count, failure = read_parts(file, memory, parts)
+                if whole < len(samples):
+                    sample = samples[whole]
+                    try:
+                        raise failure or self._changed(sample, f"{count} of its {parts[whole, 2]} bytes are there")
+                    finally:
+                        del failure  # whose traceback knows this frame, which would keep the memory
         except ShardChangedError:
             raise
         except OSError as error:

@@ -11,9 +11,13 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
+from wherefrom.kernels.read_parts import native_read_parts
 from wherefrom.pipeline.files import open_regular
 
-__all__ = ["STORAGES", "LocalStorage", "Stamp", "Storage", "StoredFile", "read_at", "read_head", "storage_of"]
+__all__ = ["STORAGES", "LocalStorage", "Stamp", "Storage", "StoredFile", "read_at", "read_head", "read_parts", "storage_of"]
 
 _URL_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _SCHEMES_WITHOUT_SLASHES = {"pipe", "file", "http", "https", "sftp", "ftps", "scp", "gs", "s3", "hf", "ais", "htgs"}
@@ -117,6 +121,14 @@ class _LocalFile:
             done += count
         return done
 
+    def read_parts(self, memory: NDArray[np.uint8], parts: NDArray[np.int64]) -> tuple[int, int, OSError | None]:
+        """Fill many parts in one call, as the function `read_parts`."""
+        native = native_read_parts()
+        if native is None:
+            return _read_one_by_one(self, memory, parts)
+        whole, count, number = native(self._descriptor, memory, np.ascontiguousarray(parts))
+        return whole, count, OSError(number, os.strerror(number)) if number else None
+
     def close(self) -> None:
         os.close(self._descriptor)
 
@@ -141,6 +153,28 @@ def read_at(file: StoredFile, offset: int, length: int) -> bytes:
     buffer = bytearray(length)
     count = file.read_into(memoryview(buffer), offset)
     return bytes(memoryview(buffer)[:count])
+
+
+def read_parts(file: StoredFile, memory: NDArray[np.uint8], parts: NDArray[np.int64]) -> tuple[int, int, OSError | None]:
+    """Fill parts of memory from a file, in order, until one is not there whole; of a local file in one call without the interpreter's lock.
+
+    Shapes: memory (bytes,), parts (N, 3), each the offset in the file, the start in memory, and how many bytes.
+    Returns: how many parts are whole; of the next, how many bytes there were, and the error that its read ended with.
+    """
+    if isinstance(file, _LocalFile) and len(parts) > 1:
+        return file.read_parts(memory, parts)
+    return _read_one_by_one(file, memory, parts)
+
+
+def _read_one_by_one(file: StoredFile, memory: NDArray[np.uint8], parts: NDArray[np.int64]) -> tuple[int, int, OSError | None]:
+    for whole, (offset, start, length) in enumerate(parts.tolist()):
+        try:
+            count = file.read_into(memory.data[start : start + length], offset)
+        except OSError as error:
+            return whole, 0, error
+        if count < length:
+            return whole, count, None
+    return len(parts), 0, None
 
 
 def read_head(path: str, limit: int) -> bytes:
