@@ -291,8 +291,8 @@ def machine_changes(chain: Chain) -> list[Change]:
     if chain.held > 0.05:
         changes.append(Change(what="no other programs", chain=replace(chain, held=0.0), basis="estimated", effort="option"))
     if chain.cores_seen > chain.cores:
-        what = f"all {chain.cores_seen:g} cores"
-        changes.append(Change(what=what, chain=_on_all_cores(chain), basis="measured", effort="option"))
+        basis: Basis = "estimated" if chain.device == "cpu" else "measured"  # how well training shares cores that it has not
+        changes.append(Change(what=f"all {chain.cores_seen:g} cores", chain=_on_all_cores(chain), basis=basis, effort="option"))
     double = 2 * max(chain.cores, chain.cores_seen)
     more = replace(chain, cores=double, cores_seen=double, threads=_threads_on(chain, double))
     return [*changes, Change(what=f"{double:g} cores like these", chain=more, basis="estimated", effort="machine")]
