@@ -27,7 +27,7 @@ from wherefrom.pipeline.order import Order, OrderMode
 from wherefrom.pipeline.ranges import Range, no_range, nvtx_range
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import check_device, check_renderer, check_runtime, make_renderer
-from wherefrom.pipeline.render.renderer import PartRenderer, Rendered, Renderer, render_checked
+from wherefrom.pipeline.render.renderer import PackingRenderer, Rendered, Renderer, render_checked
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.system import single_threaded_pool
@@ -353,7 +353,7 @@ class Loader:
         sample = self.index.replacement(ids)
         with self.range("draw"):
             records = self._draw(sample, drawn_for, epoch)
-            packed = self.renderer.pack(records) if isinstance(self.renderer, PartRenderer) else None
+            packed = self.renderer.pack(records) if isinstance(self.renderer, PackingRenderer) else None
         decodable = self.index.decodable[sample]
         ends = list(itertools.accumulate(map(len, batches)))
         rows = [slice(end - len(batch), end) for batch, end in zip(batches, ends, strict=True)]

@@ -21,7 +21,7 @@ from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.render.choose import make_renderer
 from wherefrom.pipeline.render.dali_decode import dali_missing
 from wherefrom.pipeline.render.dali_renderer import DaliRenderer
-from wherefrom.pipeline.render.renderer import PartRenderer
+from wherefrom.pipeline.render.renderer import PackingRenderer
 from wherefrom.pipeline.shards.picture_headers import examine_picture
 from wherefrom.pipeline.view_recipe import ColorLaw, PixelType, ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Record
@@ -136,7 +136,7 @@ def test_records_packed_for_many_batches_give_the_pixels_of_each(decodable: bool
     files = [file_of(noise(40 + 3 * seed, 90 - 2 * seed, seed), "JPEG", 1 + seed % 8) for seed in range(8)]
     records = records_for(recipe, files)
     renderer = make_renderer(recipe, "native", threads=2)
-    assert isinstance(renderer, PartRenderer)
+    assert isinstance(renderer, PackingRenderer)
     packed = renderer.pack(records)
     expected = renderer.render(files, records).pixels
     verdicts = np.full(len(files), decodable)

@@ -187,6 +187,14 @@ def test_predictions_are_corrected_by_what_was_measured() -> None:
     assert max(change.rate for change in rated) == pytest.approx(2 / 2e-3)  # the loader's, whose cores are its own now; not corrected
 
 
+def test_what_others_cost_beyond_their_time_ends_with_them() -> None:
+    busy = with_costs(CPU, held=1.0)
+    alone, more = judge(busy, machine_changes(busy), reached=0.8 * rates(busy).reached).changes
+    assert (alone.what, more.what) == ("no other programs", "4 cores like these")
+    assert alone.rate == pytest.approx(rates(CPU).reached)
+    assert more.rate == pytest.approx(0.8 * rates(more.chain).reached)
+
+
 def test_a_link_that_waits_is_held_to_what_was_measured() -> None:
     stored = with_costs(GPU, read_s=0.05)
     slower = calibrated(stored, rates(stored).reached / 1.5)

@@ -64,7 +64,7 @@ RATED_TFLOPS = {  # dense bfloat16 of data sheets
     "B200": 2250,
 }
 RATED_SHARE = 0.3  # of a data sheet's figure that training of this size is taken to reach
-PARALLEL_FRAC = 0.7  # of training on a processor, where only one core was there to tell: the demo's model on two cores gave .54 to .79
+PARALLEL_FRAC = 0.55  # of training on a processor, where only one core is there to tell: the demo's model on two cores gave .39 to .79
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,7 +247,7 @@ def judge(chain: Chain, changes: Sequence[Change] = (), *, reached: float | None
     predicted = rates(chain)
     factor = 1.0 if reached is None else reached / predicted.reached
     limit, beneath = limit_of(chain)
-    valued = tuple(replace(change, rate=rates(change.chain).reached * (1.0 if change.basis == "rated" else factor)) for change in changes)
+    valued = tuple(replace(change, rate=rates(change.chain).reached * _correction(change, chain, factor)) for change in changes)
     cores_needed = predicted.ceiling * (chain.loader_cpu_s + (chain.host_s / chain.batch if chain.device == "cuda" else 0.0))
     return Verdict(
         limit=limit,
@@ -258,6 +258,11 @@ def judge(chain: Chain, changes: Sequence[Change] = (), *, reached: float | None
         changes=valued,
         first=_first(valued, predicted.reached * factor),
     )
+
+
+def _correction(change: Change, chain: Chain, factor: float) -> float:
+    """Return by what a prediction is multiplied: what others cost beyond their time ends with them, and ratings know nothing of us."""
+    return 1.0 if change.basis == "rated" or change.chain.held < chain.held else factor
 
 
 def calibrated(chain: Chain, reached: float) -> Chain:

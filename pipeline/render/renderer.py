@@ -55,8 +55,19 @@ class PartRenderer(Renderer, Protocol):
         """Whether it does so on this machine."""
         ...
 
+    def render(
+        self, encoded: Sequence[NDArray[np.uint8]], records: Sequence[Record], decodable: NDArray[np.bool_] | None = None
+    ) -> Rendered:
+        """Render a batch, as `Renderer`; decodable (B,): whose whole was decoded before, None: nobody knows."""
+        ...
+
+
+@runtime_checkable
+class PackingRenderer(PartRenderer, Protocol):
+    """One that works out what it needs to know of records for many batches at once."""
+
     def pack(self, records: Sequence[Record]) -> Any:
-        """Return what it needs to know of records, one a family, of any number of pictures: `packed[rows]` is that of a slice of them."""
+        """Return it for records, one a family, of any number of pictures: `packed[rows]` is that of a slice of them."""
         ...
 
     def render(
@@ -66,7 +77,7 @@ class PartRenderer(Renderer, Protocol):
         decodable: NDArray[np.bool_] | None = None,
         packed: Any = None,
     ) -> Rendered:
-        """Render a batch, as `Renderer`; decodable (B,): whose whole was decoded before, None: nobody knows; packed: the records."""
+        """Render a batch, as `PartRenderer`; packed: what `pack` gave of these records, None: nothing yet."""
         ...
 
 
@@ -175,11 +186,11 @@ def render_checked(
     decodable: NDArray[np.bool_] | None = None,
     packed: Any = None,
 ) -> Rendered:
-    """Return what a renderer makes of a batch of B files and their records, one a family of the recipe; the rest as `PartRenderer`.
+    """Return what a renderer makes of a batch of B files and their records, one a family of the recipe; the rest as `PackingRenderer`.
 
     Raises: ValueError in one line if it is not what was asked for.
     """
-    known = (decodable, packed) if packed is not None or isinstance(renderer, PartRenderer) else ()
+    known = (decodable, packed) if packed is not None else (decodable,) if isinstance(renderer, PartRenderer) else ()
     rendered, of = renderer.render(encoded, records, *known), f"renderer {renderer.name!r} returns"
     if not isinstance(rendered, Rendered):
         raise ValueError(f"{of} {type(rendered).__name__}, expected Rendered")
