@@ -38,7 +38,7 @@ _RECORDS = {  # of a family: what follows (B, V) in their shapes, what they may 
 
 
 def _check_records(records: Mapping[str, Tensor | None]) -> None:
-    """Raise ValueError unless the records of a family fit each other: all of `_RECORDS`, those that are None aside."""
+    """Raise ValueError unless the records of a family, by `_RECORDS` (B, V, ...) each, fit each other; None: there is none."""
     boxes = records["boxes"]
     assert boxes is not None
     check_shape("boxes", boxes, ("B", "V", 4), "add the view axis with boxes[:, None]")
