@@ -67,12 +67,11 @@ class ViewRequest:
     solarized: Tensor | None = None  # (B, V) bool
 
     def __post_init__(self) -> None:
-        check_shape("boxes", self.boxes, ("B", "V", 4), "add the view axis with boxes[:, None]")
+        _check_records({name: getattr(self, name) for name in _RECORDS})
         check_shape("out", self.out, (*self.boxes.shape[:2], 3, "h", "w"))
         check_dtype("out", self.out, PIXEL_DTYPES)
         check_device("out", self.out, "boxes", self.boxes)
         check_no_derivative("out", self.out, "and rendered views give none")
-        _check_records({name: getattr(self, name) for name in _RECORDS})
         if 0 in self.out.shape[3:]:
             raise ValueError(f"out has shape {tuple(self.out.shape)}: a view has at least one pixel")
         if not (self.out.is_contiguous() or self.channels_last):
@@ -153,7 +152,6 @@ class ViewPlan:
                     f"requests hold boxes {[tuple(each.boxes.shape) for each in requests]} on {request.boxes.device}; "
                     "needs one number of pictures, on cpu"
                 )
-        for request in requests:
             _check_normalization(mean, std, request.out.dtype)
         if orientation is not None:
             orientation = _orientation_bytes(orientation, pictures)

@@ -41,9 +41,8 @@ def unmet_requirements() -> Iterator[Finding]:
     """Yield the libraries that wherefrom needs, or one of these of another, and that are not there or of another version."""
     ours = {requirement.name: requirement for requirement in _requirements("wherefrom")}
     for name, requirement in ours.items():
-        if (
-            installed_version(name) is None and requirement.marker is None
-        ):  # what is for some systems alone is missed where something needs it
+        # what is for some systems alone is missed where something needs it
+        if installed_version(name) is None and requirement.marker is None:
             yield Finding("mend", name, "is not installed", f"pip install '{name}{requirement.specifier}'")
     for of in ("wherefrom", *(name for name in ours if installed_version(name))):
         for requirement in _requirements(of):

@@ -77,11 +77,10 @@ class ThreadedRenderer:
                 returned -> one (B, V, 3, H, W) a family, in the recipe's order and dtype.
         """
         pixels = self.ring.take(view_shapes(self.recipe, len(encoded)), getattr(torch, self.recipe.pixels))
-        sizes = _stored_sizes(records[0]) if packed is None else packed.stored_size
-        if packed is None or self._part_cutter is None:
-            plan = self.cutter.plan(records, pixels)
-        else:
-            plan = self._part_cutter.plan_packed(packed.of_cutter, pixels)
+        packed = self.pack(records) if packed is None else packed
+        sizes = packed.stored_size
+        cutter = self._part_cutter
+        plan = self.cutter.plan(records, pixels) if cutter is None else cutter.plan_packed(packed.of_cutter, pixels)
         asked = decodable if decodable is not None and self.in_parts else np.zeros(len(encoded), bool)
         left, decode_s, render_s = self._cut_jpegs(plan, encoded, sizes, asked) if asked.any() else ([], 0.0, 0.0)
         whole = [*left, *np.flatnonzero(~asked).tolist()]
