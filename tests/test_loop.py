@@ -306,7 +306,7 @@ def test_a_run_that_goes_on_says_where_and_whether_bit_for_bit(finished: Path, t
         return rest
 
     rounding = "losses differ by rounding"
-    parts = f"{rounding}, by more with drop-path or the encoder's BatchNorm"
+    parts = f"{rounding}, by more with drop-path"
     assert line() == "bit for bit"
     assert line(accumulation=2) == f"not bit for bit, for accumulation is 2, was 1: {parts}, records do not"
     assert line(renderer="native") == f"not bit for bit, for renderer is native, was torch: pixels and {rounding}, records do not"

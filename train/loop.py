@@ -142,7 +142,7 @@ def _bit_for_bit(trainer: Trainer, folder: RunFolder, restored: Path) -> str:
         alike = "bit for bit"
         return f"{alike}, but for the order in which a GPU adds" if trainer.accelerator.device.type == "cuda" else alike
     why = ", ".join(f"{name} is {now[name]}, was {before[name]}" for name in changes)
-    more = ", by more with drop-path or the encoder's BatchNorm" if SPLITS_BATCH & {*changes} else ""
+    more = ", by more with drop-path" if SPLITS_BATCH & {*changes} else ""
     if "ranks" in changes and (coupled := trainer.settings.coupled_by()):
         more += f" (what {', '.join(coupled)} gathers is the same)"
     pixels = "pixels and " if "renderer" in changes else ""

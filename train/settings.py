@@ -113,9 +113,9 @@ class IndexSettings:
 class RuntimeSettings:
     """What changes speed, place and habit, and results by rounding at most.
 
-    But for `accumulation`, which like the number of ranks splits a batch: where the parts draw random numbers (drop-path, dropout), or an
-    encoder has BatchNorm, they are another run. Where an objective's samples see one another (BatchNorm, negatives) micro-batches belong
-    to the method, and a run does not go on with another number; ranks gather them. No view and no record depends on either.
+    But for `accumulation`, which like the number of ranks splits a batch: where the parts draw random numbers (drop-path, dropout), they
+    are another run. Where samples see one another (BatchNorm, negatives) micro-batches belong to the method, and a run does not go on
+    with another number; ranks gather them. No view and no record depends on either.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
