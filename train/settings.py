@@ -148,7 +148,7 @@ class TrainSettings:
     global_batch: int = 16  # samples of one update, over all ranks and micro-batches
     order: Literal["shuffled", "block"] = "shuffled"
     epochs: int = 1
-    updates: int | None = None  # instead of epochs
+    updates: int | None = None  # instead of epochs; a file or a command line that gives epochs alone takes a recipe's updates away
     precision: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; weights and geometry never change theirs
     model: ModelSettings = field(default_factory=ModelSettings)
     # what is learned, by names in OBJECTIVES: the host first, then its plug-ins
@@ -279,6 +279,7 @@ def overlaid(path: Path, base: TrainSettings) -> TrainSettings:
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
     named = plain.get("model")
+    stage = with_its_own_length(stage, given=plain)
     return with_its_own_model(stage, base, given=named if isinstance(named, dict) else ())
 
 
@@ -298,6 +299,11 @@ def _with_listed_objectives(plain: Mapping[str, Plain], base: TrainSettings) -> 
             raise ValueError(f"{name}: stands in objectives, too; leave one of them out")
     changed = {name: held for name, held in {**listed, **beside}.items() if held is not None}
     return {name: held for name, held in plain.items() if name not in beside} | {"objectives": changed}
+
+
+def with_its_own_length(stage: TrainSettings, *, given: Collection[str]) -> TrainSettings:
+    """Return `stage`, unchecked; where epochs are given and updates are not, without the updates that it is from."""
+    return replace(stage, updates=None) if "epochs" in given and "updates" not in given else stage
 
 
 def with_its_own_model(stage: TrainSettings, base: TrainSettings, *, given: Collection[str]) -> TrainSettings:
