@@ -272,6 +272,30 @@ def test_a_signal_in_the_last_evaluation_stops_a_saved_run_which_is_measured_whe
     assert RunFolder(out).evaluation.read_bytes() == RunFolder(finished).evaluation.read_bytes()
 
 
+def test_a_run_that_was_stopped_or_killed_where_an_evaluation_is_due_makes_it_once_when_it_goes_on(
+    finished: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    class BreaksAnEvaluation(Reporter):
+        def progressed(self, what: str, done: int, total: int) -> None:
+            if read_metrics(RunFolder(killed), "train"):
+                raise RuntimeError("killed")
+
+    settings, stopped, killed = evaluated(tiny_shards), tmp_path / "stopped", tmp_path / "killed"
+    assert run(settings, reporter=_Sends(signal.SIGTERM, at=3), out=stopped).update == 4
+    with pytest.raises(RuntimeError, match="killed"):
+        run(settings, reporter=BreaksAnEvaluation(), out=killed)
+    for out in (stopped, killed):
+        assert read_metrics(RunFolder(out), "evaluation") == []
+        summary = run(settings, reporter=_Sends(signal.SIGTERM, at=6), out=out, resume=True)  # during the last update
+        assert (summary.stopped_by, summary.update) == ("SIGTERM", 6)
+        assert not RunFolder(out).evaluation.exists() and not RunFolder(out).encoder.exists()
+    for _ in range(2):  # the second time it is finished
+        assert run(settings, reporter=Reporter(), out=stopped, resume=True).stopped_by is None
+        assert read_metrics(RunFolder(stopped), "evaluation") == read_metrics(RunFolder(finished), "evaluation")
+    assert RunFolder(stopped).evaluation.read_bytes() == RunFolder(finished).evaluation.read_bytes()
+    assert read_metrics(RunFolder(killed), "evaluation") == read_metrics(RunFolder(finished), "evaluation")[:1]
+
+
 def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_path: Path) -> None:
     """Checkpoints fall between the lines of the log; the updates before them count all the same."""
     runtime = RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=5, checkpoint_every=3)

@@ -44,6 +44,7 @@ from wherefrom.train.run_folder import (
     append_metrics,
     claim,
     cut_metrics,
+    read_metrics,
     refuse_if_absent,
     refuse_if_taken,
     start_of,
@@ -161,10 +162,11 @@ def _begin_records(trainer: Trainer, folder: RunFolder) -> None:
 
 
 def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> str | None:
-    """Make the updates that are left; return the name of the signal that ended it before, or None."""
-    runtime, every = trainer.settings.runtime, trainer.settings.evaluation.every
+    """Make the updates that are left; return the name of the signal that came before the end, or None."""
+    runtime = trainer.settings.runtime
     watch = ThroughputWatch(trainer)
     with _Signals() as signals:
+        _evaluate_if_due(trainer, folder, val, reporter)  # what a run that was stopped or killed here left out
         while trainer.done < trainer.updates:
             trainer.update()
             done, last = trainer.done, trainer.done == trainer.updates
@@ -180,11 +182,10 @@ def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter
                         reporter.message(line)
                 if saves:
                     trainer.save(folder.checkpoints)
-            if stopped_by is not None and not last:
+            if stopped_by is not None:
                 return stopped_by
-            if every and done % every == 0 and not last:
-                _evaluate(trainer, folder, val, reporter, full=False)
-    return None
+            _evaluate_if_due(trainer, folder, val, reporter)
+        return signals.name(trainer.ranks.highest(signals.came))
 
 
 def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
@@ -257,8 +258,22 @@ def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporte
         exported, loader = trainer.step.exported(), trainer.loader
         network = "encoder" if exported is trainer.step.encoder else "teacher"
         write_encoder(folder, exported, loader.recipe, settings=trainer.settings, data=loader.index.fingerprint, network=network)
-    for full in (False, True):
-        _evaluate(trainer, folder, val, reporter, full=full)
+    if not _is_evaluated(trainer, folder):
+        _evaluate(trainer, folder, val, reporter, full=False)
+    _evaluate(trainer, folder, val, reporter, full=True)
+
+
+def _evaluate_if_due(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
+    """Make the short evaluation that follows this update, if one does; that of the last update belongs to the end."""
+    every = trainer.settings.evaluation.every
+    if every and 0 < trainer.done < trainer.updates and trainer.done % every == 0 and not _is_evaluated(trainer, folder):
+        _evaluate(trainer, folder, val, reporter, full=False)
+
+
+def _is_evaluated(trainer: Trainer, folder: RunFolder) -> bool:
+    """Return whether this update's short evaluation is in the log, as the first rank reads it."""
+    ranks = trainer.ranks
+    return ranks.highest(int(ranks.first and any(line["update"] == trainer.done for line in read_metrics(folder, "evaluation")))) > 0
 
 
 def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter, *, full: bool) -> None:
