@@ -39,6 +39,7 @@ from wherefrom.train.objective import Encode, Progress, Terms
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialPrediction
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.optimizer import gated_step, make_optimizer
+from wherefrom.train.ranks import Ranks
 from wherefrom.train.recipes import recipe
 from wherefrom.train.reporting import LogRecord, Reporter, Summary
 from wherefrom.train.run_folder import RunFolder, read_metrics
@@ -677,7 +678,7 @@ def test_every_picture_is_decoded_once_where_that_saves_a_run_more(tiny_shards: 
     little = SpatialSettings(law=Paired(), views=2, size_px=24, color=None, min_side_px=4)
     run_of = partial(dataclasses.replace, tiny(shards, updates=500, objectives={"spatial": little}))
     native = RuntimeSettings(device="cpu", renderer="native")
-    one_process: Any = SimpleNamespace(local_main_process_first=contextlib.nullcontext, device=torch.device("cpu"))
+    one_process: Any = SimpleNamespace(is_local_main_process=True, device=torch.device("cpu"))
 
     class Hears(Reporter):
         def message(self, line: str) -> None:
@@ -685,7 +686,7 @@ def test_every_picture_is_decoded_once_where_that_saves_a_run_more(tiny_shards: 
 
     def audits(settings: TrainSettings) -> bool:
         said.clear()
-        index, _ = _open_data(settings, one_process, Hears())
+        index, _ = _open_data(settings, one_process, Ranks(0, 1), Hears())
         assert bool(said) == index.audited and index.decodable.all() == index.audited
         return index.audited
 

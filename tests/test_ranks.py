@@ -9,22 +9,27 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from torch import Tensor
 
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.views import Batch
-from wherefrom.train import checkpoint
+from wherefrom.train import checkpoint, loop
 from wherefrom.train import objective as objective_module
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.loop import accelerator_for
 from wherefrom.train.objective import Encode, Progress, Terms
 from wherefrom.train.objectives import SpatialPrediction
+from wherefrom.train.ranks import Ranks
 from wherefrom.train.recipes import recipe
 from wherefrom.train.replay import replayed_batch
+from wherefrom.train.reporting import Reporter
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import TrainSettings, read_settings, write_settings
 from wherefrom.train.trainer import Trainer
@@ -110,6 +115,31 @@ def watch_by_themselves(folder: Path, updates: int) -> None:
     """Do as `watch`, with BatchNorm of each rank by itself."""
     objective_module.batch_norm_over_ranks = lambda module: module
     watch(folder, updates)
+
+
+def open_late(folder: Path, updates: int) -> None:
+    """Open a run's data, the first rank later than the default group would wait; write down what came of it, and of that group."""
+    settings = read_settings(folder / "settings.yaml", recipe("demo"))
+    accelerator = accelerator_for(settings)
+    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+    ranks.wait()
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+
+    def late(*words: Any, **options: Any) -> ShardIndex:
+        time.sleep(3 if ranks.first else 0)
+        return ShardIndex.open(*words, **options)
+
+    loop.ShardIndex = SimpleNamespace(open=late)  # type: ignore[assignment, misc]
+    index, _ = loop._open_data(settings, accelerator, ranks, Reporter())
+    lost = False
+    if ranks.first:
+        time.sleep(3)
+    else:
+        try:
+            dist.barrier()
+        except RuntimeError:
+            lost = True
+    (folder / f"observed.{ranks.rank}").write_text(json.dumps({"pictures": len(index), "lost patience": lost}))
 
 
 def free_port() -> str:
@@ -210,6 +240,13 @@ def test_a_resnet_normalizes_over_ranks_under_a_method_without_negatives(tiny_sh
     assert min(apart["watch_by_themselves"]) > 1e-2, apart
 
 
+@pytest.mark.core
+def test_ranks_wait_for_an_index_longer_than_for_gradients(tiny_shards: Path, tmp_path: Path) -> None:
+    first, second = run_ranks(2, 1, tiny_shards, tmp_path / "late", 0, work="open_late")
+    assert first["pictures"] == second["pictures"] > 0
+    assert second["lost patience"]  # control: where gradients are exchanged
+
+
 @pytest.mark.slow
 def test_ranks_do_not_wait_for_the_gradient_of_what_rests(tiny_shards: Path, tmp_path: Path) -> None:
     first, second = run_ranks(2, 2, tiny_shards, tmp_path / "rests", updates=4, work="rest")
@@ -255,4 +292,5 @@ def test_a_signal_to_any_rank_stops_them_all_after_the_same_update(tiny_shards: 
 
 
 if __name__ == "__main__":
-    {"watch": watch, "watch_by_themselves": watch_by_themselves, "rest": rest}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
+    works = {work.__name__: work for work in (watch, watch_by_themselves, rest, open_late)}
+    works[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))

@@ -86,7 +86,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
         if resumed_folder is not None:
             _lock(resumed_folder, ranks, stack)
             settings = _with_its_renderer(settings, resumed_folder)
-        train, val = _open_data(settings, accelerator, reporter)
+        train, val = _open_data(settings, accelerator, ranks, reporter)
         newest = None if resumed_folder is None else checkpoint.latest(resumed_folder.checkpoints)
         trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks, restored=newest is not None)))
         _report_unreached(trainer, reporter)
@@ -377,13 +377,15 @@ def _launcher_started_one_of_several(environment: Mapping[str, str]) -> bool:
     return of_processors and "MASTER_ADDR" in environment and get_cpu_distributed_information().world_size == 1
 
 
-def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Reporter) -> tuple[ShardIndex, ShardIndex | None]:
+def _open_data(
+    settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, reporter: Reporter
+) -> tuple[ShardIndex, ShardIndex | None]:
     """Return the indexes of training and held-out pictures; one rank of a machine renders and indexes, the others find it done.
 
     Raises: as ShardIndex.open and check_held_out; ValueError if too few pictures are held out to be measured, which would else come out
     at the very end.
     """
-    with accelerator.local_main_process_first():
+    with ranks.led_by(accelerator.is_local_main_process):
         train, val = settings.data, settings.val
         if train is None:
             demo = demo_shards(progress=partial(reporter.progressed, "rendering demo pictures"))
