@@ -377,9 +377,7 @@ def _launcher_started_one_of_several(environment: Mapping[str, str]) -> bool:
     return of_processors and "MASTER_ADDR" in environment and get_cpu_distributed_information().world_size == 1
 
 
-def _open_data(
-    settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, reporter: Reporter
-) -> tuple[ShardIndex, ShardIndex | None]:
+def _open_data(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, reporter: Reporter) -> tuple[ShardIndex, ShardIndex | None]:
     """Return the indexes of training and held-out pictures; one rank of a machine renders and indexes, the others find it done.
 
     Raises: as ShardIndex.open and check_held_out; ValueError if too few pictures are held out to be measured, which would else come out

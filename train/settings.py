@@ -4,6 +4,7 @@ Here: the settings, their checks, settings.yaml both ways, what is left of a mod
 Not here: which settings make a good run (recipes/); views by hand (pipeline/view_recipe.py); the command line (tools/training.py).
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -63,8 +64,8 @@ class OptimSettings:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        if not self.lr > 0 or not 0 <= self.final_lr <= self.lr:
-            raise ValueError(f"lr={self.lr}, final_lr={self.final_lr}: needs lr > 0 and 0 <= final_lr <= lr")
+        if not 0 < self.lr < math.inf or not 0 <= self.final_lr <= self.lr:
+            raise ValueError(f"lr={self.lr}, final_lr={self.final_lr}: needs lr > 0, finite, and 0 <= final_lr <= lr")
         if not all(0 <= beta < 1 for beta in (*self.betas, self.momentum)):
             raise ValueError(f"betas={self.betas}, momentum={self.momentum}: need 0 <= value < 1")
         if min(self.weight_decay, self.final_weight_decay or 0) < 0:
