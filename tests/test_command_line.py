@@ -133,6 +133,10 @@ def _folder_with_another_run(folder: Path) -> Path:
 
 
 BAD: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
+    "two lengths": (
+        lambda t, s: ["train", "--epochs", "3", "--updates", "5"],
+        "--epochs 3 --updates 5: a run has one length; leave one of them out",
+    ),
     "unknown command": (lambda t, s: ["tarin"], "no command 'tarin'"),
     "unknown bench": (lambda t, s: ["bench", "everything"], "no command 'bench everything'"),
     "unknown recipe": (lambda t, s: ["train", "imagenete_sp"], "no recipe 'imagenete_sp'; did you mean 'imagenette_sp'"),
@@ -452,6 +456,11 @@ FINAL: dict[str, tuple[str, list[str], dict[str, object]]] = {  # a file beside,
         ["--spatial.law.position-max", "0.6"],
         {"objectives": {"spatial": replace(DEMO_SP, law=Paired(position_max=0.6, side_frac=(0.1, 0.47)))}},
     ),
+    "epochs over a recipe's updates": ("{}", ["--epochs", "3"], {"epochs": 3, "updates": None}),
+    "a file's epochs over a recipe's updates": ("epochs: 3", [], {"epochs": 3, "updates": None}),
+    "updates over a file's epochs": ("epochs: 3", ["--updates", "5"], {"updates": 5}),
+    "a whole file, which has both": ("{epochs: 3, updates: 5}", [], {"updates": 5}),
+    "epochs over a whole file's updates": ("{epochs: 1, updates: 5}", ["--epochs", "3"], {"epochs": 3, "updates": None}),
     "a law without all defaults": (
         "{}",
         ["--spatial.law", "overlapping", "--spatial.law.of", "spatial"],

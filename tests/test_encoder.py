@@ -187,6 +187,18 @@ def test_messages_name_the_thing_and_the_mend() -> None:
             Encoder(ModelSettings(name="resnet10t"))(torch.zeros(1, 3, 64, 64), **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="only ViTs have it"):
         ModelSettings(name="resnet10t", width=64)
+    for changes, message in (
+        ({"depth": 0}, "depth=0: needs at least 1"),
+        ({"width": 0}, "width=0: needs at least 1"),
+        ({"patch_size_px": 0}, "patch_size_px=0: needs at least 1"),
+        ({"heads": 5}, r"model vit_small_patch16_224 \(.*heads 5\): timm cannot build it so \(.*\); change what is set of it"),
+        ({"view_size_px": 5}, r"view_size_px=5 of model .*: smaller than a patch of \(12, 12\) px"),
+        ({"tokens_from_block": 99}, "tokens_from_block=99 of model .*: needs -2 to 1, for it has 2 blocks"),
+        ({"name": "deit_tiny_distilled_patch16_224"}, "has a distillation token, which nothing here learns; take one without"),
+    ):
+        small = {"view_size_px": 48, "patch_size_px": 12, "width": 32, "depth": 2, "heads": 2}
+        with pytest.raises(ValueError, match=f"^{message}|^model .* {message}"):
+            Encoder(ModelSettings(**(small | changes)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no such model"):
         ModelSettings(name="vit_enormous")
     with pytest.raises(ValueError, match=r"it has vit_base_.*, vit_base_patch16_224, "):

@@ -39,6 +39,7 @@ from wherefrom.train.objective import Encode, Progress, Terms
 from wherefrom.train.objectives import DenseSpatialSettings, SpatialPrediction
 from wherefrom.train.objectives.spatial import SpatialSettings
 from wherefrom.train.optimizer import gated_step, make_optimizer
+from wherefrom.train.ranks import Ranks
 from wherefrom.train.recipes import recipe
 from wherefrom.train.reporting import LogRecord, Reporter, Summary
 from wherefrom.train.run_folder import RunFolder, read_metrics
@@ -272,6 +273,30 @@ def test_a_signal_in_the_last_evaluation_stops_a_saved_run_which_is_measured_whe
     assert RunFolder(out).evaluation.read_bytes() == RunFolder(finished).evaluation.read_bytes()
 
 
+def test_a_run_that_was_stopped_or_killed_where_an_evaluation_is_due_makes_it_once_when_it_goes_on(
+    finished: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    class BreaksAnEvaluation(Reporter):
+        def progressed(self, what: str, done: int, total: int) -> None:
+            if read_metrics(RunFolder(killed), "train"):
+                raise RuntimeError("killed")
+
+    settings, stopped, killed = evaluated(tiny_shards), tmp_path / "stopped", tmp_path / "killed"
+    assert run(settings, reporter=_Sends(signal.SIGTERM, at=3), out=stopped).update == 4
+    with pytest.raises(RuntimeError, match="killed"):
+        run(settings, reporter=BreaksAnEvaluation(), out=killed)
+    for out in (stopped, killed):
+        assert read_metrics(RunFolder(out), "evaluation") == []
+        summary = run(settings, reporter=_Sends(signal.SIGTERM, at=6), out=out, resume=True)  # during the last update
+        assert (summary.stopped_by, summary.update) == ("SIGTERM", 6)
+        assert not RunFolder(out).evaluation.exists() and not RunFolder(out).encoder.exists()
+    for _ in range(2):  # the second time it is finished
+        assert run(settings, reporter=Reporter(), out=stopped, resume=True).stopped_by is None
+        assert read_metrics(RunFolder(stopped), "evaluation") == read_metrics(RunFolder(finished), "evaluation")
+    assert RunFolder(stopped).evaluation.read_bytes() == RunFolder(finished).evaluation.read_bytes()
+    assert read_metrics(RunFolder(killed), "evaluation") == read_metrics(RunFolder(finished), "evaluation")[:1]
+
+
 def test_a_resumed_run_logs_the_means_of_whole_windows(tiny_shards: Path, tmp_path: Path) -> None:
     """Checkpoints fall between the lines of the log; the updates before them count all the same."""
     runtime = RuntimeSettings(device="cpu", renderer="torch", threads=1, log_every=5, checkpoint_every=3)
@@ -306,7 +331,7 @@ def test_a_run_that_goes_on_says_where_and_whether_bit_for_bit(finished: Path, t
         return rest
 
     rounding = "losses differ by rounding"
-    parts = f"{rounding}, by more with drop-path or the encoder's BatchNorm"
+    parts = f"{rounding}, by more with drop-path"
     assert line() == "bit for bit"
     assert line(accumulation=2) == f"not bit for bit, for accumulation is 2, was 1: {parts}, records do not"
     assert line(renderer="native") == f"not bit for bit, for renderer is native, was torch: pixels and {rounding}, records do not"
@@ -653,7 +678,7 @@ def test_every_picture_is_decoded_once_where_that_saves_a_run_more(tiny_shards: 
     little = SpatialSettings(law=Paired(), views=2, size_px=24, color=None, min_side_px=4)
     run_of = partial(dataclasses.replace, tiny(shards, updates=500, objectives={"spatial": little}))
     native = RuntimeSettings(device="cpu", renderer="native")
-    one_process: Any = SimpleNamespace(local_main_process_first=contextlib.nullcontext, device=torch.device("cpu"))
+    one_process: Any = SimpleNamespace(is_local_main_process=True, device=torch.device("cpu"))
 
     class Hears(Reporter):
         def message(self, line: str) -> None:
@@ -661,7 +686,7 @@ def test_every_picture_is_decoded_once_where_that_saves_a_run_more(tiny_shards: 
 
     def audits(settings: TrainSettings) -> bool:
         said.clear()
-        index, _ = _open_data(settings, one_process, Hears())
+        index, _ = _open_data(settings, one_process, Ranks(0, 1), Hears())
         assert bool(said) == index.audited and index.decodable.all() == index.audited
         return index.audited
 

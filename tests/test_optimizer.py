@@ -177,6 +177,12 @@ def test_only_the_host_has_a_say_in_how_the_encoder_learns() -> None:
             OptimSettings(**wrong)
 
 
+def test_an_optimizer_that_a_run_cannot_have_is_refused_in_one_line() -> None:
+    for name, why in (("adahessian", "needs second derivatives"), ("kron", "draws random numbers that no"), ("bnbadamw", "needs a GPU")):
+        with pytest.raises(ValueError, match=f"^optim.name='{name}': {why}.*; take another, such as adamw$"):
+            make_optimizer(nn.Linear(2, 2), OptimSettings(name=name))
+
+
 def test_rates_and_rests_of_a_bare_optimizer() -> None:
     model = nn.Linear(2, 2)
     optimizer = make_optimizer(model, OptimSettings(), {"bias": ParameterRule(rest_epochs=1.5, lr_factor=2.0)})

@@ -9,21 +9,27 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from torch import Tensor
 
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.views import Batch
-from wherefrom.train import checkpoint
+from wherefrom.train import checkpoint, loop
+from wherefrom.train import objective as objective_module
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.loop import accelerator_for
 from wherefrom.train.objective import Encode, Progress, Terms
 from wherefrom.train.objectives import SpatialPrediction
+from wherefrom.train.ranks import Ranks
 from wherefrom.train.recipes import recipe
 from wherefrom.train.replay import replayed_batch
+from wherefrom.train.reporting import Reporter
 from wherefrom.train.run_folder import RunFolder, read_metrics
 from wherefrom.train.settings import TrainSettings, read_settings, write_settings
 from wherefrom.train.trainer import Trainer
@@ -34,6 +40,16 @@ global_batch: 8
 updates: 10
 model: {{view_size_px: 24, patch_size_px: 12, width: 32, depth: 1, heads: 2}}
 spatial: {{views: 3, size_px: 24, min_side_px: 4}}
+runtime: {{device: cpu, renderer: torch, threads: 1, prefetch: 1, accumulation: {accumulation}}}
+"""
+
+ROTATED_RESNET = """
+data: {data}
+global_batch: 8
+updates: 10
+model: {{name: resnet10t}}
+objectives: {{rotation: {{size_px: 32}}}}
+optim: {{name: sgd, lr: 0.01}}
 runtime: {{device: cpu, renderer: torch, threads: 1, prefetch: 1, accumulation: {accumulation}}}
 """
 
@@ -95,28 +111,61 @@ def watch(folder: Path, updates: int) -> None:
     accelerator.end_training()
 
 
+def watch_by_themselves(folder: Path, updates: int) -> None:
+    """Do as `watch`, with BatchNorm of each rank by itself."""
+    objective_module.batch_norm_over_ranks = lambda module: module
+    watch(folder, updates)
+
+
+def open_late(folder: Path, updates: int) -> None:
+    """Open a run's data, the first rank later than the default group would wait; write down what came of it, and of that group."""
+    settings = read_settings(folder / "settings.yaml", recipe("demo"))
+    accelerator = accelerator_for(settings)
+    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
+    ranks.wait()
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+
+    def late(*words: Any, **options: Any) -> ShardIndex:
+        time.sleep(3 if ranks.first else 0)
+        return ShardIndex.open(*words, **options)
+
+    loop.ShardIndex = SimpleNamespace(open=late)  # type: ignore[assignment, misc]
+    index, _ = loop._open_data(settings, accelerator, ranks, Reporter())
+    lost = False
+    if ranks.first:
+        time.sleep(3)
+    else:
+        try:
+            dist.barrier()
+        except RuntimeError:
+            lost = True
+    (folder / f"observed.{ranks.rank}").write_text(json.dumps({"pictures": len(index), "lost patience": lost}))
+
+
 def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
 
 
-def written(folder: Path, accumulation: int, shards: Path) -> Path:
+def written(folder: Path, accumulation: int, shards: Path, settings: str = SETTINGS) -> Path:
     """Make a folder with the settings of a run in it."""
     folder.mkdir()
-    (folder / "settings.yaml").write_text(SETTINGS.format(data=shards / "train.tar", accumulation=accumulation))
+    (folder / "settings.yaml").write_text(settings.format(data=shards / "train.tar", accumulation=accumulation))
     return folder
 
 
-def run_alone(shards: Path, folder: Path, updates: int) -> dict[str, Any]:
+def run_alone(shards: Path, folder: Path, updates: int, settings: str = SETTINGS) -> dict[str, Any]:
     """Return what one process, this one, observes."""
-    watch(written(folder, 1, shards), updates)
+    watch(written(folder, 1, shards, settings), updates)
     return json.loads((folder / "observed.0").read_text())
 
 
-def run_ranks(ranks: int, accumulation: int, shards: Path, folder: Path, updates: int, work: str = "watch") -> list[dict[str, Any]]:
+def run_ranks(
+    ranks: int, accumulation: int, shards: Path, folder: Path, updates: int, *, work: str = "watch", settings: str = SETTINGS
+) -> list[dict[str, Any]]:
     """Return what every one of `ranks` processes observed at `work`, each started with the environment that torchrun gives it."""
-    written(folder, accumulation, shards)
+    written(folder, accumulation, shards, settings)
     shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -176,6 +225,28 @@ def test_two_ranks_see_the_batches_of_one_and_agree_on_the_loss(tiny_shards: Pat
     assert abs(alone["rows"][0]["loss"] - alone["rows"][1]["loss"]) > 1e-4
 
 
+@pytest.mark.core
+def test_a_resnet_normalizes_over_ranks_under_a_method_without_negatives(tiny_shards: Path, tmp_path: Path) -> None:
+    alone = run_alone(tiny_shards, tmp_path / "one", 2, ROTATED_RESNET)
+    means = [name for name in alone["weights"] if name.endswith("running_mean")]
+    apart = {}
+    for work in ("watch", "watch_by_themselves"):
+        ranks = run_ranks(2, 1, tiny_shards, tmp_path / work, 2, work=work, settings=ROTATED_RESNET)
+        apart[work] = [abs(rank["rows"][0]["loss"] - alone["rows"][0]["loss"]) for rank in ranks]
+        apart[work].append(max(abs(ranks[0]["weights"][name] - ranks[1]["weights"][name]) for name in means))
+        apart[work].append(max(abs(ranks[0]["weights"][name] - alone["weights"][name]) for name in means))
+    assert max(apart["watch"]) < 1e-3, apart
+    # control: each rank by itself
+    assert min(apart["watch_by_themselves"]) > 1e-2, apart
+
+
+@pytest.mark.core
+def test_ranks_wait_for_an_index_longer_than_for_gradients(tiny_shards: Path, tmp_path: Path) -> None:
+    first, second = run_ranks(2, 1, tiny_shards, tmp_path / "late", 0, work="open_late")
+    assert first["pictures"] == second["pictures"] > 0
+    assert second["lost patience"]  # control: where gradients are exchanged
+
+
 @pytest.mark.slow
 def test_ranks_do_not_wait_for_the_gradient_of_what_rests(tiny_shards: Path, tmp_path: Path) -> None:
     first, second = run_ranks(2, 2, tiny_shards, tmp_path / "rests", updates=4, work="rest")
@@ -221,4 +292,5 @@ def test_a_signal_to_any_rank_stops_them_all_after_the_same_update(tiny_shards: 
 
 
 if __name__ == "__main__":
-    {"watch": watch, "rest": rest}[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))
+    works = {work.__name__: work for work in (watch, watch_by_themselves, rest, open_late)}
+    works[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))

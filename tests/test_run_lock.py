@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from wherefrom.train.run_folder import refuse_if_taken
 from wherefrom.train.run_lock import LOCK, locked
 
 
@@ -24,6 +25,14 @@ def test_a_held_folder_is_refused_by_host_and_process_and_free_again_afterwards(
                 raise AssertionError("two hold it")
             assert "\n" not in str(refused.value)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_leaves_of_a_first_write_does_not_take_a_folder(tmp_path: Path) -> None:
+    (tmp_path / ".settings.yaml.writing").write_text("rec")
+    refuse_if_taken(tmp_path)
+    (tmp_path / ".notes").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        refuse_if_taken(tmp_path)
 
 
 def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:

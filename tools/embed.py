@@ -55,7 +55,7 @@ def embed_command(
         place, ranks = stack.enter_context(machine(device))
         console = Console(quiet=not ranks.first)
         opened.encoder.to(place.device)
-        with place.local_main_process_first(), progress(console, "indexing") as show:
+        with ranks.led_by(place.is_local_main_process), progress(console, "indexing") as show:
             index = ShardIndex.open(source, labels=labels, progress=show)
         options = {"renderer": renderer, "threads": threads, "device": place.device}
         pictures = stack.enter_context(ShardPictures(index, **options))

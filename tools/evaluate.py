@@ -93,7 +93,7 @@ def evaluate_command(
         opened.encoder.to(state.device)
         options = {"renderer": renderer, "threads": threads, "device": state.device}
         of_depths = {name: number for name, number in (("unit", depth_unit), ("farthest", farthest)) if number is not None}
-        with state.local_main_process_first():
+        with ranks.led_by(state.is_local_main_process):
             own_masks = _masks(console, masks, options)
             own_depths = _depths(depths, of_depths, options)
             train, held_out, of_demo = _pictures(console, network, data, val, labels)

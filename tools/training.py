@@ -21,7 +21,7 @@ from wherefrom.train.objective import OBJECTIVES, ObjectiveSettings
 from wherefrom.train.plain_data import checked_type, entry_class, named_fields, unchecked, unchecked_default, with_fields
 from wherefrom.train.recipes import DEFAULT, RECIPES, recipe, started
 from wherefrom.train.run_folder import RunFolder, refuse_if_absent
-from wherefrom.train.settings import TrainSettings, settled, with_its_own_model
+from wherefrom.train.settings import TrainSettings, settled, with_its_own_length, with_its_own_model
 
 HELP = ("-h", "--help")
 
@@ -58,6 +58,9 @@ def train_command(arguments: Sequence[str]) -> int:
     if options.recipe != (first_pass.recipe or base.recipe):
         raise ValueError(f"recipe {recipe(options.recipe).recipe!r}: name it before the options")
     stage = replace(options, objectives={name: getattr(options, name) for name in base.objectives})
+    if "epochs" in given and "updates" in given and stage.updates is not None:
+        raise ValueError(f"--epochs {stage.epochs} --updates {stage.updates}: a run has one length; leave one of them out")
+    stage = with_its_own_length(stage, given=given)
     stage = with_its_own_model(stage, base, given={name.removeprefix("model.") for name in given})
     settings = settled(stage, source=f"{file} and the command line" if file is not None else None)
     summary = run(settings, reporter=Terminal(), out=options.out, resume=options.resume)

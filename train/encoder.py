@@ -55,6 +55,9 @@ class ModelSettings:
             raise ValueError(
                 f"model {self.name!r}: timm {timm.__version__} has no such model" + (f"; it has {', '.join(close)}, ..." if close else "")
             )
+        for name in ("view_size_px", "patch_size_px", "width", "depth", "heads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: needs at least 1")
         changes = [name for name in ARCHITECTURE if getattr(self, name) is not None]
         if changes and not self.is_vit:
             raise ValueError(f"{changes[0]}={getattr(self, changes[0])} of model {self.name!r}: only ViTs have it; leave it out")
@@ -88,7 +91,9 @@ class ModelSettings:
 
     def timm_arguments(self) -> dict[str, Any]:
         """Return the arguments with which `timm.create_model` builds the model."""
-        arguments: dict[str, Any] = {"model_name": self.name, "num_classes": 0, "drop_path_rate": self.drop_path}
+        arguments: dict[str, Any] = {"model_name": self.name, "num_classes": 0}
+        if self.drop_path or _takes_drop_path(self.name):
+            arguments["drop_path_rate"] = self.drop_path
         if self.is_vit:
             mean = self.summary == "mean" or not _has_class_token(self.name)
             # fc_norm=False keeps the final LayerNorm on the tokens, wherever they are pooled
@@ -121,6 +126,16 @@ def _has_class_token(name: str) -> bool:
 
 
 @cache
+def _takes_drop_path(name: str) -> bool:
+    try:
+        with torch.device("meta"):
+            timm.create_model(name, drop_path_rate=0.0)
+    except TypeError:
+        return False
+    return True
+
+
+@cache
 def _has_batch_norm(name: str) -> bool:
     with torch.device("meta"):
         return any(isinstance(module, _BatchNorm) for module in timm.create_model(name).modules())
@@ -143,19 +158,26 @@ class Features:
 class Encoder(nn.Module):
     """A timm model that turns views into a summary and tokens; its `width` is D.
 
-    Raises: ValueError if the model's summary and tokens differ in width, or the settings name a part that it has not.
+    Raises: ValueError if timm cannot build the model so, its summary and tokens differ in width, it has a distillation token, or the
+    settings name a part or a block that it has not.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.model = cast(Any, timm.create_model(**settings.timm_arguments()))
+        try:
+            self.model = cast(Any, timm.create_model(**settings.timm_arguments()))
+        except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as problem:
+            why = " ".join(str(problem).split()) or type(problem).__name__
+            raise ValueError(f"model {settings.described()}: timm cannot build it so ({why}); change what is set of it") from None
         self.width = int(self.model.num_features)
         config = get_pretrained_cfg(settings.name)
         self.only_hw = tuple(config.input_size[1:]) if config and config.fixed_input_size and not settings.is_vit else None
         summary_width = getattr(self.model, "head_hidden_size", self.width)
         if summary_width != self.width:
             raise ValueError(f"model {settings.name!r} has tokens of width {self.width} and a summary of {summary_width}; take another")
+        if isinstance(self.model, VisionTransformer):
+            self._refuse_vit()
         if settings.positions != "learned":
             self._fix_positions()
         for part in settings.frozen:
@@ -259,6 +281,19 @@ class Encoder(nn.Module):
             tokens, summary = tokens.unflatten(1, grid).unflatten(0, shape), vit.pool(normed).unflatten(0, shape)
             outputs.append(Features(summary=summary, tokens=tokens, prefix=prefix.unflatten(0, shape) if vit.num_prefix_tokens else None))
         return tuple(outputs)
+
+    def _refuse_vit(self) -> None:
+        """Raise ValueError if a ViT is one that `forward` does not compute."""
+        settings, blocks = self.settings, len(self.model.blocks)
+        if getattr(self.model, "dist_token", None) is not None:
+            raise ValueError(f"model {settings.name!r} has a distillation token, which nothing here learns; take one without")
+        if min(self.model.patch_embed.grid_size or (1,)) < 1:
+            raise ValueError(f"view_size_px={settings.view_size_px} of model {settings.name!r}: smaller than a patch of {self.patch_px} px")
+        if settings.tokens_from_block is not None and not -blocks <= settings.tokens_from_block < blocks:
+            raise ValueError(
+                f"tokens_from_block={settings.tokens_from_block} of model {settings.name!r}: needs {-blocks} to {blocks - 1}, "
+                f"for it has {blocks} blocks"
+            )
 
     def _fix_positions(self) -> None:
         """Write the fixed position table into a ViT, where timm looks for it in the exported weights too."""

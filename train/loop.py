@@ -44,6 +44,7 @@ from wherefrom.train.run_folder import (
     append_metrics,
     claim,
     cut_metrics,
+    read_metrics,
     refuse_if_absent,
     refuse_if_taken,
     start_of,
@@ -85,7 +86,7 @@ def run(settings: TrainSettings, *, reporter: Reporter, out: Path | None = None,
         if resumed_folder is not None:
             _lock(resumed_folder, ranks, stack)
             settings = _with_its_renderer(settings, resumed_folder)
-        train, val = _open_data(settings, accelerator, reporter)
+        train, val = _open_data(settings, accelerator, ranks, reporter)
         newest = None if resumed_folder is None else checkpoint.latest(resumed_folder.checkpoints)
         trainer = stack.enter_context(contextlib.closing(Trainer(settings, train, accelerator, ranks, restored=newest is not None)))
         _report_unreached(trainer, reporter)
@@ -142,7 +143,7 @@ def _bit_for_bit(trainer: Trainer, folder: RunFolder, restored: Path) -> str:
         alike = "bit for bit"
         return f"{alike}, but for the order in which a GPU adds" if trainer.accelerator.device.type == "cuda" else alike
     why = ", ".join(f"{name} is {now[name]}, was {before[name]}" for name in changes)
-    more = ", by more with drop-path or the encoder's BatchNorm" if SPLITS_BATCH & {*changes} else ""
+    more = ", by more with drop-path" if SPLITS_BATCH & {*changes} else ""
     if "ranks" in changes and (coupled := trainer.settings.coupled_by()):
         more += f" (what {', '.join(coupled)} gathers is the same)"
     pixels = "pixels and " if "renderer" in changes else ""
@@ -161,10 +162,11 @@ def _begin_records(trainer: Trainer, folder: RunFolder) -> None:
 
 
 def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> str | None:
-    """Make the updates that are left; return the name of the signal that ended it before, or None."""
-    runtime, every = trainer.settings.runtime, trainer.settings.evaluation.every
+    """Make the updates that are left; return the name of the signal that came before the end, or None."""
+    runtime = trainer.settings.runtime
     watch = ThroughputWatch(trainer)
     with _Signals() as signals:
+        _evaluate_if_due(trainer, folder, val, reporter)  # what a run that was stopped or killed here left out
         while trainer.done < trainer.updates:
             trainer.update()
             done, last = trainer.done, trainer.done == trainer.updates
@@ -180,11 +182,10 @@ def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter
                         reporter.message(line)
                 if saves:
                     trainer.save(folder.checkpoints)
-            if stopped_by is not None and not last:
+            if stopped_by is not None:
                 return stopped_by
-            if every and done % every == 0 and not last:
-                _evaluate(trainer, folder, val, reporter, full=False)
-    return None
+            _evaluate_if_due(trainer, folder, val, reporter)
+        return signals.name(trainer.ranks.highest(signals.came))
 
 
 def _log(trainer: Trainer, folder: RunFolder, reporter: Reporter) -> None:
@@ -257,8 +258,22 @@ def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporte
         exported, loader = trainer.step.exported(), trainer.loader
         network = "encoder" if exported is trainer.step.encoder else "teacher"
         write_encoder(folder, exported, loader.recipe, settings=trainer.settings, data=loader.index.fingerprint, network=network)
-    for full in (False, True):
-        _evaluate(trainer, folder, val, reporter, full=full)
+    if not _is_evaluated(trainer, folder):
+        _evaluate(trainer, folder, val, reporter, full=False)
+    _evaluate(trainer, folder, val, reporter, full=True)
+
+
+def _evaluate_if_due(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
+    """Make the short evaluation that follows this update, if one does; that of the last update belongs to the end."""
+    every = trainer.settings.evaluation.every
+    if every and 0 < trainer.done < trainer.updates and trainer.done % every == 0 and not _is_evaluated(trainer, folder):
+        _evaluate(trainer, folder, val, reporter, full=False)
+
+
+def _is_evaluated(trainer: Trainer, folder: RunFolder) -> bool:
+    """Return whether this update's short evaluation is in the log, as the first rank reads it."""
+    ranks = trainer.ranks
+    return ranks.highest(int(ranks.first and any(line["update"] == trainer.done for line in read_metrics(folder, "evaluation")))) > 0
 
 
 def _evaluate(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter, *, full: bool) -> None:
@@ -362,13 +377,13 @@ def _launcher_started_one_of_several(environment: Mapping[str, str]) -> bool:
     return of_processors and "MASTER_ADDR" in environment and get_cpu_distributed_information().world_size == 1
 
 
-def _open_data(settings: TrainSettings, accelerator: Accelerator, reporter: Reporter) -> tuple[ShardIndex, ShardIndex | None]:
+def _open_data(settings: TrainSettings, accelerator: Accelerator, ranks: Ranks, reporter: Reporter) -> tuple[ShardIndex, ShardIndex | None]:
     """Return the indexes of training and held-out pictures; one rank of a machine renders and indexes, the others find it done.
 
     Raises: as ShardIndex.open and check_held_out; ValueError if too few pictures are held out to be measured, which would else come out
     at the very end.
     """
-    with accelerator.local_main_process_first():
+    with ranks.led_by(accelerator.is_local_main_process):
         train, val = settings.data, settings.val
         if train is None:
             demo = demo_shards(progress=partial(reporter.progressed, "rendering demo pictures"))

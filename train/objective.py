@@ -22,6 +22,7 @@ from wherefrom.pipeline.entry_table import EntryTable
 from wherefrom.pipeline.view_recipe import ViewFamily
 from wherefrom.pipeline.views import Batch, Views
 from wherefrom.train.encoder import Encoder, Features
+from wherefrom.train.over_ranks import batch_norm_over_ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -229,7 +230,8 @@ class Step(nn.Module):
     """An encoder and its objectives as one module: a batch in, all terms out. The first objective is the host, the others are plug-ins.
 
     Every objective runs in its own random scope, keyed by (seed, update, rank, micro-batch, name), a shared encoding in one keyed
-    by its family; only the host's encodings update BatchNorm statistics. So a plug-in gives its host a gradient, and changes nothing else.
+    by its family; only the host's encodings update BatchNorm statistics. BatchNorm, of heads and teachers too, normalizes over all ranks.
+    So a plug-in gives its host a gradient, and changes nothing else.
     Raises: ValueError if names clash or are no identifiers, no weight is positive, families of one name differ, or a plug-in's setup
     changes the encoder.
     """
@@ -244,11 +246,13 @@ class Step(nn.Module):
                 f"weights {[objective.weight for objective in objectives]} of {names}: none may be negative, one must be positive"
             )
         self.seed = seed
+        batch_norm_over_ranks(encoder)  # before teachers are copied from it
         self.encoder = encoder
         for number, objective in enumerate(objectives):
             before = {} if number == 0 else _state_of(encoder)
             with random_scope(seed, "setup", objective.name):
                 objective.setup(encoder)
+            batch_norm_over_ranks(objective)
             if number > 0:
                 _refuse_changes(before, _state_of(encoder), objective.name)
         self.objectives = nn.ModuleDict({objective.name: objective for objective in objectives})

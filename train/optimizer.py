@@ -30,7 +30,7 @@ def make_optimizer(
     """Return the optimizer of the parameters that learn, in groups of those that learn alike.
 
     Weights decay in matrices only, and not where a module forbids it, unless `rules`, by the parameters' names, say otherwise.
-    Raises: ValueError if there is no such optimizer.
+    Raises: ValueError if there is no such optimizer, or it needs what a run has not.
     """
     if settings.name in OWN:
         return OWN[settings.name](_groups(model, settings, rules), lr=settings.lr, momentum=settings.momentum)
@@ -39,6 +39,14 @@ def make_optimizer(
         near = difflib.get_close_matches(settings.name, names, 3) or ["adamw", "sgd", "lamb"]
         raise ValueError(f"optim.name={settings.name!r}: timm has no such optimizer; it has {', '.join(near)}, ...")
     about = timm.optim.get_optimizer_info(settings.name)
+    on_cpu = any(parameter.device.type == "cpu" for parameter in model.parameters())
+    for is_so, why in (
+        (about.second_order, "needs second derivatives, which a run does not compute"),
+        (settings.name.startswith("kron"), "draws random numbers that no checkpoint holds, so that a run could not go on"),
+        (settings.name.startswith("bnb") and on_cpu, "needs a GPU"),
+    ):
+        if is_so:
+            raise ValueError(f"optim.name={settings.name!r}: {why}; take another, such as adamw")
     options: dict[str, Any] = {}
     if about.has_betas and about.num_betas == 2:
         options["betas"] = settings.betas
@@ -49,7 +57,11 @@ def make_optimizer(
         options["fused"] = True  # fused optimizers know `found_inf`
     if "max_grad_norm" in known:
         options["max_grad_norm"] = None  # LAMB's own clipping, by one norm of all: a plug-in's head would shorten its host's step
-    return timm.optim.create_optimizer_v2(_groups(model, settings, rules), settings.name, lr=settings.lr, **options)
+    try:
+        return timm.optim.create_optimizer_v2(_groups(model, settings, rules), settings.name, lr=settings.lr, **options)
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as problem:
+        why = " ".join(str(problem).split()) or type(problem).__name__
+        raise ValueError(f"optim.name={settings.name!r}: timm cannot build it here ({why}); take another, such as adamw") from None
 
 
 def _groups(model: nn.Module, settings: OptimSettings, rules: Mapping[str, ParameterRule]) -> list[dict[str, Any]]:

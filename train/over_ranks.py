@@ -16,6 +16,8 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+KNOWN = (_BatchNorm.forward, nn.SyncBatchNorm.forward, BatchNormAct2d.forward)  # what BatchNormOverRanks computes, too
+
 _alone = False  # whether this rank computes by itself for now
 
 
@@ -116,12 +118,14 @@ class _BatchNormActOverRanks(BatchNormOverRanks):
 def batch_norm_over_ranks(module: nn.Module) -> nn.Module:
     """Let every BatchNorm of a module normalize over all ranks, in place; return the module, or what stands for it if it is one itself.
 
-    Weights and statistics keep their names and values.
+    Weights and statistics keep their names and values. A class of somebody's own, with a forward of its own, stays as it is.
+    `Step` does this to its encoder and its objectives.
     """
-    if isinstance(module, _BatchNorm) and not isinstance(module, BatchNormOverRanks):
+    if isinstance(module, _BatchNorm) and type(module).forward in KNOWN:
         return _converted(module)
     for name, child in module.named_children():
-        setattr(module, name, batch_norm_over_ranks(child))
+        if (converted := batch_norm_over_ranks(child)) is not child:
+            setattr(module, name, converted)
     return module
 
 

@@ -7,7 +7,8 @@ gloo, whatever the devices use: nobody waits for a device, and whoever waits has
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -80,6 +81,15 @@ class Ranks:
         if problem:
             raise ValueError(problem)
         return text
+
+    @contextmanager
+    def led_by(self, leads: bool) -> Iterator[None]:
+        """Let those that lead, one of every machine, do what follows first, however long it takes, and the others after them."""
+        if not leads:
+            self.wait()
+        yield
+        if leads:
+            self.wait()
 
     def wait(self) -> None:
         """Wait until all are here."""

@@ -95,8 +95,8 @@ def refuse_if_absent(out: Path) -> None:
 
 
 def refuse_if_taken(out: Path) -> None:
-    """Raise ValueError if a new run may not write into `out`."""
-    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+    """Raise ValueError if a new run may not write into `out`; what a kill leaves of a first write is nothing."""
+    if out.is_dir() and any(path.name != LOCK and not path.match(".*.writing") for path in out.iterdir()):
         if RunFolder(out).settings.is_file():
             raise ValueError(f"{out}: holds another run; go on with it by --resume, or take another --out")
         raise ValueError(f"{out}: is not empty; take another --out")

@@ -4,6 +4,7 @@ Here: the settings, their checks, settings.yaml both ways, what is left of a mod
 Not here: which settings make a good run (recipes/); views by hand (pipeline/view_recipe.py); the command line (tools/training.py).
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -63,8 +64,8 @@ class OptimSettings:
 
     def __post_init__(self) -> None:
         check_literals(self)
-        if not self.lr > 0 or not 0 <= self.final_lr <= self.lr:
-            raise ValueError(f"lr={self.lr}, final_lr={self.final_lr}: needs lr > 0 and 0 <= final_lr <= lr")
+        if not 0 < self.lr < math.inf or not 0 <= self.final_lr <= self.lr:
+            raise ValueError(f"lr={self.lr}, final_lr={self.final_lr}: needs lr > 0, finite, and 0 <= final_lr <= lr")
         if not all(0 <= beta < 1 for beta in (*self.betas, self.momentum)):
             raise ValueError(f"betas={self.betas}, momentum={self.momentum}: need 0 <= value < 1")
         if min(self.weight_decay, self.final_weight_decay or 0) < 0:
@@ -113,9 +114,9 @@ class IndexSettings:
 class RuntimeSettings:
     """What changes speed, place and habit, and results by rounding at most.
 
-    But for `accumulation`, which like the number of ranks splits a batch: where the parts draw random numbers (drop-path, dropout), or an
-    encoder has BatchNorm, they are another run. Where an objective's samples see one another (BatchNorm, negatives) micro-batches belong
-    to the method, and a run does not go on with another number; ranks gather them. No view and no record depends on either.
+    But for `accumulation`, which like the number of ranks splits a batch: where the parts draw random numbers (drop-path, dropout), they
+    are another run. Where samples see one another (BatchNorm, negatives) micro-batches belong to the method, and a run does not go on
+    with another number; ranks gather them. No view and no record depends on either.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -148,7 +149,7 @@ class TrainSettings:
     global_batch: int = 16  # samples of one update, over all ranks and micro-batches
     order: Literal["shuffled", "block"] = "shuffled"
     epochs: int = 1
-    updates: int | None = None  # instead of epochs
+    updates: int | None = None  # instead of epochs; a file or a command line that gives epochs alone takes a recipe's updates away
     precision: Literal["float32", "bfloat16"] = "float32"  # of the forward pass; weights and geometry never change theirs
     model: ModelSettings = field(default_factory=ModelSettings)
     # what is learned, by names in OBJECTIVES: the host first, then its plug-ins
@@ -279,6 +280,7 @@ def overlaid(path: Path, base: TrainSettings) -> TrainSettings:
     except ValueError as problem:
         raise ValueError(f"{path}: {problem}") from None
     named = plain.get("model")
+    stage = with_its_own_length(stage, given=plain)
     return with_its_own_model(stage, base, given=named if isinstance(named, dict) else ())
 
 
@@ -298,6 +300,11 @@ def _with_listed_objectives(plain: Mapping[str, Plain], base: TrainSettings) -> 
             raise ValueError(f"{name}: stands in objectives, too; leave one of them out")
     changed = {name: held for name, held in {**listed, **beside}.items() if held is not None}
     return {name: held for name, held in plain.items() if name not in beside} | {"objectives": changed}
+
+
+def with_its_own_length(stage: TrainSettings, *, given: Collection[str]) -> TrainSettings:
+    """Return `stage`, unchecked; where epochs are given and updates are not, without the updates that it is from."""
+    return replace(stage, updates=None) if "epochs" in given and "updates" not in given else stage
 
 
 def with_its_own_model(stage: TrainSettings, base: TrainSettings, *, given: Collection[str]) -> TrainSettings:

@@ -74,7 +74,7 @@ def profile_command(
         accelerator = stack.enter_context(accelerator_of_a_run(settings))
         ranks = Ranks(accelerator.process_index, accelerator.num_processes)
         console = Console(quiet=not ranks.first, highlight=False)
-        with accelerator.local_main_process_first(), progress(console, "indexing") as show:
+        with ranks.led_by(accelerator.is_local_main_process), progress(console, "indexing") as show:
             index = ShardIndex.open(settings.data or demo_shards().train, labels=settings.labels, progress=show)
         trainer = stack.enter_context(contextlib.closing(Trainer(settings, index, accelerator, ranks)))
         out.mkdir(parents=True, exist_ok=True)

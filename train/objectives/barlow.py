@@ -20,7 +20,7 @@ from wherefrom.train.objective import Encode, Objective, ParameterRule, Progress
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.objectives.view_pairs import FIRST_COLOR, SECOND_COLOR, view_pair
-from wherefrom.train.over_ranks import BatchNormOverRanks, batch_norm_over_ranks, mean_over_ranks
+from wherefrom.train.over_ranks import BatchNormOverRanks, mean_over_ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,6 @@ class BarlowTwins(Objective):
 
     def setup(self, encoder: Encoder) -> None:
         """Build the projector, and the BatchNorm without scale and shift that both views share."""
-        batch_norm_over_ranks(encoder)
         self.projector = mlp([encoder.width, self.settings.hidden, self.settings.hidden, self.settings.out])
         self.norm = BatchNormOverRanks(self.settings.out, affine=False)
 

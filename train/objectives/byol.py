@@ -23,7 +23,6 @@ from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.objectives.teacher import follow
 from wherefrom.train.objectives.view_pairs import FIRST_COLOR, SECOND_COLOR, view_pair
-from wherefrom.train.over_ranks import batch_norm_over_ranks
 from wherefrom.train.schedule import cosine
 
 
@@ -79,7 +78,6 @@ class BYOL(Objective):
     def setup(self, encoder: Encoder) -> None:
         """Build projector, predictor and target."""
         settings = self.settings
-        batch_norm_over_ranks(encoder)
         widths = [settings.hidden, settings.out]
         self.projector = mlp([encoder.width, *widths], hidden_bias=True)
         self.predictor = mlp([settings.out, *widths], hidden_bias=True)
@@ -87,7 +85,6 @@ class BYOL(Objective):
             self.target, self.target_projector = encoder.slow_copy(), copy.deepcopy(self.projector)
         else:
             self.target = Encoder(encoder.settings).slow_copy()
-            batch_norm_over_ranks(self.target)
             self.target_projector = mlp([encoder.width, *widths], hidden_bias=True)
         self.target_projector.requires_grad_(False)
 

@@ -24,7 +24,6 @@ from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.objectives.prototypes import Prototypes
 from wherefrom.train.objectives.teacher import follow
 from wherefrom.train.objectives.view_pairs import FIRST_COLOR, SECOND_COLOR, view_pair
-from wherefrom.train.over_ranks import batch_norm_over_ranks
 from wherefrom.train.schedule import cosine, ramp
 
 
@@ -120,7 +119,6 @@ class DINO(Objective):
 
     def setup(self, encoder: Encoder) -> None:
         """Build the head, and the teacher as a copy of both."""
-        batch_norm_over_ranks(encoder)
         self.head = DINOHead(encoder.width, self.settings)
         self.teacher = encoder.slow_copy()
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)

@@ -24,7 +24,7 @@ from wherefrom.train.objective import QUARTER_TURNS, Encode, Objective, Panel, P
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import full_precision
 from wherefrom.train.objectives.teacher import follow
-from wherefrom.train.over_ranks import batch_norm_over_ranks, mean_of_counted
+from wherefrom.train.over_ranks import mean_of_counted
 from wherefrom.train.schedule import cosine
 
 COLOR = ColorLaw(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_prob=0.2)
@@ -126,7 +126,6 @@ class GTSA(Objective):
     def setup(self, encoder: Encoder) -> None:
         """Build the heads, and the teacher as a copy of encoder and projector."""
         settings = self.settings
-        batch_norm_over_ranks(encoder)
         self.projector = MapHead(encoder.width, settings.hidden, settings.out, layers=2, residual=True)
         self.predictor = MapHead(settings.out, settings.out, settings.out, layers=1, residual=False)
         self.rotation = _rotation_head((encoder.width, *settings.rotation_hidden)) if settings.weight_rotation else None

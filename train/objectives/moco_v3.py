@@ -24,7 +24,7 @@ from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.objectives.teacher import follow
 from wherefrom.train.objectives.view_pairs import FIRST_COLOR, SECOND_COLOR, view_pair
-from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered, own_rank
+from wherefrom.train.over_ranks import gathered, own_rank
 from wherefrom.train.schedule import cosine
 
 
@@ -86,7 +86,6 @@ class MoCoV3(Objective):
     def setup(self, encoder: Encoder) -> None:
         """Build projector and predictor, start a ViT's weights if so set, and copy encoder and projector for the keys."""
         settings = self.settings
-        batch_norm_over_ranks(encoder)
         if settings.start == "moco_v3" and encoder.settings.weights is None and encoder.settings.is_vit:
             _start_vit(encoder.model)
         hidden = [settings.hidden] * (settings.projector_layers - 1)

@@ -18,7 +18,7 @@ from wherefrom.train.encoder import Encoder
 from wherefrom.train.objective import Encode, Objective, Progress, Terms
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
-from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered, own_rank
+from wherefrom.train.over_ranks import gathered, own_rank
 
 COLOR = ColorLaw(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur_prob=0.5)
 
@@ -71,7 +71,6 @@ class SimCLR(Objective):
     def setup(self, encoder: Encoder) -> None:
         """Build the head, whose closing BatchNorm has no shift."""
         settings = self.settings
-        batch_norm_over_ranks(encoder)
         hidden = settings.hidden or encoder.width
         self.head = mlp([encoder.width, *[hidden] * (settings.layers - 1), settings.out], closing="scale")
         for module in self.head:

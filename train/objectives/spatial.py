@@ -69,6 +69,10 @@ class SpatialSettings:
             )
         if self.equalize_px is not None and not 0 < self.equalize_px <= self.size_px:
             raise ValueError(f"equalize_px={self.equalize_px}: needs 1 to size_px={self.size_px}")
+        if self.hidden is not None and self.hidden < 1:
+            raise ValueError(f"hidden={self.hidden}: needs at least 1, or none")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature}: needs a positive number, or none")
         if min(self.weight, self.weight_position, self.weight_scale) < 0:
             weights = ", ".join(f"{name}={getattr(self, name)}" for name in ("weight", "weight_position", "weight_scale"))
             raise ValueError(f"{weights}: weights cannot be negative")

@@ -89,6 +89,8 @@ class DenseSpatialSettings:
             raise ValueError(f"side_frac={self.side_frac}: such regions always overlap; lower it, or take pairs='all'")
         if min(self.bins) < 1 or (isinstance(self.sampling, int) and self.sampling < 1):
             raise ValueError(f"bins={self.bins}, sampling={self.sampling}: needs at least 1 bin a side and 1 sample")
+        if self.hidden is not None and self.hidden < 1:
+            raise ValueError(f"hidden={self.hidden}: needs at least 1, or none")
         if min(self.weight, self.weight_position, self.weight_scale) < 0:
             weights = ", ".join(f"{name}={getattr(self, name)}" for name in ("weight", "weight_position", "weight_scale"))
             raise ValueError(f"{weights}: weights cannot be negative")

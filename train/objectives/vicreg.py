@@ -18,7 +18,7 @@ from wherefrom.train.objective import Encode, Objective, Progress, Terms
 from wherefrom.train.objectives.collapse import spread
 from wherefrom.train.objectives.heads import full_precision, mlp, refuse_one
 from wherefrom.train.objectives.view_pairs import FIRST_COLOR, SECOND_COLOR, view_pair
-from wherefrom.train.over_ranks import batch_norm_over_ranks, gathered
+from wherefrom.train.over_ranks import gathered
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +71,6 @@ class VICReg(Objective):
 
     def setup(self, encoder: Encoder) -> None:
         """Build the projector."""
-        batch_norm_over_ranks(encoder)
         self.projector = mlp([encoder.width, self.settings.hidden, self.settings.hidden, self.settings.out], hidden_bias=True)
 
     def forward(self, batch: Batch, encode: Encode, progress: Progress) -> Terms:
