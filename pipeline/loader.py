@@ -333,7 +333,7 @@ class Loader:
         start = time.perf_counter()
         moved = batch.to(self.device, non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))  # that of the copy: another GPU may be the current one
         self._copying.append((event, batch))
         while self._copying and self._copying[0][0].query():
             self._copying.popleft()

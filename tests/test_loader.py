@@ -721,6 +721,27 @@ def test_a_closed_loader_says_so(build: Callable[..., Loader]) -> None:
             loader.batch([0])
 
 
+def test_pinned_memory_is_kept_until_the_copy_on_its_own_gpu_is_done(build: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stub of CUDA: the event must stand on the stream of the loader's GPU, whichever is the current one."""
+    recorded: list[Any] = []
+
+    class Event:
+        def record(self, stream: Any = "that of the current GPU") -> None:
+            recorded.append(stream)
+
+        def query(self) -> bool:
+            return False
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"that of {device}")
+    monkeypatch.setattr(Batch, "to", lambda batch, device, non_blocking: batch)
+    loader = build(threads=0)
+    loader.device = torch.device("cuda:1")
+    batch = loader.batch([0, 1])
+    assert recorded == ["that of cuda:1"] and [kept for _, kept in loader._copying] == [batch]
+
+
+
 @pytest.mark.core
 def test_photographs_come_as_their_index_says(photographs: Path, build: Callable[..., Loader]) -> None:
     recipe = ViewRecipe(
