@@ -395,6 +395,7 @@ class Loader:
             sample, records = self._replace_failed(rendered, ids, sample.copy(), drawn_for, drawn.epoch)
         with self.range("hand over"):
             batch = self._assemble(sample, drawn_for, rendered.pixels, records)
+            sample = drawn.sample  # another thread may have marked a picture meanwhile
         with self._lock:
             stats = self._stats
             stats.pictures += len(sample)

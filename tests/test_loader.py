@@ -741,6 +741,26 @@ def test_pinned_memory_is_kept_until_the_copy_on_its_own_gpu_is_done(build: Call
     assert recorded == ["that of cuda:1"] and [kept for _, kept in loader._copying] == [batch]
 
 
+def test_what_is_marked_while_a_batch_is_drawn_anew_is_told_as_it_is_shown(build: Callable[..., Loader]) -> None:
+    loader = build(threads=0)
+    (drawn,) = loader._draw_batches(0, [(0, 0, 0)])
+    first, second = (int(i) for i in drawn.ids[:2])
+    loader.index.mark_invalid(first, "before the batch is made")
+    draw = loader._drawn
+
+    def marked_meanwhile(*given: Any) -> Any:
+        loader.index.mark_invalid(second, "by another thread, while it is drawn anew")
+        return draw(*given)
+
+    loader._drawn = marked_meanwhile  # type: ignore[method-assign]
+    batch = loader._make(drawn)
+    assert second not in batch.sample.tolist() and not loader._bad  # rendered by another's record, it would not match its header
+    for views in batch.views:
+        assert torch.equal(views.geometry.sample, batch.sample)
+    assert_same_pixels(batch, build(threads=0, index=loader.index).batch(batch.sample, drawn.drawn_for))
+
+
+
 
 @pytest.mark.core
 def test_photographs_come_as_their_index_says(photographs: Path, build: Callable[..., Loader]) -> None:
