@@ -216,6 +216,8 @@ class Loader:
         Raises: ValueError naming the field if it is a position of another dataset, recipe, seed, batch or order, or if other pictures
                 may have been left out: under another max_pixels, or by a decoder of another strictness.
         """
+        if not isinstance(position, dict):
+            raise ValueError(f"position={position!r}: needs the dict that `position` returned")
         here = self.position()
         mends = {
             "invalid": "the same max_pixels, and the shards audited that were",

@@ -307,6 +307,9 @@ def test_a_position_of_another_dataset_is_refused_by_name(build: Callable[..., L
         with pytest.raises(ValueError, match=f"updates={wrong!r}: needs a whole number"):
             build().resume(build().position() | {"updates": wrong})
 
+    for nothing in (None, "position.json", 3):
+        with pytest.raises(ValueError, match=f"^position={nothing!r}: needs the dict that `position` returned$"):
+            build().resume(nothing)
 
 def test_a_position_may_be_resumed_by_other_numbers_of_ranks_and_threads(build: Callable[..., Loader]) -> None:
     loader = build(rank=1, ranks=2, accumulation=3, threads=2)
