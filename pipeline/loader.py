@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
@@ -138,7 +138,7 @@ class Loader:
         self.range: Range = nvtx_range if self.device.type == "cuda" else no_range  # around each stage of a batch
         self._reader = ShardReader(index) if threads != 0 else ShardReader(index, loose_threads=0)
         weakref.finalize(self, self._reader.close)  # a dropped loader leaves no file open
-        self._makers = single_threaded_pool(min(2, prefetch), "wherefrom-make") if threads != 0 else None
+        self._makers, self._makers_process = self._start_makers() if threads != 0 else None, os.getpid()
         self._stats = LoaderStats()
         self._lock = threading.Lock()
         self._bad: dict[int, str] = {}
@@ -291,8 +291,14 @@ class Loader:
         self._reader.close()
         self._copying.clear()
 
+    def _start_makers(self) -> ThreadPoolExecutor:
+        return single_threaded_pool(min(2, self.prefetch), "wherefrom-make")
+
     def _stream(self, places: Iterator[_Place]) -> Iterator[Batch]:
         """Yield one batch a place, in order, at most `prefetch` made ahead of the one in the caller's hands."""
+        process = os.getpid()
+        if self._makers is not None and self._makers_process != process and not self._closed:  # a fork takes no threads along
+            self._makers, self._makers_process = self._start_makers(), process
         makes = self._drawn_together(places)
         if self._makers is None:
             for make in makes:
@@ -301,6 +307,8 @@ class Loader:
         ahead: deque[Future[Batch]] = deque()
         try:
             while not self._closed:
+                if process != os.getpid():
+                    raise ValueError("this pass over the loader began in another process; begin one in this process")
                 for make in itertools.islice(makes, self.prefetch + 1 - len(ahead)):  # the next one, and those ahead of it
                     ahead.append(self._makers.submit(make))
                 if not ahead:
@@ -387,6 +395,7 @@ class Loader:
         sample = self.index.replacement(ids)
         if not np.array_equal(sample, drawn.sample):
             (drawn,) = self._drawn([ids], drawn.epoch, drawn.drawn_for)
+            sample = drawn.sample  # another thread may have marked a picture meanwhile
         drawn_for, records = drawn.drawn_for, drawn.records
         with self.range("read"):
             encoded = self._reader.read_batch(sample)
@@ -397,7 +406,6 @@ class Loader:
             sample, records = self._replace_failed(rendered, ids, sample.copy(), drawn_for, drawn.epoch)
         with self.range("hand over"):
             batch = self._assemble(sample, drawn_for, rendered.pixels, records)
-            sample = drawn.sample  # another thread may have marked a picture meanwhile
         with self._lock:
             stats = self._stats
             stats.pictures += len(sample)

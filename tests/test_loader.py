@@ -5,6 +5,7 @@ import gc
 import itertools
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -306,10 +307,10 @@ def test_a_position_of_another_dataset_is_refused_by_name(build: Callable[..., L
     for wrong in ("3", 3.0, True):
         with pytest.raises(ValueError, match=f"updates={wrong!r}: needs a whole number"):
             build().resume(build().position() | {"updates": wrong})
-
     for nothing in (None, "position.json", 3):
         with pytest.raises(ValueError, match=f"^position={nothing!r}: needs the dict that `position` returned$"):
             build().resume(nothing)
+
 
 def test_a_position_may_be_resumed_by_other_numbers_of_ranks_and_threads(build: Callable[..., Loader]) -> None:
     loader = build(rank=1, ranks=2, accumulation=3, threads=2)
@@ -724,6 +725,64 @@ def test_a_closed_loader_says_so(build: Callable[..., Loader]) -> None:
             loader.batch([0])
 
 
+def exit_code(child: Callable[[], None], limit_s: float = 30) -> int | None:
+    """How a fork of this process that runs `child` ends: 0 well, None not within the limit."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            child()
+            code = 0
+        finally:
+            os._exit(code)
+    until = time.monotonic() + limit_s
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return None
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(ended[1])
+
+
+@pytest.mark.core
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("used", [False, True])
+def test_a_forked_process_makes_batches_in_threads_of_its_own(build: Callable[..., Loader], used: bool) -> None:
+    """As a DataLoader forks its workers."""
+    plain = build(threads=0)
+    expected = [clone(batch) for _ in range(2) for batch in plain]
+    loader = build(threads=2)
+    if used:
+        for batch, same in zip(loader, expected, strict=False):
+            assert_same_pixels(batch, same)
+
+    def child() -> None:
+        passes = [batch for _ in range(1 if used else 2) for batch in loader]
+        for batch, same in zip(passes, expected[-len(passes) :], strict=True):
+            assert_same_pixels(batch, same)
+        loader.close()
+        with pytest.raises(ValueError, match="the loader is closed"):
+            next(iter(loader))
+
+    assert exit_code(child) == 0
+    if not used:
+        assert_same_pixels(next(iter(loader)), expected[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_pass_does_not_go_on_in_a_forked_process(build: Callable[..., Loader]) -> None:
+    stream = build(threads=1).forever()
+    next(stream)
+
+    def child() -> None:
+        with pytest.raises(ValueError, match="this pass over the loader began in another process; begin one in this process"):
+            next(stream)
+
+    assert exit_code(child) == 0
+    assert len(next(stream)) == BATCH
+
+
 def test_pinned_memory_is_kept_until_the_copy_on_its_own_gpu_is_done(build: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch) -> None:
     """A stub of CUDA: the event must stand on the stream of the loader's GPU, whichever is the current one."""
     recorded: list[Any] = []
@@ -761,8 +820,6 @@ def test_what_is_marked_while_a_batch_is_drawn_anew_is_told_as_it_is_shown(build
     for views in batch.views:
         assert torch.equal(views.geometry.sample, batch.sample)
     assert_same_pixels(batch, build(threads=0, index=loader.index).batch(batch.sample, drawn.drawn_for))
-
-
 
 
 @pytest.mark.core
