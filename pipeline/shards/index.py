@@ -462,7 +462,7 @@ def _write_classes(index: ShardIndex) -> Path | None:
     text = json.dumps({name: number for number, name in enumerate(index.classes)}, indent=1) + "\n"
     try:
         if not path.is_file() or path.read_text(encoding="ascii") != text:
-            with write_aside(path, concurrent=True) as aside:
+            with write_aside(path, concurrent=True, follow_symlinks=False) as aside:
                 aside.write_text(text, encoding="ascii")
     except (OSError, ValueError) as error:
         log.debug("%s: %s", path, error)

@@ -255,7 +255,7 @@ def _store_table(table: ShardTable, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(getattr(table, name)) for name in TABLE_LAYOUT}
     arrays["checksum"] = np.frombuffer(_checksum(arrays), np.uint8)
-    with write_aside(file, concurrent=True) as aside:
+    with write_aside(file, concurrent=True, follow_symlinks=False) as aside:
         aside.write_bytes(save(arrays))
 
 
