@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 __all__ = ["allowed_cores", "available_cores", "cgroup_folders", "cpu_quota", "single_threaded_pool", "user_cache_folder"]
@@ -98,6 +98,7 @@ def single_threaded_pool(threads: int, name: str) -> ThreadPoolExecutor:
 
     All start now, none amid the caller's arithmetic. PyTorch notes the last number that any thread set as the one that every later thread
     of the process begins with; it is noted anew as it was, for that is not ours to say.
+    Raises: OSError in one line if the system starts fewer; those that it did start end.
     """
     import torch
 
@@ -107,6 +108,19 @@ def single_threaded_pool(threads: int, name: str) -> ThreadPoolExecutor:
 
     pool = ThreadPoolExecutor(threads, name, take_one_thread)
     barrier = threading.Barrier(threads)
-    list(pool.map(lambda _: barrier.wait(), range(threads)))
-    torch.set_num_threads(torch.get_num_threads())
+    waiting: list[Future[int]] = []
+    try:
+        while len(waiting) < threads:
+            waiting.append(pool.submit(barrier.wait))
+        for each in waiting:
+            each.result()
+    except RuntimeError as error:  # "can't start new thread"
+        barrier.abort()
+        pool.shutdown(wait=True)
+        raise OSError(
+            f"{name}: the system starts {len(waiting)} of {threads} threads ({error}); set threads= to fewer, or raise the limit of "
+            "processes (ulimit -u, a container's pids)"
+        ) from error
+    finally:
+        torch.set_num_threads(torch.get_num_threads())
     return pool

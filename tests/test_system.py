@@ -71,3 +71,30 @@ def test_a_pool_of_ours_leaves_the_threads_of_others_as_they_were() -> None:
         assert (counted, torch.get_num_threads()) == ([3], 3)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_pool_that_the_system_does_not_start_whole_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    barriers: list[threading.Barrier] = []
+    made, start, started = threading.Barrier, threading.Thread.start, []
+
+    def noted(parties: int) -> threading.Barrier:
+        barriers.append(made(parties))
+        return barriers[-1]
+
+    def starts_two(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading, "Barrier", noted)
+    monkeypatch.setattr(threading.Thread, "start", starts_two)
+    try:
+        with pytest.raises(OSError, match=r"^ours: the system starts 2 of 4 threads \(can't start new thread\); set threads= to fewer.*$"):
+            single_threaded_pool(4, "ours")
+        for thread in started:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in started)
+    finally:
+        for barrier in barriers:
+            barrier.abort()  # else the threads of a pool that waits would keep this process
