@@ -8,7 +8,9 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -369,6 +371,36 @@ def test_a_ring_grows_while_all_its_slots_are_held_and_says_so_once(caplog: pyte
     for size in (100, 50, 100, 200, 100):  # smaller ones fit, larger ones are made anew
         ring.take([(size,)], torch.uint8)
     assert ring.slots <= 5
+
+
+def test_a_ring_lets_go_of_what_a_caller_kept_and_dropped() -> None:
+    ring = SlotRing(3)
+    held = [ring.take([(100,)], torch.uint8) for _ in range(40)]
+    held[5:] = []
+    again = ring.take([(100,)], torch.uint8)
+    assert ring.slots == len(ring._free) + 6 == 3 + 5
+    del again
+    held.clear()
+    watched = [weakref.ref(memory) for memory in ring._free]
+    del held
+    for _ in range(5):
+        ring.take([(100,)], torch.uint8)
+    assert ring.slots == len(ring._free) == 3
+    assert sum(memory() is not None for memory in watched) == 3
+
+
+def test_threads_that_share_a_ring_count_its_slots() -> None:
+    ring = SlotRing(2)
+
+    def use(_: int) -> None:
+        for held in (1, 12, 3, 7):
+            kept = [ring.take([(100,)], torch.uint8) for _ in range(held)]
+            del kept
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(100)))
+    ring.take([(100,)], torch.uint8)
+    assert ring.slots == len(ring._free) <= 3
 
 
 @pytest.mark.parametrize("threads", [0, 2])

@@ -570,6 +570,17 @@ def test_memory_is_written_again_only_when_the_worker_and_every_receiver_let_go(
     assert place(made()) == where  # dropped unsent
 
 
+def test_a_worker_lets_go_of_memory_that_a_receiver_kept_and_dropped() -> None:
+    slots = worker_memory._Slots()
+    held = [slots.take(1000) for _ in range(40)]
+    assert len(slots._slots) == 40
+    kept = held[:2]
+    del held
+    for _ in range(3):
+        last = slots.take(1000)
+    assert len(slots._slots) == len(kept) + len([last]) + worker_memory._KEPT_FREE
+
+
 def keys_of(order: Order, epoch: int, step: int = 0) -> list[list[tuple[int, int]]]:
     """The keys of an epoch from a step on, a list for each micro-batch, from the order itself."""
     places = product(range(step, order.updates_per_epoch), range(order.accumulation))
