@@ -532,7 +532,15 @@ def _labels_not_read(index: ShardIndex) -> Iterator[str]:
     words, described = index.unread_members["cls (not a number)"], index.unread_members["json"]
     if index.labels is not None:
         words = described = 0
-    if unlabeled == len(index) and LabelRule.of(index.labels).kind == "member":
+    rule = LabelRule.of(index.labels)
+    extension = rule.extension.decode()
+    apart = index.unread_members[f"{extension} (no picture beside it)"]
+    if apart:
+        yield (
+            f"{apart} .{extension} members have no picture of their key beside them, so they label nothing; "
+            "in a tar the members of a sample follow one another"
+        )
+    elif unlabeled == len(index) and rule.kind == "member":
         yield f"no sample has a label by {index.labels!r}; a member .{str(index.labels).partition('.')[0]} beside each picture would say it"
     if words:
         yield f"{words} .cls members hold no whole number, so their samples have no label; --labels cls takes them for names of classes"
