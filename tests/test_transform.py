@@ -459,6 +459,24 @@ def test_annotations_can_be_carried_into_a_loaders_batch(open_loader: Callable[.
         carry(record, points=[[20, 30]])
 
 
+def test_a_record_on_another_device_carries_what_lies_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stub of a GPU: the record lies on no real device until it is moved to the CPU, where the annotations are."""
+    here = ViewTransform(RECIPE, seed=5)(PLAIN, sample=2, epoch=0).batch.family("local").geometry
+    away, moved = here.to("meta"), list[torch.device]()
+
+    def to(record: ViewGeometry, device: torch.device) -> ViewGeometry:
+        moved.append(device)
+        return here
+
+    monkeypatch.setattr(ViewGeometry, "to", to)
+    given: dict[str, Any] = {"points": [[20, 30]], "boxes": torch.tensor([[2, 3, 20, 30]]), "masks": np.eye(50, 60, dtype=np.uint8)}
+    for some in (given, *({name: value} for name, value in given.items())):
+        expected, carried = carry(here, **some), carry(away, **some)
+        for name in ("points", "points_visible", "boxes", "boxes_visible", "masks"):
+            assert torch.equal(getattr(carried, name)[0], getattr(expected, name)[0])
+    assert moved == [torch.device("cpu")] * 4
+
+
 class Pictures(Dataset[Transformed]):
     """A dataset as somebody else would write it: encoded files, indexed by keys."""
 
