@@ -121,7 +121,7 @@ def stored_tables(paths: Sequence[str], *, labels: str | None = None) -> Iterato
             stored = stored if current else None
         else:
             stored = _find(path, index_files)
-        yield IndexState(stored, stale=stored is None and any(file.exists() for file in index_files.candidates(path)))
+        yield IndexState(stored, stale=stored is None and any(map(os.path.exists, index_files.candidates(path))))
 
 
 def file_beside(shard: str | os.PathLike[str], labels: str | None = None) -> Path | None:
