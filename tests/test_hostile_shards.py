@@ -659,6 +659,11 @@ def test_settings_out_of_range_are_refused(tmp_path: Path, make_shard: Callable[
     path = two_samples(make_shard, tmp_path / "s.tar")
     with pytest.raises(ValueError, match="max_pixels=0"):
         ShardIndex.open(path, max_pixels=0)
+    for setting, wrong in (("max_pixels", "5"), ("max_pixels", None), ("workers", "2")):
+        with pytest.raises(ValueError, match=f"^{setting}={wrong!r}: needs a whole number"):
+            ShardIndex.open(path, **{setting: wrong})
+    with pytest.raises(TypeError, match="^cache=3: needs a folder, or None for the user's cache folder$"):
+        ShardIndex.open(path, cache=3)
     with pytest.raises(ValueError, match="workers=0"):
         ShardIndex.open(path, workers=0)
     with pytest.raises(ValueError, match="max_open=0"):

@@ -394,6 +394,14 @@ def test_a_read_only_folder_falls_back_to_the_cache_and_says_so(shards: list[Pat
         folder.chmod(0o755)
 
 
+def test_the_cache_may_be_named_by_a_text(shards: list[Path], tmp_path: Path) -> None:
+    for reused in (0, 1):
+        index = ShardIndex.open(shards[0], cache=str(tmp_path / "named"), beside=False)
+        assert index.reused == reused
+        assert index.files[0] is not None
+        assert index.files[0].parent == tmp_path / "named" / "indexes"
+
+
 def test_an_index_folder_that_may_not_be_entered_holds_nothing(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """As another user's, whose mode keeps all others out; root enters it, so the system's answer is a stub."""
 
@@ -408,7 +416,6 @@ def test_an_index_folder_that_may_not_be_entered_holds_nothing(shards: list[Path
     for name in ("stat", "open"):
         monkeypatch.setattr(os, name, entered_by_nobody(getattr(os, name)))
     assert [(state.stored, state.stale) for state in stored_tables([str(shards[0])])] == [(None, False)]
-
 
 
 def test_an_audit_that_had_to_go_to_the_cache_is_found_there(shards: list[Path], cache: Path) -> None:
