@@ -517,7 +517,8 @@ def make_loader(
     global_batch: samples of one optimizer step over all ranks; each rank takes a contiguous slice, in `accumulation` micro-batches.
     order:        "shuffled", "block" (for media that want sequential reads) or "sequential" (evaluation: every sample once).
     renderer:     "auto", or a name of the table of renderers, which other packages add to (`wherefrom.renderers`).
-    threads:      that decode and render; None: one a core; 0: everything in the caller's thread.
+    threads:      that decode and render; None: one a core, of those that are this rank's share where a launcher started several ranks on
+                  this machine; 0: everything in the caller's thread.
     """
     for name, value, annotation in (("recipe", recipe, ViewRecipe), ("order", order, OrderMode)):
         check_literal(name, value, annotation)  # now: to build an index may take minutes

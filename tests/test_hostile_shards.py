@@ -662,7 +662,7 @@ def test_settings_out_of_range_are_refused(tmp_path: Path, make_shard: Callable[
     for setting, wrong in (("max_pixels", "5"), ("max_pixels", None), ("workers", "2")):
         with pytest.raises(ValueError, match=f"^{setting}={wrong!r}: needs a whole number"):
             ShardIndex.open(path, **{setting: wrong})
-    with pytest.raises(TypeError, match="^cache=3: needs a folder, or None for the user's cache folder$"):
+    with pytest.raises(TypeError, match=r"^cache=3: needs a folder, or None for the user's cache folder$"):
         ShardIndex.open(path, cache=3)
     with pytest.raises(ValueError, match="workers=0"):
         ShardIndex.open(path, workers=0)
