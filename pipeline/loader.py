@@ -536,5 +536,10 @@ def make_loader(
         mode=order,
         shard_lengths=opened.block_lengths if order == "block" else (),
     )
+    if order == "block" and len(plan.shard_lengths) <= plan.window:
+        opened.warn_once(
+            f'order="block" mixes all {len(opened)} samples at once, as "shuffled" does, for they lie in {len(plan.shard_lengths)} shards '
+            f"or folders and each window is {plan.window} of these; sequential reads need more of them, `wherefrom pack` makes them"
+        )
     pixel_renderer = make_renderer(recipe, renderer, device=device, threads=threads, prefetch=prefetch)
     return Loader(opened, recipe, plan, pixel_renderer, device=device, threads=threads, prefetch=prefetch, max_bad=max_bad)

@@ -144,6 +144,21 @@ def test_ranks_threads_and_accumulation_change_nothing(build: Callable[..., Load
             assert torch.equal(torch.cat([part.views[k].pixels for part in mine]), views.pixels)
 
 
+def test_block_order_of_a_single_window_is_said_to_shuffle_all(
+    build: Callable[..., Loader], tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]
+) -> None:
+    picture = jpeg_bytes(np.zeros((20, 20, 3), np.uint8))
+    for number in range(9):
+        make_shard(tmp_path / f"{number}.tar", [(f"s{number}", {"jpg": picture})])
+    several, few = ShardIndex.open(tmp_path), ShardIndex.open(f"{tmp_path}/{{0..7}}.tar")
+    for order in ("shuffled", "block", "block"):
+        for index in (several, few):
+            build(index=index, order=order, global_batch=4)
+        said = [[note for note in index.notes if 'order="block"' in note] for index in (several, few)]
+        assert [len(notes) for notes in said] == [0, order == "block"]
+    assert said[1][0].startswith('order="block" mixes all 8 samples at once, as "shuffled" does, for they lie in 8 shards or folders')
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("order", ["shuffled", "block", "sequential"])
 @pytest.mark.parametrize("batch", [1, 5, 56])
