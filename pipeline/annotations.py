@@ -67,25 +67,29 @@ def carry(
     """Carry annotations of one picture into its views; `record` is any record of one picture, a loader's `views.geometry[b]` too.
 
     Shapes: points (N, 2) as (x, y), boxes (N, 4) xyxy or `BoundingBoxes`, masks (H, W) or (N, H, W).
+    Returns: what was given lies where the first of it lay, on the CPU if that is no tensor; the record may lie elsewhere.
     Raises: ValueError if a shape does not fit, a box is inverted, a mask or canvas has another size than the source.
     """
     if len(record) != 1:
         raise ValueError(f"record holds {len(record)} pictures, annotations belong to one; pass views.geometry[b]")
     carried = _carried_nothing(record.family, len(record.view), record.size_px)
+    device = next((rows.device for rows in (points, boxes, masks) if isinstance(rows, Tensor)), torch.device("cpu"))
+    if record.boxes.device != device:
+        record = record.to(device)
     source_hw = (int(record.source_size[0, 0]), int(record.source_size[0, 1]))
     cut = record.boxes[0].double()[:, None]  # (V, 1, 4)
     if points is not None:
-        dots = _as_rows("points", points, 2)
+        dots = _as_rows("points", points, 2).to(device)
         inside = ((dots >= cut[..., :2]) & (dots < cut[..., 2:])).all(-1)  # (V, N)
         carried = replace(carried, points=(geometry.map_points(record.source_to_view[0], dots),), points_visible=(inside,))
     if boxes is not None:
-        wholes = _as_boxes(boxes, source_hw)
+        wholes = _as_boxes(boxes, source_hw).to(device)
         areas = geometry.area(wholes)
         shown = geometry.overlap_area(wholes, cut)
         visible = torch.where(areas > 0, shown / areas, torch.zeros_like(shown))
         carried = replace(carried, boxes=(geometry.map_boxes(record.source_to_view[0], wholes),), boxes_visible=(visible,))
     if masks is not None:
-        carried = replace(carried, masks=(_carry_masks(record, _as_masks(masks, source_hw)),))
+        carried = replace(carried, masks=(_carry_masks(record, _as_masks(masks, source_hw).to(device)),))
     return carried
 
 
@@ -164,6 +168,7 @@ def _carry_masks(record: ViewGeometry, masks: Tensor) -> Tensor:
     height, width = record.size_px
     if not len(masks):
         return masks.new_empty(len(record.view), 0, height, width)
-    rows, cols = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    centers = (torch.arange(side, device=masks.device) + 0.5 for side in (height, width))
+    rows, cols = torch.meshgrid(*centers, indexing="ij")
     under = geometry.map_points(record.view_to_source[0], torch.stack([cols, rows], -1).view(-1, 2)).floor().long()  # (V, h * w, 2)
     return masks[:, under[..., 1], under[..., 0]].transpose(0, 1).unflatten(-1, (height, width))

@@ -1,7 +1,7 @@
 """Files of this machine: opening those that others wrote, and writing ours whole or not at all.
 
-Here: regular files or an error, for a pipe, socket or device under such a name would keep its reader waiting for ever, or never end;
-writing aside and renaming, so that a process that dies leaves the file as it was.
+Here: to read, regular files or an error, for a pipe, socket or device under such a name would keep its reader waiting for ever, or never
+end; to write, files aside that are renamed, so that a process that dies leaves the file as it was.
 Not here: what the bytes mean; data that may lie elsewhere (shards/storage.py); a disk that is full, by name (train/disk.py).
 """
 
@@ -42,24 +42,43 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
 
 
 @contextlib.contextmanager
-def write_aside(path: Path, *, fsync: bool = False, concurrent: bool = False) -> Iterator[Path]:
+def write_aside(path: Path, *, fsync: bool = False, concurrent: bool = False, follow_symlinks: bool = True) -> Iterator[Path]:
     """Give a path beside `path` to write to; when the block ends, what was written takes the place of `path`, whole or not at all.
 
     If the block raises, `path` is as it was and what was begun is removed; a process that is killed leaves one hidden file, which the next
     one to write writes over. `fsync` waits until the file and its name are on the disk itself. `concurrent`: others may write the same
     path at the same time, so what is begun has a name of its own.
+    A link stays and the file that it leads to is replaced; a pipe or a device is written into. Without `follow_symlinks`, for a folder
+    that others may write to, whatever bears the name is replaced itself.
+    Raises: OSError naming `path` where it is about what lies beside it.
     """
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.writing" if concurrent else f".{path.name}.writing")
+    if follow_symlinks and not _is_regular_or_new(path):
+        yield path
+        return
+    target = Path(os.path.realpath(path)) if follow_symlinks and path.is_symlink() else path
+    aside = target.with_name(f".{target.name}.{secrets.token_hex(6)}.writing" if concurrent else f".{target.name}.writing")
     try:
         yield aside
         if fsync:
             sync_to_disk(aside)
-        os.replace(aside, path)
+        os.replace(aside, target)
+    except OSError as error:
+        if error.filename is not None and os.fsdecode(error.filename) == str(aside):
+            error.filename = str(path)
+            del error.filename2
+        raise
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)  # there only if something failed
     if fsync:
-        sync_to_disk(path.parent)
+        sync_to_disk(target.parent)
+
+
+def _is_regular_or_new(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def sync_to_disk(path: Path) -> None:

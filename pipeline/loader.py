@@ -13,7 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
@@ -138,7 +138,7 @@ class Loader:
         self.range: Range = nvtx_range if self.device.type == "cuda" else no_range  # around each stage of a batch
         self._reader = ShardReader(index) if threads != 0 else ShardReader(index, loose_threads=0)
         weakref.finalize(self, self._reader.close)  # a dropped loader leaves no file open
-        self._makers = single_threaded_pool(min(2, prefetch), "wherefrom-make") if threads != 0 else None
+        self._makers, self._makers_process = self._start_makers() if threads != 0 else None, os.getpid()
         self._stats = LoaderStats()
         self._lock = threading.Lock()
         self._bad: dict[int, str] = {}
@@ -216,6 +216,8 @@ class Loader:
         Raises: ValueError naming the field if it is a position of another dataset, recipe, seed, batch or order, or if other pictures
                 may have been left out: under another max_pixels, or by a decoder of another strictness.
         """
+        if not isinstance(position, dict):
+            raise ValueError(f"position={position!r}: needs the dict that `position` returned")
         here = self.position()
         mends = {
             "invalid": "the same max_pixels, and the shards audited that were",
@@ -289,8 +291,14 @@ class Loader:
         self._reader.close()
         self._copying.clear()
 
+    def _start_makers(self) -> ThreadPoolExecutor:
+        return single_threaded_pool(min(2, self.prefetch), "wherefrom-make")
+
     def _stream(self, places: Iterator[_Place]) -> Iterator[Batch]:
         """Yield one batch a place, in order, at most `prefetch` made ahead of the one in the caller's hands."""
+        process = os.getpid()
+        if self._makers is not None and self._makers_process != process and not self._closed:  # a fork takes no threads along
+            self._makers, self._makers_process = self._start_makers(), process
         makes = self._drawn_together(places)
         if self._makers is None:
             for make in makes:
@@ -299,6 +307,8 @@ class Loader:
         ahead: deque[Future[Batch]] = deque()
         try:
             while not self._closed:
+                if process != os.getpid():
+                    raise ValueError("this pass over the loader began in another process; begin one in this process")
                 for make in itertools.islice(makes, self.prefetch + 1 - len(ahead)):  # the next one, and those ahead of it
                     ahead.append(self._makers.submit(make))
                 if not ahead:
@@ -333,7 +343,7 @@ class Loader:
         start = time.perf_counter()
         moved = batch.to(self.device, non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))  # that of the copy: another GPU may be the current one
         self._copying.append((event, batch))
         while self._copying and self._copying[0][0].query():
             self._copying.popleft()
@@ -385,6 +395,7 @@ class Loader:
         sample = self.index.replacement(ids)
         if not np.array_equal(sample, drawn.sample):
             (drawn,) = self._drawn([ids], drawn.epoch, drawn.drawn_for)
+            sample = drawn.sample  # another thread may have marked a picture meanwhile
         drawn_for, records = drawn.drawn_for, drawn.records
         with self.range("read"):
             encoded = self._reader.read_batch(sample)
@@ -506,7 +517,8 @@ def make_loader(
     global_batch: samples of one optimizer step over all ranks; each rank takes a contiguous slice, in `accumulation` micro-batches.
     order:        "shuffled", "block" (for media that want sequential reads) or "sequential" (evaluation: every sample once).
     renderer:     "auto", or a name of the table of renderers, which other packages add to (`wherefrom.renderers`).
-    threads:      that decode and render; None: one a core; 0: everything in the caller's thread.
+    threads:      that decode and render; None: one a core, of those that are this rank's share where a launcher started several ranks on
+                  this machine; 0: everything in the caller's thread.
     """
     for name, value, annotation in (("recipe", recipe, ViewRecipe), ("order", order, OrderMode)):
         check_literal(name, value, annotation)  # now: to build an index may take minutes
@@ -524,5 +536,10 @@ def make_loader(
         mode=order,
         shard_lengths=opened.block_lengths if order == "block" else (),
     )
+    if order == "block" and len(plan.shard_lengths) <= plan.window:
+        opened.warn_once(
+            f'order="block" mixes all {len(opened)} samples at once, as "shuffled" does, for they lie in {len(plan.shard_lengths)} shards '
+            f"or folders and each window is {plan.window} of these; sequential reads need more of them, `wherefrom pack` makes them"
+        )
     pixel_renderer = make_renderer(recipe, renderer, device=device, threads=threads, prefetch=prefetch)
     return Loader(opened, recipe, plan, pixel_renderer, device=device, threads=threads, prefetch=prefetch, max_bad=max_bad)

@@ -1,6 +1,7 @@
 """What a user's machine has for us: a place for files of ours, cores, and threads on them.
 
-Here: the user's cache folder, by each system's own custom, made on demand; how many cores' time this process may use; threads of ours.
+Here: the user's cache folder, by each system's own custom, made on demand; how many cores' time this process, or one rank of several,
+may use; threads of ours.
 Not here: what is kept in it (shard indexes, demo pictures); their owners name their own sub-folders.
 """
 
@@ -10,10 +11,19 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-__all__ = ["allowed_cores", "available_cores", "cgroup_folders", "cpu_quota", "single_threaded_pool", "user_cache_folder"]
+__all__ = [
+    "allowed_cores",
+    "available_cores",
+    "cgroup_folders",
+    "cores_of_rank",
+    "cpu_quota",
+    "local_world_size",
+    "single_threaded_pool",
+    "user_cache_folder",
+]
 
 OVERRIDE = "WHEREFROM_CACHE"
 
@@ -53,6 +63,26 @@ def available_cores() -> int:
     """Return how many cores' time this process may use: of those that it may run on, as many as a container leaves it, rounded up."""
     quota = cpu_quota()
     return allowed_cores() if quota is None else min(allowed_cores(), max(1, math.ceil(quota)))
+
+
+def cores_of_rank() -> int:
+    """Return how many of the available cores are this rank's share: those that it may run on, divided among the ranks of its machine.
+
+    At least 1. Where a launcher has bound every rank to cores of its own, that share is a part of these.
+    Raises: as local_world_size.
+    """
+    return max(1, available_cores() // local_world_size())
+
+
+def local_world_size() -> int:
+    """Return how many ranks of this run are on this machine: $LOCAL_WORLD_SIZE, which torchrun and Accelerate set, else 1.
+
+    Raises: ValueError in one line if that is no whole number of at least 1.
+    """
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ValueError(f"LOCAL_WORLD_SIZE={text!r}: needs a whole number of at least 1, as torchrun sets it; unset it for one rank")
+    return int(text)
 
 
 def allowed_cores() -> int:
@@ -98,6 +128,7 @@ def single_threaded_pool(threads: int, name: str) -> ThreadPoolExecutor:
 
     All start now, none amid the caller's arithmetic. PyTorch notes the last number that any thread set as the one that every later thread
     of the process begins with; it is noted anew as it was, for that is not ours to say.
+    Raises: OSError in one line if the system starts fewer; those that it did start end.
     """
     import torch
 
@@ -107,6 +138,19 @@ def single_threaded_pool(threads: int, name: str) -> ThreadPoolExecutor:
 
     pool = ThreadPoolExecutor(threads, name, take_one_thread)
     barrier = threading.Barrier(threads)
-    list(pool.map(lambda _: barrier.wait(), range(threads)))
-    torch.set_num_threads(torch.get_num_threads())
+    waiting: list[Future[int]] = []
+    try:
+        while len(waiting) < threads:
+            waiting.append(pool.submit(barrier.wait))
+        for each in waiting:
+            each.result()
+    except RuntimeError as error:  # "can't start new thread"
+        barrier.abort()
+        pool.shutdown(wait=True)
+        raise OSError(
+            f"{name}: the system starts {len(waiting)} of {threads} threads ({error}); set threads= to fewer, or raise the limit of "
+            "processes (ulimit -u, a container's pids)"
+        ) from error
+    finally:
+        torch.set_num_threads(torch.get_num_threads())
     return pool

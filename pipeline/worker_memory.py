@@ -24,6 +24,7 @@ from torch.utils.data import get_worker_info
 
 _HEAD_BYTES = 64  # one for each hand-over of what is written; whoever hands over more often loses the memory
 _ALIGNED_BYTES = 64
+_KEPT_FREE = 8  # pieces beside the one that is taken: more than a worker makes ahead
 _INLINE_BYTES = 1 << 16  # tensors up to this size travel in the message: a file descriptor each would cost more
 
 
@@ -90,6 +91,9 @@ class _Slots:
         with self._lock:
             free = [slot for slot in self._slots if slot.free]
             fitting = min((slot for slot in free if slot.room >= needed), key=lambda slot: slot.room, default=None)
+            surplus = [slot for slot in free if slot is not fitting][_KEPT_FREE:]
+            if surplus:  # a receiver kept many batches and dropped them
+                self._slots = [slot for slot in self._slots if slot not in surplus]
             if fitting is None:
                 fitting = _Slot(needed)  # what is free is too small: let it go
                 self._slots = [slot for slot in self._slots if slot not in free and slot.handed_over <= _HEAD_BYTES] + [fitting]

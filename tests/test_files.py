@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,6 +69,46 @@ def test_writers_at_the_same_time_leave_one_of_their_files_whole(tmp_path: Path)
         list(pool.map(write, range(64)))
     text = path.read_text()
     assert (len(text), len(set(zip(*[iter(text)] * 3, strict=True))), names(tmp_path)) == (15_000, 1, ["file.json"])
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+@pytest.mark.parametrize("text", ["before", None])
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path, text: str | None, fsync: bool) -> None:
+    (tmp_path / "there").mkdir()
+    link, file = tmp_path / "link.json", tmp_path / "there" / "file.json"
+    link.symlink_to(file)
+    if text is not None:
+        file.write_text(text)
+    with write_aside(link, fsync=fsync) as aside:
+        aside.write_text("after")
+        assert aside.parent == file.parent.resolve()
+    assert (os.readlink(link), file.read_text(), names(file.parent)) == (str(file), "after", ["file.json"])
+    with write_aside(link, follow_symlinks=False) as aside:  # as in a folder where another may have laid the link
+        aside.write_text("itself")
+    assert (link.is_symlink(), link.read_text(), file.read_text()) == (False, "itself", "after")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_written_into_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with write_aside(pipe, fsync=True, concurrent=True) as aside, aside.open("w") as file:
+            file.write("through")
+        assert (os.read(reader, 100), pipe.is_fifo(), names(tmp_path)) == (b"through", True, ["pipe"])
+    finally:
+        os.close(reader)
+    with write_aside(pipe, follow_symlinks=False) as aside:
+        aside.write_text("instead")
+    assert (pipe.read_text(), names(tmp_path)) == ("instead", ["pipe"])
+
+
+def test_errors_name_the_path_that_was_asked_for(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing" / "file.json", tmp_path):
+        with pytest.raises(OSError, match=re.escape(f": {str(path)!r}") + "$") as raised, write_aside(path, concurrent=True) as aside:
+            aside.write_text("text")
+        assert raised.value.filename2 is None
 
 
 def test_a_synced_file_is_on_the_disk_before_its_name_and_the_name_before_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,27 @@ def test_a_pattern_without_shards_gets_one_line(tmp_path: Path, pattern: str, wo
     assert_one_line(caught.value, *words)
 
 
+@pytest.mark.parametrize("kind", ["a broken link, to gone.tar", "neither a file nor a folder"])
+def test_what_is_no_shard_among_shards_is_named_and_not_left_out(tmp_path: Path, make_shard: Callable[..., Path], kind: str) -> None:
+    two_samples(make_shard, tmp_path / "a.tar")
+    odd = tmp_path / "b.tar"
+    if "link" in kind:
+        odd.symlink_to("gone.tar")
+    else:
+        os.mkfifo(odd)
+    for pattern in (tmp_path, f"{tmp_path}/*.tar", f"{tmp_path}/{{a,b}}.tar", odd):
+        with pytest.raises(FileNotFoundError) as caught:
+            expand_pattern(pattern)
+        assert_one_line(caught.value, f"{odd}: is {kind}; mend it")
+    (tmp_path / "c.tar").symlink_to("gone.tar")
+    with pytest.raises(FileNotFoundError, match=r"b.tar: is .* \(nor 1 others of the 3 named\); mend it"):
+        expand_pattern(tmp_path)
+    for name in ("b.tar", "c.tar"):
+        (tmp_path / name).unlink()
+    odd.symlink_to("a.tar")
+    assert expand_pattern(odd) == [str(odd)]
+
+
 def test_a_url_runs_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="URL"):
         ShardIndex.open(f"pipe:touch {tmp_path}/ran")
@@ -638,6 +659,11 @@ def test_settings_out_of_range_are_refused(tmp_path: Path, make_shard: Callable[
     path = two_samples(make_shard, tmp_path / "s.tar")
     with pytest.raises(ValueError, match="max_pixels=0"):
         ShardIndex.open(path, max_pixels=0)
+    for setting, wrong in (("max_pixels", "5"), ("max_pixels", None), ("workers", "2")):
+        with pytest.raises(ValueError, match=f"^{setting}={wrong!r}: needs a whole number"):
+            ShardIndex.open(path, **{setting: wrong})
+    with pytest.raises(TypeError, match=r"^cache=3: needs a folder, or None for the user's cache folder$"):
+        ShardIndex.open(path, cache=3)
     with pytest.raises(ValueError, match="workers=0"):
         ShardIndex.open(path, workers=0)
     with pytest.raises(ValueError, match="max_open=0"):

@@ -365,6 +365,24 @@ def test_a_rule_that_labels_nothing_and_trees_of_other_classes_are_said_aloud(
     assert not ShardIndex.open(one).notes
 
 
+def test_labels_that_lie_apart_from_their_pictures_are_counted_and_that_is_said(
+    tmp_path: Path, make_shard: MakeShard, picture: bytes
+) -> None:
+    apart = [(key, {"jpg": picture}) for key in "abc"] + [(key, {"cls": b"4"}) for key in "abc"]
+    shard = make_shard(tmp_path / "apart.tar", [*apart, ("d", {"cls": b"4", "jpg": picture}), ("e", {"cls": b"5"})])
+    why = "have no picture of their key beside them, so they label nothing; in a tar the members of a sample follow one another"
+    for labels in (None, "cls"):
+        index = ShardIndex.open(shard, labels=labels)
+        assert index.label.tolist() == [-1, -1, -1, 4]
+        assert index.unread_members == {"cls (no picture beside it)": 4}
+        assert f"4 .cls members {why}" in index.notes
+    index = ShardIndex.open(make_shard(tmp_path / "all.tar", apart), labels="cls")
+    assert [note for note in index.notes if "label" in note] == [f"3 .cls members {why}"]
+    described = [("a", {"jpg": picture}), ("a.b/c", {"json": b'{"name": "ant"}'})]
+    index = ShardIndex.open(make_shard(tmp_path / "json.tar", described), labels="json.name")
+    assert index.unread_members == {"json (no picture beside it)": 1}
+
+
 def test_what_would_label_unlabeled_pictures_is_named(tmp_path: Path, make_shard: MakeShard, picture: bytes) -> None:
     val = ShardIndex.open(make_shard(tmp_path / "val.tar", [(name, {"JPEG": picture}) for name in VALIDATION]))
     assert [note for note in val.notes if "put LOC_val_solution.csv" in note]

@@ -5,9 +5,12 @@ import gc
 import itertools
 import json
 import os
+import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,6 +142,21 @@ def test_ranks_threads_and_accumulation_change_nothing(build: Callable[..., Load
         assert torch.cat([part.sample for part in mine]).tolist() == batch.sample.tolist()
         for k, views in enumerate(batch.views):
             assert torch.equal(torch.cat([part.views[k].pixels for part in mine]), views.pixels)
+
+
+def test_block_order_of_a_single_window_is_said_to_shuffle_all(
+    build: Callable[..., Loader], tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes]
+) -> None:
+    picture = jpeg_bytes(np.zeros((20, 20, 3), np.uint8))
+    for number in range(9):
+        make_shard(tmp_path / f"{number}.tar", [(f"s{number}", {"jpg": picture})])
+    several, few = ShardIndex.open(tmp_path), ShardIndex.open(f"{tmp_path}/{{0..7}}.tar")
+    for order in ("shuffled", "block", "block"):
+        for index in (several, few):
+            build(index=index, order=order, global_batch=4)
+        said = [[note for note in index.notes if 'order="block"' in note] for index in (several, few)]
+        assert [len(notes) for notes in said] == [0, order == "block"]
+    assert said[1][0].startswith('order="block" mixes all 8 samples at once, as "shuffled" does, for they lie in 8 shards or folders')
 
 
 @pytest.mark.core
@@ -306,6 +324,9 @@ def test_a_position_of_another_dataset_is_refused_by_name(build: Callable[..., L
     for wrong in ("3", 3.0, True):
         with pytest.raises(ValueError, match=f"updates={wrong!r}: needs a whole number"):
             build().resume(build().position() | {"updates": wrong})
+    for nothing in (None, "position.json", 3):
+        with pytest.raises(ValueError, match=f"^position={nothing!r}: needs the dict that `position` returned$"):
+            build().resume(nothing)
 
 
 def test_a_position_may_be_resumed_by_other_numbers_of_ranks_and_threads(build: Callable[..., Loader]) -> None:
@@ -365,6 +386,36 @@ def test_a_ring_grows_while_all_its_slots_are_held_and_says_so_once(caplog: pyte
     for size in (100, 50, 100, 200, 100):  # smaller ones fit, larger ones are made anew
         ring.take([(size,)], torch.uint8)
     assert ring.slots <= 5
+
+
+def test_a_ring_lets_go_of_what_a_caller_kept_and_dropped() -> None:
+    ring = SlotRing(3)
+    held = [ring.take([(100,)], torch.uint8) for _ in range(40)]
+    held[5:] = []
+    again = ring.take([(100,)], torch.uint8)
+    assert ring.slots == len(ring._free) + 6 == 3 + 5
+    del again
+    held.clear()
+    watched = [weakref.ref(memory) for memory in ring._free]
+    del held
+    for _ in range(5):
+        ring.take([(100,)], torch.uint8)
+    assert ring.slots == len(ring._free) == 3
+    assert sum(memory() is not None for memory in watched) == 3
+
+
+def test_threads_that_share_a_ring_count_its_slots() -> None:
+    ring = SlotRing(2)
+
+    def use(_: int) -> None:
+        for held in (1, 12, 3, 7):
+            kept = [ring.take([(100,)], torch.uint8) for _ in range(held)]
+            del kept
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(use, range(100)))
+    ring.take([(100,)], torch.uint8)
+    assert ring.slots == len(ring._free) <= 3
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -719,6 +770,103 @@ def test_a_closed_loader_says_so(build: Callable[..., Loader]) -> None:
                 next(again)
         with pytest.raises(ValueError, match="is closed"):
             loader.batch([0])
+
+
+def exit_code(child: Callable[[], None], limit_s: float = 30) -> int | None:
+    """How a fork of this process that runs `child` ends: 0 well, None not within the limit."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            child()
+            code = 0
+        finally:
+            os._exit(code)
+    until = time.monotonic() + limit_s
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return None
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(ended[1])
+
+
+@pytest.mark.core
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("used", [False, True])
+def test_a_forked_process_makes_batches_in_threads_of_its_own(build: Callable[..., Loader], used: bool) -> None:
+    """As a DataLoader forks its workers."""
+    plain = build(threads=0)
+    expected = [clone(batch) for _ in range(2) for batch in plain]
+    loader = build(threads=2)
+    if used:
+        for batch, same in zip(loader, expected, strict=False):
+            assert_same_pixels(batch, same)
+
+    def child() -> None:
+        passes = [batch for _ in range(1 if used else 2) for batch in loader]
+        for batch, same in zip(passes, expected[-len(passes) :], strict=True):
+            assert_same_pixels(batch, same)
+        loader.close()
+        with pytest.raises(ValueError, match="the loader is closed"):
+            next(iter(loader))
+
+    assert exit_code(child) == 0
+    if not used:
+        assert_same_pixels(next(iter(loader)), expected[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_pass_does_not_go_on_in_a_forked_process(build: Callable[..., Loader]) -> None:
+    stream = build(threads=1).forever()
+    next(stream)
+
+    def child() -> None:
+        with pytest.raises(ValueError, match="this pass over the loader began in another process; begin one in this process"):
+            next(stream)
+
+    assert exit_code(child) == 0
+    assert len(next(stream)) == BATCH
+
+
+def test_pinned_memory_is_kept_until_the_copy_on_its_own_gpu_is_done(build: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stub of CUDA: the event must stand on the stream of the loader's GPU, whichever is the current one."""
+    recorded: list[Any] = []
+
+    class Event:
+        def record(self, stream: Any = "that of the current GPU") -> None:
+            recorded.append(stream)
+
+        def query(self) -> bool:
+            return False
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"that of {device}")
+    monkeypatch.setattr(Batch, "to", lambda batch, device, non_blocking: batch)
+    loader = build(threads=0)
+    loader.device = torch.device("cuda:1")
+    batch = loader.batch([0, 1])
+    assert recorded == ["that of cuda:1"] and [kept for _, kept in loader._copying] == [batch]
+
+
+def test_what_is_marked_while_a_batch_is_drawn_anew_is_told_as_it_is_shown(build: Callable[..., Loader]) -> None:
+    loader = build(threads=0)
+    (drawn,) = loader._draw_batches(0, [(0, 0, 0)])
+    first, second = (int(i) for i in drawn.ids[:2])
+    loader.index.mark_invalid(first, "before the batch is made")
+    draw = loader._drawn
+
+    def marked_meanwhile(*given: Any) -> Any:
+        loader.index.mark_invalid(second, "by another thread, while it is drawn anew")
+        return draw(*given)
+
+    loader._drawn = marked_meanwhile  # type: ignore[method-assign]
+    batch = loader._make(drawn)
+    assert second not in batch.sample.tolist() and not loader._bad  # rendered by another's record, it would not match its header
+    for views in batch.views:
+        assert torch.equal(views.geometry.sample, batch.sample)
+    assert_same_pixels(batch, build(threads=0, index=loader.index).batch(batch.sample, drawn.drawn_for))
 
 
 @pytest.mark.core

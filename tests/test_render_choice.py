@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from wherefrom.pipeline import Independent, Loader, Order, ViewFamily, ViewRecipe, ViewTransform, make_loader
+from wherefrom.pipeline import Independent, Loader, Order, ViewFamily, ViewRecipe, ViewTransform, make_loader, system
 from wherefrom.pipeline.render import choose
 from wherefrom.pipeline.render.choose import RENDERERS, auto_preference, choose_renderer, make_cutter, make_renderer, renderer_entry
+from wherefrom.pipeline.render.gpu_decode import TensorDecoder
 from wherefrom.train.settings import RuntimeSettings
 
 pytestmark = pytest.mark.core
@@ -154,7 +155,7 @@ def test_a_position_names_who_served_and_another_who_goes_on_is_said(tiny_shards
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"threads": -1}, r"^threads=-1: needs at least 0 \(all in the caller's thread\); None takes one a core$"),
+        ({"threads": -1}, r"^threads=-1: needs at least 0 \(all in the caller's thread\); None takes one a core of this rank's share$"),
         ({"threads": 1.0}, "^threads=1.0: needs a whole number or None$"),
         ({"prefetch": 0}, "^prefetch=0: needs at least 1 batch$"),
         ({"prefetch": 2.0}, "^prefetch=2.0: needs a whole number$"),
@@ -165,6 +166,17 @@ def test_threads_and_prefetch_are_checked_before_anything_starts(setting: dict[s
         make_renderer(RECIPE, **setting)
     with pytest.raises(ValueError, match=message):
         make_loader(tmp_path / "is-not-even-opened.tar", RECIPE, **setting)
+
+
+@pytest.mark.parametrize(("threads", "taken"), [(None, 2), (5, 5), (0, 0)])
+def test_a_renderer_takes_its_ranks_share_of_the_cores(threads: int | None, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "available_cores", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    renderer: Any = make_renderer(RECIPE, "torch", threads=threads)
+    renderer.close()
+    decoder = TensorDecoder(device=torch.device("cpu"), threads=threads)
+    decoder.close()
+    assert (renderer.threads, decoder._pool._max_workers) == (taken, max(1, taken))
 
 
 @pytest.mark.parametrize("setting", [{"order": "shufled"}, {"recipe": "demo"}])

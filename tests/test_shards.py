@@ -1,5 +1,6 @@
 """The shard index and reader on good shards: against Python's tarfile, webdataset's reader, Pillow, and brute force."""
 
+import errno
 import io
 import json
 import logging
@@ -32,7 +33,7 @@ from wherefrom.pipeline.shards.pattern import expand_pattern
 from wherefrom.pipeline.shards.picture_headers import FORMATS, examine_picture
 from wherefrom.pipeline.shards.reader import ShardReader
 from wherefrom.pipeline.shards.storage import LocalStorage
-from wherefrom.pipeline.shards.store import file_beside, load_table
+from wherefrom.pipeline.shards.store import file_beside, load_table, stored_tables
 from wherefrom.pipeline.shards.table import ShardTable, scan_shard, stamp_of
 from wherefrom.pipeline.shards.tar_members import walk_tar
 from wherefrom.tools.index import index_command
@@ -391,6 +392,30 @@ def test_a_read_only_folder_falls_back_to_the_cache_and_says_so(shards: list[Pat
         assert ShardIndex.open(shards).reused == 3
     finally:
         folder.chmod(0o755)
+
+
+def test_the_cache_may_be_named_by_a_text(shards: list[Path], tmp_path: Path) -> None:
+    for reused in (0, 1):
+        index = ShardIndex.open(shards[0], cache=str(tmp_path / "named"), beside=False)
+        assert index.reused == reused
+        assert index.files[0] is not None
+        assert index.files[0].parent == tmp_path / "named" / "indexes"
+
+
+def test_an_index_folder_that_may_not_be_entered_holds_nothing(shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another user's, whose mode keeps all others out; root enters it, so the system's answer is a stub."""
+
+    def entered_by_nobody(call: Callable[..., Any]) -> Callable[..., Any]:
+        def refused(path: Any, *given: Any, **named: Any) -> Any:
+            if not isinstance(path, int) and f"{os.sep}.wherefrom{os.sep}" in os.fspath(path):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return call(path, *given, **named)
+
+        return refused
+
+    for name in ("stat", "open"):
+        monkeypatch.setattr(os, name, entered_by_nobody(getattr(os, name)))
+    assert [(state.stored, state.stale) for state in stored_tables([str(shards[0])])] == [(None, False)]
 
 
 def test_an_audit_that_had_to_go_to_the_cache_is_found_there(shards: list[Path], cache: Path) -> None:

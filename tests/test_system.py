@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wherefrom.pipeline import system
-from wherefrom.pipeline.system import available_cores, single_threaded_pool, user_cache_folder
+from wherefrom.pipeline.system import available_cores, cores_of_rank, local_world_size, single_threaded_pool, user_cache_folder
 
 pytestmark = pytest.mark.core
 
@@ -58,6 +58,23 @@ def test_no_more_cores_are_used_than_a_container_gives(quota: float | None, core
     assert available_cores() == cores
 
 
+@pytest.mark.parametrize(("ranks", "share"), [(None, 8), ("1", 8), ("3", 2), ("8", 1), ("20", 1)])
+def test_ranks_of_one_machine_share_its_cores(ranks: str | None, share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "allowed_cores", lambda: 8)
+    monkeypatch.setattr(system, "cpu_quota", lambda: None)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert (cores_of_rank(), local_world_size(), available_cores()) == (share, int(ranks or 1), 8)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-2", "two", "1.5"])
+def test_a_count_of_ranks_that_is_none_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", text)
+    with pytest.raises(ValueError, match=f"^LOCAL_WORLD_SIZE={text!r}: needs a whole number of at least 1.*$"):
+        cores_of_rank()
+
+
 def test_a_pool_of_ours_leaves_the_threads_of_others_as_they_were() -> None:
     counted: list[int] = []
     theirs = threading.Thread(target=lambda: counted.append(torch.get_num_threads()))
@@ -71,3 +88,30 @@ def test_a_pool_of_ours_leaves_the_threads_of_others_as_they_were() -> None:
         assert (counted, torch.get_num_threads()) == ([3], 3)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_pool_that_the_system_does_not_start_whole_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    barriers: list[threading.Barrier] = []
+    made, start, started = threading.Barrier, threading.Thread.start, []
+
+    def noted(parties: int) -> threading.Barrier:
+        barriers.append(made(parties))
+        return barriers[-1]
+
+    def starts_two(thread: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading, "Barrier", noted)
+    monkeypatch.setattr(threading.Thread, "start", starts_two)
+    try:
+        with pytest.raises(OSError, match=r"^ours: the system starts 2 of 4 threads \(can't start new thread\); set threads= to fewer.*$"):
+            single_threaded_pool(4, "ours")
+        for thread in started:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in started)
+    finally:
+        for barrier in barriers:
+            barrier.abort()  # else the threads of a pool that waits would keep this process

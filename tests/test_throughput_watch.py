@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from wherefrom.pipeline import system
 from wherefrom.pipeline.loader import LoaderStats
+from wherefrom.train import throughput_watch
 from wherefrom.train.throughput_watch import Counters, Place, ThroughputWatch, chain_of, judged, verdict_line
 
 pytestmark = pytest.mark.core
@@ -121,6 +123,16 @@ class FakeRun:
         self.seconds["evaluating"] += evaluating
         self.made.pictures += 100
         self.made.read_s += read_s
+
+
+def test_a_rank_has_the_threads_of_its_share_of_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "available_cores", lambda: 8)
+    monkeypatch.setattr(throughput_watch, "available_cores", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    run = FakeRun()
+    run.settings.runtime.threads = None
+    place = Place.of(run)  # type: ignore[arg-type]
+    assert (place.cores, place.ranks, place.threads) == (8, 4, 2)
 
 
 def test_a_run_says_it_once_after_the_first_minute_and_again_when_the_limit_changes() -> None:

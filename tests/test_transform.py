@@ -459,6 +459,24 @@ def test_annotations_can_be_carried_into_a_loaders_batch(open_loader: Callable[.
         carry(record, points=[[20, 30]])
 
 
+def test_a_record_on_another_device_carries_what_lies_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stub of a GPU: the record lies on no real device until it is moved to the CPU, where the annotations are."""
+    here = ViewTransform(RECIPE, seed=5)(PLAIN, sample=2, epoch=0).batch.family("local").geometry
+    away, moved = here.to("meta"), list[torch.device]()
+
+    def to(record: ViewGeometry, device: torch.device) -> ViewGeometry:
+        moved.append(device)
+        return here
+
+    monkeypatch.setattr(ViewGeometry, "to", to)
+    given: dict[str, Any] = {"points": [[20, 30]], "boxes": torch.tensor([[2, 3, 20, 30]]), "masks": np.eye(50, 60, dtype=np.uint8)}
+    for some in (given, *({name: value} for name, value in given.items())):
+        expected, carried = carry(here, **some), carry(away, **some)
+        for name in ("points", "points_visible", "boxes", "boxes_visible", "masks"):
+            assert torch.equal(getattr(carried, name)[0], getattr(expected, name)[0])
+    assert moved == [torch.device("cpu")] * 4
+
+
 class Pictures(Dataset[Transformed]):
     """A dataset as somebody else would write it: encoded files, indexed by keys."""
 
@@ -568,6 +586,17 @@ def test_memory_is_written_again_only_when_the_worker_and_every_receiver_let_go(
     del pixels
     assert place(made()) == where
     assert place(made()) == where  # dropped unsent
+
+
+def test_a_worker_lets_go_of_memory_that_a_receiver_kept_and_dropped() -> None:
+    slots = worker_memory._Slots()
+    held = [slots.take(1000) for _ in range(40)]
+    assert len(slots._slots) == 40
+    kept = held[:2]
+    del held
+    for _ in range(3):
+        last = slots.take(1000)
+    assert len(slots._slots) == len(kept) + len([last]) + worker_memory._KEPT_FREE
 
 
 def keys_of(order: Order, epoch: int, step: int = 0) -> list[list[tuple[int, int]]]:

@@ -121,7 +121,7 @@ class RuntimeSettings:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     renderer: str = "auto"  # or one that `wherefrom prove --help` names; a run writes down what served, and goes on with it
-    threads: int | None = None  # that read and render; None: the loader's choice
+    threads: int | None = None  # that read and render; None: one a core of this rank's share
     prefetch: int = 2  # micro-batches ready in advance
     accumulation: int = 1  # micro-batches of one update on every rank
     compile: bool = False

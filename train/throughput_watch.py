@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from wherefrom.pipeline.system import available_cores
+from wherefrom.pipeline.system import available_cores, cores_of_rank, local_world_size
 from wherefrom.train.throughput import (
     PARALLEL_FRAC,
     WORDS,
@@ -102,8 +102,8 @@ class Place:
             device=trainer.accelerator.device.type,
             cores=cores,
             cores_seen=os.cpu_count() or cores,
-            ranks=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-            threads=cores if runtime.threads is None else runtime.threads,
+            ranks=local_world_size(),
+            threads=cores_of_rank() if runtime.threads is None else runtime.threads,
             makers=min(2, runtime.prefetch),
             loose=trainer.loader.index.is_tree(0),
             batch=trainer.settings.global_batch // trainer.ranks.count,

@@ -90,7 +90,7 @@ def check_runtime(*, threads: int | None, prefetch: int) -> None:
     check_literal("threads", threads, int | None)
     check_literal("prefetch", prefetch, int)
     if threads is not None and threads < 0:
-        raise ValueError(f"threads={threads}: needs at least 0 (all in the caller's thread); None takes one a core")
+        raise ValueError(f"threads={threads}: needs at least 0 (all in the caller's thread); None takes one a core of this rank's share")
     if prefetch < 1:
         raise ValueError(f"prefetch={prefetch}: needs at least 1 batch")
 

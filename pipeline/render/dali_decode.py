@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from wherefrom.pipeline.decode import decode_or_stand_in, is_jpeg
 from wherefrom.pipeline.render.decoder import Decoded
-from wherefrom.pipeline.system import available_cores
+from wherefrom.pipeline.system import cores_of_rank
 
 
 def dali_missing() -> str | None:
@@ -64,7 +64,7 @@ class DaliDecoder:
 
     def __init__(self, *, device: torch.device, threads: int | None = None, hw_decoder_load: float = 0.65) -> None:
         self.device = device
-        self.threads = available_cores() if threads is None else max(1, threads)
+        self.threads = cores_of_rank() if threads is None else max(1, threads)
         self.hw_decoder_load = hw_decoder_load
         self._max_batch = 1
         self._pipeline: Any = None  # built on first use, again when a batch is larger, or after a failure

@@ -22,7 +22,7 @@ from torch import Tensor
 from wherefrom.pipeline.color import color_matrix
 from wherefrom.pipeline.render.dali_decode import dali_missing, decoded_by_dali, decoded_pictures, readable_files
 from wherefrom.pipeline.render.renderer import Rendered, Renderer, RendererEntry, leaves_picture, wrong_sizes
-from wherefrom.pipeline.system import available_cores
+from wherefrom.pipeline.system import cores_of_rank
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import Photometric, Record
 
@@ -96,7 +96,7 @@ class DaliRenderer:
             raise ValueError(f'device={str(device)!r}: renderer "dali" runs on "cpu" or "cuda"; use renderer="torch"')
         if self.device == torch.device("cuda"):
             self.device = torch.device("cuda", torch.cuda.current_device())
-        self.threads = available_cores() if threads is None else max(1, threads)
+        self.threads = cores_of_rank() if threads is None else max(1, threads)
         self.hw_decoder_load = hw_decoder_load
         self.strict = self.device.type == "cpu" if strict is None else strict
         self.exact = exact

@@ -22,7 +22,7 @@ from torch import Tensor
 from wherefrom.pipeline.decode import decode_or_stand_in
 from wherefrom.pipeline.render.dali_decode import DaliDecoder, dali_missing
 from wherefrom.pipeline.render.decoder import Decoded, Decoder
-from wherefrom.pipeline.system import available_cores
+from wherefrom.pipeline.system import cores_of_rank
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class TensorDecoder:
         self.device = device
         self.strict = decode_jpegs is None
         self._decode_jpegs = decode_jpegs
-        self._pool = ThreadPoolExecutor(available_cores() if threads is None else max(1, threads), "wherefrom-decode")
+        self._pool = ThreadPoolExecutor(cores_of_rank() if threads is None else max(1, threads), "wherefrom-decode")
         on_gpu = device.type == "cuda"
         self._decoding: torch.cuda.Stream | None = torch.cuda.Stream(device) if on_gpu else None
         self._copying: torch.cuda.Stream | None = torch.cuda.Stream(device) if on_gpu else None

@@ -4,6 +4,7 @@ Here: a ring of slots. Not here: what is written (threads.py).
 A slot comes back when the last tensor that shares its memory is gone: the array behind those tensors is watched, not the tensors.
 """
 
+import contextlib
 import logging
 import math
 import threading
@@ -17,7 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class SlotRing:
-    """Flat byte buffers of one size class; `take` hands out tensors over a free one, or over a new one when all are held."""
+    """Flat byte buffers of one size class; `take` hands out tensors over a free one, or over a new one when all are held.
+
+    Of free ones it keeps `expected`.
+    """
 
     def __init__(self, expected: int = 4, *, pinned: bool = False) -> None:
         self.expected = expected  # slots that a caller who drops batches needs
@@ -43,6 +47,12 @@ class SlotRing:
         return tensors
 
     def _take_memory(self, needed: int) -> Tensor:
+        while len(self._free) > self.expected:  # a caller kept many batches and dropped them
+            with self._lock:
+                if len(self._free) > self.expected:  # under the lock nobody else lets go, but others take
+                    with contextlib.suppress(IndexError):
+                        self._free.popleft()
+                        self.slots -= 1
         while True:
             try:
                 memory = self._free.popleft()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
 from wherefrom.pipeline.render.renderer import Cutter, PartCutter, Rendered, Renderer, RendererMaker, view_shapes
 from wherefrom.pipeline.render.slots import SlotRing
-from wherefrom.pipeline.system import available_cores, single_threaded_pool
+from wherefrom.pipeline.system import cores_of_rank, single_threaded_pool
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Record
 
@@ -37,7 +37,7 @@ class PackedRecords:
 
 
 class ThreadedRenderer:
-    """Renders in `threads` threads (0: in the caller's); pixels land in a ring of reused slots."""
+    """Renders in `threads` threads (None: one a core of this rank's share, 0: in the caller's); pixels land in a ring of reused slots."""
 
     strict = True
 
@@ -46,7 +46,7 @@ class ThreadedRenderer:
         self._part_cutter = cutter if isinstance(cutter, PartCutter) else None
         self.name = cutter.name
         self.recipe = cutter.recipe
-        self.threads = available_cores() if threads is None else threads
+        self.threads = cores_of_rank() if threads is None else threads
         self.ring = SlotRing(prefetch + 3, pinned=torch.device(device).type == "cuda")
         self._local = threading.local()
         self._pool, self._pool_process = self._make_pool() if self.threads else None, os.getpid()

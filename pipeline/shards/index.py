@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wherefrom.pipeline.files import write_aside
+from wherefrom.pipeline.literals import check_literal
 from wherefrom.pipeline.shards.key_search import nearest_rows, rows_of_key
 from wherefrom.pipeline.shards.labels import LabelRule, imagenet_classes, is_imagenet_validation
 from wherefrom.pipeline.shards.pattern import expand_pattern
@@ -120,7 +121,7 @@ class ShardIndex:
         cls,
         pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         *,
-        cache: Path | None = None,
+        cache: str | os.PathLike[str] | None = None,
         max_pixels: int = MAX_PIXELS,
         workers: int | None = None,
         progress: ShardProgress | None = None,
@@ -141,8 +142,12 @@ class ShardIndex:
         that changed are listed again. `progress` is called with (done, in all): shards, and of trees the pictures that are read.
         `decode` really decodes every picture that counts as valid, once, with progress of its own, and keeps the verdicts.
         Raises: FileNotFoundError, ValueError (expand_pattern); BrokenShardError; ValueError if there is no picture, or a bad setting;
-                TypeError for what is no path, rule or name.
+                TypeError for what is no path, folder, rule or name.
         """
+        check_literal("max_pixels", max_pixels, int)
+        check_literal("workers", workers, int | None)
+        if cache is not None and not isinstance(cache, str | os.PathLike):
+            raise TypeError(f"cache={cache!r:.60}: needs a folder, or None for the user's cache folder")
         if max_pixels < 1 or (workers is not None and workers < 1):
             raise ValueError(f"max_pixels={max_pixels}, workers={workers}: needs at least 1 of each")
         LabelRule.of(labels)
@@ -150,7 +155,14 @@ class ShardIndex:
         numbered_before = classes
         paths = expand_pattern(_one_pattern(pattern))
         stored = gather_tables(
-            paths, cache=cache, beside=beside, rebuild=rebuild, decode=decode, workers=workers, progress=progress, labels=labels
+            paths,
+            cache=None if cache is None else Path(cache),
+            beside=beside,
+            rebuild=rebuild,
+            decode=decode,
+            workers=workers,
+            progress=progress,
+            labels=labels,
         )
         tables, files = _with_imagenet_classes(paths, [item.table for item in stored], labels), [item.file for item in stored]
         if labels in (None, "cls"):
@@ -462,7 +474,7 @@ def _write_classes(index: ShardIndex) -> Path | None:
     text = json.dumps({name: number for number, name in enumerate(index.classes)}, indent=1) + "\n"
     try:
         if not path.is_file() or path.read_text(encoding="ascii") != text:
-            with write_aside(path, concurrent=True) as aside:
+            with write_aside(path, concurrent=True, follow_symlinks=False) as aside:
                 aside.write_text(text, encoding="ascii")
     except (OSError, ValueError) as error:
         log.debug("%s: %s", path, error)
@@ -532,7 +544,15 @@ def _labels_not_read(index: ShardIndex) -> Iterator[str]:
     words, described = index.unread_members["cls (not a number)"], index.unread_members["json"]
     if index.labels is not None:
         words = described = 0
-    if unlabeled == len(index) and LabelRule.of(index.labels).kind == "member":
+    rule = LabelRule.of(index.labels)
+    extension = rule.extension.decode()
+    apart = index.unread_members[f"{extension} (no picture beside it)"]
+    if apart:
+        yield (
+            f"{apart} .{extension} members have no picture of their key beside them, so they label nothing; "
+            "in a tar the members of a sample follow one another"
+        )
+    elif unlabeled == len(index) and rule.kind == "member":
         yield f"no sample has a label by {index.labels!r}; a member .{str(index.labels).partition('.')[0]} beside each picture would say it"
     if words:
         yield f"{words} .cls members hold no whole number, so their samples have no label; --labels cls takes them for names of classes"

@@ -31,12 +31,15 @@ def expand_pattern(pattern: str | os.PathLike[str]) -> list[str]:
     A pattern is a path, a folder (its *.tar, sorted; without any, the tree below it), a glob (sorted), or a brace expression such as
     `train-{000000..001281}.tar`; `::` joins several.
     Raises: ValueError for a URL, an empty pattern, a parquet file, a picture, or a shard named twice, be it as a part of a tree;
-            FileNotFoundError if a named file is missing or none matches.
+            FileNotFoundError if a named file is missing or none matches, or for a broken link, be it in a folder or a match of a glob.
     """
     paths = [path for part in os.fspath(pattern).split("::") for path in _expand_part(part)]
     missing = [path for path in paths if storage_of(path).kind(path) is None]
     if missing:
         others = f" (nor {len(missing) - 1} others of the {len(paths)} named)" if len(missing) > 1 else ""
+        if storage_of(missing[0]).local_folder(missing[0]) is not None and os.path.lexists(missing[0]):
+            kind = "neither a file nor a folder" if os.path.exists(missing[0]) else f"a broken link, to {os.readlink(missing[0])}"
+            raise FileNotFoundError(f"{missing[0]}: is {kind}{others}; mend it, take it away, or name the shards without it")
         near = _near(missing[0])
         mend = f"is it {near}?" if near else "fetch it, or name a shard, a folder of shards or of pictures, or a pattern"
         raise FileNotFoundError(f"{missing[0]}: no such file{others}; {mend}")
@@ -83,7 +86,8 @@ def _expand_part(part: str) -> list[str]:
 def _shards_of_folder(folder: str) -> list[str]:
     """Return the tars in a folder, or the folder itself as a tree, under a name that says which it is."""
     storage = storage_of(folder)
-    if tars := storage.glob(os.path.join(glob.escape(folder), "*.tar")):
+    tars = storage.glob(os.path.join(glob.escape(folder), "*.tar"))
+    if any(_is_file(tar) for tar in tars):
         local = storage.local_folder(tars[0])
         folders = (
             [entry.name for entry in os.scandir(local) if not entry.name.startswith(".") and entry.is_dir()] if local is not None else []

@@ -54,7 +54,10 @@ class Storage(Protocol):
         ...
 
     def glob(self, pattern: str) -> list[str]:
-        """Return the files that match a pattern of the standard library's glob, sorted. Raises: OSError where nothing can be listed."""
+        """Return what matches a pattern of the standard library's glob and is no folder, sorted; a link may be broken.
+
+        Raises: OSError where nothing can be listed.
+        """
         ...
 
     def stamp(self, path: str) -> Stamp:
@@ -81,7 +84,7 @@ class LocalStorage:
         return "file" if os.path.isfile(path) else "folder" if os.path.isdir(path) else None
 
     def glob(self, pattern: str) -> list[str]:
-        return sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
+        return sorted(path for path in glob.glob(pattern) if not os.path.isdir(path))
 
     def stamp(self, path: str) -> Stamp:
         status = os.stat(path)

@@ -121,7 +121,7 @@ def stored_tables(paths: Sequence[str], *, labels: str | None = None) -> Iterato
             stored = stored if current else None
         else:
             stored = _find(path, index_files)
-        yield IndexState(stored, stale=stored is None and any(file.exists() for file in index_files.candidates(path)))
+        yield IndexState(stored, stale=stored is None and any(map(os.path.exists, index_files.candidates(path))))
 
 
 def file_beside(shard: str | os.PathLike[str], labels: str | None = None) -> Path | None:
@@ -255,7 +255,7 @@ def _store_table(table: ShardTable, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(getattr(table, name)) for name in TABLE_LAYOUT}
     arrays["checksum"] = np.frombuffer(_checksum(arrays), np.uint8)
-    with write_aside(file, concurrent=True) as aside:
+    with write_aside(file, concurrent=True, follow_symlinks=False) as aside:
         aside.write_bytes(save(arrays))
 
 

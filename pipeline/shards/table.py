@@ -339,6 +339,8 @@ class _SampleGrouper:
                 self._count_unread(f"{extension.decode()} beside {chosen.decode()}")
             self.samples.append(_Sample(self._key, picture.offset, picture.length, self._label, self._class, self._examine(picture)))
             self._keys_seen.add(self._key)
+        elif self._label is not None:
+            self._count_unread(f"{self._labels.extension.decode()} (no picture beside it)")
         self._pictures, self._label, self._key = {}, None, b""
 
     @property

@@ -58,7 +58,7 @@ def profile_command(
         batch: pictures of an update, over all ranks; default: the recipe's.
         device: where the run would train.
         renderer: which cuts views, as for `wherefrom train`.
-        threads: that read and render; default: one a core.
+        threads: that read and render; default: one a core of this rank's share.
         seconds: about how long all of it may take.
         out: folder for profile.json and profile.html.
         trace: a file for a Chrome trace of three updates, for chrome://tracing or Perfetto.

@@ -33,7 +33,7 @@ from wherefrom.pipeline.render.choose import RENDERERS, make_renderer, renderer_
 from wherefrom.pipeline.render.renderer import RenderDevice, Renderer, render_checked
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
-from wherefrom.pipeline.system import available_cores
+from wherefrom.pipeline.system import available_cores, cores_of_rank, local_world_size
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Record
 from wherefrom.tools.system_limits import read_memory
@@ -128,9 +128,9 @@ class Profiler:
         self.index: ShardIndex = trainer.loader.index
         self.recipe: ViewRecipe = trainer.loader.recipe
         self.device = trainer.accelerator.device
-        self.cores, self.ranks_here = available_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.cores, self.ranks_here = available_cores(), local_world_size()
         threads = self.settings.runtime.threads
-        self.threads = self.cores if threads is None else threads
+        self.threads = cores_of_rank() if threads is None else threads
         self.seconds, self.slice_s = seconds, seconds / 40  # of one measurement; a round is made of about eight
         self.of_rank = self.settings.global_batch // self.ranks.count // self.settings.runtime.accumulation
         self._by_size = np.argsort(self.index.length, kind="stable").astype(np.int64)
@@ -206,7 +206,7 @@ class Profiler:
     def _free_cores(self) -> float:
         """Return how many cores the ranks on this machine get where they want all of ours, each its part."""
         self.ranks.wait()
-        return _cores_got(max(1, self.cores // self.ranks_here)) * self.ranks_here
+        return _cores_got(cores_of_rank()) * self.ranks_here
 
     def _timed_update(self, batch: Batch) -> float:
         """Return the seconds of the second of two updates on a batch, on the slowest rank."""
