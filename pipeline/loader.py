@@ -337,13 +337,22 @@ class Loader:
         return self._handed_over(batch)
 
     def _handed_over(self, batch: Batch) -> Batch:
-        """Move a batch to the device without waiting; its pinned memory is kept until the copy is done."""
+        """Move a batch to the device without waiting; its pinned memory is kept until the copy is done.
+
+        Views that were rendered on a GPU are there once the stream has come so far on which the consumer gets them.
+        """
         if self.device.type != "cuda":
             return batch
         start = time.perf_counter()
+        stream = torch.cuda.current_stream(self.device)  # of the loader's GPU: another may be the current one
         moved = batch.to(self.device, non_blocking=True)
+        rendered_there = [views.pixels for views in batch.views if views.pixels.is_cuda]
+        if rendered_there and stream != (made_on := torch.cuda.default_stream(self.device)):  # the makers' threads use no other
+            stream.wait_stream(made_on)
+            for pixels in rendered_there:
+                pixels.record_stream(stream)  # else the allocator gives their memory away while this stream still reads it
         event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self.device))  # that of the copy: another GPU may be the current one
+        event.record(stream)
         self._copying.append((event, batch))
         while self._copying and self._copying[0][0].query():
             self._copying.popleft()

@@ -850,6 +850,47 @@ def test_pinned_memory_is_kept_until_the_copy_on_its_own_gpu_is_done(build: Call
     assert recorded == ["that of cuda:1"] and [kept for _, kept in loader._copying] == [batch]
 
 
+def test_a_consumer_on_a_stream_of_its_own_waits_for_views_rendered_on_its_gpu(
+    build: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stub of CUDA: streams note who waits for them, and pixels on which streams they are read."""
+    done: list[tuple[str, str]] = []
+
+    class Stream(str):
+        def wait_stream(self, other: str) -> None:
+            done.append((self, f"waits for {other}"))
+
+    class Event:
+        def record(self, stream: str) -> None:
+            done.append((stream, "event"))
+
+        def query(self) -> bool:
+            return False
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True  # type: ignore[assignment]
+
+        def record_stream(self, stream: Any) -> None:
+            done.append((stream, "reads"))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: Stream("default"))
+    monkeypatch.setattr(Batch, "to", lambda batch, device, non_blocking: batch)
+    loader = build(threads=0)
+    rendered = loader.batch([0, 1])
+    on_gpu = replace(rendered, views=tuple(replace(views, pixels=views.pixels.as_subclass(OnGPU)) for views in rendered.views))
+    loader.device = torch.device("cuda:1")
+    for stream, batch, expected in (
+        ("side", on_gpu, [("side", "waits for default"), *[("side", "reads")] * len(rendered.views), ("side", "event")]),
+        ("default", on_gpu, [("default", "event")]),
+        ("side", rendered, [("side", "event")]),  # rendered on the CPU: the copy is the stream's own
+    ):
+        done.clear()
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device, stream=stream: Stream(stream))
+        loader._handed_over(batch)
+        assert done == expected
+
+
 def test_what_is_marked_while_a_batch_is_drawn_anew_is_told_as_it_is_shown(build: Callable[..., Loader]) -> None:
     loader = build(threads=0)
     (drawn,) = loader._draw_batches(0, [(0, 0, 0)])
