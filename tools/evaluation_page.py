@@ -71,6 +71,7 @@ def _tables(found: Sequence[Measured]) -> Iterator[str]:
             continue
         lines = [f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row)}</tr>" for tag, row in _tagged(heading, rows)]
         yield f"<table>{''.join(lines)}</table>"
+        yield from (f'<p class="about">{html.escape(f"{measured.protocol}: not measured, {note}")}</p>' for note in measured.notes)
 
 
 def _tagged(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[tuple[str, Sequence[str]]]:
