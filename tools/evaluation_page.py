@@ -20,7 +20,7 @@ from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.laws import Center
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.tools.curves import draw_curves
-from wherefrom.train.evaluation.features import WHOLE, Evaluation, Part, Split
+from wherefrom.train.evaluation.features import WHOLE, Evaluation, Part, Split, last_layers
 from wherefrom.train.evaluation.knn import neighbors
 from wherefrom.train.evaluation.pictures import blocks
 from wherefrom.train.evaluation.protocols import Box, Measured, PairExample
@@ -206,7 +206,7 @@ def _summaries(evaluation: Evaluation, side: Split, ids: NDArray[np.int64]) -> T
     with torch.no_grad():
         return torch.cat(
             [
-                Part().of(evaluation.network.encoder.last_layers(batch.family("whole"), 1))
+                Part().of(last_layers(evaluation.network.encoder, batch.family("whole"), 1))
                 for _, batch in evaluation.batches(side, recipe, ids)
             ]
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
-from wherefrom.train.evaluation.features import BLOCK, WHOLE, Part
+from wherefrom.train.evaluation.features import BLOCK, WHOLE, Part, last_layers
 from wherefrom.train.evaluation.network import Network
 from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, blocks
 from wherefrom.train.plain_data import Plain
@@ -120,7 +120,7 @@ def _columns(
     for number, block in enumerate(blocks(ids, BLOCK)):
         batch = pictures.views(recipe, block).to(device)
         with torch.no_grad():
-            layers = network.encoder.last_layers(batch.family("whole"), deepest)
+            layers = last_layers(network.encoder, batch.family("whole"), deepest)
         found = {"sample": batch.drawn_for, "shown": batch.sample, "label": batch.label}
         found |= {name: part.of(layers) for name, part in parts.items()}
         if tokens:
