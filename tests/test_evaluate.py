@@ -640,6 +640,18 @@ def test_pairs_of_real_shards_are_evaluated_from_end_to_end(shards: Callable[...
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
 
+def test_pairs_are_evaluated_where_no_picture_beside_one_that_counts_does_so(shards: Callable[..., ShardIndex]) -> None:
+    encoder, objective = Encoder(MODEL), SpatialPrediction(replace(DISJOINT, size_px=16, min_side_px=8))
+    objective.setup(encoder)
+    every = objective.pair_mask
+    objective.pair_mask = lambda record, valid: every(record, valid) & (torch.arange(len(valid)) % 2 == 0)[:, None]  # type: ignore[method-assign]
+    with ShardPictures(shards(), renderer="torch", threads=1) as pictures, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair_controls, "ORACLE_PAIRS", 2000)
+        report = evaluate_pairs(encoder, objective, pictures, pictures, pictures=20, train_pictures=20, head_steps=1)
+    names = [row.name for row in report.rows]
+    assert names[0] == "held-out pairs" and "targets of the next picture" not in names
+
+
 @pytest.mark.core
 def test_views_of_one_color_have_the_records_of_the_real_ones_and_one_color_each(shards: Callable[..., ShardIndex]) -> None:
     recipe = ViewRecipe(families=(DISJOINT.family("spatial"),))

@@ -24,7 +24,7 @@ from wherefrom.tools import evaluation_page
 from wherefrom.tools.evaluation_page import write_page
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation import pair_controls
-from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation, Part
+from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation, Part, last_layers
 from wherefrom.train.evaluation.labels import evaluate_labels
 from wherefrom.train.evaluation.network import Network
 from wherefrom.train.evaluation.pictures import ShardPictures
@@ -110,6 +110,21 @@ def test_parts_of_whole_pictures_are_what_the_run_judges_by(tiny_shards: Path) -
         index = train.index
         assert sorted(labeled.ids.tolist()) == list(range(40))
         assert labeled.labels.tolist() == index.label[labeled.ids].tolist()
+
+
+def test_the_last_layer_has_the_tokens_that_encoding_gives() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(replace(METHODS["dino"].model, depth=3, tokens_from_block=-2)).eval()
+    views = torch.randn(2, 1, 3, 24, 24)
+    with torch.no_grad():
+        features, plain = encoder.encode(views), encoder.last_layers(views, 3)
+        for number in (1, 2, 3):
+            layers = last_layers(encoder, views, number)
+            assert len(layers) == number
+            assert torch.allclose(layers[-1].tokens, features.tokens, atol=1e-6)
+            assert torch.allclose(layers[-1].summary, features.summary, atol=1e-6)
+            assert all(torch.equal(one.tokens, other.tokens) for one, other in zip(layers[:-1], plain[3 - number : -1], strict=True))
+    assert not torch.allclose(plain[-1].tokens, features.tokens, atol=1e-2)
 
 
 def test_a_report_is_gone_on_with_unless_network_pictures_or_choices_changed(tiny_shards: Path, tmp_path: Path) -> None:
