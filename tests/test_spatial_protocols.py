@@ -20,7 +20,7 @@ from wherefrom.pipeline.laws import Disjoint
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import ViewGeometry, Views
-from wherefrom.train.encoder import Features
+from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.evaluation.correspondence import cells_apart, nearest_tokens, same_cells, second_crops
 from wherefrom.train.evaluation.features import CHANCE, ENCODER, RANDOM, RAW, raw_tokens
 from wherefrom.train.evaluation.jigsaw import LAWS, answers, laid_out, train_head
@@ -29,6 +29,7 @@ from wherefrom.train.evaluation.linear_maps import linear_classifier, r2_of_map,
 from wherefrom.train.evaluation.pair_geometry import FrozenPairs, pair_examples, pair_scores
 from wherefrom.train.evaluation.positions import cell_positions, orthonormal, projected, removed_positions
 from wherefrom.train.evaluation.protocols import PROTOCOLS, measure
+from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.jigsaw import listed_permutations
 from wherefrom.train.objectives.spatial import PAIRED, SpatialPrediction, SpatialSettings
 
@@ -282,7 +283,8 @@ def test_a_law_whose_tiles_no_picture_has_room_for_is_not_measured_and_the_other
 
 def test_a_network_of_one_size_sees_what_is_laid_out_at_that_size() -> None:
     evaluation = small_evaluation(70, 66)
-    encoder = tiny_network().encoder.slow_copy()
+    with random_scope("convolutional"):
+        encoder = Encoder(ModelSettings(name="resnet10t")).requires_grad_(False).eval()
     encoder.only_hw = (32, 32)
     evaluation.network = replace(tiny_network(), encoder=encoder)
     evaluation.__dict__["networks"] = {ENCODER: encoder}
