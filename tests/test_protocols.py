@@ -127,6 +127,16 @@ def test_the_last_layer_has_the_tokens_that_encoding_gives() -> None:
     assert not torch.allclose(plain[-1].tokens, features.tokens, atol=1e-2)
 
 
+def test_what_the_summary_is_makes_another_network() -> None:
+    settings = METHODS["dino"].model
+    networks = []
+    for summary in ("auto", "class", "mean"):
+        torch.manual_seed(0)
+        networks.append(replace(network_of(), encoder=Encoder(replace(settings, summary=summary))))
+    auto, of_class, mean = (network.identity for network in networks)
+    assert auto == of_class != mean
+
+
 def test_a_report_is_gone_on_with_unless_network_pictures_or_choices_changed(tiny_shards: Path, tmp_path: Path) -> None:
     network, file = network_of(), tmp_path / "evaluation.json"
     train, held_out = sources(tiny_shards)

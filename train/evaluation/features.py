@@ -133,11 +133,14 @@ class Evaluation:
 
         masked, depth: pictures with masks of classes, and with depths, to learn from and held out; they may be those above, or others.
         others: pictures from elsewhere by their names, as `other_pictures` finds them: each is opened when its turn comes.
+        Raises: ValueError if picture_px or limit is below 1.
         """
         self.network = network
         self.train, self.held_out = train, held_out
         self.masked, self.depth = masked, depth
-        self.picture_px = picture_px or network.picture_px
+        self.picture_px = network.px(picture_px)
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit={limit}: take at least 1 picture of either side, or leave it out for all")
         self.limit, self.seed = limit, seed
         self.ranks = ranks or Ranks(0, 1)
         self.others = others or {}
