@@ -552,6 +552,8 @@ def test_held_out_pictures_that_are_learned_from_are_counted_by_their_bytes(
     )
     assert pictures_in_both(train, held_out) == 2
     assert pictures_in_both(held_out, train) == 2
+    assert pictures_in_both(train, held_out, rows=(np.array([4, 2]), np.array([5, 3, 0]))) == 1  # of these the third of train alone
+    assert pictures_in_both(train, train, rows=(np.array([0, 1]), np.array([1, 2]))) == 1
 
 
 class OffsetsOfSomebodyElse(Objective):

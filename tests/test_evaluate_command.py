@@ -181,6 +181,13 @@ def wrong_value(root: Path) -> None:
     save(root / "SegmentationClass" / "val_003.png", np.full((4 * CELL, 4 * CELL), 21, np.uint8))
 
 
+def listed_without(root: Path, kind: str, key: str) -> None:
+    file = root / "annotations" / "instances_val2017.json"
+    listed = json.loads(file.read_text())
+    del listed[kind][3][key]
+    file.write_text(json.dumps(listed))
+
+
 def two_lists(root: Path) -> None:
     shutil.copy(root / "annotations" / "instances_val2017.json", root / "annotations" / "instances_val2014.json")
 
@@ -211,6 +218,12 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda root: (root / "val2017" / "val_001.jpg").unlink(),
         r"instances_val2017\.json: lists val_001\.jpg, which \S+val2017 lacks; name the folder of its pictures$",
     ),
+    "boxes alone": (
+        "coco",
+        lambda root: listed_without(root, "annotations", "segmentation"),
+        r"instances_val2017\.json: annotation \d+ has no segmentation; name the file of instances that has sizes of ",
+    ),
+    "no sizes": ("coco", lambda root: listed_without(root, "images", "height"), r"instances_val2017\.json: image \d+ has no height; name "),
     "two lists": ("coco", two_lists, r"one instances_val\*\.json, and holds instances_val2014\.json, instances_val2017\.json$"),
     "no list": ("coco", lambda root: (root / "annotations" / "instances_train2017.json").unlink(), r"_train\*\.json, and holds none$"),
 }
@@ -365,6 +378,31 @@ def test_a_side_that_patches_do_not_divide_is_one_line_before_anything_is_comput
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "wherefrom: views are (50, 50) px, patches (8, 8): patches must divide a view, e.g. 48 px"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("option", "number"), [("picture_px", -16), ("picture_px", 0), ("limit", 0), ("limit", -3)])
+def test_numbers_below_1_are_one_line(
+    option: str, number: int, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"--{option.replace('_', '-')}", str(number), "--protocols", "knn") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"wherefrom: {option}={number}: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_with_masks_on_both_sides_are_counted(
+    laid_out: dict[str, Path], run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "own"
+    shutil.copytree(laid_out["voc"], root)
+    words = ("--masks", f"voc:{root}", "--protocols", "hummingbird", "--limit", "4")
+    assert run(*words) == 0
+    assert "byte for byte" not in capsys.readouterr().out
+    with (root / "ImageSets" / "Segmentation" / "val.txt").open("a") as listing:
+        listing.write("train_002\ntrain_007\n")
+    assert run(*words) == 0
+    said = "2 of the pictures with masks held out are, byte for byte, among those to learn from: scores are too good by them\n"
+    assert said in capsys.readouterr().out
 
 
 def test_classes_that_no_training_picture_shows_are_counted(

@@ -130,9 +130,14 @@ def evaluate_command(
             *(f"{len(of[0])} pictures with {what} to learn from, {len(of[1])} held out" for what, of in _own(own_masks, own_depths)),
             *classes_not_learned(train, held_out),
         ]
-        shared = pictures_in_both(train, held_out)
-        if shared:
-            heading.append(f"{shared} of the pictures held out are, byte for byte, among those to learn from: scores are too good by them")
+        shared = {"pictures": pictures_in_both(train, held_out)}
+        for what, of in _own(own_masks, own_depths):
+            shared[f"pictures with {what}"] = pictures_in_both(of[0].index, of[1].index, rows=(of[0].rows, of[1].rows))
+        for what, number in shared.items():
+            if number:
+                heading.append(
+                    f"{number} of the {what} held out are, byte for byte, among those to learn from: scores are too good by them"
+                )
         for line in heading:
             print_line(console, line)
         elsewhere = {name: str(folder.absolute()) for name, folder in others.items()}
