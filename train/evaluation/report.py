@@ -29,7 +29,6 @@ from wherefrom.train.reporting import EvaluationResults
 from wherefrom.train.settings import EvaluationSettings
 
 COMPARED_PICTURES = 16  # of two trees that may be copies
-Rows = NDArray[np.int64]  # numbers in an index
 
 
 def check_held_out(train: ShardIndex, held_out: ShardIndex) -> None:
@@ -78,7 +77,7 @@ def _trees_look_alike(one: ShardIndex, one_shard: int, other: ShardIndex, other_
     return all(filecmp.cmp(*pair, shallow=False) for pair in paths)
 
 
-def pictures_in_both(train: ShardIndex, held_out: ShardIndex, *, rows: tuple[Rows, Rows] | None = None) -> int:
+def pictures_in_both(train: ShardIndex, held_out: ShardIndex, *, rows: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None) -> int:
     """Return how many held-out pictures are, byte for byte, training pictures too, whatever they are called and wherever they lie.
 
     Those of equal length and size are read and compared; all others cannot be the same. rows: the pictures of either that count, by their
