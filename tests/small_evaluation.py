@@ -26,11 +26,15 @@ CLASSES = 4
 class FormulaPictures:
     """Pictures whose class gives them a color, which every picture varies; red grows to the right, green downwards.
 
-    permuted: labels that belong to other pictures; first: the number of the first class.
+    permuted: labels that belong to other pictures; first: the number of the first class; small: so many pictures, the first, of small_px.
     """
 
-    def __init__(self, number: int, *, permuted: bool = False, first: int = 0, classes: int = CLASSES) -> None:
+    def __init__(
+        self, number: int, *, permuted: bool = False, first: int = 0, classes: int = CLASSES, small: int = 0, small_px: int = 40
+    ) -> None:
         self.number = number
+        self.sizes = np.tile(np.array([SIZE], np.int32), (number, 1))
+        self.sizes[:small] = small_px
         shown = np.arange(number) % classes + first
         self.shown = shown
         self.labels = np.random.default_rng(1).permutation(shown) if permuted else shown
@@ -40,7 +44,7 @@ class FormulaPictures:
 
     def views(self, recipe: ViewRecipe, sample: NDArray[np.int64], drawn_for: NDArray[np.int64] | None = None, epoch: int = 0) -> Batch:
         keys = sample if drawn_for is None else drawn_for
-        size = np.tile(np.array([SIZE], np.int32), (len(sample), 1))
+        size = self.sizes[sample]
         records = draw_records(recipe, seed=0, epoch=epoch, drawn_for=keys, source_size=size, sample=sample)
         colors = np.random.default_rng(0).normal(0, 1.5, (16, 3))[self.shown[sample]]
         colors = colors + np.random.default_rng(2).normal(0, 0.2, (self.number, 3))[sample]
@@ -48,7 +52,9 @@ class FormulaPictures:
         for family, record in zip(recipe.families, records, strict=True):
             height, width = family.size_px
             y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-            places = map_points(record.geometry.view_to_source, torch.stack([x, y], -1).flatten(0, 1)) / torch.tensor(SIZE[::-1])
+            places = map_points(record.geometry.view_to_source, torch.stack([x, y], -1).flatten(0, 1)) / torch.from_numpy(
+                size[:, None, None, ::-1].copy()
+            )
             pixels = torch.from_numpy(colors).float()[:, None, :, None, None].repeat(1, family.views, 1, height, width)
             pixels[:, :, :2] += places.float().mT.unflatten(-1, (height, width))
             photometric = Photometric.unchanged(len(sample), family.views)
@@ -71,11 +77,11 @@ def tiny_network() -> Network:
 
 
 def small_evaluation(
-    train: int = 128, held_out: int = 70, *, permuted: bool = False, others: Mapping[str, FormulaPictures] | None = None
+    train: int = 128, held_out: int = 70, *, permuted: bool = False, others: Mapping[str, FormulaPictures] | None = None, **options: Any
 ) -> Evaluation:
     """An evaluation of the tiny network on so many pictures."""
     opened = {name: lambda pictures=pictures: nullcontext(pictures) for name, pictures in (others or {}).items()}
-    sides = (FormulaPictures(number, permuted=permuted) for number in (train, held_out))
+    sides = (FormulaPictures(number, permuted=permuted, **options) for number in (train, held_out))
     return Evaluation(tiny_network(), *sides, others=opened)  # type: ignore[arg-type]
 
 

@@ -6,6 +6,8 @@ be what the picture shows there.
 
 import io
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,6 +166,21 @@ def test_depths_are_16_bits_in_units(tmp_path: Path) -> None:
         save(tmp_path / "depth" / "a" / "0.png", np.zeros(HW, np.uint8))
         with pytest.raises(ValueError, match=r"0\.png: has pixels of kind L; a map of depths is a PNG of one channel of 16 bits$"):
             pictures.depths(np.arange(1))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_masks_of_few_bits_hold_what_was_written(bits: int, tmp_path: Path) -> None:
+    values = random_mask(list(range(min(2**bits, 16))))
+    rows = np.unpackbits(values[..., None], axis=-1)[..., -bits:].reshape(HW[0], -1)
+    png = [(b"IHDR", struct.pack(">IIBBBBB", HW[1], HW[0], bits, 0, 0, 0, 0))]
+    png += [(b"IDAT", zlib.compress(b"".join(b"\0" + np.packbits(row).tobytes() for row in rows))), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in png]
+    photograph(tmp_path / "pictures" / "0.jpg")
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with open_masks(tmp_path / "pictures", tmp_path / "masks", **OPTIONS) as pictures:
+        assert len(pictures.classes) == min(2**bits, 16)
+        assert (pictures.masks(np.arange(1))[0] == values).all()
 
 
 @pytest.mark.core

@@ -20,12 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from wherefrom.train.encoder import Encoder, ModelSettings
-from wherefrom.train.evaluation import dense, features
+from wherefrom.train.evaluation import dense, dense_linear, features
 from wherefrom.train.evaluation.dense import confusion, mean_iou, patch_labels, raw_patches
 from wherefrom.train.evaluation.dense_linear import LinearDepth, LinearSegmentation, depth_errors, mean_of_bins, sig_loss
 from wherefrom.train.evaluation.dense_pictures import IGNORED, FilesOfMasks, open_masks
 from wherefrom.train.evaluation.features import RAW, Evaluation
-from wherefrom.train.evaluation.hummingbird import Hummingbird, enlarged, rare_patches, retrieve
+from wherefrom.train.evaluation.hummingbird import Hummingbird, enlarged, largest, rare_patches, retrieve
 from wherefrom.train.evaluation.network import Network
 from wherefrom.train.evaluation.protocols import NotMeasuredError, Score, protocols_named
 from wherefrom.train.objective import random_scope
@@ -235,6 +235,41 @@ def test_depths_that_pictures_show_are_found_and_those_of_other_pictures_are_cha
     permuted = named(scores(PROTOCOLS["depth"], cells))
     assert min(permuted["RMSE", column] for column in (RAW, "encoder", "random encoder")) > 0.9 * spread
     assert permuted["scale-invariant log error", RAW] > 0.75
+
+
+@pytest.mark.core
+def test_classes_of_enlarged_numbers_are_those_of_all_at_once() -> None:
+    values = torch.randn(11, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(largest(values, 23), enlarged(values, 23).argmax(1))
+
+
+def test_summaries_are_kept_once_a_picture(cells: tuple[Cells, Cells], monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+    plain = dense_linear._with_summary
+
+    def watched(tokens: Tensor, summaries: Tensor | None) -> Tensor:
+        nonlocal most
+        beside = plain(tokens, summaries)
+        most = max(most, len(beside))
+        return beside
+
+    monkeypatch.setattr(dense_linear, "_with_summary", watched)
+    monkeypatch.setattr(dense, "BLOCK", 8)
+    scores(replace(PROTOCOLS["depth"], epochs=1), cells)
+    assert most <= 8 < len(cells[0])
+
+
+def test_a_network_with_registers_and_no_class_token_is_taken_at_its_own_summary() -> None:
+    encoder = Encoder(ModelSettings(name="vit_wee_patch16_reg1_gap_256", depth=1)).eval()
+    with torch.no_grad():
+        seen = encoder.encode(torch.randn(2, 1, 3, 32, 32))
+    assert seen.prefix is not None and not encoder.has_class_token
+    assert torch.equal(dense._summary(encoder, seen), seen.summary[:, 0])
+    with_class_token = network().encoder
+    with torch.no_grad():
+        seen = with_class_token.encode(torch.randn(2, 1, 3, 32, 32))
+    assert seen.prefix is not None
+    assert torch.equal(dense._summary(with_class_token, seen), seen.prefix[:, 0, 0])
 
 
 class Turns(Ranks):

@@ -97,6 +97,19 @@ def test_other_features_are_refused_by_name(pictures: ShardIndex, tmp_path: Path
         written(pictures, tmp_path / "other")
 
 
+def test_files_of_tokens_have_fewer_pictures(pictures: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "PIECE_OF_TOKENS", 4)
+    assert len(written(pictures, tmp_path / "tokens")["sample"]) == len(written(pictures, tmp_path / "parts", tokens=False)["sample"]) == 10
+    assert [len(list((tmp_path / name).glob("*.safetensors"))) for name in ("tokens", "parts")] == [3, 1]
+
+
+def test_a_size_that_the_network_does_not_take_leaves_no_folder(pictures: ShardIndex, tmp_path: Path) -> None:
+    for px, message in ((37, "patches must divide a view"), (0, "picture_px=0: "), (-16, "picture_px=-16: ")):
+        with pytest.raises(ValueError, match=message):
+            written(pictures, tmp_path / "out", picture_px=px)
+    assert not (tmp_path / "out").exists()
+
+
 def test_ranks_share_the_files(pictures: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "PIECE", 4)
     ranks = [Ranks(0, 1), Ranks(0, 1)]

@@ -552,6 +552,8 @@ def test_held_out_pictures_that_are_learned_from_are_counted_by_their_bytes(
     )
     assert pictures_in_both(train, held_out) == 2
     assert pictures_in_both(held_out, train) == 2
+    assert pictures_in_both(train, held_out, rows=(np.array([4, 2]), np.array([5, 3, 0]))) == 1  # of these the third of train alone
+    assert pictures_in_both(train, train, rows=(np.array([0, 1]), np.array([1, 2]))) == 1
 
 
 class OffsetsOfSomebodyElse(Objective):
@@ -638,6 +640,18 @@ def test_pairs_of_real_shards_are_evaluated_from_end_to_end(shards: Callable[...
     assert {len(row) for row in explained} == {2 + len(full.channels)}
     assert [row[0] for row in explained if not row[0].startswith("  95 %")] == ["R2", *names]
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_pairs_are_evaluated_where_no_picture_beside_one_that_counts_does_so(shards: Callable[..., ShardIndex]) -> None:
+    encoder, objective = Encoder(MODEL), SpatialPrediction(replace(DISJOINT, size_px=16, min_side_px=8))
+    objective.setup(encoder)
+    every = objective.pair_mask
+    objective.pair_mask = lambda record, valid: every(record, valid) & (torch.arange(len(valid)) % 2 == 0)[:, None]  # type: ignore[method-assign]
+    with ShardPictures(shards(), renderer="torch", threads=1) as pictures, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair_controls, "ORACLE_PAIRS", 2000)
+        report = evaluate_pairs(encoder, objective, pictures, pictures, pictures=20, train_pictures=20, head_steps=1)
+    names = [row.name for row in report.rows]
+    assert names[0] == "held-out pairs" and "targets of the next picture" not in names
 
 
 @pytest.mark.core

@@ -17,6 +17,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 from timm.models import save_for_hf
 
 from wherefrom.tools import evaluate, evaluation_page
@@ -180,6 +181,13 @@ def wrong_value(root: Path) -> None:
     save(root / "SegmentationClass" / "val_003.png", np.full((4 * CELL, 4 * CELL), 21, np.uint8))
 
 
+def listed_without(root: Path, kind: str, key: str) -> None:
+    file = root / "annotations" / "instances_val2017.json"
+    listed = json.loads(file.read_text())
+    del listed[kind][3][key]
+    file.write_text(json.dumps(listed))
+
+
 def two_lists(root: Path) -> None:
     shutil.copy(root / "annotations" / "instances_val2017.json", root / "annotations" / "instances_val2014.json")
 
@@ -200,16 +208,6 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda root: save(root / "masks" / "val" / "val_002.png", np.zeros((9, 7), np.uint8)),
         r"val_002\.png: is 7 x 9 px, its picture, upright, 48 x 48; a mask has its size$",
     ),
-    "an unknown value": (
-        "voc",
-        wrong_value,
-        r"val_003\.png: holds the value 21, which is none of the 21 classes; mend it",
-    ),
-    "a value that no name is of": (
-        "folder",
-        lambda root: (root / "classes.txt").write_text("black\nred\n"),
-        r"\.png: holds the value 2, which is none of the 2 classes; mend it, or make it 255$",
-    ),
     "no pictures": (
         "coco",
         lambda root: renamed(root, "val2017", "elsewhere"),
@@ -220,6 +218,12 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda root: (root / "val2017" / "val_001.jpg").unlink(),
         r"instances_val2017\.json: lists val_001\.jpg, which \S+val2017 lacks; name the folder of its pictures$",
     ),
+    "boxes alone": (
+        "coco",
+        lambda root: listed_without(root, "annotations", "segmentation"),
+        r"instances_val2017\.json: annotation \d+ has no segmentation; name the file of instances that has sizes of ",
+    ),
+    "no sizes": ("coco", lambda root: listed_without(root, "images", "height"), r"instances_val2017\.json: image \d+ has no height; name "),
     "two lists": ("coco", two_lists, r"one instances_val\*\.json, and holds instances_val2014\.json, instances_val2017\.json$"),
     "no list": ("coco", lambda root: (root / "annotations" / "instances_train2017.json").unlink(), r"_train\*\.json, and holds none$"),
 }
@@ -236,6 +240,88 @@ def test_masks_that_do_not_fit_are_one_line(
     assert run("--masks", f"{layout}:{root}", "--protocols", "hummingbird") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line), line
+
+
+WRONG_VALUES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "voc": (wrong_value, r"val_003\.png: holds the value 21, which is none of the 21 classes; mend it"),
+    "folder": (
+        lambda root: (root / "classes.txt").write_text("black\nred\n"),
+        r"\.png: holds the value 2, which is none of the 2 classes; mend it, or make it 255$",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", WRONG_VALUES)
+def test_a_protocol_that_meets_wrong_masks_says_so_and_others_are_measured(
+    layout: str,
+    laid_out: dict[str, Path],
+    run: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoil, message = WRONG_VALUES[layout]
+    root = tmp_path / "own"
+    shutil.copytree(laid_out[layout], root)
+    spoil(root)
+    chosen = evaluate.protocols_named(["hummingbird", "knn"])
+    monkeypatch.setattr(evaluate, "protocols_named", lambda _: chosen)
+    assert run("--masks", f"{layout}:{root}") == 1
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("hummingbird@1: not measured, "))
+    assert re.search(message, line), line
+    assert scores(tmp_path / "out")["knn@1"]
+
+
+def test_a_second_call_adds_to_the_report_and_the_page_and_puts_others_aside(
+    laid_out: dict[str, Path],
+    run: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[list[str]] = []
+
+    def page(path: Path, _: Any, found: Any, **__: Any) -> None:
+        path.touch()
+        shown.append([measured.protocol for measured in found])
+
+    monkeypatch.setattr(evaluation_page, "write_page", page)
+    assert run("--protocols", "knn") == 0
+    assert run("--masks", f"folder:{laid_out['folder']}", "--protocols", "hummingbird") == 0
+    assert shown == [["knn@1"], ["knn@1", "hummingbird@1"]]
+    assert "now in" not in capsys.readouterr().out
+    assert run("--limit", "20", "--protocols", "knn") == 0
+    out = tmp_path / "out"
+    expected = (
+        f"{out}/evaluation.json held results of another network, other pictures or other options: they are now in {out}/evaluation-1.json"
+    )
+    assert expected in capsys.readouterr().out.splitlines()
+    assert sorted(path.name for path in out.iterdir()) == [f"evaluation{of}" for of in ("-1.html", "-1.json", ".html", ".json")]
+    assert shown[2] == ["knn@1"]
+
+
+def test_every_network_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    named = ["hf-hub:timm/vit_small_patch14_dinov2.lvd142m", "hf-hub:mine/vit_small_patch14_dinov2.lvd142m", "vit_small_patch16_224.dino"]
+    folders = [evaluate._folder(name, "exported") for name in (*named, "vit_small_patch16_224.augreg_in1k", str(tmp_path))]
+    folders.append(evaluate._folder(str(tmp_path), "student"))
+    assert len(set(folders)) == 6
+    assert folders[4:] == [tmp_path / "evaluations", tmp_path / "evaluations" / "student"]
+
+
+def test_pictures_that_are_not_named_are_those_of_the_run(tiny_shards: Path, tmp_path: Path) -> None:
+    train, val = (str(tiny_shards / f"{side}.tar") for side in ("train", "val"))
+
+    def opened(settings: str, data: str | None, val: str | None) -> list[tuple[str, ...]]:
+        (tmp_path / "settings.yaml").write_text(settings)
+        return [index.paths for index in evaluate._pictures(Console(quiet=True), str(tmp_path), data, val, None)[:2]]
+
+    both = opened("", train, val)
+    assert opened(f"data: {train}\nval: {val}\n", None, None) == both
+    assert opened(f"data: {train}\n", None, val) == both
+    assert opened(f"data: {train}\nval: {train}\n", None, val) == both
+    assert opened(f"data: {val}\nval: {val}\n", train, None) == both
+    with pytest.raises(ValueError, match="the run held no pictures out; name some by --val"):
+        opened(f"data: {train}\n", None, None)
 
 
 def test_a_layout_that_a_folder_has_not_is_one_line(
@@ -292,6 +378,31 @@ def test_a_side_that_patches_do_not_divide_is_one_line_before_anything_is_comput
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "wherefrom: views are (50, 50) px, patches (8, 8): patches must divide a view, e.g. 48 px"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("option", "number"), [("picture_px", -16), ("picture_px", 0), ("limit", 0), ("limit", -3)])
+def test_numbers_below_1_are_one_line(
+    option: str, number: int, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"--{option.replace('_', '-')}", str(number), "--protocols", "knn") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"wherefrom: {option}={number}: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_with_masks_on_both_sides_are_counted(
+    laid_out: dict[str, Path], run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "own"
+    shutil.copytree(laid_out["voc"], root)
+    words = ("--masks", f"voc:{root}", "--protocols", "hummingbird", "--limit", "4")
+    assert run(*words) == 0
+    assert "byte for byte" not in capsys.readouterr().out
+    with (root / "ImageSets" / "Segmentation" / "val.txt").open("a") as listing:
+        listing.write("train_002\ntrain_007\n")
+    assert run(*words) == 0
+    said = "2 of the pictures with masks held out are, byte for byte, among those to learn from: scores are too good by them\n"
+    assert said in capsys.readouterr().out
 
 
 def test_classes_that_no_training_picture_shows_are_counted(

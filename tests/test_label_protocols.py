@@ -22,7 +22,7 @@ from label_runs import CLASSES, PROTOCOLS, RESNET, ClassColors, be_an_evaluating
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wherefrom.train.evaluation import knn
+from wherefrom.train.evaluation import knn, logistic
 from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Part
 from wherefrom.train.evaluation.knn import neighbors
 from wherefrom.train.evaluation.labels import vote
@@ -164,6 +164,24 @@ def test_logistic_regression_is_that_of_scikit_learn(c: str) -> None:
     (other,) = regressions(unit, LABELS, (1.01 * float(c),), classes=4, iterations=2000, tolerance=1e-10)  # control
     with pytest.raises(AssertionError):
         torch.testing.assert_close(other[:-1].mT, tensor(figure["weight"]), rtol=1e-4, atol=1e-6)
+
+
+def test_logits_are_computed_in_blocks_and_the_regression_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, labels = F.normalize(BANK, dim=-1).repeat(50, 1), LABELS.repeat(50)  # 3000 rows of 5 features, of 40 classes
+
+    def fitted() -> tuple[Tensor, float, int]:
+        with Largest() as made:
+            (weights,) = regressions(unit, labels, (1.0,), classes=40, iterations=30)
+            right = accuracy(weights, unit, labels)
+        return weights, right, made.numbers
+
+    whole, right, numbers = fitted()
+    assert numbers == 3000 * 40  # control: one block holds them all
+    monkeypatch.setattr(logistic, "LOGITS", 8000)
+    in_blocks, right_in_blocks, numbers = fitted()
+    assert numbers <= 3000 * 5  # the features; blocks have 8000
+    torch.testing.assert_close(in_blocks[:-1], whole[:-1], rtol=1e-6, atol=1e-8)
+    assert right_in_blocks == right
 
 
 def test_a_path_of_penalties_ends_where_each_alone_does() -> None:

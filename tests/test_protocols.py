@@ -24,11 +24,19 @@ from wherefrom.tools import evaluation_page
 from wherefrom.tools.evaluation_page import write_page
 from wherefrom.train.encoder import Encoder
 from wherefrom.train.evaluation import pair_controls
-from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation, Part
+from wherefrom.train.evaluation.features import ENCODER, RANDOM, RAW, Evaluation, Part, last_layers
 from wherefrom.train.evaluation.labels import evaluate_labels
 from wherefrom.train.evaluation.network import Network
 from wherefrom.train.evaluation.pictures import ShardPictures
-from wherefrom.train.evaluation.protocols import Measured, NotMeasuredError, PairExample, Score, measure, protocols_named
+from wherefrom.train.evaluation.protocols import (
+    Measured,
+    NotMeasuredError,
+    PairExample,
+    Score,
+    measure,
+    protocols_named,
+    read_report,
+)
 from wherefrom.train.evaluation.report import evaluate_run
 from wherefrom.train.objective import Progress, Step
 from wherefrom.train.ranks import Ranks
@@ -57,15 +65,25 @@ class Counting:
     parts: tuple[Part, ...] = ()
     value: float = 0.5
     fails: bool = False
+    error: str = ""
+    of_rank: int = 0  # that meets the error
+    partly: bool = False
 
-    def measure(self, evaluation: Evaluation) -> Iterator[Score]:
+    def measure(self, evaluation: Evaluation) -> Iterator[Score | NotMeasuredError]:
         ASKED.append(self.value)
         if self.fails:
             raise NotMeasuredError("there is nothing to count")
+        if self.error and evaluation.ranks.rank == self.of_rank:
+            raise ERRORS[self.error](f"rank {self.of_rank}\nstumbled")
+        if self.error:
+            evaluation.joined([torch.zeros(1)])
+        if self.partly:
+            yield NotMeasuredError("large ones: there are none")
         yield Score(row="times", features=ENCODER, value=self.value if self.value >= 0 else math.nan)
 
 
 ASKED: list[float] = []
+ERRORS: dict[str, type[Exception]] = {"value": ValueError, "memory": MemoryError, "key": KeyError}
 METHODS_OF_A_RUN = ("spatial", "rotation", "jigsaw")
 
 
@@ -94,6 +112,31 @@ def test_parts_of_whole_pictures_are_what_the_run_judges_by(tiny_shards: Path) -
         assert labeled.labels.tolist() == index.label[labeled.ids].tolist()
 
 
+def test_the_last_layer_has_the_tokens_that_encoding_gives() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(replace(METHODS["dino"].model, depth=3, tokens_from_block=-2)).eval()
+    views = torch.randn(2, 1, 3, 24, 24)
+    with torch.no_grad():
+        features, plain = encoder.encode(views), encoder.last_layers(views, 3)
+        for number in (1, 2, 3):
+            layers = last_layers(encoder, views, number)
+            assert len(layers) == number
+            assert torch.allclose(layers[-1].tokens, features.tokens, atol=1e-6)
+            assert torch.allclose(layers[-1].summary, features.summary, atol=1e-6)
+            assert all(torch.equal(one.tokens, other.tokens) for one, other in zip(layers[:-1], plain[3 - number : -1], strict=True))
+    assert not torch.allclose(plain[-1].tokens, features.tokens, atol=1e-2)
+
+
+def test_what_the_summary_is_makes_another_network() -> None:
+    settings = METHODS["dino"].model
+    networks = []
+    for summary in ("auto", "class", "mean"):
+        torch.manual_seed(0)
+        networks.append(replace(network_of(), encoder=Encoder(replace(settings, summary=summary))))
+    auto, of_class, mean = (network.identity for network in networks)
+    assert auto == of_class != mean
+
+
 def test_a_report_is_gone_on_with_unless_network_pictures_or_choices_changed(tiny_shards: Path, tmp_path: Path) -> None:
     network, file = network_of(), tmp_path / "evaluation.json"
     train, held_out = sources(tiny_shards)
@@ -117,6 +160,78 @@ def test_a_report_is_gone_on_with_unless_network_pictures_or_choices_changed(tin
         assert asked(network_of(seed=4), about="others") == 2
         file.write_text("{ torn")
         assert asked() == 2
+
+
+def test_results_of_several_calls_gather_and_none_is_lost(tiny_shards: Path, tmp_path: Path) -> None:
+    file, put_aside = tmp_path / "evaluation.json", list[Path]()
+    train, held_out = sources(tiny_shards)
+    with train, held_out:
+
+        def asked(*names: str, here: bool = True, again: bool = False, of: Network | None = None, **about: Any) -> int:
+            before = len(ASKED)
+            counting = {"plain": Counting(), "masks": Counting(needs=("masks",)), "others": Counting(needs=("variants",))}
+            masked: dict[str, Any] = {"masked": (train, held_out), "others": dict.fromkeys(about.get("others", ()), lambda: train)}
+            evaluation = Evaluation(of or network_of(), train, held_out, **masked if here else {})
+            measure(
+                evaluation,
+                {name: counting[name] for name in names},
+                file=file,
+                about={"train": "these"} | about,
+                again=again,
+                aside=put_aside.append,
+            )
+            return len(ASKED) - before
+
+        def held() -> list[str]:
+            return [measured.protocol for measured in read_report(file) if measured.scores]
+
+        assert asked("plain") == 1
+        assert asked("masks", masks=["a", "b"]) == 1
+        assert asked("others", others={"imagenet-r": "/r"}) == 1
+        assert asked("plain", "masks", "others", masks=["a", "b"], others={"imagenet-r": "/r", "imagenet-c": "/c"}) == 0
+        assert asked("plain", "masks", here=False) == 0  # no masks here: those of the call before
+        assert asked("masks", masks=["a", "b"], again=True) == 1
+        assert (held(), put_aside) == (["plain@1", "masks@1", "others@1"], [])
+        assert asked("masks", masks=["a", "c"]) == 1
+        assert put_aside == [tmp_path / "evaluation-1.json"]
+        assert [len(read_report(path)) for path in (file, *put_aside)] == [3, 3]  # the others are in both
+        assert asked("plain", of=network_of(seed=4)) == 1
+        assert (held(), put_aside[1:]) == (["plain@1"], [tmp_path / "evaluation-2.json"])
+        assert asked("plain", train="others", of=network_of(seed=4)) == 1
+        assert len(put_aside) == 3
+
+
+def test_reports_that_said_all_conditions_once_are_still_read(tiny_shards: Path, tmp_path: Path) -> None:
+    file = tmp_path / "evaluation.json"
+    train, held_out = sources(tiny_shards)
+    protocols = {"plain": Counting(), "masks": Counting(needs=("masks",))}
+    with train, held_out:
+        evaluation = Evaluation(network_of(), train, held_out, masked=(train, held_out))  # type: ignore[arg-type]
+        about: dict[str, Any] = {"train": "these", "others": {}, "limit": None, "masks": ["a", "b"]}
+        measure(evaluation, protocols, file=file, about=about)
+        old = json.loads(file.read_text()) | about
+        for each in old["protocols"]:
+            del each["of"], each["notes"], each["failed"]
+        file.write_text(json.dumps(old))
+        before = len(ASKED)
+        measure(evaluation, protocols, file=file, about=about)
+        assert len(ASKED) == before
+        measure(evaluation, protocols, file=file, about=about | {"masks": ["a", "c"]})
+        assert len(ASKED) == before + 1
+
+
+@pytest.mark.parametrize("error", ["value", "memory"])
+def test_a_protocol_that_fails_stops_no_other(error: str, tiny_shards: Path, tmp_path: Path) -> None:
+    train, held_out = sources(tiny_shards)
+    protocols = {"one": Counting(error=error), "two": Counting(partly=True), "three": Counting(fails=True)}
+    with train, held_out:
+        found = measure(Evaluation(network_of(), train, held_out), protocols, file=tmp_path / "evaluation.json")
+        with pytest.raises(KeyError):
+            measure(Evaluation(network_of(), train, held_out), {"one": Counting(error="key")})
+    assert [each.failed for each in found] == [True, False, False]
+    assert found[0].table() == (("one@1: not measured, rank 0 stumbled",),)
+    assert (found[1].notes, len(found[1].scores), found[1].not_measured) == (("large ones: there are none",), 1, "")
+    assert read_report(tmp_path / "evaluation.json") == found
 
 
 def test_what_cannot_be_measured_says_why_and_stops_nothing(tiny_shards: Path, tmp_path: Path) -> None:
@@ -197,6 +312,9 @@ def be_a_rank(shards: Path, folder: Path, rank: int, count: int) -> None:
     with train, held_out:
         evaluation = Evaluation(network_of(), train, held_out, ranks=Ranks(rank, count))
         (knn,) = measure(evaluation, protocols_named(["knn"]), file=folder / f"of-{count}.json")
+        failing = {"last": Counting(error="value", of_rank=count - 1), "first": Counting(error="value"), "none": Counting()}
+        failures = [measured.not_measured for measured in measure(evaluation, failing)]
+        assert failures == [f"rank {count - 1} stumbled", "rank 0 stumbled", ""]
         sums = {column: float(values.double().sum()) for column, values in evaluation.labeled("train", Part(token="mean")).features.items()}
         step = Step(
             network_of().encoder.requires_grad_(True), [METHODS[name].settings.objective(name) for name in METHODS_OF_A_RUN], seed=0

@@ -91,7 +91,7 @@ def test_corruption_errors_are_those_that_were_published() -> None:
 
 
 def test_nothing_is_measured_of_pictures_that_are_not_there() -> None:
-    lacking = _others()
+    lacking = _others(("fog",))
     del lacking["imagenet-c/fog/3"]
     for others, expected in (
         ({}, {"corruptions": "there are no corrupted pictures (--others imagenet-c)"}),
@@ -101,6 +101,20 @@ def test_nothing_is_measured_of_pictures_that_are_not_there() -> None:
         for name, reason in expected.items():
             (measured,) = measure(small_evaluation(others=others), {name: PROTOCOLS[name]()})
             assert measured.not_measured == reason
+
+
+def test_sets_that_cannot_be_measured_leave_the_others() -> None:
+    others = _others(("snow", "fog", "frost"))
+    del others["imagenet-c/fog/3"]
+    others |= {"imagenet-c/frost/5": FormulaPictures(8, first=9), "imagenet-a": FormulaPictures(8, first=9)}
+    corruptions, variants = measure(small_evaluation(others=others), {name: PROTOCOLS[name]() for name in ("corruptions", "variants")})
+    assert corruptions.notes == (
+        "imagenet-c/fog lacks severity 3, and AlexNet's error is of all five",
+        "imagenet-c/frost/5 shows no class of the training pictures",
+    )
+    assert {"CE snow, %", "mean CE of 1 corruptions, %"} <= {score.row for score in corruptions.scores}
+    assert variants.notes == ("imagenet-a shows no class of the training pictures",)
+    assert "imagenet-r" in {score.row for score in variants.scores}
 
 
 def test_answers_are_restricted_to_the_classes_of_a_set() -> None:

@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_evaluation import SIZE, FormulaPictures, scores_of, small_evaluation
+from small_evaluation import SIZE, FormulaPictures, scores_of, small_evaluation, tiny_network
 from torch import Tensor, nn
 
 from wherefrom.pipeline.geometry import map_points
+from wherefrom.pipeline.laws import Disjoint
 from wherefrom.pipeline.records import draw_records
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
 from wherefrom.pipeline.views import ViewGeometry, Views
-from wherefrom.train.encoder import Features
+from wherefrom.train.encoder import Encoder, Features, ModelSettings
 from wherefrom.train.evaluation.correspondence import cells_apart, nearest_tokens, same_cells, second_crops
 from wherefrom.train.evaluation.features import CHANCE, ENCODER, RANDOM, RAW, raw_tokens
 from wherefrom.train.evaluation.jigsaw import LAWS, answers, laid_out, train_head
@@ -27,6 +28,8 @@ from wherefrom.train.evaluation.labels import ridge_probe
 from wherefrom.train.evaluation.linear_maps import linear_classifier, r2_of_map, ridge, scores, sums_of_products
 from wherefrom.train.evaluation.pair_geometry import FrozenPairs, pair_examples, pair_scores
 from wherefrom.train.evaluation.positions import cell_positions, orthonormal, projected, removed_positions
+from wherefrom.train.evaluation.protocols import PROTOCOLS, measure
+from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.jigsaw import listed_permutations
 from wherefrom.train.objectives.spatial import PAIRED, SpatialPrediction, SpatialSettings
 
@@ -254,6 +257,57 @@ def test_orders_are_told_where_tiles_show_their_place(generator: torch.Generator
         assert right < 0.12 and cells < 0.22
     else:
         assert right > 0.9 and cells > 0.9
+
+
+@pytest.mark.core
+def test_pictures_that_are_too_small_for_tiles_are_left_out_of_the_jigsaw() -> None:
+    """Of 70 and 66 pictures, 20 are too small: what is measured is the same whatever they show."""
+    short = SHORT["jigsaw"] | {"pictures": 90, "held_out_pictures": 90}
+    small = small_evaluation(90, 86, small=20, small_px=40)
+    values = scores_of(small, "jigsaw", **short)
+    assert values["gaps: training, too small, left out", ENCODER] == 20 / 90
+    assert values["gaps: held-out, too small, left out", ENCODER] == 20 / 86
+    changed = small_evaluation(90, 86, small=20, small_px=30)
+    assert scores_of(changed, "jigsaw", **short) == values
+    assert not any("left out" in row for row, _ in scores_of(small_evaluation(90, 86), "jigsaw", **short))
+
+
+def test_a_law_whose_tiles_no_picture_has_room_for_is_not_measured_and_the_other_is() -> None:
+    """Tiles of 16 px: a ninth of 48, and 64 of 255 px of 64."""
+    (measured,) = measure(small_evaluation(70, 66, small=70, small_px=56), {"jigsaw": PROTOCOLS["jigsaw"](**SHORT["jigsaw"])})
+    assert measured.notes == ("gaps: no training picture is large enough for its tiles",)
+    assert {score.row.partition(":")[0] for score in measured.scores} == {"no gaps"}
+    (measured,) = measure(small_evaluation(70, 66, small=70, small_px=40), {"jigsaw": PROTOCOLS["jigsaw"](**SHORT["jigsaw"])})
+    assert "no gaps: no training picture is large enough" in measured.not_measured and not measured.failed
+
+
+def test_a_network_of_one_size_sees_what_is_laid_out_at_that_size() -> None:
+    evaluation = small_evaluation(70, 66)
+    with random_scope("convolutional"):
+        encoder = Encoder(ModelSettings(name="resnet10t")).requires_grad_(False).eval()
+    encoder.only_hw = (32, 32)
+    evaluation.network = replace(tiny_network(), encoder=encoder)
+    evaluation.__dict__["networks"] = {ENCODER: encoder}
+    assert evaluation.view_px(1 / 3) == 32
+    values = scores_of(evaluation, "jigsaw", **SHORT["jigsaw"])
+    assert values["no gaps: original, k 20", ENCODER] > 0.9
+
+
+def test_a_law_that_pictures_are_too_small_for_leaves_the_other() -> None:
+    short = SHORT["pairs"] | {"laws": (PAIRED, Disjoint())}
+    (measured,) = measure(small_evaluation(70, 66, small=70, small_px=100), {"pairs": PROTOCOLS["pairs"](**short)})
+    assert measured.notes == ("paired law: 70 training pictures, no pair that counts; are they too small for the law?",)
+    assert {score.row.partition(":")[0] for score in measured.scores} == {"disjoint"}
+    assert not any(np.isnan(score.value) for score in measured.scores)
+
+
+def test_where_no_picture_beside_one_that_counts_does_so_other_rows_are_measured(generator: torch.Generator) -> None:
+    objective = SpatialSettings(law=PAIRED, size_px=32, mirror="none", color=None, hidden=8).objective("pairs")
+    objective.setup(_OfWidth(8))  # type: ignore[arg-type]
+    train, held_out = (_pairs_of_boxes(objective, first, 20, generator) for first in (0, 20))
+    held_out.mask[1::2] = False
+    rows = {row for row, _, _ in pair_scores(objective, train, held_out, ENCODER, steps=2, seed=0)}
+    assert "R2 x" in rows and "R2 x, next picture's" not in rows
 
 
 @pytest.mark.parametrize("permuted", [False, True])

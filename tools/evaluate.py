@@ -20,10 +20,10 @@ from wherefrom.tools.console import ProgressLines, print_line, print_table, prog
 from wherefrom.train.evaluation.dense_layouts import Masked, depths_by_layout, masks_by_layout
 from wherefrom.train.evaluation.dense_pictures import DemoPictures, FilesOfDepth, ListedPictures
 from wherefrom.train.evaluation.features import Evaluation
-from wherefrom.train.evaluation.network import Network, Which, open_network
+from wherefrom.train.evaluation.network import HUB, Which, open_network
 from wherefrom.train.evaluation.other_pictures import other_pictures
 from wherefrom.train.evaluation.pictures import ShardPictures
-from wherefrom.train.evaluation.protocols import Measured, lacking, measure, protocols_named
+from wherefrom.train.evaluation.protocols import Measured, lacking, measure, protocols_named, read_report
 from wherefrom.train.evaluation.report import check_held_out, check_same_classes, classes_not_learned, pictures_in_both
 from wherefrom.train.plain_data import Plain
 from wherefrom.train.ranks import Ranks
@@ -59,13 +59,13 @@ def evaluate_command(
     renderer: str = "auto",
     threads: int | None = None,
 ) -> int:
-    """Measure what a network knows by named protocols; return 0, or 1 if one that was named turned out not to be measurable.
+    """Measure what a network knows by named protocols; return 0, or 1 if one failed, or one that was named could not be measured.
 
     Args:
         network: a run's folder, a folder that timm loads, hf-hub:OWNER/NAME, or a model of timm.
         data: pictures to learn from, as for `wherefrom index`; default: those of the run, or the demo's.
         val: held-out pictures; default: as data.
-        labels: what labels tar shards, as for `wherefrom index`.
+        labels: what labels tar shards, as for `wherefrom index`; default: as the run, if its pictures are taken.
         protocols: which, by name, such as knn; default: all that these pictures allow. Named ones are refused if they lack what they need.
         others: folders of pictures of the same classes from elsewhere, each behind its name: imagenet-c, imagenet-r, imagenet-a,
             imagenet-sketch.
@@ -75,8 +75,9 @@ def evaluate_command(
         depth_unit: meters of a value of 1 in them; default: 0.001.
         farthest: the largest depth that counts, in meters; default: 10.
         which: of a run, the network that it exports, a teacher where its host has one, or the student.
-        out: the folder of evaluation.json; default: evaluations/ of the run, or of this folder, and the network's name.
-        again: measure all of it, also what the report holds of the same network and pictures.
+        out: the folder of evaluation.json; default: evaluations/ of the run (evaluations/student of its student), or of this folder, and
+            the network's name.
+        again: measure also what the report holds of the same network and pictures.
         picture_px: side of whole pictures; default: as the network says.
         limit: at most so many pictures of either side.
         seed: of random floors, heads and draws.
@@ -119,21 +120,24 @@ def evaluate_command(
             reason = lacking(evaluation, chosen[name.partition("@")[0]])
             if reason:
                 raise ValueError(f"protocol {name}: {reason}; name what it needs, or leave it out")
-        folder = out or _folder(network, opened)
-        file = folder / "evaluation.json"
+        folder = out or _folder(network, which)
+        file, page = folder / "evaluation.json", folder / "evaluation.html"
         if ranks.first:
             folder.mkdir(parents=True, exist_ok=True)
-            if again:
-                file.unlink(missing_ok=True)
         heading = [
             f"{opened.name}: {opened.encoder.settings.described()}, pictures of {evaluation.picture_px} px",
             f"{len(train)} pictures to learn from, {len(held_out)} held out",
             *(f"{len(of[0])} pictures with {what} to learn from, {len(of[1])} held out" for what, of in _own(own_masks, own_depths)),
             *classes_not_learned(train, held_out),
         ]
-        shared = pictures_in_both(train, held_out)
-        if shared:
-            heading.append(f"{shared} of the pictures held out are, byte for byte, among those to learn from: scores are too good by them")
+        shared = {"pictures": pictures_in_both(train, held_out)}
+        for what, of in _own(own_masks, own_depths):
+            shared[f"pictures with {what}"] = pictures_in_both(of[0].index, of[1].index, rows=(of[0].rows, of[1].rows))
+        for what, number in shared.items():
+            if number:
+                heading.append(
+                    f"{number} of the {what} held out are, byte for byte, among those to learn from: scores are too good by them"
+                )
         for line in heading:
             print_line(console, line)
         elsewhere = {name: str(folder.absolute()) for name, folder in others.items()}
@@ -142,15 +146,22 @@ def evaluate_command(
 
         def tell(found: Measured) -> None:
             print_table(console, found.table())
+            for note in found.notes:
+                print_line(console, f"{found.protocol}: not measured, {note}")
 
-        found = measure(evaluation, chosen, file=file, about=about, done=tell)
+        def aside(kept: Path) -> None:
+            if page.exists():
+                page.rename(kept.with_suffix(page.suffix))
+            print_line(console, f"{file} held results of another network, other pictures or other options: they are now in {kept}")
+
+        found = measure(evaluation, chosen, file=file, about=about, again=again, done=tell, aside=aside)
         if ranks.first:
             from wherefrom.tools.evaluation_page import write_page  # matplotlib is slow to import
 
-            page = folder / "evaluation.html"
-            write_page(page, evaluation, found, about=heading, run=RunFolder(Path(network)) if Path(network).is_dir() else None)
+            run = RunFolder(Path(network)) if Path(network).is_dir() else None
+            write_page(page, evaluation, read_report(file), about=heading, run=run)
             print_line(console, f"written to {file} and {page}")
-    return 1 if protocols and any(measured.not_measured for measured in found) else 0
+    return 1 if any(measured.failed or (protocols and measured.not_measured) for measured in found) else 0
 
 
 @contextlib.contextmanager
@@ -172,10 +183,10 @@ def machine(device: Literal["auto", "cpu", "cuda"]) -> Iterator[tuple[PartialSta
 def _pictures(console: Console, network: str, data: str | None, val: str | None, labels: str | None) -> tuple[ShardIndex, ShardIndex, bool]:
     """Return the pictures to learn from, those held out, and whether they are the demo's."""
     settings = RunFolder(Path(network)).settings
-    if data is None and val is None and settings.is_file():
+    if settings.is_file() and (data is None or val is None):
         plain = read_plain_settings(settings)
-        data, val = (None if plain.get(name) is None else str(plain[name]) for name in ("data", "val"))
-        labels = labels or (None if plain.get("labels") is None else str(plain["labels"]))
+        of_run = {name: None if plain.get(name) is None else str(plain[name]) for name in ("data", "val", "labels")}
+        data, val, labels = data or of_run["data"], val or of_run["val"], labels or of_run["labels"]
         if data is not None and val is None:
             raise ValueError(f"{network}: the run held no pictures out; name some by --val")
     of_demo = data is None and val is None
@@ -209,9 +220,8 @@ def _own(masks: Sides | None, depths: Sides | None) -> list[tuple[str, Sides]]:
     return [(what, sides) for what, sides in (("masks", masks), ("depths", depths)) if sides is not None]
 
 
-def _folder(network: str, opened: Network) -> Path:
-    """Return where a report goes that no folder is named for."""
-    folder = Path(network)
-    if folder.is_dir():
-        return folder / "evaluations"
-    return Path("evaluations") / opened.encoder.settings.name
+def _folder(network: str, which: Which) -> Path:
+    """Return where a report goes that no folder is named for: another for every network."""
+    if Path(network).is_dir():
+        return Path(network, "evaluations", *(["student"] if which == "student" else []))
+    return Path("evaluations", *network.removeprefix(HUB).split("/"))

@@ -20,7 +20,7 @@ from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.laws import Center
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.tools.curves import draw_curves
-from wherefrom.train.evaluation.features import WHOLE, Evaluation, Part, Split
+from wherefrom.train.evaluation.features import WHOLE, Evaluation, Part, Split, last_layers
 from wherefrom.train.evaluation.knn import neighbors
 from wherefrom.train.evaluation.pictures import blocks
 from wherefrom.train.evaluation.protocols import Box, Measured, PairExample
@@ -71,6 +71,7 @@ def _tables(found: Sequence[Measured]) -> Iterator[str]:
             continue
         lines = [f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in row)}</tr>" for tag, row in _tagged(heading, rows)]
         yield f"<table>{''.join(lines)}</table>"
+        yield from (f'<p class="about">{html.escape(f"{measured.protocol}: not measured, {note}")}</p>' for note in measured.notes)
 
 
 def _tagged(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[tuple[str, Sequence[str]]]:
@@ -205,7 +206,7 @@ def _summaries(evaluation: Evaluation, side: Split, ids: NDArray[np.int64]) -> T
     with torch.no_grad():
         return torch.cat(
             [
-                Part().of(evaluation.network.encoder.last_layers(batch.family("whole"), 1))
+                Part().of(last_layers(evaluation.network.encoder, batch.family("whole"), 1))
                 for _, batch in evaluation.batches(side, recipe, ids)
             ]
         )

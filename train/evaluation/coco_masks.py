@@ -18,6 +18,7 @@ from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.train.evaluation.dense_pictures import IGNORED, ListedPictures, checked_classes, opened
 
 Annotation = Mapping[str, Any]
+NEEDED = {"image": ("file_name", "height", "width"), "annotation": ("category_id", "segmentation")}
 
 
 class CocoPictures(ListedPictures):
@@ -72,7 +73,8 @@ class CocoPictures(ListedPictures):
 def open_coco(pictures: Path, file: Path, **options: Any) -> CocoPictures:
     """Open the pictures that a JSON file of COCO's instances lists, which lie in a folder under their file names.
 
-    Raises: ValueError in one line if the file is none, or a picture is missing or has another size.
+    Raises: ValueError in one line if the file is none, says no size of a picture or no shape of an annotation, or a picture is missing or
+    has another size.
     """
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))
@@ -81,10 +83,19 @@ def open_coco(pictures: Path, file: Path, **options: Any) -> CocoPictures:
         annotations: dict[int, list[Annotation]] = {id: [] for id in images}
         for annotation in listed["annotations"]:
             annotations[int(annotation["image_id"])].append(annotation)
+        lacking = [
+            f"{kind} {each.get('id', '?')} has no {key}"
+            for kind, keys in NEEDED.items()
+            for each in listed[kind + "s"]
+            for key in keys
+            if each.get(key) is None
+        ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(
             f"{file}: is no file of COCO's instances ({type(problem).__name__}: {problem}); name an instances_*.json"
         ) from None
+    if lacking:
+        raise ValueError(f"{file}: {lacking[0]}; name the file of instances that has sizes of pictures and shapes, not boxes alone")
     index, row_of = opened(pictures)
     if not images:
         raise ValueError(f"{file}: lists no picture; name the file of the split that has some")

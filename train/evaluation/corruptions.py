@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from wherefrom.pipeline.laws import Center
 from wherefrom.train.evaluation.features import CORRUPTED, SUMMARY, Evaluation, Part
-from wherefrom.train.evaluation.other_pictures import CORRUPTIONS, SEVERITIES, ClassifierName, frozen_classifiers
+from wherefrom.train.evaluation.other_pictures import CORRUPTIONS, SEVERITIES, ClassifierName, FrozenClassifier, frozen_classifiers
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, check_part
 
 ALEXNET_ERRORS = {  # means over the five severities
@@ -53,23 +53,24 @@ class Corruptions:
         """The part that it measures."""
         return (self.part,)
 
-    def measure(self, evaluation: Evaluation) -> Iterator[Score]:
+    def measure(self, evaluation: Evaluation) -> Iterator[Score | NotMeasuredError]:
         """Yield the clean error, the mean corruption error and that of every corruption, in percent; of fewer than 15, their mean."""
-        corruptions = self._there(evaluation)
+        lacking = dict(self._lacking(evaluation))
+        corruptions = [name for name, reason in lacking.items() if not reason]
+        yield from (NotMeasuredError(reason) for reason in lacking.values() if reason)
+        if not corruptions:
+            return
         check_part(evaluation, self.part)
         held_out = evaluation.labeled("held_out", self.part)
         classifiers = frozen_classifiers(evaluation, self.part, head=self.head, k=self.k, temperature=self.temperature)
-        accuracies: dict[str, dict[str, list[float]]] = {column: {name: [] for name in corruptions} for column in classifiers}
+        accuracies: dict[str, dict[str, list[float]]] = {column: {} for column in classifiers}
         for name in corruptions:
-            for severity in SEVERITIES:
-                pictures = evaluation.labeled_elsewhere(f"{CORRUPTED}/{name}/{severity}", self.part, law=Center())
-                known = pictures.labels >= 0
-                if not bool(known.any()):
-                    raise NotMeasuredError(f"{CORRUPTED}/{name}/{severity} shows no class of the training pictures")
-                for column, classifier in classifiers.items():
-                    told = classifier.tell(pictures.features[column][known])
-                    accuracies[column][name].append(float((told == pictures.labels[known]).double().mean()))
-        for column, classifier in classifiers.items():
+            try:
+                for column, of_severities in self._accuracies(evaluation, name, classifiers).items():
+                    accuracies[column][name] = of_severities
+            except NotMeasuredError as problem:
+                yield problem
+        for column, classifier in classifiers.items() if any(accuracies.values()) else ():
             if len(held_out.labels):
                 wrong = classifier.tell(held_out.features[column]) != held_out.labels
                 yield Score(row="clean error, %", features=column, value=100 * float(wrong.double().mean()), better="lower")
@@ -79,16 +80,31 @@ class Corruptions:
             for name, error in errors.items():
                 yield Score(row=f"CE {name}, %", features=column, value=error, better="lower")
 
-    def _there(self, evaluation: Evaluation) -> list[str]:
-        """Return the corruptions that there are pictures of, with all severities."""
+    def _accuracies(self, evaluation: Evaluation, corruption: str, classifiers: Mapping[str, FrozenClassifier]) -> dict[str, list[float]]:
+        """Return how often each classifier is right about a corruption at every severity.
+
+        Raises: NotMeasuredError if one shows no class that they know.
+        """
+        accuracies: dict[str, list[float]] = {column: [] for column in classifiers}
+        for severity in SEVERITIES:
+            pictures = evaluation.labeled_elsewhere(f"{CORRUPTED}/{corruption}/{severity}", self.part, law=Center())
+            known = pictures.labels >= 0
+            if not bool(known.any()):
+                raise NotMeasuredError(f"{CORRUPTED}/{corruption}/{severity} shows no class of the training pictures")
+            for column, classifier in classifiers.items():
+                told = classifier.tell(pictures.features[column][known])
+                accuracies[column].append(float((told == pictures.labels[known]).double().mean()))
+        return accuracies
+
+    def _lacking(self, evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+        """Yield the corruptions that there are pictures of, each with what of it is missing, "" if nothing is."""
         names = [name for name in CORRUPTIONS if any(other.startswith(f"{CORRUPTED}/{name}/") for other in evaluation.others)]
         if not names:
             raise NotMeasuredError(f"there are no corrupted pictures; name the folder of {CORRUPTED}")
         for name in names:
             missing = [severity for severity in SEVERITIES if f"{CORRUPTED}/{name}/{severity}" not in evaluation.others]
-            if missing:
-                raise NotMeasuredError(f"{CORRUPTED}/{name} lacks severity {missing[0]}, and AlexNet's error is of all five")
-        return names
+            reason = f"{CORRUPTED}/{name} lacks severity {missing[0]}, and AlexNet's error is of all five" if missing else ""
+            yield name, reason
 
 
 def corruption_errors(accuracies: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wherefrom.pipeline.view_recipe import ViewFamily
-from wherefrom.train.encoder import Features
+from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.evaluation.dense_pictures import IGNORED, DepthPictures, MaskedPictures, cut
 from wherefrom.train.evaluation.features import BLOCK, RAW, Evaluation, pixels_of_cells
 from wherefrom.train.evaluation.labels import draw_ids
@@ -86,15 +86,16 @@ def dense_blocks(
             with torch.no_grad():
                 features = encoder.encode(views)
             tokens[column] = features.tokens[:, 0].float()
-            summaries[column] = _summary(features)
+            summaries[column] = _summary(encoder, features)
         grid = next(iter(tokens.values())).shape[1:3]
         tokens[RAW] = raw_patches(views.pixels[:, 0].float(), (grid[0], grid[1]))
         evaluation.progress(what, min(len(ids), (number + 1) * BLOCK), len(ids))
         yield DenseBlock(number=number, tokens=tokens, summaries=summaries, maps=shown)
 
 
-def _summary(features: Features) -> Tensor:
-    chosen = features.summary if features.prefix is None else features.prefix[:, :, 0]
+def _summary(encoder: Encoder, features: Features) -> Tensor:
+    """Return the class token of single views, (n, D); of a network without one, which may have registers, what it says itself."""
+    chosen = features.prefix[:, :, 0] if encoder.has_class_token and features.prefix is not None else features.summary
     return chosen[:, 0].float()
 
 

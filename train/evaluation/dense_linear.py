@@ -6,7 +6,7 @@ Source: segmentation as Leopart's linear_finetune.py, arXiv 2204.13101; depth as
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +27,7 @@ from wherefrom.train.evaluation.dense import (
 )
 from wherefrom.train.evaluation.dense_pictures import IGNORED
 from wherefrom.train.evaluation.features import RAW, Evaluation, Part
-from wherefrom.train.evaluation.hummingbird import enlarged
+from wherefrom.train.evaluation.hummingbird import enlarged, largest
 from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score
 from wherefrom.train.objective import random_scope
 
@@ -64,7 +64,7 @@ class LinearSegmentation:
         classes, view = len(train.classes), evaluation.family(law=Center())
         ids = dense_ids(evaluation, train, self.pictures)
         blocks = dense_blocks(evaluation, train, train.masks, ids, view, map_px=self.loss_px, what="linear segmentation: train")
-        tokens, masks = _kept(evaluation, blocks, lambda block, column: block.tokens[column])
+        tokens, _, masks = _kept(evaluation, blocks)
         if not len(masks) or len(masks[masks != IGNORED].unique()) < 2:
             raise NotMeasuredError("the masks to learn from show fewer than two classes")
         heads = {}
@@ -78,7 +78,7 @@ class LinearSegmentation:
         for block in dense_blocks(evaluation, held_out, held_out.masks, ids, view, map_px=self.mask_px, what=what):
             for column, head in heads.items():
                 with torch.no_grad():
-                    predicted = enlarged(head(block.tokens[column]), self.mask_px).argmax(1)
+                    predicted = largest(head(block.tokens[column]), self.mask_px)
                 counts[column] += confusion(predicted, block.maps, classes)
         for column, own in counts.items():
             of_all = of_all_ranks(evaluation, own)
@@ -132,14 +132,14 @@ class LinearDepth:
         view = evaluation.family(law=Center())
         ids = dense_ids(evaluation, train, self.pictures)
         blocks = dense_blocks(evaluation, train, train.depths, ids, view, map_px=self.depth_px, what="linear depth: train")
-        tokens, depths = _kept(evaluation, blocks, _with_summary)
+        tokens, summaries, depths = _kept(evaluation, blocks)
         known = (depths > 0) & (depths <= train.farthest)
         if not known.any():
             raise NotMeasuredError(f"no picture to learn from has a depth from 0 to {train.farthest}")
         heads = {}
         for column, of_column in tokens.items():
             with random_scope(evaluation.seed, "linear depth"):
-                heads[column] = self.fit(of_column, depths * known, train.farthest)
+                heads[column] = self.fit(of_column, summaries.get(column), depths * known, train.farthest)
             evaluation.progress("linear depth: heads", len(heads), len(tokens))
         errors: dict[str, list[Tensor]] = {column: [] for column in heads}
         ids = dense_ids(evaluation, held_out, None)
@@ -148,16 +148,20 @@ class LinearDepth:
             truth = block.maps * (block.maps <= train.farthest)
             for column, head in heads.items():
                 with torch.no_grad():
-                    predicted = self.depth(head(_with_summary(block, column)), train.farthest)
+                    scores = head(_with_summary(block.tokens[column], block.summaries.get(column)))
+                    predicted = self.depth(scores, train.farthest)
                 errors[column].append(depth_errors(predicted, truth))
         for column, own in errors.items():
             of_all = evaluation.joined(own)
             for (row, better), value in zip(DEPTH_ERRORS, of_all.nanmean(0).tolist(), strict=True):
                 yield Score(row=row, features=column, value=value, better=better)
 
-    def fit(self, tokens: Tensor, depths: Tensor, farthest: float) -> nn.Linear:
-        """Return a layer trained on tokens (N, h, w, D) and depths (N, H, W), 0 where unknown, by draws of torch's generator."""
-        head = nn.Linear(tokens.shape[-1], self.bins).to(tokens.device)
+    def fit(self, tokens: Tensor, summaries: Tensor | None, depths: Tensor, farthest: float) -> nn.Linear:
+        """Return a layer trained on tokens (N, h, w, D), beside each its picture's summary, by draws of torch's generator.
+
+        Shapes: summaries (N, D), or None, depths (N, H, W), 0 where unknown.
+        """
+        head = nn.Linear(tokens.shape[-1] * (1 if summaries is None else 2), self.bins).to(tokens.device)
         nn.init.normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)
         optimizer = torch.optim.AdamW(head.parameters(), lr=self.rate, weight_decay=self.weight_decay)
@@ -167,7 +171,8 @@ class LinearDepth:
             for rows in torch.randperm(len(tokens)).to(tokens.device).split(self.batch):
                 optimizer.zero_grad()
                 if (depths[rows] > 0).sum() > 1:  # one depth has no variance
-                    sig_loss(self.depth(head(tokens[rows]), farthest), depths[rows]).backward()
+                    of_rows = _with_summary(tokens[rows], None if summaries is None else summaries[rows])
+                    sig_loss(self.depth(head(of_rows), farthest), depths[rows]).backward()
                 optimizer.step()
                 schedule.step()
         return head
@@ -224,22 +229,20 @@ def depth_errors(predicted: Tensor, truth: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _with_summary(block: DenseBlock, column: str) -> Tensor:
-    """Return tokens with the picture's summary beside each, (n, h, w, 2 D); raw pixels as they are."""
-    tokens = block.tokens[column]
-    if column not in block.summaries:
-        return tokens
-    return torch.cat([tokens, block.summaries[column][:, None, None].expand_as(tokens)], -1)
+def _with_summary(tokens: Tensor, summaries: Tensor | None) -> Tensor:
+    """Return tokens (n, h, w, D) with their picture's summary (n, D) beside each, (n, h, w, 2 D); raw pixels, without one, as they are."""
+    return tokens if summaries is None else torch.cat([tokens, summaries[:, None, None].expand_as(tokens)], -1)
 
 
-def _kept(
-    evaluation: Evaluation, blocks: Iterator[DenseBlock], of: Callable[[DenseBlock, str], Tensor]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the tokens of all ranks' pictures by column, (N, h, w, D) each, and their maps, (N, H, W): as many numbers as that is."""
+def _kept(evaluation: Evaluation, blocks: Iterator[DenseBlock]) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Return tokens and summaries of all ranks' pictures by column, (N, h, w, D) and (N, D) each, and their maps, (N, H, W)."""
     tokens: dict[str, list[Tensor]] = {column: [] for column in (*evaluation.networks, RAW)}
+    summaries: dict[str, list[Tensor]] = {column: [] for column in evaluation.networks}
     maps: list[Tensor] = []
     for block in blocks:
-        for column, own in tokens.items():
-            own.append(of(block, column))
+        for kept, of_block in ((tokens, block.tokens), (summaries, block.summaries)):
+            for column, own in kept.items():
+                own.append(of_block[column])
         maps.append(block.maps)
-    return {column: evaluation.joined(own) for column, own in tokens.items()}, evaluation.joined(maps)
+    of_pictures, of_whole = ({column: evaluation.joined(own) for column, own in kept.items()} for kept in (tokens, summaries))
+    return of_pictures, of_whole, evaluation.joined(maps)

@@ -341,9 +341,16 @@ def _read_png(file: Path, hw: tuple[int, int] | None, what: str, *, bits: int | 
     _check_png(file, hw, what, bits=bits)
     try:
         with Image.open(file, formats=("PNG",)) as image:
-            return np.asarray(image).astype(np.uint16)
+            return np.asarray(image).astype(np.uint16) // _gray_step(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
         raise _unreadable(file, problem) from None
+
+
+def _gray_step(file: Path) -> int:
+    """Return how far apart Pillow sets neighboring values of a PNG: it spreads gray ones of 2 and 4 bits over 0 to 255, and no others."""
+    with file.open("rb") as opened:
+        bits, color = opened.read(26)[24:]  # of the header, which comes first in every PNG
+    return 255 // (2**bits - 1) if color == 0 and bits in (2, 4) else 1
 
 
 def _unreadable(file: Path, problem: Exception) -> ValueError:

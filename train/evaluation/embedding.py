@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wherefrom.pipeline.files import write_aside
 from wherefrom.pipeline.view_recipe import ViewFamily, ViewRecipe
-from wherefrom.train.evaluation.features import BLOCK, WHOLE, Part
+from wherefrom.train.evaluation.features import BLOCK, WHOLE, Part, last_layers
 from wherefrom.train.evaluation.network import Network
 from wherefrom.train.evaluation.pictures import PictureSource, ReportProgress, blocks
 from wherefrom.train.plain_data import Plain
@@ -29,6 +29,7 @@ Form = Literal["safetensors", "parquet"]
 ABOUT = "features.json"
 TOKENS = "tokens"  # the name of a token map, beside parts of whole pictures
 PIECE = 64 * BLOCK  # pictures of one file
+PIECE_OF_TOKENS = 4 * BLOCK  # where it holds token maps: of a ViT-L at 518 px, 1.4 GB
 
 
 def embed(
@@ -47,32 +48,42 @@ def embed(
 ) -> int:
     """Write the features of all pictures into a folder; return how many files it holds now.
 
-    Each file has 4096 pictures, in their order: `sample` their numbers, `shown` those of the pictures that were shown in their place where
-    they are damaged, `label` (-1: none), `key`, and by name the parts (D,) and, with `tokens`, the token map (h, w, D), float32. In
-    safetensors the keys are in the file's metadata, as JSON. Files that are there are left alone; ranks share the others.
-    Raises: ValueError in one line if the folder holds other features, the network lacks a part, or pyarrow is missing.
+    Each file has 4096 pictures, with `tokens` 256, in their order: `sample` their numbers, `shown` those of the pictures that were shown in
+    their place where they are damaged, `label` (-1: none), `key`, and by name the parts (D,) and, with `tokens`, the token map
+    (h, w, D), float32. In safetensors the keys are in the file's metadata, as JSON. Files that are there are left alone; ranks share the
+    others.
+    Raises: ValueError in one line if the folder holds other features, the network lacks a part or takes no such pictures, or pyarrow is
+    missing.
     """
     ranks = ranks or Ranks(0, 1)
-    px = picture_px or network.picture_px
-    same = dict(about or {}) | {
-        "network": network.identity,
-        "picture_px": px,
-        "pictures": len(pictures),
-        "parts": {name: part.name for name, part in parts.items()} | ({TOKENS: "the token map"} if tokens else {}),
-        "form": form,
-    }
+    px = network.px(picture_px)
+    piece = min(PIECE, PIECE_OF_TOKENS) if tokens else PIECE
+    same = (
+        dict(about or {})
+        | {
+            "network": network.identity,
+            "picture_px": px,
+            "pictures": len(pictures),
+            "parts": {name: part.name for name, part in parts.items()} | ({TOKENS: "the token map"} if tokens else {}),
+            "form": form,
+        }
+        | ({"pictures_a_file": piece} if tokens else {})
+    )
     write = _write_parquet if form == "parquet" else _write_safetensors
     if form == "parquet":
         _pyarrow()
     for name, part in parts.items():
         if part.token == "class" and not network.encoder.has_class_token:
             raise ValueError(f"{network.name}: has no class token; leave {name} out")
+    with torch.no_grad():  # refuses pictures of a size that the network does not take, before there is a folder
+        network.encoder.encode(torch.zeros(1, 1, 3, px, px, device=next(network.encoder.parameters()).device))
     ranks.first_does(lambda: _claim(folder, same))
     ids = np.arange(len(pictures))
-    names = [folder / f"features-{number:06d}-of-{-(-len(ids) // PIECE):06d}.{form}" for number in range(-(-len(ids) // PIECE))]
+    files = -(-len(ids) // piece)
+    names = [folder / f"features-{number:06d}-of-{files:06d}.{form}" for number in range(files)]
     missing = [number for number, name in enumerate(names) if not name.exists()]
     for number in missing[ranks.rank :: ranks.count]:
-        some = ids[number * PIECE : (number + 1) * PIECE]
+        some = ids[number * piece : (number + 1) * piece]
         columns = _columns(network, pictures, some, parts, tokens=tokens, px=px, progress=progress)
         with write_aside(names[number]) as aside:
             write(aside, columns, [key_of(sample) for sample in some.tolist()])
@@ -120,7 +131,7 @@ def _columns(
     for number, block in enumerate(blocks(ids, BLOCK)):
         batch = pictures.views(recipe, block).to(device)
         with torch.no_grad():
-            layers = network.encoder.last_layers(batch.family("whole"), deepest)
+            layers = last_layers(network.encoder, batch.family("whole"), deepest)
         found = {"sample": batch.drawn_for, "shown": batch.sample, "label": batch.label}
         found |= {name: part.of(layers) for name, part in parts.items()}
         if tokens:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from wherefrom.pipeline.laws import Center, Independent
 from wherefrom.pipeline.view_recipe import CropLaw, Mirror, ViewFamily, ViewRecipe
-from wherefrom.pipeline.views import Batch
+from wherefrom.pipeline.views import Batch, Views
 from wherefrom.train.encoder import Encoder, Features
 from wherefrom.train.evaluation.dense_pictures import DepthPictures, MaskedPictures
 from wherefrom.train.evaluation.labels import RAW_PX, draw_ids
@@ -64,6 +64,17 @@ class Part:
 
 
 SUMMARY = Part()  # what a network says itself, of its last block
+
+
+def last_layers(encoder: Encoder, views: Views | Tensor, number: int) -> tuple[Features, ...]:
+    """Return what the last blocks of a network make of views, as `Encoder.last_layers`, with the tokens of the last as `encode` has them.
+
+    These are of another block where `tokens_from_block` says so.
+    """
+    block = encoder.settings.tokens_from_block
+    behind = 1 if block is None else encoder.layers - range(encoder.layers)[block]
+    layers = encoder.last_layers(views, max(number, behind))
+    return (*layers[len(layers) - number : -1], replace(layers[-1], tokens=layers[-behind].tokens))
 
 
 def _token(features: Features, token: str) -> Tensor:
@@ -122,11 +133,14 @@ class Evaluation:
 
         masked, depth: pictures with masks of classes, and with depths, to learn from and held out; they may be those above, or others.
         others: pictures from elsewhere by their names, as `other_pictures` finds them: each is opened when its turn comes.
+        Raises: ValueError if picture_px or limit is below 1.
         """
         self.network = network
         self.train, self.held_out = train, held_out
         self.masked, self.depth = masked, depth
-        self.picture_px = picture_px or network.picture_px
+        self.picture_px = network.px(picture_px)
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit={limit}: take at least 1 picture of either side, or leave it out for all")
         self.limit, self.seed = limit, seed
         self.ranks = ranks or Ranks(0, 1)
         self.others = others or {}
@@ -277,7 +291,7 @@ class Evaluation:
         def encode(block: NDArray[np.int64]) -> dict[tuple[str, Part | None], Tensor]:
             batch = self.source(side).views(views, block, epoch=epoch or 0).to(self.device)
             with torch.no_grad():
-                layers = {column: encoder.last_layers(batch.family("whole"), deepest) for column, encoder in self.networks.items()}
+                layers = {column: last_layers(encoder, batch.family("whole"), deepest) for column, encoder in self.networks.items()}
             self.progress(what, min(len(ids), next(done) * self.ranks.count * BLOCK), len(ids))
             features: dict[tuple[str, Part | None], Tensor] = {(column, part): part.of(layers[column]) for column, part in wanted}
             return features | {(LABELS, None): batch.label, (RAW, None): batch.family("raw").pixels[:, 0].float().flatten(1)}

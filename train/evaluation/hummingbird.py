@@ -29,6 +29,7 @@ from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score
 from wherefrom.train.objective import random_scope
 
 QUERIES = 4096
+ENLARGED = 4  # pictures whose numbers are enlarged at once: of 150 classes and 448 px, 0.5 GB
 UNSHOWN = 1e6  # the score of patches that show nothing known: they come last
 
 
@@ -71,7 +72,7 @@ class Hummingbird:
                 for column, tokens in block.tokens.items():
                     bank, of_bank = (kept[:, :number].flatten(0, 1)[:size] for kept in (keys[column], labels))
                     shares = retrieve(bank, of_bank, tokens.flatten(0, 2), k=self.k, temperature=self.temperature)
-                    predicted = enlarged(shares.unflatten(0, tokens.shape[:3]), px).argmax(1)
+                    predicted = largest(shares.unflatten(0, tokens.shape[:3]), px)
                     counts[size, column] += confusion(predicted, block.maps, classes)
         for (size, column), own in counts.items():
             yield Score(row=f"mIoU, memory {size}", features=column, value=mean_iou(of_all_ranks(evaluation, own)))
@@ -140,3 +141,8 @@ def retrieve(bank: Tensor, labels: Tensor, queries: Tensor, *, k: int, temperatu
 def enlarged(values: Tensor, px: int) -> Tensor:
     """Return numbers of tokens, bilinearly enlarged to px a side: (n, h, w, C) -> (n, C, px, px)."""
     return F.interpolate(values.permute(0, 3, 1, 2), (px, px), mode="bilinear", align_corners=False)
+
+
+def largest(values: Tensor, px: int) -> Tensor:
+    """Return which of its numbers is the largest where they are enlarged, a few pictures at a time: (n, h, w, C) -> (n, px, px) int64."""
+    return torch.cat([enlarged(some, px).argmax(1) for some in values.split(ENLARGED)])

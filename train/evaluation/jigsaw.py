@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from wherefrom.pipeline.laws import Tiles
 from wherefrom.pipeline.view_recipe import ViewFamily
 from wherefrom.train.encoder import Encoder
-from wherefrom.train.evaluation.features import CHANCE, RAW, SUMMARY, Evaluation, Part
+from wherefrom.train.evaluation.features import CHANCE, ENCODER, RAW, SUMMARY, Evaluation, Part, last_layers
 from wherefrom.train.evaluation.knn import neighbors
 from wherefrom.train.evaluation.labels import vote
-from wherefrom.train.evaluation.protocols import Need, Score, check_part
+from wherefrom.train.evaluation.protocols import Need, NotMeasuredError, Score, check_part
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.jigsaw import listed_permutations
 from wherefrom.train.objectives.tiles import ROWS, TILES
@@ -41,7 +41,8 @@ class JigsawPuzzles:
     and one for all, is trained on frozen features of training pictures, in new orders at every step: AdamW at 1e-3, cosine to 0, weight
     decay 0.05, features standardized. Without gaps seams alone tell neighbors, to raw pixels too.
     Then held-out pictures are encoded as a whole: laid out as they were, in the order that was drawn, and as the head would sort them;
-    k-NN among training pictures that are laid out as they were.
+    k-NN among training pictures that are laid out as they were; shrunk to the side of whole pictures for a network of one size alone.
+    Pictures that are too small for a law's tiles are left out under it, and their share is said.
     """
 
     version: int = 1
@@ -61,17 +62,31 @@ class JigsawPuzzles:
         """The part that it measures."""
         return (self.part,)
 
-    def measure(self, evaluation: Evaluation) -> Iterator[Score]:
+    def measure(self, evaluation: Evaluation) -> Iterator[Score | NotMeasuredError]:
         """Yield accuracy of the permutation and of single cells, and of recognition where there are labels, with and without gaps."""
         check_part(evaluation, self.part)
         listed = torch.from_numpy(listed_permutations()[: self.permutations].astype(np.int64)).to(evaluation.device)
-        ids, labels = zip(*(self._labeled(evaluation, side) for side in ("train", "held_out")), strict=True)
+        all_ids, all_labels = zip(*(self._labeled(evaluation, side) for side in ("train", "held_out")), strict=True)
         with random_scope(evaluation.seed, "jigsaw", "drawn"):
-            drawn = torch.randint(len(listed), (len(ids[1]),)).to(evaluation.device)
+            drawn_for_all = torch.randint(len(listed), (len(all_ids[1]),)).to(evaluation.device)
         for name, law in LAWS.items():
             size = evaluation.view_px(1 / ROWS)
             family = ViewFamily(name="tiles", views=TILES, size_px=(size, size), law=law)
-            train, held_out = (self._tiles(evaluation, side, family, of) for side, of in zip(("train", "held_out"), ids, strict=True))
+            sides = [self._tiles(evaluation, side, family, of) for side, of in zip(("train", "held_out"), all_ids, strict=True)]
+            large = [valid for _, valid in sides]
+            if not all(bool(valid.any()) for valid in large):
+                yield NotMeasuredError(
+                    f"{name}: no {'training' if not large[0].any() else 'held-out'} picture is large enough for its tiles"
+                )
+                continue
+            train, held_out = ({column: values[valid] for column, values in tiles.items()} for tiles, valid in sides)
+            ids = tuple(of[valid.cpu().numpy()] for of, valid in zip(all_ids, large, strict=True))
+            labels = tuple(of[valid] if len(of) else of for of, valid in zip(all_labels, large, strict=True))
+            drawn = drawn_for_all[large[1]]
+            for side, valid in zip(("training", "held-out"), large, strict=True):
+                if not bool(valid.all()):
+                    share = float((~valid).double().mean())
+                    yield Score(row=f"{name}: {side}, too small, left out", features=ENCODER, value=share, better="lower")
             told = {}
             for column, tiles in train.items():
                 head = train_head(
@@ -94,19 +109,21 @@ class JigsawPuzzles:
         ids = labeled.ids if len(labeled.ids) else evaluation.ids(side)
         return ids[:number], labeled.labels[:number]
 
-    def _tiles(self, evaluation: Evaluation, side: str, family: ViewFamily, ids: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Return the features of every tile, row by row as the picture has them, (N, 9, D), by column."""
+    def _tiles(self, evaluation: Evaluation, side: str, family: ViewFamily, ids: NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the features of every tile, row by row as the picture has them, (N, 9, D), by column, and whose tiles are valid, (N,)."""
+        large: list[Tensor] = []
         of_blocks: dict[str, list[Tensor]] = {column: [] for column in (*evaluation.networks, RAW)}
         for number, batch in evaluation.batches(side, evaluation.recipe(family), ids, own=True):
             views = batch.views[0]
             for column, encoder in evaluation.networks.items():
                 with torch.no_grad():
-                    values = self.part.of(encoder.last_layers(views, self.part.layers))
+                    values = self.part.of(last_layers(encoder, views, self.part.layers))
                 of_blocks[column].append(values.unflatten(0, views.valid.shape))
             small = F.adaptive_avg_pool2d(views.pixels.float().flatten(0, 1), RAW_TILE_PX)
+            large.append(views.valid.all(1).byte())
             of_blocks[RAW].append(small.flatten(1).unflatten(0, views.valid.shape))
             evaluation.progress(f"tiles: {side.replace('_', ' ')}", min(len(ids), (number + 1) * 64), len(ids))
-        return {column: evaluation.joined(blocks) for column, blocks in of_blocks.items()}
+        return {column: evaluation.joined(blocks) for column, blocks in of_blocks.items()}, evaluation.joined(large).bool()
 
     def _recognized(
         self,
@@ -140,8 +157,10 @@ class JigsawPuzzles:
         features = []
         for number, batch in evaluation.batches(side, evaluation.recipe(family), ids, own=True):
             pixels = laid_out(batch.views[0].pixels, order[number * 64 : (number + 1) * 64])
+            if encoder.only_hw is not None:
+                pixels = F.interpolate(pixels[:, 0], encoder.only_hw, mode="bilinear", antialias=True).unsqueeze(1)
             with torch.no_grad():
-                values = self.part.of(encoder.last_layers(pixels, self.part.layers))
+                values = self.part.of(last_layers(encoder, pixels, self.part.layers))
             features.append(values)
             evaluation.progress(f"laid out: {side.replace('_', ' ')}", min(len(ids), (number + 1) * 64), len(ids))
         return evaluation.joined(features)

@@ -17,6 +17,7 @@ from wherefrom.train.evaluation.protocols import Need, Score, labeled_sides
 from wherefrom.train.objective import random_scope
 
 PARTS = (Part(token="class"), Part(token="mean"))
+LOGITS = 1 << 25  # that are computed at once, 256 MiB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,10 +111,11 @@ def regressions(
 
     As scikit-learn's LogisticRegression has it of three classes or more (of two as well, by softmax): the bias is not penalized.
     L-BFGS, ten corrections, strong Wolfe; it ends where no entry of the gradient, divided by c N, exceeds `tolerance`. Each c starts from
-    the solution of the one before, the first from 0: name them in ascending order.
+    the solution of the one before, the first from 0: name them in ascending order. Sums run over blocks of rows that LOGITS bounds.
     Shapes: features (N, D) float64, labels (N,) int64.
     """
     solutions: list[Tensor] = []
+    rows = max(1, LOGITS // classes)
     weights = features.new_zeros(features.shape[1] + 1, classes)
     for strength in c:
         weights = weights.clone().requires_grad_()
@@ -130,9 +132,13 @@ def regressions(
         def loss(strength: float = strength, weights: Tensor = weights, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
             optimizer.zero_grad()
             penalty = weights[:-1].square().sum() / (2 * strength * len(labels))
-            value = F.cross_entropy(predicted(weights, features), labels) + penalty
-            value.backward()
-            return value.detach()
+            penalty.backward()
+            value = penalty.detach()
+            for some, truth in zip(features.split(rows), labels.split(rows), strict=True):
+                of_some = F.cross_entropy(predicted(weights, some), truth) * (len(truth) / len(labels))
+                of_some.backward()
+                value = value + of_some.detach()
+            return value
 
         optimizer.step(loss)
         weights = weights.detach()
@@ -147,4 +153,5 @@ def predicted(weights: Tensor, features: Tensor) -> Tensor:
 
 def accuracy(weights: Tensor, features: Tensor, labels: Tensor) -> float:
     """Return how often the largest logit is that of the label."""
-    return float((predicted(weights, features).argmax(-1) == labels).double().mean())
+    told = [predicted(weights, some).argmax(-1) for some in features.split(max(1, LOGITS // weights.shape[1]))]
+    return float((torch.cat(told) == labels).double().mean())

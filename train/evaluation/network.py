@@ -53,12 +53,23 @@ class Network:
 
     @property
     def identity(self) -> str:
-        """32 hexadecimal digits that change with any weight, and with how pictures are handed over."""
-        digest = hashlib.blake2b(repr((self.encoder.settings.described(), self.mean, self.std)).encode(), digest_size=16)
+        """32 hexadecimal digits that change with any weight, with what the summary is, and with how pictures are handed over."""
+        mean_of_tokens = self.encoder.has_class_token and self.encoder.settings.summary == "mean"  # else as "auto" takes it
+        about = (self.encoder.settings.described(), self.mean, self.std, *(["summary mean"] if mean_of_tokens else []))
+        digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
         for name, tensor in self.encoder.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def px(self, asked: int | None) -> int:
+        """Return the side of whole pictures: as asked for, by default the network's own.
+
+        Raises: ValueError if it is below 1.
+        """
+        if asked is not None and asked < 1:
+            raise ValueError(f"picture_px={asked}: the side of whole pictures needs at least 1 px; leave it out for the network's own")
+        return self.picture_px if asked is None else asked
 
 
 def open_network(source: str, *, which: Which = "exported") -> Network:

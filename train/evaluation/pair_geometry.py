@@ -54,23 +54,31 @@ class PairGeometry:
     held_out_pictures: int = 500
     steps: int = 400
 
-    def measure(self, evaluation: Evaluation) -> Iterator[Score | PairExample]:
+    def measure(self, evaluation: Evaluation) -> Iterator[Score | PairExample | NotMeasuredError]:
         """Yield R2 of every channel by every head, L2, and contradictions, by law and column; pairs told best and worst by the encoder."""
         for law in self.laws:
-            name, objective = law_name(law), self._objective(evaluation, law)
-            train, held_out = (self._pairs(evaluation, objective, side) for side in ("train", "held_out"))
-            for row, value in _distances(objective, torch.zeros_like(held_out.targets), held_out).items():
-                yield Score(row=f"{name}: {row}", features=CHANCE, value=value, better="lower")
-            for number, column in enumerate(held_out.features):
-                evaluation.progress(f"heads: {name}", number, len(held_out.features))
-                try:
-                    scores = pair_scores(objective, train, held_out, column, steps=self.steps, seed=evaluation.seed)
-                except NoPairsError as problem:
-                    raise NotMeasuredError(f"{name} law: {problem}") from None
-                for row, value, better in scores:
-                    yield Score(row=f"{name}: {row}", features=column, value=value, better=better)
-                if column == ENCODER:
-                    yield from pair_examples(objective, held_out, column)
+            try:
+                yield from list(self._of_law(evaluation, law))
+            except NoPairsError as problem:
+                yield NotMeasuredError(f"{law_name(law)} law: {problem}")
+
+    def _of_law(self, evaluation: Evaluation, law: CropLaw) -> Iterator[Score | PairExample]:
+        """Yield what is measured under a law.
+
+        Raises: NoPairsError if there are no pairs to learn from, or none held out.
+        """
+        name, objective = law_name(law), self._objective(evaluation, law)
+        train, held_out = (self._pairs(evaluation, objective, side) for side in ("train", "held_out"))
+        if not bool(train.mask.any()):
+            raise NoPairsError(f"{len(train.mask)} training pictures, no pair that counts; are they too small for the law?")
+        for row, value in _distances(objective, torch.zeros_like(held_out.targets), held_out).items():
+            yield Score(row=f"{name}: {row}", features=CHANCE, value=value, better="lower")
+        for number, column in enumerate(held_out.features):
+            evaluation.progress(f"heads: {name}", number, len(held_out.features))
+            for row, value, better in pair_scores(objective, train, held_out, column, steps=self.steps, seed=evaluation.seed):
+                yield Score(row=f"{name}: {row}", features=column, value=value, better=better)
+            if column == ENCODER:
+                yield from pair_examples(objective, held_out, column)
 
     def _objective(self, evaluation: Evaluation, law: CropLaw) -> SpatialPrediction:
         """Return SP as it would be learned under a law, of which only targets and head are used."""
@@ -143,8 +151,10 @@ def pair_scores(
             r2 = r2_with_interval(predicted[name], held_out.targets, held_out.mask).value
             rows += [(f"R2 {channel}{words}", value, "higher") for channel, value in zip(objective.channels, r2, strict=True)]
         own = predicted["fresh full head"]
-        r2 = r2_with_interval(own, held_out.targets.roll(1, 0), held_out.mask & held_out.mask.roll(1, 0)).value
-        rows += [(f"R2 {channel}, next picture's", value, "higher") for channel, value in zip(objective.channels, r2, strict=True)]
+        both = held_out.mask & held_out.mask.roll(1, 0)
+        if bool(both.any()):  # else no picture beside one that counts does so
+            r2 = r2_with_interval(own, held_out.targets.roll(1, 0), both).value
+            rows += [(f"R2 {channel}, next picture's", value, "higher") for channel, value in zip(objective.channels, r2, strict=True)]
         rows += [(row, value, "lower") for row, value in _distances(objective, own, held_out).items()]
         gates = structure_gates(objective, features)
     return rows + [(GATE_NAMES[name], value, "lower") for name, value in gates.items()]

@@ -150,10 +150,9 @@ def evaluate_pairs(
     predicted = _predict(objective, pairs.features)
     report_progress(1)
     next_pairs = replace(pairs, targets=pairs.targets.roll(1, 0), mask=pairs.mask & pairs.mask.roll(1, 0))
-    rows = [
-        _row("held-out pairs", predicted, pairs, "1 is perfect"),
-        _row("targets of the next picture", predicted, next_pairs, "at most 0"),
-    ]
+    rows = [_row("held-out pairs", predicted, pairs, "1 is perfect")]
+    if bool(next_pairs.mask.any()):  # else no picture beside one that counts does so
+        rows.append(_row("targets of the next picture", predicted, next_pairs, "at most 0"))
     rows.append(_row("pairs across pictures", _predict_across_pictures(encoder, objective, held_out, pictures, ranks), pairs, "lower"))
     report_progress(2)
     train_pairs = _encode_pairs(encoder, objective, train, train_pictures, ranks)

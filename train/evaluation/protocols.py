@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from wherefrom.pipeline.entry_table import EntryTable
 from wherefrom.pipeline.files import write_aside
 from wherefrom.train.evaluation.features import CHANCE, CORRUPTED, ENCODER, RANDOM, RAW, VARIANTS, Evaluation, Labeled, Part
 from wherefrom.train.evaluation.pictures import LabeledSource, Table
 from wherefrom.train.plain_data import Plain, to_plain
+from wherefrom.train.ranks import Ranks
 
 Need = Literal["labels", "training pictures", "masks", "depth", "corrupted pictures", "variants"]
+NEED_OF: Mapping[str, Need] = {"masks": "masks", "depths": "depth", "unit": "depth", "farthest": "depth"}  # by what a report is about
+OTHERS: Mapping[Need, Sequence[str]] = {"corrupted pictures": (CORRUPTED,), "variants": VARIANTS}  # by need: names in "others"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,15 +71,16 @@ class EvaluationProtocol(Protocol):
     def parts(self) -> tuple[Part, ...]:
         """The parts of whole pictures that it looks at, which all protocols share one pass for."""
 
-    def measure(self, evaluation: Evaluation) -> Iterable[Score | PairExample]:
+    def measure(self, evaluation: Evaluation) -> Iterable["Score | PairExample | NotMeasuredError"]:
         """Return the scores, and of pairs some examples; every rank calls it, and gets the same.
 
+        A NotMeasuredError among them says of a part of the protocol why it has no scores, while others have.
         Raises: NotMeasuredError in one line where these pictures or this network do not allow it.
         """
 
 
 class NotMeasuredError(ValueError):
-    """What a protocol needs is not there; others are measured all the same."""
+    """What a protocol, or a part of it, needs is not there; others are measured all the same."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -171,6 +177,8 @@ class Measured:
     seconds: float
     not_measured: str = ""
     examples: tuple[PairExample, ...] = ()  # to look at, of a protocol of pairs
+    notes: tuple[str, ...] = ()  # why parts of it were not measured
+    failed: bool = False  # nothing was lacking that is known beforehand: it met an error, or the memory was too small
 
     def table(self) -> Table:
         """Return the scores, a row for each thing measured and a column for each kind of features, within 80 columns."""
@@ -207,74 +215,188 @@ def measure(
     *,
     file: Path | None = None,
     about: Mapping[str, Plain] | None = None,
+    again: bool = False,
     done: Callable[[Measured], None] = lambda _: None,
+    aside: Callable[[Path], None] = lambda _: None,
 ) -> tuple[Measured, ...]:
     """Measure by protocols, one after the other; `done` is told of each, first of those that lack what they need, which are not tried.
 
-    file: a report that is written anew after each, by the first rank; what it holds of the same network and pictures is not measured again.
-    about: what the report is about, besides; where it differs, everything is measured.
+    A protocol that meets a ValueError, or too little memory, is not measured, and says why.
+    file: a report that is written anew after each, by the first rank; what it holds of the same network and pictures stays there and is not
+    measured again, unless `again`. Before anything else in it is given up, it is put aside under another name, which `aside` is told.
+    about: what the report is about, besides: "masks", "depths", "unit", "farthest" and "others" of the protocols that need such pictures,
+    all else of every one.
     """
-    same = dict(about or {}) | {"network": evaluation.network.identity, "picture_px": evaluation.picture_px, "seed": evaluation.seed}
-    known = _known(file, same) if evaluation.ranks.first else {}
-    known = {name: _measured(plain) for name, plain in json.loads(evaluation.ranks.texts(json.dumps(known))[0]).items()}
-    due = {name: protocol for name, protocol in protocols.items() if _is_due(known.get(_title(name, protocol)), protocol)}
-    lack = {name: lacking(evaluation, protocol) for name, protocol in due.items()}
-    evaluation.prepare([part for name, protocol in due.items() if not lack[name] for part in protocol.parts])
-    for name in sorted(protocols, key=lambda name: not lack.get(name)):  # stable: those that lack something first
-        protocol, title = protocols[name], _title(name, protocols[name])
+    ranks = evaluation.ranks
+    own = {"network": evaluation.network.identity, "picture_px": evaluation.picture_px, "seed": evaluation.seed}
+    same: dict[str, Plain] = json.loads(json.dumps(dict(about or {}) | own))
+    head = {"name": evaluation.network.name} | {key: value for key, value in same.items() if not _is_of_needs(key)}
+    lack = {name: lacking(evaluation, protocol) for name, protocol in protocols.items()}
+    titles = {name: _title(name, protocol) for name, protocol in protocols.items()}
+    asked = {titles[name]: (protocol, lack[name]) for name, protocol in protocols.items()}
+    held, put_aside = _held(file, head, same, asked) if file is not None and ranks.first else ({}, False)
+    held = json.loads(ranks.texts(json.dumps(held))[0])
+
+    def write() -> None:
+        if file is not None and ranks.first:
+            with write_aside(file) as whole:
+                whole.write_text(json.dumps(head | {"protocols": list(held.values())}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    if put_aside and file is not None:
+        aside(_put_aside(file))
+        write()
+    due = {name for name, title in titles.items() if again or not _counts(held.get(title), *asked[title], same)}
+    evaluation.prepare([part for name in protocols if name in due and not lack[name] for part in protocols[name].parts])
+    found: dict[str, Measured] = {}
+    for name in sorted(protocols, key=lambda name: not (name in due and lack[name])):  # stable: those that lack something first
+        protocol, title = protocols[name], titles[name]
         if name in due:
-            known[title] = _measure(evaluation, title, protocol, lack[name])
-        if file is not None and evaluation.ranks.first:
-            with write_aside(file) as aside:
-                plain = {"name": evaluation.network.name} | same | {"protocols": [_finite(asdict(each)) for each in known.values()]}
-                aside.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        done(known[title])
-    return tuple(known[_title(name, protocol)] for name, protocol in protocols.items())
+            found[name] = _measure(evaluation, title, protocol, lack[name])
+            held[title] = _finite(asdict(found[name])) | {"of": _of_needs(same, protocol)}
+            write()
+        else:
+            found[name] = _measured(held[title])
+        done(found[name])
+    return tuple(found[name] for name in protocols)
 
 
-def _is_due(known: "Measured | None", protocol: EvaluationProtocol) -> bool:
-    return known is None or known.choices != to_plain(protocol)
+def read_report(file: Path) -> tuple[Measured, ...]:
+    """Return all that a report holds, whoever measured it when."""
+    return tuple(map(_measured, json.loads(file.read_text(encoding="utf-8"))["protocols"]))
 
 
 def _title(name: str, protocol: EvaluationProtocol) -> str:
     return f"{name}@{protocol.version}"
 
 
+def _is_of_needs(key: str) -> bool:
+    return key in NEED_OF or key == "others"
+
+
+def _of_needs(about: Mapping[str, Plain], protocol: EvaluationProtocol) -> dict[str, Plain]:
+    """Return what, of all that a report is about, some protocols depend on and others do not, of this one."""
+    found = {key: about[key] for key, need in NEED_OF.items() if key in about and need in protocol.needs}
+    others = about.get("others")
+    names = [name for need in protocol.needs for name in OTHERS.get(need, ()) if isinstance(others, dict) and name in others]
+    return found | ({"others": {name: others[name] for name in names}} if names and isinstance(others, dict) else {})
+
+
+def _counts(held: Mapping[str, Any] | None, protocol: EvaluationProtocol, lack: str, same: Mapping[str, Plain]) -> bool:
+    """Return whether what a report holds need not be measured again; by other pictures than are here, where it needs some and none are."""
+    if held is None or held["not_measured"] or held["choices"] != to_plain(protocol):
+        return False
+    return bool(lack) or _of_needs(held["of"], protocol) == _of_needs(same, protocol)
+
+
+def _held(
+    file: Path, head: Mapping[str, Plain], same: Mapping[str, Plain], asked: Mapping[str, tuple[EvaluationProtocol, str]]
+) -> tuple[dict[str, Any], bool]:
+    """Return what a report holds of the same network and pictures, by protocol, and whether it holds more, which would be lost."""
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+        # as reports said it once, for all protocols together
+        of_all = {key: value for key, value in plain.items() if _is_of_needs(key)}
+        held = {each["protocol"]: {"of": of_all} | each for each in plain["protocols"]}
+        for each in held.values():
+            _measured(each)
+    except FileNotFoundError:
+        return {}, False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # torn, or no report
+        return {}, True
+    about = {key: value for key, value in plain.items() if key not in ("name", "protocols") and not _is_of_needs(key)}
+    if about != {key: value for key, value in head.items() if key != "name"}:
+        return {}, any(not each["not_measured"] for each in held.values())
+    return held, any(title in asked and not each["not_measured"] and not _counts(each, *asked[title], same) for title, each in held.items())
+
+
+def _put_aside(file: Path) -> Path:
+    """Give a report another name, and return it."""
+    number = 1
+    while (other := file.with_name(f"{file.stem}-{number}{file.suffix}")).exists():
+        number += 1
+    return file.rename(other)
+
+
+class _OtherRankError(ValueError):
+    """What another rank failed by."""
+
+
+class _AgreedRanks(Ranks):
+    """Ranks that ask, before they exchange rows, whether one of them has failed and brings none: the others would wait for it."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.__dict__.update(vars(ranks))
+
+    def in_turn(self, own: Sequence[Tensor]) -> Tensor:
+        """Return rows as all ranks have them.
+
+        Raises: _OtherRankError if another one failed.
+        """
+        for failure in filter(None, self.texts("")):
+            raise _OtherRankError(failure)
+        return super().in_turn(own)
+
+
 def _measure(evaluation: Evaluation, title: str, protocol: EvaluationProtocol, reason: str) -> Measured:
     """Return what a protocol finds, nothing where there is a reason for it already."""
     began = time.monotonic()
-    found: tuple[Score | PairExample, ...] = ()
-    try:
-        found = () if reason else tuple(protocol.measure(evaluation))
-    except NotMeasuredError as problem:
-        reason = str(problem)
+    found: list[Score | PairExample | NotMeasuredError] = []
+    failure = "" if reason else _failure(evaluation, protocol, found)
+    if failure:
+        found.clear()
+    scores = tuple(each for each in found if isinstance(each, Score))
+    notes = tuple(str(each) for each in found if isinstance(each, NotMeasuredError))
     return Measured(
         protocol=title,
         choices=to_plain(protocol),
-        scores=tuple(each for each in found if isinstance(each, Score)),
+        scores=scores,
         seconds=round(time.monotonic() - began, 1),
-        not_measured=reason,
+        not_measured=reason or failure or ("" if scores else "; ".join(notes)),
         examples=tuple(each for each in found if isinstance(each, PairExample)),
+        notes=notes if scores else (),
+        failed=bool(failure),
     )
 
 
-def _known(file: Path | None, same: Mapping[str, Plain]) -> dict[str, Plain]:
-    """Return what a report holds of the same network and pictures, by protocol; nothing where there is none, or it is damaged."""
+def _failure(evaluation: Evaluation, protocol: EvaluationProtocol, found: list[Score | PairExample | NotMeasuredError]) -> str:
+    """Append what a protocol finds, and return by which error it failed, "" if by none; on all ranks alike, whichever of them failed."""
+    ranks, failure = evaluation.ranks, ""
+    evaluation.ranks = _AgreedRanks(ranks) if ranks.count > 1 else ranks
     try:
-        plain = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
-        if {name: value for name, value in plain.items() if name not in ("name", "protocols")} != json.loads(json.dumps(dict(same))):
-            return {}
-        return {each["protocol"]: each for each in plain["protocols"] if not each["not_measured"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        found.extend(_until_not_measured(protocol.measure(evaluation)))
+    except _OtherRankError as problem:
+        return str(problem)
+    except (ValueError, MemoryError, RuntimeError) as problem:
+        if not isinstance(problem, ValueError) and not _is_of_memory(problem):
+            raise
+        failure = f"{' '.join(str(problem).split()) or 'the memory is too small':.300}"
+    finally:
+        evaluation.ranks = ranks
+    return next(filter(None, ranks.texts(failure)), "")
+
+
+def _until_not_measured(found: Iterable[Score | PairExample | NotMeasuredError]) -> Iterable[Score | PairExample | NotMeasuredError]:
+    """Yield what is found, a NotMeasuredError that ends it last."""
+    try:
+        yield from found
+    except NotMeasuredError as problem:
+        yield problem
+
+
+def _is_of_memory(problem: Exception) -> bool:
+    return isinstance(problem, MemoryError | torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(problem)
 
 
 def _measured(plain: Mapping[str, Any]) -> Measured:
-    scores = (score | {"value": math.nan if score["value"] is None else score["value"]} for score in plain["scores"])
-    examples = (example | {name: tuple(example[name]) for name in ("reference", "target", "told")} for example in plain.get("examples", ()))
-    return Measured(
-        **{**plain, "scores": tuple(Score(**score) for score in scores), "examples": tuple(PairExample(**each) for each in examples)}
-    )
+    known = {key: value for key, value in plain.items() if key != "of"}
+    scores = (score | {"value": math.nan if score["value"] is None else score["value"]} for score in known["scores"])
+    examples = (example | {name: tuple(example[name]) for name in ("reference", "target", "told")} for example in known.get("examples", ()))
+    tuples = {
+        "scores": tuple(Score(**score) for score in scores),
+        "examples": tuple(PairExample(**each) for each in examples),
+        "notes": tuple(known.get("notes", ())),
+    }
+    return Measured(**known | tuples)
 
 
 def _finite(measured: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
@@ -76,22 +77,25 @@ def _trees_look_alike(one: ShardIndex, one_shard: int, other: ShardIndex, other_
     return all(filecmp.cmp(*pair, shallow=False) for pair in paths)
 
 
-def pictures_in_both(train: ShardIndex, held_out: ShardIndex) -> int:
+def pictures_in_both(train: ShardIndex, held_out: ShardIndex, *, rows: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None) -> int:
     """Return how many held-out pictures are, byte for byte, training pictures too, whatever they are called and wherever they lie.
 
-    Those of equal length and size are read and compared; all others cannot be the same.
+    Those of equal length and size are read and compared; all others cannot be the same. rows: the pictures of either that count, by their
+    numbers in the index; None: all.
     """
-    kinds = [np.column_stack([index.length, index.source_size]).astype(np.int64) for index in (train, held_out)]
+    train_rows, held_out_rows = rows or (np.arange(len(train)), np.arange(len(held_out)))
+    sides = ((train, train_rows), (held_out, held_out_rows))
+    kinds = [np.column_stack([index.length, index.source_size]).astype(np.int64)[of_side] for index, of_side in sides]
     _, kind = np.unique(np.concatenate(kinds), axis=0, return_inverse=True)
-    of_train, of_held_out = np.split(kind.ravel(), [len(train)])
+    of_train, of_held_out = np.split(kind.ravel(), [len(train_rows)])
     by_kind = np.argsort(of_train, kind="stable")
     in_order = of_train[by_kind]
     found = 0
     with ShardReader(train) as learned, ShardReader(held_out) as held:
         for sample in np.flatnonzero(np.isin(of_held_out, of_train)).tolist():
             first, last = np.searchsorted(in_order, of_held_out[sample], "left"), np.searchsorted(in_order, of_held_out[sample], "right")
-            data = held.read(sample)
-            found += any(np.array_equal(data, learned.read(int(other))) for other in by_kind[first:last])
+            data = held.read(int(held_out_rows[sample]))
+            found += any(np.array_equal(data, learned.read(int(other))) for other in train_rows[by_kind[first:last]])
     return found
 
 
