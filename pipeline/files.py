@@ -63,7 +63,8 @@ def write_aside(path: Path, *, fsync: bool = False, concurrent: bool = False, fo
             sync_to_disk(aside)
         os.replace(aside, target)
     except OSError as error:
-        if error.filename is not None and os.fsdecode(error.filename) == str(aside):
+        taken_away = isinstance(error, FileNotFoundError) and target.parent.is_dir()  # by another: that is of the file beside `path`
+        if error.filename is not None and os.fsdecode(error.filename) == str(aside) and not taken_away:
             error.filename = str(path)
             del error.filename2
         raise

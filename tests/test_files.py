@@ -109,6 +109,10 @@ def test_errors_name_the_path_that_was_asked_for(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=re.escape(f": {str(path)!r}") + "$") as raised, write_aside(path, concurrent=True) as aside:
             aside.write_text("text")
         assert raised.value.filename2 is None
+    with pytest.raises(FileNotFoundError) as raised, write_aside(tmp_path / "file.json") as aside:  # noqa: PT012
+        aside.write_text("text")
+        aside.unlink()  # as another process that writes the same would
+    assert raised.value.filename == str(aside)
 
 
 def test_a_synced_file_is_on_the_disk_before_its_name_and_the_name_before_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
