@@ -22,9 +22,11 @@ from torch import nn
 pytest.importorskip("triton")
 
 from wherefrom.kernels.render_views import native_missing
+from wherefrom.pipeline.loader import Loader
 from wherefrom.pipeline.render.choose import RENDERERS
 from wherefrom.pipeline.render.gpu_decode import decode_by_torchvision
 from wherefrom.pipeline.shards.index import ShardIndex
+from wherefrom.pipeline.views import Batch
 from wherefrom.tools import machine
 from wherefrom.tools.bench_kernels.cases import CASES
 from wherefrom.tools.gpu_check import chosen_tests, command, decoding, hosts, kernels, loading, sharing, sweep, views
@@ -97,6 +99,7 @@ def test_every_stage_is_rehearsed_without_a_gpu_as_on_a_lent_machine(
     decoding_figures = figures["decoding"]
     assert decoding_figures["torchvision, pictures"] == {"compared": 4, "of": 4, "by_library": 4, "worst_levels": pytest.approx(0, abs=0.1)}
     assert decoding_figures["torchvision, renderer"]["proven"] and decoding_figures["torchvision, pictures decoded a second"] > 0
+    assert decoding_figures["unfinished batches on a consumer's stream"] == {"handed over": 0}
     assert len(figures["render_views"]) == (4 if native_missing() else 5)
     assert all(case["seconds"] for stage in ("roi_align", "pair_loss") for case in figures[stage].values())
     assert figures["sweep"].pop("not_usable") == []
@@ -391,6 +394,28 @@ def test_damaged_files_may_be_shown_but_not_as_one_color(
 
     assert not decoding.check_damaged_files("planted", gray_instead, index, DRY, report)
     assert "planted: a JPEG cut in half is shown as one color" in content_of(report)["red"]
+
+
+@pytest.mark.core
+def test_views_that_are_written_after_they_were_handed_over_are_red(
+    report: Report, tmp_path: Path, make_shard: Callable[..., Path], jpeg_bytes: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, handed_over = ShardIndex.open(shards(tmp_path, make_shard, jpeg_bytes)), Loader._handed_over
+
+    class LateTensor(torch.Tensor):
+        def clone(self) -> torch.Tensor:  # type: ignore[override]
+            """What is there now; then comes the rest."""
+            early = torch.Tensor(self).clone()
+            self += 1
+            return early
+
+    def too_early(loader: Loader, batch: Batch) -> Batch:
+        batch = handed_over(loader, batch)
+        return replace(batch, views=tuple(replace(views, pixels=views.pixels.as_subclass(LateTensor)) for views in batch.views))
+
+    monkeypatch.setattr(Loader, "_handed_over", too_early)
+    decoding.check_streams(index, DRY, report)
+    assert content_of(report)["red"] == ["3 of 3 batches were not done on the stream of who got them"]
 
 
 def test_wrong_views_are_red_and_not_timed(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,16 @@
 """A stage of `gpu_check`: JPEGs decoded on the GPU by PyTorch's libraries, as on a machine without DALI, and `triton` rendering them.
 
 Here: every picture against decode.py, damaged files, the pixel proof of the renderer behind the decoder, its views against those of
-pictures that decode.py decoded, pictures a second.
+pictures that decode.py decoded, pictures a second; a loader's views on a stream of the consumer's own.
 Not here: the decoder (pipeline/render/gpu_decode.py), the kernel alone (views.py), DALI (loading.py).
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import cast
 
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wherefrom.pipeline.decode import decode_or_stand_in, is_jpeg
+from wherefrom.pipeline.loader import make_loader
 from wherefrom.pipeline.proof.level_errors import levels
 from wherefrom.pipeline.proof.prove import proof_cases, prove
 from wherefrom.pipeline.records import draw_records
@@ -34,6 +37,8 @@ DECODER_BAR = 4.0
 BATCH = 64
 LEAST_LEFT_S = 20.0  # for what comes after the pictures
 RATE_S = 2.0  # of timing
+LATE_CYCLES = 10**9  # of a GPU, half a second or more, by which the stream is late on which views are rendered
+LATE_BATCHES = 3
 
 
 class _Counting:
@@ -62,6 +67,7 @@ def without_dali(options: Options, report: Report) -> None:
         outcomes = [check(name, decode_jpegs, index, options, report) for check in (check_pictures, check_damaged_files, check_renderer)]
         if all(outcomes):
             _time(name, decode_jpegs, index, options, report)
+    check_streams(index, options, report)
 
 
 def check_pictures(name: str, decode_jpegs: DecodeJpegs, index: ShardIndex, options: Options, report: Report) -> bool:
@@ -177,6 +183,34 @@ def check_renderer(name: str, decode_jpegs: DecodeJpegs, index: ShardIndex, opti
     report.add(f"{name}, renderer", {"proof_worst_px": worst, "views_levels": error, "proven": proof.passed})
     report.say(f"{name}: the renderer is {'proven' if proof.passed else 'NOT proven'}, {worst:.3f} source px; views {error:.2f} levels off")
     return proof.passed and error <= DECODER_BAR
+
+
+def check_streams(index: ShardIndex, options: Options, report: Report) -> None:
+    """Read a loader's views on a stream of the consumer's own while the stream that renders them is late: they must be done.
+
+    Control: views that nobody waits for must not be, or the stage shows nothing.
+    """
+    on_gpu, side_px = options.device == "cuda", 224 if options.device == "cuda" else 12
+    recipe = ViewRecipe(families=(ViewFamily(name="one", views=1, size_px=(side_px, side_px), min_side_px=4),))
+    unfinished: dict[str, int] = {}
+    for words, waits in (("handed over", True), ("not waited for", False))[: 2 if on_gpu else 1]:
+        batch = min(16 if on_gpu else 1, len(index) // LATE_BATCHES)
+        with make_loader(index, recipe, global_batch=batch, renderer="triton" if on_gpu else "auto", device=options.device) as loader:
+            if not waits:
+                loader.device = torch.device("cpu")  # to which it hands over what it has
+            if on_gpu:
+                torch.cuda._sleep(LATE_CYCLES)
+            with torch.cuda.stream(torch.cuda.Stream()) if on_gpu else contextlib.nullcontext():
+                seen = [(views, views.clone()) for views in (batch.views[0].pixels for batch in islice(loader, LATE_BATCHES))]
+            if on_gpu:
+                torch.cuda.synchronize()
+            unfinished[words] = sum(not torch.equal(views, at_once) for views, at_once in seen)
+    report.add("unfinished batches on a consumer's stream", unfinished)
+    if unfinished["handed over"]:
+        report.fail(f"{unfinished['handed over']} of {LATE_BATCHES} batches were not done on the stream of who got them")
+    if unfinished.get("not waited for") == 0:
+        report.fail("views that nobody waited for were done all the same: nothing is shown of streams")
+    report.say(f"a consumer's own stream: {unfinished} of {LATE_BATCHES} batches were not done")
 
 
 def _time(name: str, decode_jpegs: DecodeJpegs, index: ShardIndex, options: Options, report: Report) -> None:
