@@ -121,7 +121,9 @@ def test_of_one_rank_it_is_torchs_own_bit_for_bit() -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("name", ["resnet10t", "regnetz_005"])
 def test_an_encoder_keeps_its_weights_names_and_forward(name: str) -> None:
-    encoder = Encoder(ModelSettings(name=name)).eval()
+    settings = ModelSettings(name=name)
+    assert settings.has_batch_norm
+    encoder = Encoder(settings).eval()
     x = torch.randn(2, 1, 3, 64, 64)
     before, state = encoder.encode(x), {name: value.clone() for name, value in encoder.state_dict().items()}
     assert batch_norm_over_ranks(encoder) is encoder

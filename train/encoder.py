@@ -119,17 +119,25 @@ def _near(name: str) -> list[str]:
     return begin_so[:4] or get_close_matches(name, timm.list_models(), 4)
 
 
+def _outlined(name: str, **options: Any) -> Any:
+    """Return a model of timm to look at, without numbers where it can be built so."""
+    try:
+        with torch.device("meta"):
+            return timm.create_model(name, **options)
+    except NotImplementedError:  # older timm computes the widths of a few models, such as regnetz_005, by torch
+        with torch.random.fork_rng(devices=[]):
+            return timm.create_model(name, **options)
+
+
 @cache
 def _has_class_token(name: str) -> bool:
-    with torch.device("meta"):
-        return timm.create_model(name).cls_token is not None
+    return _outlined(name).cls_token is not None
 
 
 @cache
 def _takes_drop_path(name: str) -> bool:
     try:
-        with torch.device("meta"):
-            timm.create_model(name, drop_path_rate=0.0)
+        _outlined(name, drop_path_rate=0.0)
     except TypeError:
         return False
     return True
@@ -137,8 +145,7 @@ def _takes_drop_path(name: str) -> bool:
 
 @cache
 def _has_batch_norm(name: str) -> bool:
-    with torch.device("meta"):
-        return any(isinstance(module, _BatchNorm) for module in timm.create_model(name).modules())
+    return any(isinstance(module, _BatchNorm) for module in _outlined(name).modules())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
