@@ -166,7 +166,8 @@ def _train(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter
     runtime = trainer.settings.runtime
     watch = ThroughputWatch(trainer)
     with _Signals() as signals:
-        _evaluate_if_due(trainer, folder, val, reporter)  # what a run that was stopped or killed here left out
+        if not _is_evaluated(trainer, folder):
+            _evaluate_if_due(trainer, folder, val, reporter)  # what a run that was stopped or killed here left out
         while trainer.done < trainer.updates:
             trainer.update()
             done, last = trainer.done, trainer.done == trainer.updates
@@ -266,7 +267,7 @@ def _finish(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporte
 def _evaluate_if_due(trainer: Trainer, folder: RunFolder, val: ShardIndex | None, reporter: Reporter) -> None:
     """Make the short evaluation that follows this update, if one does; that of the last update belongs to the end."""
     every = trainer.settings.evaluation.every
-    if every and 0 < trainer.done < trainer.updates and trainer.done % every == 0 and not _is_evaluated(trainer, folder):
+    if every and 0 < trainer.done < trainer.updates and trainer.done % every == 0:
         _evaluate(trainer, folder, val, reporter, full=False)
 
 
