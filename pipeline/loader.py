@@ -30,7 +30,7 @@ from wherefrom.pipeline.render.choose import check_device, check_renderer, check
 from wherefrom.pipeline.render.renderer import PackingRenderer, Rendered, Renderer, render_checked
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.reader import ShardReader
-from wherefrom.pipeline.system import single_threaded_pool
+from wherefrom.pipeline.system import ThreadsOfProcess, single_threaded_pool
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Batch, Record, Views
 
@@ -138,7 +138,7 @@ class Loader:
         self.range: Range = nvtx_range if self.device.type == "cuda" else no_range  # around each stage of a batch
         self._reader = ShardReader(index) if threads != 0 else ShardReader(index, loose_threads=0)
         weakref.finalize(self, self._reader.close)  # a dropped loader leaves no file open
-        self._makers, self._makers_process = self._start_makers() if threads != 0 else None, os.getpid()
+        self._makers = None if threads == 0 else ThreadsOfProcess(partial(single_threaded_pool, min(2, prefetch), "wherefrom-make"))
         self._stats = LoaderStats()
         self._lock = threading.Lock()
         self._bad: dict[int, str] = {}
@@ -286,21 +286,19 @@ class Loader:
         """End all threads and close all files; twice is fine."""
         self._closed = True
         if self._makers is not None:
-            self._makers.shutdown(wait=True, cancel_futures=True)
+            self._makers.close()
         self.renderer.close()
         self._reader.close()
         self._copying.clear()
 
-    def _start_makers(self) -> ThreadPoolExecutor:
-        return single_threaded_pool(min(2, self.prefetch), "wherefrom-make")
-
     def _stream(self, places: Iterator[_Place]) -> Iterator[Batch]:
         """Yield one batch a place, in order, at most `prefetch` made ahead of the one in the caller's hands."""
         process = os.getpid()
-        if self._makers is not None and self._makers_process != process and not self._closed:  # a fork takes no threads along
-            self._makers, self._makers_process = self._start_makers(), process
-        makes = self._drawn_together(places)
-        if self._makers is None:
+        if self._closed:
+            raise ValueError(CLOSED)
+        makers = None if self._makers is None else self._makers.get()
+        makes = self._drawn_together(places, makers)
+        if makers is None:
             for make in makes:
                 yield self._timed_wait(make)
             return
@@ -310,7 +308,7 @@ class Loader:
                 if process != os.getpid():
                     raise ValueError("this pass over the loader began in another process; begin one in this process")
                 for make in itertools.islice(makes, self.prefetch + 1 - len(ahead)):  # the next one, and those ahead of it
-                    ahead.append(self._makers.submit(make))
+                    ahead.append(makers.submit(make))
                 if not ahead:
                     return
                 yield self._timed_wait(ahead.popleft().result)
@@ -319,14 +317,14 @@ class Loader:
             for future in ahead:
                 future.cancel()
 
-    def _drawn_together(self, places: Iterator[_Place]) -> Iterator[Callable[[], Batch]]:
+    def _drawn_together(self, places: Iterator[_Place], makers: ThreadPoolExecutor | None) -> Iterator[Callable[[], Batch]]:
         """Yield what makes each place's batch. Records of several are drawn at once, by who makes the first of them."""
         micro_batch = self.order.global_batch // (self.order.ranks * self.order.accumulation)
         for epoch, of_epoch in itertools.groupby(places, key=lambda place: place[0]):
             while together := list(itertools.islice(of_epoch, -(-DRAWN_AT_ONCE // micro_batch))):
                 draw = partial(self._draw_batches, epoch, together)
                 # the makers' queue is first in, first out: who waits for the draws stands behind them
-                drawn = functools.cache(draw) if self._makers is None else self._makers.submit(draw).result
+                drawn = functools.cache(draw) if makers is None else makers.submit(draw).result
                 yield from (partial(self._make_drawn, drawn, number) for number in range(len(together)))
 
     def _timed_wait(self, get: Callable[[], Batch]) -> Batch:

@@ -10,11 +10,12 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 __all__ = [
+    "ThreadsOfProcess",
     "allowed_cores",
     "available_cores",
     "cgroup_folders",
@@ -154,3 +155,25 @@ def single_threaded_pool(threads: int, name: str) -> ThreadPoolExecutor:
     finally:
         torch.set_num_threads(torch.get_num_threads())
     return pool
+
+
+class ThreadsOfProcess:
+    """A pool of threads, which a forked process, that has none of them, makes anew.
+
+    make: makes the pool; called at once.
+    """
+
+    def __init__(self, make: Callable[[], ThreadPoolExecutor]) -> None:
+        self._make = make
+        self._pool, self._process = make(), os.getpid()
+
+    def get(self) -> ThreadPoolExecutor:
+        """Return this process's pool."""
+        if self._process != os.getpid():
+            self._pool, self._process = self._make(), os.getpid()
+        return self._pool
+
+    def close(self) -> None:
+        """End the threads; what none of them has begun is dropped. Twice is fine."""
+        if self._process == os.getpid():  # else the threads are another's
+            self._pool.shutdown(wait=True, cancel_futures=True)

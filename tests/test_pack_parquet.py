@@ -187,6 +187,9 @@ BAD: dict[str, tuple[str, str]] = {
     "several splits": ("hub", "hub: holds the splits test, train; name one of them, quoted for the shell: 'hub/data/train-*.parquet'"),
     "a file that is missing": ("part", "part: 1 of 3 files are missing, first train-00001-of-00003.parquet; fetch them"),
     "no such file": ("hub/data/trian-*.parquet", "hub/data/trian-*.parquet: no such file"),
+    "a broken link in a folder": ("links", "links/b.parquet: is a broken link, to gone.parquet; mend it, take it away, or name the files"),
+    "a broken link among matches": ("links/*.parquet", "links/b.parquet: is a broken link, to gone.parquet; mend it"),
+    "a broken link by its name": ("links/b.parquet", "links/b.parquet: is a broken link, to gone.parquet; mend it"),
     "named twice": ("hub/data/test-*.parquet::hub/data/test-00000-of-00001.parquet", "is named twice"),
     "no pictures": (
         "words.parquet",
@@ -215,6 +218,8 @@ def test_what_cannot_be_packed_costs_one_line(
     monkeypatch.chdir(tmp_path)
     for part in (0, 2):
         write_hub(tmp_path / "part" / f"train-{part:05d}-of-00003.parquet", 0, 1)
+    write_hub(tmp_path / "links" / "a.parquet", 0, 1)
+    (tmp_path / "links" / "b.parquet").symlink_to("gone.parquet")
     write_table(tmp_path / "words.parquet", {"text": ["a"], "label": [1]})
     write_table(tmp_path / "many.parquet", {"a": [jpeg(0)], "b": [jpeg(1)], "label": [1]})
     write_table(tmp_path / "names.parquet", {"a": [jpeg(0)], "kind": ["x"]})

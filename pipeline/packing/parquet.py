@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wherefrom.pipeline.files import open_regular
+from wherefrom.pipeline.shards.pattern import no_file
 from wherefrom.pipeline.shards.store import printable
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class ParquetRows:
 def _expand(pattern: str) -> list[str]:
     """Return the files that a pattern names.
 
-    Raises: FileNotFoundError; ValueError for a folder that holds several splits, or not all files of one.
+    Raises: FileNotFoundError, also for a broken link; ValueError for a folder that holds several splits, or not all files of one.
     """
     paths = []
     for part in map(os.path.expanduser, pattern.split("::")):
@@ -201,10 +202,13 @@ def _expand(pattern: str) -> list[str]:
         elif os.path.isfile(part):
             paths.append(part)
         else:
-            matches = sorted(path for path in glob.glob(part) if os.path.isfile(path))
+            matches = _matches(part)
             if not matches:
                 raise FileNotFoundError(f"{part}: no such file; fetch it, or name a parquet file, a folder of them or a pattern")
             paths += matches
+    unread = next((path for path in paths if not os.path.isfile(path)), None)  # the Hub's cache holds links
+    if unread is not None:
+        raise FileNotFoundError(f"{unread}: is {no_file(unread)}; mend it, take it away, or name the files without it")
     twice = next((path for path in paths if paths.count(path) > 1), None) if len(set(paths)) < len(paths) else None
     if twice is not None:
         raise ValueError(f"{twice} is named twice by the pattern; name every file once")
@@ -213,9 +217,13 @@ def _expand(pattern: str) -> list[str]:
 
 def _folder_files(folder: str) -> list[str]:
     for inside in (folder, os.path.join(folder, "data")):
-        if paths := sorted(path for path in glob.glob(os.path.join(glob.escape(inside), "*" + _SUFFIX)) if os.path.isfile(path)):
+        if paths := _matches(os.path.join(glob.escape(inside), "*" + _SUFFIX)):
             return paths
     return []
+
+
+def _matches(pattern: str) -> list[str]:
+    return sorted(path for path in glob.glob(pattern) if not os.path.isdir(path))
 
 
 def _one_split(folder: str, paths: Sequence[str]) -> list[str]:

@@ -4,12 +4,11 @@ Here: the threads, decoding, slots, the pictures that will not decode. Which cod
 Not here: pixels (torch_cutter.py and native_cutter.py hold the cutters), drawing.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from wherefrom.pipeline.decode import DECODE_ERRORS, decode_picture
 from wherefrom.pipeline.render.renderer import Cutter, PartCutter, Rendered, Renderer, RendererMaker, view_shapes
 from wherefrom.pipeline.render.slots import SlotRing
-from wherefrom.pipeline.system import cores_of_rank, single_threaded_pool
+from wherefrom.pipeline.system import ThreadsOfProcess, cores_of_rank, single_threaded_pool
 from wherefrom.pipeline.view_recipe import ViewRecipe
 from wherefrom.pipeline.views import Record
 
@@ -49,13 +48,13 @@ class ThreadedRenderer:
         self.threads = cores_of_rank() if threads is None else threads
         self.ring = SlotRing(prefetch + 3, pinned=torch.device(device).type == "cuda")
         self._local = threading.local()
-        self._pool, self._pool_process = self._make_pool() if self.threads else None, os.getpid()
+        self._pool = ThreadsOfProcess(partial(single_threaded_pool, self.threads, "wherefrom-render")) if self.threads else None
         self._jpeg_threads = self._part_cutter.jpeg_threads(self.threads) if self._part_cutter is not None and self.threads else None
 
     def close(self) -> None:
         """End the threads; twice is fine."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.close()
         if self._jpeg_threads is not None:
             self._jpeg_threads.close()
 
@@ -102,7 +101,11 @@ class ThreadedRenderer:
                 decode_s, render_s = decode_s + decoded - start, render_s + time.perf_counter() - decoded
             return decode_s, render_s
 
-        seconds = [work()] if self._pool is None else self._in_threads(work, min(self.threads, len(whole)))
+        if self._pool is None:
+            seconds = [work()]
+        else:
+            working = [self._pool.get().submit(work) for _ in range(min(self.threads, len(whole)))]
+            seconds = [each.result() for each in working]
         return Rendered(
             pixels=tuple(pixels),
             failed=dict(sorted(failed.items())),
@@ -117,17 +120,6 @@ class ThreadedRenderer:
         assert self._part_cutter is not None
         threads = (self._jpeg_threads,) if self._jpeg_threads is not None else ()
         return self._part_cutter.cut_jpegs(plan, encoded, sizes, asked, *threads)
-
-    def _make_pool(self) -> ThreadPoolExecutor:
-        return single_threaded_pool(self.threads, "wherefrom-render")
-
-    def _in_threads(self, work: Callable[[], tuple[float, float]], threads: int) -> list[tuple[float, float]]:
-        """Return what `work` gives in each of so many threads of Python; where it is 0 none wakes."""
-        if not threads:
-            return []
-        if self._pool is None or self._pool_process != os.getpid():  # a fork takes no threads along
-            self._pool, self._pool_process = self._make_pool(), os.getpid()
-        return [future.result() for future in [self._pool.submit(work) for _ in range(threads)]]
 
     @property
     def in_parts(self) -> bool:

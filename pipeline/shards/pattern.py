@@ -38,8 +38,7 @@ def expand_pattern(pattern: str | os.PathLike[str]) -> list[str]:
     if missing:
         others = f" (nor {len(missing) - 1} others of the {len(paths)} named)" if len(missing) > 1 else ""
         if storage_of(missing[0]).local_folder(missing[0]) is not None and os.path.lexists(missing[0]):
-            kind = "neither a file nor a folder" if os.path.exists(missing[0]) else f"a broken link, to {os.readlink(missing[0])}"
-            raise FileNotFoundError(f"{missing[0]}: is {kind}{others}; mend it, take it away, or name the shards without it")
+            raise FileNotFoundError(f"{missing[0]}: is {no_file(missing[0])}{others}; mend it, take it away, or name the shards without it")
         near = _near(missing[0])
         mend = f"is it {near}?" if near else "fetch it, or name a shard, a folder of shards or of pictures, or a pattern"
         raise FileNotFoundError(f"{missing[0]}: no such file{others}; {mend}")
@@ -61,6 +60,11 @@ def expand_pattern(pattern: str | os.PathLike[str]) -> list[str]:
         if outer is not None:
             raise ValueError(f"{name} lies in {outer}, which the pattern names too; name every picture once")
     return paths
+
+
+def no_file(path: str) -> str:
+    """Return what lies where a path of this machine leads, of something that is there and is neither a file nor a folder."""
+    return "neither a file nor a folder" if os.path.exists(path) else f"a broken link, to {os.readlink(path)}"
 
 
 def _expand_part(part: str) -> list[str]:

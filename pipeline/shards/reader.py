@@ -6,13 +6,13 @@ A shard, or a loose file, is trusted only while its stamp is the one that was in
 """
 
 import errno
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Self
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from wherefrom.pipeline.shards.index import ShardIndex
 from wherefrom.pipeline.shards.storage import StoredFile, read_parts, storage_of
+from wherefrom.pipeline.system import ThreadsOfProcess
 
 __all__ = ["ShardChangedError", "ShardReader"]
 
@@ -53,8 +54,7 @@ class ShardReader:
         self._max_open = max_open
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()  # by shard, the least recently used first
-        self._pool: ThreadPoolExecutor | None = None  # for loose files, when there are some to read
-        self._pool_process = 0
+        self._pool: ThreadsOfProcess | None = None  # for loose files, when there are some to read
         self._loose_threads = loose_threads
         self._closed = False
 
@@ -113,9 +113,9 @@ class ShardReader:
             with self._lock:
                 if self._closed:
                     raise ValueError(_CLOSED)
-                if self._pool is None or self._pool_process != os.getpid():  # a fork takes no threads along
-                    self._pool, self._pool_process = ThreadPoolExecutor(self._loose_threads, "wherefrom-read"), os.getpid()
-                reading = [self._pool.submit(self._read_loose, samples[share], memory, parts[share]) for share in shares]
+                if self._pool is None:
+                    self._pool = ThreadsOfProcess(partial(ThreadPoolExecutor, self._loose_threads, "wherefrom-read"))
+                reading = [self._pool.get().submit(self._read_loose, samples[share], memory, parts[share]) for share in shares]
             for share_read in reading:
                 share_read.result()
 
@@ -153,7 +153,7 @@ class ShardReader:
             self._evict(keep=0)
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=True)
+            pool.close()
 
     def __enter__(self) -> Self:
         return self
