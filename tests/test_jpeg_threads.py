@@ -89,8 +89,9 @@ def test_makers_that_share_the_threads_get_the_views_of_the_callers_thread_alone
 def test_no_thread_of_python_wakes_where_no_picture_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     renderer, files = ThreadedRenderer(NativeCutter(RECIPE), threads=2), files_of()
     woken: list[Callable[..., object]] = []
-    submit = renderer._pool.submit  # type: ignore[union-attr]
-    monkeypatch.setattr(renderer._pool, "submit", lambda work: (woken.append(work), submit(work))[1])
+    pool = renderer._pool.get()  # type: ignore[union-attr]
+    submit = pool.submit
+    monkeypatch.setattr(pool, "submit", lambda work: (woken.append(work), submit(work))[1])
     rendered = renderer.render(files, records_of(COUNT), np.ones(COUNT, bool))
     assert not woken and rendered.decode_s > 0 and rendered.render_s > 0
     renderer.render(files, records_of(COUNT), np.arange(COUNT) > 0)
