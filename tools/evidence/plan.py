@@ -36,8 +36,8 @@ LAWS = {
 }
 LAWS["colored"] = replace(LAWS["four"], color=ColorLaw())
 CANDIDATES = {f"sp-{law}-{weight:g}": replace(sp, weight=weight) for law, sp in LAWS.items() for weight in (0.3, 1.0)}
-# what `choose` found, by host: the law beside SimCLR; beside the others, whose runs are not made yet, it has the weights of that law to try
-CHOSEN = {"simclr": "sp-pair-1", "moco_v3": "sp-pair-0.3", "dino": "sp-pair-1", "mae": "sp-pair-1"}
+# what `choose` found, by host: law and weight beside SimCLR; beside the others the weight of that law
+CHOSEN = {"simclr": "sp-pair-1", "moco_v3": "sp-pair-0.3", "dino": "sp-pair-1", "mae": "sp-pair-0.3"}
 
 # beside a host whose patches are 16 px wide: windows of 6 x 6 of them
 PLUGINS: Mapping[str, ObjectiveSettings] = {
