@@ -173,7 +173,7 @@ class ThreadsOfProcess:
             self._pool, self._process = self._make(), os.getpid()
         return self._pool
 
-    def close(self) -> None:
-        """End the threads; what none of them has begun is dropped. Twice is fine."""
+    def close(self, *, cancel: bool = True) -> None:
+        """End the threads; what none of them has begun is dropped, or done first. Twice is fine."""
         if self._process == os.getpid():  # else the threads are another's
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=True, cancel_futures=cancel)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wherefrom.pipeline.files import open_regular
 from wherefrom.pipeline.shards.pattern import no_file
+from wherefrom.pipeline.shards.storage import LocalStorage
 from wherefrom.pipeline.shards.store import printable
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def _expand(pattern: str) -> list[str]:
         elif os.path.isfile(part):
             paths.append(part)
         else:
-            matches = _matches(part)
+            matches = LocalStorage().glob(part)
             if not matches:
                 raise FileNotFoundError(f"{part}: no such file; fetch it, or name a parquet file, a folder of them or a pattern")
             paths += matches
@@ -217,13 +218,9 @@ def _expand(pattern: str) -> list[str]:
 
 def _folder_files(folder: str) -> list[str]:
     for inside in (folder, os.path.join(folder, "data")):
-        if paths := _matches(os.path.join(glob.escape(inside), "*" + _SUFFIX)):
+        if paths := LocalStorage().glob(os.path.join(glob.escape(inside), "*" + _SUFFIX)):
             return paths
     return []
-
-
-def _matches(pattern: str) -> list[str]:
-    return sorted(path for path in glob.glob(pattern) if not os.path.isdir(path))
 
 
 def _one_split(folder: str, paths: Sequence[str]) -> list[str]:

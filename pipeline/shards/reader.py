@@ -153,7 +153,7 @@ class ShardReader:
             self._evict(keep=0)
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.close()
+            pool.close(cancel=False)  # a read under way says itself that the reader is closed
 
     def __enter__(self) -> Self:
         return self
