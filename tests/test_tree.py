@@ -415,6 +415,31 @@ def test_reading_gives_the_files_bytes_through_few_descriptors_and_many_threads(
             read_closed()
 
 
+def test_a_reader_that_closes_amid_reads_says_so_to_each_of_them(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches, of which the second waits for the threads that the first has: no read of either is dropped without a word."""
+    started, go_on = threading.Semaphore(0), threading.Event()
+    open_file = LocalStorage.open
+
+    def far_away(self: LocalStorage, path: str) -> Any:
+        started.release()
+        assert go_on.wait(timeout=20)
+        return open_file(self, path)
+
+    reader = ShardReader(ShardIndex.open(pictures), loose_threads=2)
+    monkeypatch.setattr(LocalStorage, "open", far_away)
+    with ThreadPoolExecutor(3) as callers:
+        batches = [callers.submit(reader.read_batch, np.arange(4)) for _ in range(2)]
+        assert all(started.acquire(timeout=20) for _ in range(2))
+        closing = callers.submit(reader.close)
+        while not reader._closed:
+            time.sleep(0.001)
+        go_on.set()
+        for batch in batches:
+            with pytest.raises(ValueError, match="closed"):
+                batch.result(timeout=20)
+        closing.result(timeout=20)
+
+
 def test_files_of_a_batch_are_waited_for_at_once(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk far away takes its time over each file."""
     index = ShardIndex.open(pictures)
