@@ -183,7 +183,7 @@ def test_results_of_several_calls_gather_and_none_is_lost(tiny_shards: Path, tmp
             return len(ASKED) - before
 
         def held() -> list[str]:
-            return [measured.protocol for measured in read_report(file) if measured.scores]
+            return [measured.protocol for measured in read_report(file).measured if measured.scores]
 
         assert asked("plain") == 1
         assert asked("masks", masks=["a", "b"]) == 1
@@ -194,7 +194,7 @@ def test_results_of_several_calls_gather_and_none_is_lost(tiny_shards: Path, tmp
         assert (held(), put_aside) == (["plain@1", "masks@1", "others@1"], [])
         assert asked("masks", masks=["a", "c"]) == 1
         assert put_aside == [tmp_path / "evaluation-1.json"]
-        assert [len(read_report(path)) for path in (file, *put_aside)] == [3, 3]  # the others are in both
+        assert [len(read_report(path).measured) for path in (file, *put_aside)] == [3, 3]  # the others are in both
         assert asked("plain", of=network_of(seed=4)) == 1
         assert (held(), put_aside[1:]) == (["plain@1"], [tmp_path / "evaluation-2.json"])
         assert asked("plain", train="others", of=network_of(seed=4)) == 1
@@ -231,7 +231,7 @@ def test_a_protocol_that_fails_stops_no_other(error: str, tiny_shards: Path, tmp
     assert [each.failed for each in found] == [True, False, False]
     assert found[0].table() == (("one@1: not measured, rank 0 stumbled",),)
     assert (found[1].notes, len(found[1].scores), found[1].not_measured) == (("large ones: there are none",), 1, "")
-    assert read_report(tmp_path / "evaluation.json") == found
+    assert read_report(tmp_path / "evaluation.json").measured == found
 
 
 def test_what_cannot_be_measured_says_why_and_stops_nothing(tiny_shards: Path, tmp_path: Path) -> None:

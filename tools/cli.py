@@ -21,6 +21,7 @@ COMMANDS = {  # name: (what it does, module, function)
     "train": ("pretrain an encoder: a recipe, by default the demo, which needs no data", "wherefrom.tools.training", "train_command"),
     "recipes": ("list the recipes by name, one line each", "wherefrom.tools.recipes", "recipes_command"),
     "evaluate": ("measure what a network knows, by named protocols", "wherefrom.tools.evaluate", "evaluate_command"),
+    "compare": ("put what several networks know side by side", "wherefrom.tools.compare", "compare_command"),
     "embed": ("write features of pictures as files", "wherefrom.tools.embed", "embed_command"),
     "views": ("draw a picture of sources, their boxes and their views", "wherefrom.tools.views_picture", "views_command"),
     "replay": ("draw the views of any update of a run again", "wherefrom.tools.replay", "replay_command"),

@@ -47,14 +47,14 @@ def print_table(console: Console, rows: Sequence[Sequence[str]], title: str = ""
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of words, the heading first, as aligned columns: numbers to the right, words to the left."""
+    """Return rows of words, the heading first, as aligned columns: numbers, and "-" for lacking ones, to the right, words to the left."""
     cells = list(zip(*rows, strict=True))
     return "\n".join("  ".join(row).rstrip() for row in zip(*map(_aligned, cells), strict=True))
 
 
 def _aligned(column: Sequence[str]) -> list[str]:
     width = max(map(len, column))
-    to_the_right = len(column) > 1 and all(map(_is_number, column[1:]))
+    to_the_right = any(map(_is_number, column[1:])) and all(cell == "-" or _is_number(cell) for cell in column[1:])
     return [cell.rjust(width) if to_the_right else cell.ljust(width) for cell in column]
 
 

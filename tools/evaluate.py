@@ -159,7 +159,7 @@ def evaluate_command(
             from wherefrom.tools.evaluation_page import write_page  # matplotlib is slow to import
 
             run = RunFolder(Path(network)) if Path(network).is_dir() else None
-            write_page(page, evaluation, read_report(file), about=heading, run=run)
+            write_page(page, evaluation, read_report(file).measured, about=heading, run=run)
             print_line(console, f"written to {file} and {page}")
     return 1 if any(measured.failed or (protocols and measured.not_measured) for measured in found) else 0
 

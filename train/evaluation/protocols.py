@@ -260,9 +260,33 @@ def measure(
     return tuple(found[name] for name in protocols)
 
 
-def read_report(file: Path) -> tuple[Measured, ...]:
-    """Return all that a report holds, whoever measured it when."""
-    return tuple(map(_measured, json.loads(file.read_text(encoding="utf-8"))["protocols"]))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationReport:
+    """What a report's file holds: of one network, on pictures to learn from and pictures held out, whoever measured it when."""
+
+    name: str  # of the network
+    about: Mapping[str, Plain]  # all that every number in it depends on: the network, "train", "held_out", "limit", "picture_px", "seed"
+    measured: tuple[Measured, ...]
+    of: Mapping[str, Mapping[str, Plain]]  # by protocol, what it depends on besides: "masks", "depths", "unit", "farthest", "others"
+
+
+def read_report(file: Path) -> EvaluationReport:
+    """Return all that a report's file holds.
+
+    Raises: OSError if there is none; ValueError in one line if it is torn, or holds something else.
+    """
+    try:
+        plain = json.loads(file.read_text(encoding="utf-8"))
+        # as reports said it once, for all protocols together
+        of_all = {key: value for key, value in plain.items() if _is_of_needs(key)}
+        return EvaluationReport(
+            name=str(plain["name"]),
+            about={key: value for key, value in plain.items() if key not in ("name", "protocols") and not _is_of_needs(key)},
+            measured=tuple(map(_measured, plain["protocols"])),
+            of={each["protocol"]: each.get("of", of_all) for each in plain["protocols"]},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ValueError(f"{file}: is no report of `wherefrom evaluate`, or torn; evaluate again") from problem
 
 
 def _title(name: str, protocol: EvaluationProtocol) -> str:
@@ -293,18 +317,13 @@ def _held(
 ) -> tuple[dict[str, Any], bool]:
     """Return what a report holds of the same network and pictures, by protocol, and whether it holds more, which would be lost."""
     try:
-        plain = json.loads(file.read_text(encoding="utf-8"))
-        # as reports said it once, for all protocols together
-        of_all = {key: value for key, value in plain.items() if _is_of_needs(key)}
-        held = {each["protocol"]: {"of": of_all} | each for each in plain["protocols"]}
-        for each in held.values():
-            _measured(each)
+        report = read_report(file)
     except FileNotFoundError:
         return {}, False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # torn, or no report
+    except (OSError, ValueError):  # torn, or no report
         return {}, True
-    about = {key: value for key, value in plain.items() if key not in ("name", "protocols") and not _is_of_needs(key)}
-    if about != {key: value for key, value in head.items() if key != "name"}:
+    held = {each.protocol: _finite(asdict(each)) | {"of": report.of[each.protocol]} for each in report.measured}
+    if report.about != {key: value for key, value in head.items() if key != "name"}:
         return {}, any(not each["not_measured"] for each in held.values())
     return held, any(title in asked and not each["not_measured"] and not _counts(each, *asked[title], same) for title, each in held.items())
 
