@@ -658,7 +658,7 @@ def test_the_page_ends_with_what_the_runs_say_that_are_kept() -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("host", ["simclr", "moco_v3", "mae"])
+@pytest.mark.parametrize("host", plan.HOSTS)
 def test_what_is_chosen_is_what_the_kept_runs_chose(host: str) -> None:
     kept = ROOT / "tools" / "results" / "evidence" / "choices"
     tried = plan.sweep(host, law=None if host == "simclr" else "pair")
