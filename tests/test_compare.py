@@ -62,6 +62,7 @@ def test_networks_stand_side_by_side_with_the_best_floor_and_the_best_of_them(wr
         "k 20   0.5000       -  0.5000       -  #1 #3",
         "far@2      #1      #2   floor  best",
         "loss   1.5000  0.5000  2.0000  #2",
+        "far@2: #3 is left out, not measured",
     ]
 
 
@@ -79,13 +80,61 @@ def test_of_many_networks_tables_follow_one_another_within_80_columns(write: Wri
 
 def test_numbers_of_other_versions_choices_and_pictures_do_not_stand_side_by_side(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     masks = {("mIoU", "encoder"): 0.5}
-    write("a", knn(0.3), protocol("masks@1", masks, of={"masks": ["v"]}))
-    write("b", knn(0.5) | {"choices": {"k": [1]}}, protocol("masks@1", masks, of={"masks": ["w"]}))
-    write("c", knn(0.4) | {"protocol": "knn@2"}, protocol("masks@1", masks, of={"masks": ["v"]}))
-    text = "\n".join(told(capsys, "a", "b", "c"))
-    assert "knn@1: #2 is left out" in text and "knn@1: of #1 alone" in text and "knn@2: of #3 alone" in text
-    assert "masks@1: #2 is left out" in text and "masks@1      #1      #3  floor  best" in text
-    assert "0.3000" not in text
+    write("a", knn(0.3) | {"choices": {"k": [1]}}, protocol("masks@1", masks, of={"masks": ["v"]}))
+    write("b", knn(0.5), protocol("masks@1", masks, of={"masks": ["w"]}))
+    write("c", knn(0.4), knn(0.6) | {"protocol": "knn@2"}, protocol("masks@1", masks, of={"masks": ["v"]}))
+    write("d", knn(0.0) | {"scores": [], "not_measured": "too small"})
+    assert told(capsys, "a", "b", "c", "d")[4:] == [
+        "knn@1      #2      #3   floor  best",
+        "k 10   0.5000  0.4000  0.2500  #2",
+        "k 20   0.5000  0.5000       -  #2 #3",
+        "knn@1: #1 is left out, measured like no other here, by its choices or its pictures",
+        "knn@1: #4 is left out, not measured, too small",
+        "masks@1      #1      #3  floor  best",
+        "mIoU     0.5000  0.5000      -  #1 #3",
+        "masks@1: #2 is left out, measured like no other here, by its choices or its pictures",
+        "masks@1: #4 is left out, not measured",
+        "knn@2: #1 is left out, not measured",
+        "knn@2: #2 is left out, not measured",
+        "knn@2: #3 is left out, the only one measured",
+        "knn@2: #4 is left out, not measured",
+    ]
+
+
+def test_each_kind_of_choices_that_several_share_has_a_table(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, k in (("a", 1), ("b", 2), ("c", 1), ("d", 2)):
+        write(name, knn(0.3) | {"choices": {"k": [k]}})
+    headings = [line.split()[1:3] for line in told(capsys, "a", "b", "c", "d") if line.startswith("knn@1")]
+    assert headings == [["#1", "#3"], ["#2", "#4"]]
+
+
+def test_where_chance_differs_no_network_is_best(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    """A right cell of 9 says less than one of 196."""
+    for name, right, cells in (("a", 0.2, 9), ("b", 0.1, 196)):
+        scores = {("cell", "encoder"): right, ("cell", "chance"): 1 / cells, ("similar", "encoder"): right, ("similar", "raw pixels"): 0.05}
+        write(name, protocol("correspondence@1", scores))
+    assert told(capsys, "a", "b")[2:] == [
+        "correspondence@1      #1      #2   floor  best",
+        "cell              0.2000  0.1000       -  -",
+        "similar           0.2000  0.1000  0.0500  #1",
+        "correspondence@1: chance differs, so that none is best: cell, #1 0.1111, #2 0.0051",
+    ]
+
+
+def test_what_was_left_out_has_no_best(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, share in (("a", 0.0), ("b", 0.4)):
+        plain = protocol("jigsaw@1", {("left out", "encoder"): share})
+        plain["scores"][0]["better"] = "neither"
+        write(name, plain)
+    assert told(capsys, "a", "b")[-1] == "left out  0.0000  0.4000      -     -"
+
+
+def test_networks_that_read_alike_are_alike(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"n{number}" for number in range(5)]
+    for name in names:
+        write(name, knn(0.30001 if name == "n0" else 0.30002))
+    assert next(line for line in told(capsys, *names) if line.startswith("k 10")).endswith("#1 and 4 more")
+    assert told(capsys, "n0", "n1", "n2")[4].endswith("#1 #2 #3")
 
 
 def test_protocols_are_chosen_by_name_with_or_without_version(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +156,15 @@ def test_runs_are_compared_by_their_evaluations_and_not_by_their_own_short_forms
     assert "k 10   0.3000  0.3000  0.2500  #1 #2" in told(capsys, "runs/a", "runs/b")
     Path("runs/b/evaluations/evaluation.json").unlink()
     assert main(["compare", "runs/a", "runs/b"]) == 2
-    assert "runs/b/evaluations/evaluation.json: no such file; `wherefrom evaluate` writes it" in capsys.readouterr().err
+    assert "runs/b: holds no evaluation; `wherefrom evaluate` makes one" in capsys.readouterr().err
+    assert main(["compare", "runs/a", "runs/b/evaluation.json"]) == 2
+    assert "runs/b/evaluation.json: holds the short forms that a run measures itself by; evaluate runs/b" in capsys.readouterr().err
+
+
+def test_a_folder_that_timm_wrote_is_compared_by_its_evaluations(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    write("a", knn(0.3))
+    write("net/evaluations", knn(0.4))
+    assert "k 10   0.3000  0.4000  0.2500  #2" in told(capsys, "a", "net")
 
 
 @pytest.mark.parametrize(
@@ -122,13 +179,20 @@ def test_runs_are_compared_by_their_evaluations_and_not_by_their_own_short_forms
         ),
         ("a few", "few: was measured on other pictures than a (pictures to learn from, --limit)"),
         ("a torn", "torn/evaluation.json: is no report of `wherefrom evaluate`, or torn; evaluate again"),
-        ("a nowhere", "nowhere: no such file"),
+        ("a words", "words/evaluation.json: is no report of `wherefrom evaluate`, or torn; evaluate again"),
+        ("a huge", "huge/evaluation.json: is no report of `wherefrom evaluate`, or torn; evaluate again"),
+        ("a nowhere", "nowhere: no such file or folder"),
+        ("void bare", "none of these networks was measured by it, but by nothing; evaluate them"),
     ],
 )
 def test_what_does_not_compare_is_one_line(words: str, line: str, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     write("a", knn(0.3))
     write("others", knn(0.3), held_out="x")
     write("few", knn(0.3), train="x", limit=100)
+    write("words", protocol("knn@1", {("k 10", "encoder"): "0.3"}))  # type: ignore[dict-item]
+    write("huge", protocol("knn@1", {("k 10", "encoder"): 10**400}))
+    write("void")
+    write("bare", knn(0.3) | {"scores": []})
     write("torn")
     Path("torn/evaluation.json").write_text('{"name": "x", "protocols": [{"protocol"')
     assert main(["compare", *words.split()]) == 2

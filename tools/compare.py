@@ -4,6 +4,7 @@ Here: which reports are meant, what of them may stand side by side, how it looks
 Not here: what is measured (train/evaluation/), the command that measures (evaluate.py).
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from wherefrom.tools.console import print_line, print_table
 from wherefrom.tools.evaluate import Names
-from wherefrom.train.evaluation.features import ENCODER
+from wherefrom.train.evaluation.features import CHANCE, ENCODER
 from wherefrom.train.evaluation.pictures import Table
 from wherefrom.train.evaluation.protocols import EvaluationReport, Measured, Score, read_report
 from wherefrom.train.run_folder import RunFolder
@@ -24,7 +25,9 @@ __all__ = ["compare_command"]
 Reports = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="REPORT REPORT [REPORT ...]")]
 PICTURES = {"train": "pictures to learn from", "held_out": "held-out pictures", "limit": "--limit"}  # the same, or nothing compares
 WIDTH, AROUND = 80, 3  # of a table on a terminal; around each of its cells
-NUMBER = len("0.0000") + AROUND
+TIED = 3  # networks that are named as best, at most
+
+Networks = Mapping[int, Measured]  # by number, from 1: one protocol's results of each
 
 
 def compare_command(reports: Reports = (), *, protocols: Names = ()) -> int:
@@ -37,23 +40,12 @@ def compare_command(reports: Reports = (), *, protocols: Names = ()) -> int:
         protocols: which, by name, such as knn or knn@1; default: all.
     Raises: OSError or ValueError of one line if a report is not there, or is of other pictures than the first, or none has a protocol.
     """
-    if len(reports) < 2:
-        raise ValueError(f"{len(reports)} named: needs two reports at least; name runs that were evaluated")
-    files = [_file(path) for path in reports]
-    twice = next((path for path, file in zip(reports, files, strict=True) if files.count(file) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{twice} is named twice; name every report once")
-    found = [read_report(file) for file in files]
-    for path, report in zip(reports, found, strict=True):
-        other = [words for key, words in PICTURES.items() if report.about.get(key) != found[0].about.get(key)]
-        if other:
-            differing = ", ".join(other)
-            mend = "evaluate it with the same --data, --val and --limit"
-            raise ValueError(f"{path}: was measured on other pictures than {reports[0]} ({differing}); {mend}")
-    titles = list(dict.fromkeys(measured.protocol for report in found for measured in report.measured if not measured.not_measured))
-    for name in protocols:
-        if not any(name in _names(title) for title in titles):
-            raise ValueError(f"protocol {name}: none of these networks was measured by it, but by {', '.join(titles)}")
+    found = _read(reports)
+    titles = list(dict.fromkeys(measured.protocol for report in found for measured in report.measured if measured.scores))
+    for name in protocols or ("",):
+        if not titles or not any(name in ("", *_names(title)) for title in titles):
+            missing = f"protocol {name}: none" if name else "none"
+            raise ValueError(f"{missing} of these networks was measured by it, but by {', '.join(titles) or 'nothing'}; evaluate them")
     console = Console()
     for number, (path, report) in enumerate(zip(reports, found, strict=True), 1):
         px, seed = (report.about.get(key) for key in ("picture_px", "seed"))
@@ -64,14 +56,37 @@ def compare_command(reports: Reports = (), *, protocols: Names = ()) -> int:
     return 0
 
 
+def _read(paths: Sequence[Path]) -> list[EvaluationReport]:
+    """Return the reports that paths mean, which are of the same pictures."""
+    if len(paths) < 2:
+        raise ValueError(f"{len(paths)} named: needs two reports at least; name runs that were evaluated, before any option")
+    files = [_file(path) for path in paths]
+    places = [file.resolve() for file in files]
+    twice = next((path for path, place in zip(paths, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is named twice; name every report once")
+    found = [read_report(file) for file in files]
+    for path, report in zip(paths, found, strict=True):
+        other = ", ".join(words for key, words in PICTURES.items() if report.about.get(key) != found[0].about.get(key))
+        if other:
+            mend = "evaluate it with the same --data, --val and --limit"
+            raise ValueError(f"{path}: was measured on other pictures than {paths[0]} ({other}); {mend}")
+    return found
+
+
 def _file(path: Path) -> Path:
     """Return the report that a path means."""
-    if RunFolder(path).settings.is_file():
-        path = path / "evaluations"  # what lies in the run itself are its own short forms
-    file = path / "evaluation.json" if path.is_dir() or path.name == "evaluations" else path
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; `wherefrom evaluate` writes it")
-    return file.resolve()
+    if path.is_dir():
+        of_network = path / "evaluations" / "evaluation.json"  # what lies in a run itself are its own short forms
+        file = of_network if of_network.is_file() or RunFolder(path).settings.is_file() else path / "evaluation.json"
+        if not file.is_file():
+            raise FileNotFoundError(f"{path}: holds no evaluation; `wherefrom evaluate` makes one, or name where it was written")
+        return file
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file or folder; name a run, or the folder that its evaluation was written to")
+    if RunFolder(path.parent).settings.is_file():
+        raise ValueError(f"{path}: holds the short forms that a run measures itself by; evaluate {path.parent}, and name that")
+    return path
 
 
 def _names(title: str) -> set[str]:
@@ -80,55 +95,71 @@ def _names(title: str) -> set[str]:
 
 
 def _print_protocol(console: Console, title: str, reports: Sequence[EvaluationReport]) -> None:
-    """Print a protocol's tables, and who is left out of them."""
-    held = {
-        number: measured
-        for number, report in enumerate(reports)
-        for measured in report.measured
-        if measured.protocol == title and not measured.not_measured
-    }
-    first = min(held)
-    alike = {number: measured for number, measured in held.items() if _is_alike(title, reports, held, first, number)}
-    for number in held.keys() - alike.keys():
-        print_line(console, f"{title}: #{number + 1} is left out, measured on other pictures, or by other choices, than #{first + 1}")
-    if len(alike) < 2:
-        print_line(console, f"{title}: of #{first + 1} alone")
-        return
-    for table in _tables(title, alike):
-        print_table(console, table)
+    """Print a protocol's tables, one for those networks that compare with one another, and who is in none."""
+    groups: dict[str, dict[int, Measured]] = {}  # by choices, and by pictures that a protocol has of its own
+    without: dict[int, str] = {}
+    for number, report in enumerate(reports, 1):
+        measured = next((each for each in reversed(report.measured) if each.protocol == title), None)
+        if measured is None or not measured.scores:
+            without[number] = f"not measured{f', {measured.not_measured}' if measured is not None and measured.not_measured else ''}"
+        else:
+            groups.setdefault(json.dumps([measured.choices, report.of[title]], sort_keys=True), {})[number] = measured
+    for group in groups.values():
+        if len(group) == 1:
+            (number,) = group
+            without[number] = "measured like no other here, by its choices or its pictures" if len(groups) > 1 else "the only one measured"
+            continue
+        for table in _tables(title, group):
+            print_table(console, table)
+        if uneven := _of_uneven_chance(group):
+            row, *more = uneven
+            chances = ", ".join(f"#{number} {_written(_score(group[number], row, CHANCE))}" for number in group)
+            print_line(
+                console, f"{title}: chance differs, so that none is best: {row}, {chances}{f', and {len(more)} more' if more else ''}"
+            )
+    for number, reason in sorted(without.items()):
+        print_line(console, f"{title}: #{number} is left out, {reason}")
 
 
-def _is_alike(title: str, reports: Sequence[EvaluationReport], held: Mapping[int, Measured], first: int, number: int) -> bool:
-    return held[number].choices == held[first].choices and reports[number].of[title] == reports[first].of[title]
-
-
-def _tables(title: str, held: Mapping[int, Measured]) -> Iterator[Table]:
+def _tables(title: str, group: Networks) -> Iterator[Table]:
     """Yield a row for each thing measured and a column for each network, as many side by side as find a place."""
-    scores = {number: {score.row: score for score in measured.scores if score.features == ENCODER} for number, measured in held.items()}
-    rows = list(dict.fromkeys(row for of_network in scores.values() for row in of_network))
-    floors = [score for measured in held.values() for score in measured.scores if score.features != ENCODER]
-    beside = {row: (_best([score for score in floors if score.row == row]), _leaders(row, scores)) for row in rows}
-    longest = max(map(len, (title, *rows))) + max(map(len, ("best", *(leaders for _, leaders in beside.values()))))
-    at_once = max(1, (WIDTH - longest - 2 * AROUND - 1) // NUMBER - 1)  # and the floor
-    numbers = sorted(held)
-    for start in range(0, len(numbers), at_once):
-        shown = numbers[start : start + at_once]
-        heading = (title, *(f"#{number + 1}" for number in shown), "floor", "best")
-        yield (
-            heading,
-            *((row, *(_written(scores[number].get(row)) for number in shown), _written(beside[row][0]), beside[row][1]) for row in rows),
-        )
+    rows = list(dict.fromkeys(score.row for measured in group.values() for score in measured.scores if score.features == ENCODER))
+    columns = {f"#{number}": [_written(_score(measured, row, ENCODER)) for row in rows] for number, measured in group.items()}
+    uneven = _of_uneven_chance(group)
+    floors = [_written(None if row in uneven else _floor(group, row)) for row in rows]
+    leaders = ["-" if row in uneven else _leaders(group, row) for row in rows]
+    around = [(title, *rows), ("floor", *floors), ("best", *leaders)]
+    number = max(len(cell) for cells in columns.values() for cell in cells) + AROUND
+    at_once = max(2, (WIDTH - sum(max(map(len, cells)) + AROUND for cells in around) - 1) // number)
+    for start in range(0, len(columns), at_once):
+        shown = [(name, *cells) for name, cells in list(columns.items())[start : start + at_once]]
+        yield tuple(zip(around[0], *shown, *around[1:], strict=True))
 
 
-def _leaders(row: str, scores: Mapping[int, Mapping[str, Score]]) -> str:
-    """Return the networks that are best in a row, several if they are alike."""
-    there = {number: of_network[row] for number, of_network in scores.items() if row in of_network}
-    best = _best(list(there.values()))
-    return " ".join(f"#{number + 1}" for number, score in there.items() if best is not None and score.value == best.value) or "-"
+def _score(measured: Measured, row: str, features: str) -> Score | None:
+    return next((score for score in measured.scores if (score.row, score.features) == (row, features)), None)
+
+
+def _of_uneven_chance(group: Networks) -> list[str]:
+    """Return the rows by which networks had tasks of their own: of tokens on another grid, of pictures of another size."""
+    rows = dict.fromkeys(score.row for measured in group.values() for score in measured.scores if score.features == CHANCE)
+    return [row for row in rows if len({_written(_score(measured, row, CHANCE)) for measured in group.values()}) > 1]
+
+
+def _floor(group: Networks, row: str) -> Score | None:
+    return _best([score for measured in group.values() for score in measured.scores if score.row == row and score.features != ENCODER])
+
+
+def _leaders(group: Networks, row: str) -> str:
+    """Return the networks that are best in a row, several where these read alike."""
+    scores = {number: score for number, measured in group.items() if (score := _score(measured, row, ENCODER)) is not None}
+    best = _written(_best(list(scores.values())))
+    leaders = [f"#{number}" for number, score in scores.items() if best != "-" and _written(score) == best]
+    return " ".join(leaders if len(leaders) <= TIED else [*leaders[:1], f"and {len(leaders) - 1} more"]) or "-"
 
 
 def _best(scores: Sequence[Score]) -> Score | None:
-    finite = [score for score in scores if math.isfinite(score.value)]
+    finite = [score for score in scores if math.isfinite(score.value) and score.better != "neither"]
     return max(finite, key=lambda score: score.value if score.better == "higher" else -score.value, default=None)
 
 

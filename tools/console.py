@@ -54,7 +54,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 def _aligned(column: Sequence[str]) -> list[str]:
     width = max(map(len, column))
-    to_the_right = any(map(_is_number, column[1:])) and all(cell == "-" or _is_number(cell) for cell in column[1:])
+    to_the_right = len(column) > 1 and all(cell == "-" or _is_number(cell) for cell in column[1:])
     return [cell.rjust(width) if to_the_right else cell.ljust(width) for cell in column]
 
 

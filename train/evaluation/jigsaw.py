@@ -86,7 +86,7 @@ class JigsawPuzzles:
             for side, valid in zip(("training", "held-out"), large, strict=True):
                 if not bool(valid.all()):
                     share = float((~valid).double().mean())
-                    yield Score(row=f"{name}: {side}, too small, left out", features=ENCODER, value=share, better="lower")
+                    yield Score(row=f"{name}: {side}, too small, left out", features=ENCODER, value=share, better="neither")
             told = {}
             for column, tiles in train.items():
                 head = train_head(

@@ -88,7 +88,7 @@ class FewShot:
                     row = f"{share:.0%} ({len(draws[0])} pictures), {part.name}"
                     yield Score(row=row, features=column, value=float(values.mean()))
                     if self.draws > 1:
-                        yield Score(row=f"{row}: deviation", features=column, value=float(values.std()), better="lower")
+                        yield Score(row=f"{row}: deviation", features=column, value=float(values.std()), better="neither")
 
 
 def balanced_draw(labels: Tensor, share: float) -> Tensor:

@@ -35,7 +35,7 @@ class Score:
     row: str  # what was measured, within the protocol: "k 20"
     features: str  # the column: ENCODER, RANDOM, RAW, CHANCE
     value: float  # not a number where there was nothing to measure
-    better: Literal["higher", "lower"] = "higher"
+    better: Literal["higher", "lower", "neither"] = "higher"  # neither: of how it was measured, such as what was left out
 
 
 Box = tuple[float, float, float, float]
@@ -285,7 +285,7 @@ def read_report(file: Path) -> EvaluationReport:
             measured=tuple(map(_measured, plain["protocols"])),
             of={each["protocol"]: each.get("of", of_all) for each in plain["protocols"]},
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as problem:
         raise ValueError(f"{file}: is no report of `wherefrom evaluate`, or torn; evaluate again") from problem
 
 
@@ -408,7 +408,7 @@ def _is_of_memory(problem: Exception) -> bool:
 
 def _measured(plain: Mapping[str, Any]) -> Measured:
     known = {key: value for key, value in plain.items() if key != "of"}
-    scores = (score | {"value": math.nan if score["value"] is None else score["value"]} for score in known["scores"])
+    scores = (score | {"row": str(score["row"]), "value": _value(score["value"])} for score in known["scores"])
     examples = (example | {name: tuple(example[name]) for name in ("reference", "target", "told")} for example in known.get("examples", ()))
     tuples = {
         "scores": tuple(Score(**score) for score in scores),
@@ -416,6 +416,15 @@ def _measured(plain: Mapping[str, Any]) -> Measured:
         "notes": tuple(known.get("notes", ())),
     }
     return Measured(**known | tuples)
+
+
+def _value(plain: object) -> float:
+    """Return a score as JSON has it, null for what is no number. Raises: TypeError for anything else, OverflowError for a huge one."""
+    if plain is None:
+        return math.nan
+    if not isinstance(plain, int | float):
+        raise TypeError(f"{plain!r} is no number")
+    return float(plain)
 
 
 def _finite(measured: dict[str, Any]) -> dict[str, Any]:

@@ -63,4 +63,4 @@ class Variants:
             yield Score(row=name, features=CHANCE, value=1 / len(among))
             if not bool(known.all()):
                 share = float((~known).double().mean())
-                yield Score(row=f"{name}: of other classes, left out", features=ENCODER, value=share, better="lower")
+                yield Score(row=f"{name}: of other classes, left out", features=ENCODER, value=share, better="neither")
