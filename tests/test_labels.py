@@ -303,7 +303,7 @@ def test_pictures_without_a_label_and_a_single_class_are_said_aloud(tmp_path: Pa
     index = ShardIndex.open(some, labels="cls")
     assert [note for note in index.notes if "1 of 3 samples have no label" in note and "some.tar:k0" in note]
     one = ShardIndex.open(make_shard(tmp_path / "one.tar", [("k", {"jpg": picture, "cls": b"ox"})]), labels="cls")
-    assert [note for note in one.notes if "all labels are of one class, 'ox'" in note]
+    assert [note for note in one.notes if "one.tar: all labels are of one class, 'ox'" in note]
 
 
 def test_held_out_labels_that_cannot_be_compared_are_refused(tmp_path: Path, make_shard: MakeShard, picture: bytes) -> None:

@@ -577,7 +577,7 @@ def _lists_missing(index: ShardIndex) -> Iterator[str]:
 def _odd_classes(index: ShardIndex, numbered_before: Sequence[str]) -> Iterator[str]:
     """Say what makes numbers about labels poorer: a single class, classes that another set has not."""
     if len(index.classes) == 1:
-        yield f"all labels are of one class, {printable(index.classes[0])!r}: they tell nothing about an encoder"
+        yield f"{index.paths[0]}: all labels are of one class, {printable(index.classes[0])!r}; they tell nothing about an encoder"
     others = index.classes[len(numbered_before) :] if numbered_before else ()
     if others:
         more = f" and {len(others) - 1} more are" if len(others) > 1 else " is"
