@@ -182,7 +182,7 @@ def test_a_folder_that_timm_wrote_is_compared_by_its_evaluations(write: Write, c
         ("a words", "words/evaluation.json: is no report of `wherefrom evaluate`, or torn; evaluate again"),
         ("a huge", "huge/evaluation.json: is no report of `wherefrom evaluate`, or torn; evaluate again"),
         ("a nowhere", "nowhere: no such file or folder"),
-        ("void bare", "none of these networks was measured by it, but by nothing; evaluate them"),
+        ("void bare", "void, bare: hold no scores; evaluate these networks by some protocol"),
     ],
 )
 def test_what_does_not_compare_is_one_line(words: str, line: str, write: Write, capsys: pytest.CaptureFixture[str]) -> None:

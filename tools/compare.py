@@ -42,10 +42,11 @@ def compare_command(reports: Reports = (), *, protocols: Names = ()) -> int:
     """
     found = _read(reports)
     titles = list(dict.fromkeys(measured.protocol for report in found for measured in report.measured if measured.scores))
-    for name in protocols or ("",):
-        if not titles or not any(name in ("", *_names(title)) for title in titles):
-            missing = f"protocol {name}: none" if name else "none"
-            raise ValueError(f"{missing} of these networks was measured by it, but by {', '.join(titles) or 'nothing'}; evaluate them")
+    if not titles:
+        raise ValueError(f"{', '.join(map(str, reports))}: hold no scores; evaluate these networks by some protocol")
+    for name in protocols:
+        if not any(name in _names(title) for title in titles):
+            raise ValueError(f"protocol {name}: none of these networks was measured by it, but by {', '.join(titles)}; evaluate them")
     console = Console()
     for number, (path, report) in enumerate(zip(reports, found, strict=True), 1):
         px, seed = (report.about.get(key) for key in ("picture_px", "seed"))
@@ -112,11 +113,9 @@ def _print_protocol(console: Console, title: str, reports: Sequence[EvaluationRe
         for table in _tables(title, group):
             print_table(console, table)
         if uneven := _of_uneven_chance(group):
-            row, *more = uneven
-            chances = ", ".join(f"#{number} {_written(_score(group[number], row, CHANCE))}" for number in group)
-            print_line(
-                console, f"{title}: chance differs, so that none is best: {row}, {chances}{f', and {len(more)} more' if more else ''}"
-            )
+            chances = ", ".join(f"#{number} {_written(_score(measured, uneven[0], CHANCE))}" for number, measured in group.items())
+            others = f", and {len(uneven) - 1} more" if uneven[1:] else ""
+            print_line(console, f"{title}: chance differs, so that none is best: {uneven[0]}, {chances}{others}")
     for number, reason in sorted(without.items()):
         print_line(console, f"{title}: #{number} is left out, {reason}")
 
