@@ -306,8 +306,9 @@ def test_where_no_picture_beside_one_that_counts_does_so_other_rows_are_measured
     objective.setup(_OfWidth(8))  # type: ignore[arg-type]
     train, held_out = (_pairs_of_boxes(objective, first, 20, generator) for first in (0, 20))
     held_out.mask[1::2] = False
-    rows = {row for row, _, _ in pair_scores(objective, train, held_out, ENCODER, steps=2, seed=0)}
+    rows = {row: better for row, _, better in pair_scores(objective, train, held_out, ENCODER, steps=2, seed=0)}
     assert "R2 x" in rows and "R2 x, next picture's" not in rows
+    assert {row for row, better in rows.items() if better == "higher"} == {"R2 x", "R2 y", "R2 scale"}  # controls are no merit
 
 
 @pytest.mark.parametrize("permuted", [False, True])

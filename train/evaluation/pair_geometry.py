@@ -22,7 +22,7 @@ from wherefrom.train.evaluation.features import BLOCK, CHANCE, ENCODER, RAW, Eva
 from wherefrom.train.evaluation.pair_controls import NoPairsError, control_heads, parts_of, r2_with_interval, structure_gates, train_heads
 from wherefrom.train.evaluation.pairs import GATE_NAMES
 from wherefrom.train.evaluation.pictures import evaluation_mode
-from wherefrom.train.evaluation.protocols import Box, Need, NotMeasuredError, PairExample, Score
+from wherefrom.train.evaluation.protocols import Better, Box, Need, NotMeasuredError, PairExample, Score
 from wherefrom.train.objective import random_scope
 from wherefrom.train.objectives.spatial import PAIRED, SpatialPrediction, SpatialSettings
 
@@ -134,7 +134,7 @@ class FrozenPairs:
 
 def pair_scores(
     objective: SpatialPrediction, train: FrozenPairs, held_out: FrozenPairs, column: str, *, steps: int, seed: int
-) -> list[tuple[str, float, Literal["higher", "lower"]]]:
+) -> list[tuple[str, float, Better]]:
     """Return what fresh heads on the features of a column say of held-out pairs: rows with their values, and which way they are good.
 
     Raises: NoPairsError if no held-out pair counts, or there are fewer than 2 pictures.
@@ -143,18 +143,19 @@ def pair_scores(
     heads = {name: head.to(device) for name, head in control_heads(objective, train.features[column], seed=seed).items()}
     train_heads(list(heads.values()), train.features[column], train.targets, train.mask, objective.pairs, steps=steps, seed=seed)
     objective.head = heads["fresh full head"]  # type: ignore[assignment]
-    rows: list[tuple[str, float, Literal["higher", "lower"]]] = []
+    rows: list[tuple[str, float, Better]] = []
     with evaluation_mode(objective, *heads.values()):
         parts = list(parts_of(features))
         predicted = {name: torch.cat([head(part, objective.pairs)[0].float() for part in parts]) for name, head in heads.items()}
         for name, words in HEADS.items():
             r2 = r2_with_interval(predicted[name], held_out.targets, held_out.mask).value
-            rows += [(f"R2 {channel}{words}", value, "higher") for channel, value in zip(objective.channels, r2, strict=True)]
+            better: Better = "higher" if name == "fresh full head" else "neither"
+            rows += [(f"R2 {channel}{words}", value, better) for channel, value in zip(objective.channels, r2, strict=True)]
         own = predicted["fresh full head"]
         both = held_out.mask & held_out.mask.roll(1, 0)
         if bool(both.any()):  # else no picture beside one that counts does so
             r2 = r2_with_interval(own, held_out.targets.roll(1, 0), both).value
-            rows += [(f"R2 {channel}, next picture's", value, "higher") for channel, value in zip(objective.channels, r2, strict=True)]
+            rows += [(f"R2 {channel}, next picture's", value, "neither") for channel, value in zip(objective.channels, r2, strict=True)]
         rows += [(row, value, "lower") for row, value in _distances(objective, own, held_out).items()]
         gates = structure_gates(objective, features)
     return rows + [(GATE_NAMES[name], value, "lower") for name, value in gates.items()]

@@ -23,6 +23,7 @@ from wherefrom.train.evaluation.pictures import LabeledSource, Table
 from wherefrom.train.plain_data import Plain, to_plain
 from wherefrom.train.ranks import Ranks
 
+Better = Literal["higher", "lower", "neither"]  # neither: of controls, and of how it was measured, such as what was left out
 Need = Literal["labels", "training pictures", "masks", "depth", "corrupted pictures", "variants"]
 NEED_OF: Mapping[str, Need] = {"masks": "masks", "depths": "depth", "unit": "depth", "farthest": "depth"}  # by what a report is about
 OTHERS: Mapping[Need, Sequence[str]] = {"corrupted pictures": (CORRUPTED,), "variants": VARIANTS}  # by need: names in "others"
@@ -35,7 +36,7 @@ class Score:
     row: str  # what was measured, within the protocol: "k 20"
     features: str  # the column: ENCODER, RANDOM, RAW, CHANCE
     value: float  # not a number where there was nothing to measure
-    better: Literal["higher", "lower", "neither"] = "higher"  # neither: of how it was measured, such as what was left out
+    better: Better = "higher"
 
 
 Box = tuple[float, float, float, float]
