@@ -62,7 +62,7 @@ def test_networks_stand_side_by_side_with_the_best_floor_and_the_best_of_them(wr
         "k 20   0.5000       -  0.5000       -  #1 #3",
         "far@2      #1      #2   floor  best",
         "loss   1.5000  0.5000  2.0000  #2",
-        "far@2: #3 is left out, not measured",
+        "far@2: left out, #3 not measured",
     ]
 
 
@@ -88,16 +88,11 @@ def test_numbers_of_other_versions_choices_and_pictures_do_not_stand_side_by_sid
         "knn@1      #2      #3   floor  best",
         "k 10   0.5000  0.4000  0.2500  #2",
         "k 20   0.5000  0.5000       -  #2 #3",
-        "knn@1: #1 is left out, measured like no other here, by its choices or its pictures",
-        "knn@1: #4 is left out, not measured, too small",
+        "knn@1: left out, #4 not measured (too small); #1 by choices or pictures of its own",
         "masks@1      #1      #3  floor  best",
         "mIoU     0.5000  0.5000      -  #1 #3",
-        "masks@1: #2 is left out, measured like no other here, by its choices or its pictures",
-        "masks@1: #4 is left out, not measured",
-        "knn@2: #1 is left out, not measured",
-        "knn@2: #2 is left out, not measured",
-        "knn@2: #3 is left out, the only one measured",
-        "knn@2: #4 is left out, not measured",
+        "masks@1: left out, #4 not measured; #2 by choices or pictures of its own",
+        "knn@2: left out, #1 #2 #4 not measured; #3 alone",
     ]
 
 

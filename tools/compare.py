@@ -102,13 +102,15 @@ def _print_protocol(console: Console, title: str, reports: Sequence[EvaluationRe
     for number, report in enumerate(reports, 1):
         measured = next((each for each in reversed(report.measured) if each.protocol == title), None)
         if measured is None or not measured.scores:
-            without[number] = f"not measured{f', {measured.not_measured}' if measured is not None and measured.not_measured else ''}"
+            without[number] = (
+                f"not measured ({measured.not_measured})" if measured is not None and measured.not_measured else "not measured"
+            )
         else:
             groups.setdefault(json.dumps([measured.choices, report.of[title]], sort_keys=True), {})[number] = measured
     for group in groups.values():
         if len(group) == 1:
             (number,) = group
-            without[number] = "measured like no other here, by its choices or its pictures" if len(groups) > 1 else "the only one measured"
+            without[number] = "by choices or pictures of its own" if len(groups) > 1 else "alone"
             continue
         for table in _tables(title, group):
             print_table(console, table)
@@ -116,8 +118,9 @@ def _print_protocol(console: Console, title: str, reports: Sequence[EvaluationRe
             chances = ", ".join(f"#{number} {_written(_score(measured, uneven[0], CHANCE))}" for number, measured in group.items())
             others = f", and {len(uneven) - 1} more" if uneven[1:] else ""
             print_line(console, f"{title}: chance differs, so that none is best: {uneven[0]}, {chances}{others}")
-    for number, reason in sorted(without.items()):
-        print_line(console, f"{title}: #{number} is left out, {reason}")
+    if without:
+        why = {reason: " ".join(f"#{number}" for number in sorted(without) if without[number] == reason) for reason in without.values()}
+        print_line(console, f"{title}: left out, {'; '.join(f'{numbers} {reason}' for reason, numbers in why.items())}")
 
 
 def _tables(title: str, group: Networks) -> Iterator[Table]:
