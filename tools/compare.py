@@ -161,7 +161,10 @@ def _leaders(group: Networks, row: str) -> str:
 
 
 def _best(scores: Sequence[Score]) -> Score | None:
-    finite = [score for score in scores if math.isfinite(score.value) and score.better != "neither"]
+    """Return the best of scores of one row, none where they are neither good nor bad."""
+    if any(score.better == "neither" for score in scores):
+        return None
+    finite = [score for score in scores if math.isfinite(score.value)]
     return max(finite, key=lambda score: score.value if score.better == "higher" else -score.value, default=None)
 
 
