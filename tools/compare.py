@@ -17,7 +17,7 @@ from wherefrom.tools.console import print_line, print_table
 from wherefrom.tools.evaluate import Names
 from wherefrom.train.evaluation.features import CHANCE, ENCODER
 from wherefrom.train.evaluation.pictures import Table
-from wherefrom.train.evaluation.protocols import EvaluationReport, Measured, Score, read_report
+from wherefrom.train.evaluation.protocols import EvaluationReport, Measured, Score, read_report, written
 from wherefrom.train.run_folder import RunFolder
 
 __all__ = ["compare_command"]
@@ -169,4 +169,4 @@ def _best(scores: Sequence[Score]) -> Score | None:
 
 
 def _written(score: Score | None) -> str:
-    return "-" if score is None or math.isnan(score.value) else f"{score.value:.4f}"
+    return written(None if score is None else score.value)

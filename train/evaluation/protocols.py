@@ -187,11 +187,12 @@ class Measured:
             return ((f"{self.protocol}: not measured, {self.not_measured}",),)
         columns = [column for column in (ENCODER, RANDOM, RAW, CHANCE) if any(score.features == column for score in self.scores)]
         values = {(score.row, score.features): score.value for score in self.scores}
-        rows = [(row, *(_number(values.get((row, column))) for column in columns)) for row in dict.fromkeys(s.row for s in self.scores)]
+        rows = [(row, *(written(values.get((row, column))) for column in columns)) for row in dict.fromkeys(s.row for s in self.scores)]
         return ((self.protocol, *columns), *rows)
 
 
-def _number(value: float | None) -> str:
+def written(value: float | None) -> str:
+    """Return a score's value as tables show it, "-" where there is none."""
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
